@@ -1,0 +1,138 @@
+"""What a training step gets (token ids of distinct passages) and what an objective gets (embeddings)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from retriever.distributed import gather_rows, gather_sizes, rank
+from retriever.tokens import TokenizedTexts
+
+
+@dataclass
+class RetrievalBatch:
+    """Q query lists over P distinct passages of one corpus.
+
+    Attributes:
+        corpus: the corpus's name.
+        query_ids: Q ids, for messages.
+        queries: token ids of the Q queries.
+        passages: token ids of the P distinct passages; None where their embeddings are given.
+        passage_embeddings: float32 [P, D] of a frozen passage encoder; None where passages are encoded.
+        passage_keys: int64 [P], equal for equal passages, also between ranks (the passage's row in its corpus).
+        list_index: int64 [Q, K] into the P passages, best first by the teacher.
+        list_mask: bool [Q, K], False where a list is shorter than K.
+        teacher_scores: float32 [Q, K], normalised; 0 where masked.
+        positive_index: int64 [Q, M] into the P passages: labelled positives, the one to train on first.
+        positive_mask: bool [Q, M], False where a query has fewer (or none).
+    """
+
+    corpus: str
+    query_ids: list[str]
+    queries: TokenizedTexts
+    passages: TokenizedTexts | None
+    passage_embeddings: Tensor | None
+    passage_keys: Tensor
+    list_index: Tensor
+    list_mask: Tensor
+    teacher_scores: Tensor
+    positive_index: Tensor
+    positive_mask: Tensor
+
+    def __len__(self) -> int:
+        return len(self.query_ids)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> RetrievalBatch:
+        """Move the tensors; token ids stay where they are until their micro-batch is encoded."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                setattr(self, field.name, value.to(device, non_blocking=non_blocking))
+        return self
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The passages of all ranks, among which in-batch negatives are found.
+
+    Attributes:
+        embeddings: [P', D], with gradient to the rank that encoded them.
+        keys: int64 [P'], equal for equal passages (one that two ranks hold stands twice, with equal keys).
+        counts: float32 [P'], in how many candidate sets of the holding rank a passage stands. A query's candidate set
+            is its list and the labelled positive it trains on. Summed over equal keys this is the count over the whole
+            batch, so that log-sum-exp over rows counts as one process with all lists would.
+        offset: where this rank's own passages begin.
+    """
+
+    embeddings: Tensor
+    keys: Tensor
+    counts: Tensor
+    offset: int
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """What an objective sees: the fields of :class:`RetrievalBatch`, with embeddings in place of tokens.
+
+    Attributes:
+        queries: float32 [Q, D].
+        passages: float32 [P, D], this rank's distinct passages.
+        passage_keys, list_index, list_mask, teacher_scores, positive_index, positive_mask: as in RetrievalBatch.
+    """
+
+    queries: Tensor
+    passages: Tensor
+    passage_keys: Tensor
+    list_index: Tensor
+    list_mask: Tensor
+    teacher_scores: Tensor
+    positive_index: Tensor
+    positive_mask: Tensor
+
+    @cached_property
+    def list_scores(self) -> Tensor:
+        """The student's scores of each query's own list, [Q, K]; arbitrary where masked."""
+        return torch.einsum("qd,qkd->qk", self.queries, self.passages[self.list_index])
+
+    def pool(self, positive: Tensor | None = None) -> Pool:
+        """Gather the passages of all ranks. Every rank must call it, for it communicates.
+
+        Args:
+            positive: int64 [Q] into the P passages: each query's positive, which joins its candidate set where the
+                list does not hold it already.
+        """
+        candidates = torch.zeros(len(self.queries), len(self.passages), device=self.queries.device)
+        rows = torch.arange(len(self.queries), device=candidates.device)
+        row_index, column = self.list_mask.nonzero(as_tuple=True)
+        candidates[row_index, self.list_index[row_index, column]] = 1.0
+        if positive is not None:
+            candidates[rows, positive] = 1.0
+        sizes = gather_sizes(len(self.passages), candidates.device)
+        return Pool(
+            embeddings=gather_rows(self.passages, sizes),
+            keys=gather_rows(self.passage_keys, sizes),
+            counts=gather_rows(candidates.sum(0), sizes),
+            offset=sum(sizes[: rank()]),
+        )
+
+
+def matches(keys: Tensor, chosen: Tensor, chosen_mask: Tensor) -> Tensor:
+    """Which columns hold one of a query's chosen passages.
+
+    Args:
+        keys: int64 [P'], the passages of the columns; equal keys may occur.
+        chosen: int64 [Q, M], passage keys.
+        chosen_mask: bool [Q, M], which of them to take.
+
+    Returns:
+        bool [Q, P'].
+    """
+    distinct, column_of = torch.unique(keys, return_inverse=True)
+    place = torch.searchsorted(distinct, chosen).clamp(max=len(distinct) - 1)
+    present = chosen_mask & (distinct[place] == chosen)
+    found = torch.zeros(len(chosen), len(distinct), dtype=torch.int32, device=keys.device)
+    found.scatter_add_(1, place, present.int())
+    return found.bool()[:, column_of]

@@ -1,0 +1,60 @@
+"""Gathering rows of all ranks, with gradient, where ranks may hold different numbers of rows."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of processes that train together; 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number among them; 0 without a process group."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def gather_sizes(size: int, device: torch.device) -> list[int]:
+    """Every rank's ``size``, in rank order."""
+    if world_size() == 1:
+        return [size]
+    sizes = torch.zeros(world_size(), dtype=torch.long, device=device)
+    sizes[rank()] = size
+    dist.all_reduce(sizes)
+    return sizes.tolist()
+
+
+def gather_rows(rows: Tensor, sizes: list[int]) -> Tensor:
+    """Put all ranks' rows behind one another, in rank order; the gradient flows back to the rank that owns a row.
+
+    Args:
+        rows: this rank's [n_r, …].
+        sizes: every rank's n_r, from :func:`gather_sizes`.
+
+    Returns:
+        [Σ n_r, …].
+    """
+    return rows if len(sizes) == 1 else _GatherRows.apply(rows, sizes)
+
+
+class _GatherRows(torch.autograd.Function):
+    """All-gather of padded blocks; backward sums the gradient over ranks and keeps the own block."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, sizes: list[int]) -> Tensor:
+        ctx.sizes = sizes
+        block = rows.new_zeros((max(sizes), *rows.shape[1:]))
+        block[: len(rows)] = rows
+        blocks = [torch.empty_like(block) for _ in sizes]
+        dist.all_gather(blocks, block)
+        return torch.cat([b[:n] for b, n in zip(blocks, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        start = sum(ctx.sizes[: rank()])
+        return gradient[start : start + ctx.sizes[rank()]], None

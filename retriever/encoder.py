@@ -1,0 +1,253 @@
+"""TextEncoder: a Hugging Face backbone with pooling, prompts and lengths, the same for the base and the tuned model."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from retriever import sentence_transformers_layout as layout
+from retriever.errors import InputError, choose
+from retriever.packaged_weights import packaged_folder
+from retriever.pooling import POOLINGS, pool
+from retriever.tokens import TokenizedTexts
+
+KINDS = ("query", "passage")
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """All that turns a text into an embedding beside the weights.
+
+    Attributes:
+        pooling: ``cls``, ``mean`` or ``last``.
+        query_prompt: put before every query, as it stands (with its trailing space).
+        passage_prompt: put before every passage.
+        query_max_length: tokens of a query, prompt and special tokens included; what is longer is cut.
+        passage_max_length: the same for a passage.
+        normalize: scale embeddings to length 1, so that inner products are cosines.
+        truncate_dim: keep the first so many dimensions (before normalising), as Matryoshka models allow.
+    """
+
+    pooling: str = "mean"
+    query_prompt: str = ""
+    passage_prompt: str = ""
+    query_max_length: int = 64
+    passage_max_length: int = 512
+    normalize: bool = True
+    truncate_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        choose("encoder.pooling", self.pooling, POOLINGS)
+        for name in ("query_max_length", "passage_max_length"):
+            if getattr(self, name) < 3:
+                raise InputError(f"encoder.{name} is {getattr(self, name)}; it must be at least 3 tokens.")
+        if self.truncate_dim is not None and self.truncate_dim < 1:
+            raise InputError(f"encoder.truncate_dim is {self.truncate_dim}; it must be at least 1, or null.")
+
+    def prompt(self, kind: str) -> str:
+        """The prompt for ``query`` or ``passage``."""
+        return self.query_prompt if choose("kind", kind, KINDS) == "query" else self.passage_prompt
+
+    def max_length(self, kind: str) -> int:
+        """The longest ``query`` or ``passage``, in tokens."""
+        return self.query_max_length if choose("kind", kind, KINDS) == "query" else self.passage_max_length
+
+
+class TextEncoder(nn.Module):
+    """Queries and passages to embeddings.
+
+    Args:
+        backbone: a module that is called with ``input_ids`` and ``attention_mask`` and returns an object with
+            ``last_hidden_state`` [n, L, D]; normally a ``transformers`` model.
+        tokenizer: its tokenizer.
+        spec: pooling, prompts, lengths, normalisation.
+        name: what the model is called in tables and model cards.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, tokenizer: PreTrainedTokenizerBase, spec: EncoderSpec, name: str = "encoder"
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.spec = spec
+        self.name = name
+        width = backbone.config.hidden_size
+        if spec.truncate_dim is not None and spec.truncate_dim > width:
+            raise InputError(f"encoder.truncate_dim is {spec.truncate_dim}, but {name} has {width} dimensions.")
+        self.dimension = spec.truncate_dim or width
+        limit = getattr(backbone.config, "max_position_embeddings", None)
+        # RoBERTa-like backbones start positions behind the padding id, and so hold that many fewer tokens
+        if limit and backbone.config.model_type in ("roberta", "xlm-roberta", "mpnet", "camembert"):
+            limit -= backbone.config.pad_token_id + 1
+        for kind in KINDS:
+            if limit and spec.max_length(kind) > limit:
+                raise InputError(
+                    f"encoder.{kind}_max_length is {spec.max_length(kind)}, but {name} has {limit} positions."
+                )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str,
+        *,
+        packaged: Mapping[str, str] | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        attention: str = "sdpa",
+        dropout: float | None = 0.0,
+        lora: Mapping[str, object] | None = None,
+        **spec: object,
+    ) -> TextEncoder:
+        """Load a backbone and its tokenizer, from a folder, an installed package or the hub.
+
+        Args:
+            model: a local folder or a hub name. A folder in the sentence-transformers layout gives its own pooling,
+                prompts and lengths; what is named in ``spec`` wins over it.
+            packaged: ``distribution``, ``folder`` and ``sha256`` of a Python package that carries these weights; used
+                where that package is installed, in place of the hub.
+            revision: branch, tag or commit on the hub.
+            trust_remote_code: run the Python code that the model folder brings. Off unless asked for.
+            attention: attention implementation of ``transformers`` (``sdpa``, ``eager``, ``flash_attention_2``, …).
+            dropout: probability set in every dropout layer; None keeps the model's own. The paper trains with 0.
+            lora: arguments of ``peft.LoraConfig``; the backbone is then frozen, and the adapters learn.
+            **spec: fields of :class:`EncoderSpec`.
+
+        Raises:
+            InputError: no such model, a folder without weights or tokenizer, an unknown field or value.
+        """
+        folder = packaged_folder(packaged["distribution"], packaged["folder"], packaged["sha256"]) if packaged else None
+        source = str(folder or model)
+        options = {"revision": None if folder else revision, "trust_remote_code": trust_remote_code}
+        _check_folder(source)
+        verbosity = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.disable_progress_bar()
+        try:
+            backbone = AutoModel.from_pretrained(
+                source, dtype=torch.float32, attn_implementation=attention, **options
+            )
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        except (OSError, ValueError, ImportError) as error:
+            raise InputError(
+                f"The model {model!r} could not be loaded: {str(error).strip().splitlines()[0]} "
+                "Name a folder that holds config.json, model.safetensors and tokenizer.json, or a model on the hub "
+                "that this machine can reach."
+            ) from error
+        finally:
+            if verbosity:
+                transformers_logging.enable_progress_bar()
+        if dropout is not None:
+            set_dropout(backbone, dropout)
+        known = layout.read_spec(Path(source)) if Path(source).is_dir() else {}
+        unknown = set(spec) - set(EncoderSpec.__dataclass_fields__)
+        if unknown:
+            choose("encoder option", sorted(unknown)[0], EncoderSpec.__dataclass_fields__)
+        merged = known | {k: v for k, v in spec.items() if v is not None}
+        if "pooling" not in merged:
+            raise InputError(f"{model!r} does not say how it pools; set encoder.pooling to one of {POOLINGS}.")
+        encoder = cls(backbone, tokenizer, EncoderSpec(**merged), name=str(model))
+        return encoder.add_lora(lora) if lora else encoder
+
+    def add_lora(self, options: Mapping[str, object]) -> TextEncoder:
+        """Freeze the backbone and put trainable low-rank adapters on it (peft)."""
+        try:
+            from peft import LoraConfig, get_peft_model
+        except ImportError as error:
+            raise InputError("encoder.lora needs peft: pip install '.[lora]'") from error
+        self.backbone = get_peft_model(self.backbone, LoraConfig(**options))
+        return self
+
+    def tokenize(self, texts: Sequence[str], kind: str) -> TokenizedTexts:
+        """Token ids of texts of one kind, prompt in front, cut at that kind's maximum length."""
+        prompt = self.spec.prompt(kind)
+        if not len(texts):
+            return TokenizedTexts.from_lists([])
+        encoded = self.tokenizer(
+            [prompt + text for text in texts],
+            truncation=True,
+            max_length=self.spec.max_length(kind),
+            padding=False,
+            return_attention_mask=False,
+        )
+        return TokenizedTexts.from_lists(encoded["input_ids"])
+
+    @property
+    def pad_id(self) -> int:
+        """The token id that fills a micro-batch; masked, so any will do."""
+        return self.tokenizer.pad_token_id or 0
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Embed token ids.
+
+        Args:
+            input_ids: int64 [n, L].
+            attention_mask: int64 [n, L], 1 for real tokens.
+
+        Returns:
+            float32 [n, dimension]; of length 1 where ``spec.normalize``.
+        """
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        embeddings = pool(hidden, attention_mask, self.spec.pooling)[:, : self.dimension]
+        return nn.functional.normalize(embeddings, dim=-1) if self.spec.normalize else embeddings
+
+    def merged_backbone(self) -> nn.Module:
+        """The backbone as a plain ``transformers`` model: LoRA adapters, if any, added into a copy of the weights."""
+        if hasattr(self.backbone, "merge_and_unload"):
+            return copy.deepcopy(self.backbone).merge_and_unload()
+        return self.backbone
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model in the sentence-transformers layout; :meth:`from_pretrained` reads it back."""
+        folder = Path(folder)
+        self.merged_backbone().save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        layout.write_spec(folder, asdict(self.spec), width=self.backbone.config.hidden_size)
+        return folder
+
+    def fingerprint(self) -> str:
+        """SHA-256 over weights, pooling and normalisation: equal if and only if equal tokens give equal embeddings."""
+        relevant = replace(self.spec, query_prompt="", passage_prompt="", query_max_length=64, passage_max_length=64)
+        digest = hashlib.sha256(json.dumps(asdict(relevant), sort_keys=True).encode())
+        digest.update(json.dumps(self.backbone.config.to_dict(), sort_keys=True, default=str).encode())
+        for name, tensor in sorted(self.backbone.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def set_dropout(module: nn.Module, probability: float) -> None:
+    """Set every dropout probability of a model, those kept as plain numbers included."""
+    if not 0 <= probability < 1:
+        raise InputError(f"encoder.dropout is {probability}; it must be in [0, 1).")
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = probability
+        for name in ("attention_dropout", "attn_dropout", "activation_dropout"):
+            if isinstance(getattr(part, name, None), float):
+                setattr(part, name, probability)
+
+
+def _check_folder(source: str) -> None:
+    path = Path(source)
+    if not path.is_dir():
+        if path.is_absolute() or source.startswith("."):
+            raise InputError(f"{source}: no such model folder. Check encoder.model.")
+        return
+    if not (path / "config.json").is_file():
+        raise InputError(f"{path}: no config.json, so this is no model folder. Check encoder.model.")
+    tokenizer_files = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+    if not any((path / name).is_file() for name in tokenizer_files):
+        raise InputError(
+            f"{path}: no tokenizer ({', '.join(tokenizer_files)}). Save it beside the model: "
+            "AutoTokenizer.from_pretrained(BASE).save_pretrained(FOLDER)"
+        )

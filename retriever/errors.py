@@ -1,0 +1,29 @@
+"""The one error class for what a user can mend."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class InputError(ValueError):
+    """Something in the data, the configuration or the machine that the user can mend.
+
+    The message is complete by itself: what stands where, what was expected, what to do. The commands
+    under ``experiments`` print it without a stack trace.
+    """
+
+
+def choose(what: str, value: str, valid: Iterable[str]) -> str:
+    """Return ``value`` if it is one of ``valid``, else raise an InputError that names them."""
+    valid = list(valid)
+    if value in valid:
+        return value
+    near = get_close_matches(str(value), valid, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise InputError(f"{what} is {value!r}; valid values are {', '.join(map(repr, valid))}.{hint}")
+
+
+def require_positive(**values: float) -> None:
+    """Raise an InputError for the first keyword whose value is not a finite number above zero."""
+    for name, value in values.items():
+        if not (value > 0 and value != float("inf")):
+            raise InputError(f"{name} is {value}; it must be a finite number above 0.")

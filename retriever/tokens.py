@@ -1,0 +1,93 @@
+"""Texts as token ids without padding, and their cutting into micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenizedTexts:
+    """N texts of together T tokens, ragged.
+
+    Attributes:
+        ids: integer array [T], the token ids of all texts one after the other (may be memory-mapped).
+        offsets: int64 array [N + 1]; text ``i`` is ``ids[offsets[i]:offsets[i + 1]]``.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each text, int64 [N]."""
+        return np.diff(self.offsets)
+
+    @classmethod
+    def from_lists(cls, sequences: Sequence[Sequence[int]]) -> TokenizedTexts:
+        """Build from one list of token ids per text."""
+        offsets = np.zeros(len(sequences) + 1, dtype=np.int64)
+        np.cumsum([len(s) for s in sequences], out=offsets[1:])
+        flat = np.fromiter((t for s in sequences for t in s), dtype=np.int32, count=int(offsets[-1]))
+        return cls(flat, offsets)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[TokenizedTexts]) -> TokenizedTexts:
+        """Put several sets of texts behind one another."""
+        offsets = np.concatenate([[0], *(p.lengths for p in parts)]).cumsum().astype(np.int64)
+        return cls(np.concatenate([p.ids for p in parts]), offsets)
+
+    def select(self, rows: np.ndarray) -> TokenizedTexts:
+        """Copy the texts in ``rows`` (integers [n]) into a new set, in that order."""
+        rows = np.asarray(rows, dtype=np.int64)
+        lengths = self.lengths[rows]
+        offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int64)
+        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+        return TokenizedTexts(np.asarray(self.ids[np.repeat(self.offsets[rows], lengths) + within]), offsets)
+
+    def padded(self, rows: np.ndarray, pad_id: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """Token ids and attention mask of ``rows``, both int64 [n, longest], padded on the right.
+
+        Right padding is used for every tokenizer, also those that pad left by default: real tokens then keep
+        the positions 0, 1, 2, … in backbones with absolute position embeddings.
+        """
+        rows = np.asarray(rows, dtype=np.int64)
+        lengths = self.lengths[rows]
+        columns = np.arange(max(1, int(lengths.max(initial=1))))
+        mask = columns[None, :] < lengths[:, None]
+        where = np.where(mask, self.offsets[rows][:, None] + columns[None, :], 0)
+        ids = np.where(mask, self.ids[where] if len(self.ids) else pad_id, pad_id).astype(np.int64)
+        return (
+            torch.from_numpy(ids).to(device, non_blocking=True),
+            torch.from_numpy(mask.astype(np.int64)).to(device, non_blocking=True),
+        )
+
+
+def micro_batches(lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:
+    """Cut texts into micro-batches of at most ``token_budget`` tokens, padding included.
+
+    Texts are sorted by length, the longest first, so that a micro-batch holds texts of nearly one length (little
+    padding) and a budget that is too large for the memory fails at once. A text longer than the budget stands alone.
+
+    Args:
+        lengths: tokens of each text, [N].
+        token_budget: rows × longest row that a micro-batch may have, at least 1.
+
+    Returns:
+        Row numbers, one int64 array per micro-batch; together a permutation of ``range(N)``.
+    """
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    batches, start = [], 0
+    while start < len(order):
+        longest = max(1, int(lengths[order[start]]))
+        size = max(1, token_budget // longest)
+        batches.append(order[start : start + size])
+        start += size
+    return batches
