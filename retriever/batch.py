@@ -104,17 +104,15 @@ class EncodedBatch:
             positive: int64 [Q] into the P passages: each query's positive, which joins its candidate set where the
                 list does not hold it already.
         """
-        candidates = torch.zeros(len(self.queries), len(self.passages), device=self.queries.device)
-        rows = torch.arange(len(self.queries), device=candidates.device)
-        row_index, column = self.list_mask.nonzero(as_tuple=True)
-        candidates[row_index, self.list_index[row_index, column]] = 1.0
+        counts = torch.bincount(self.list_index[self.list_mask], minlength=len(self.passages))
         if positive is not None:
-            candidates[rows, positive] = 1.0
-        sizes = gather_sizes(len(self.passages), candidates.device)
+            in_list = ((self.list_index == positive.unsqueeze(1)) & self.list_mask).any(1)
+            counts = counts + torch.bincount(positive[~in_list], minlength=len(self.passages))
+        sizes = gather_sizes(len(self.passages), counts.device)
         return Pool(
             embeddings=gather_rows(self.passages, sizes),
             keys=gather_rows(self.passage_keys, sizes),
-            counts=gather_rows(candidates.sum(0), sizes),
+            counts=gather_rows(counts.float(), sizes),
             offset=sum(sizes[: rank()]),
         )
 

@@ -75,7 +75,11 @@ class TextEncoder(nn.Module):
     """
 
     def __init__(
-        self, backbone: nn.Module, tokenizer: PreTrainedTokenizerBase, spec: EncoderSpec, name: str = "encoder"
+        self,
+        backbone: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        spec: EncoderSpec,
+        name: str = "encoder",
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -133,9 +137,7 @@ class TextEncoder(nn.Module):
         verbosity = transformers_logging.is_progress_bar_enabled()
         transformers_logging.disable_progress_bar()
         try:
-            backbone = AutoModel.from_pretrained(
-                source, dtype=torch.float32, attn_implementation=attention, **options
-            )
+            backbone = AutoModel.from_pretrained(source, dtype=torch.float32, attn_implementation=attention, **options)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
         except (OSError, ValueError, ImportError) as error:
             raise InputError(
@@ -245,7 +247,14 @@ def _check_folder(source: str) -> None:
         return
     if not (path / "config.json").is_file():
         raise InputError(f"{path}: no config.json, so this is no model folder. Check encoder.model.")
-    tokenizer_files = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+    tokenizer_files = (
+        "tokenizer.json",
+        "vocab.txt",
+        "vocab.json",
+        "tokenizer.model",
+        "spiece.model",
+        "sentencepiece.bpe.model",
+    )
     if not any((path / name).is_file() for name in tokenizer_files):
         raise InputError(
             f"{path}: no tokenizer ({', '.join(tokenizer_files)}). Save it beside the model: "

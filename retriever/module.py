@@ -1,0 +1,159 @@
+"""RetrieverModule: all that is common to the objectives. A subclass says what is minimised."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import lightning as L
+import torch
+from torch import Tensor
+from torchmetrics.retrieval import RetrievalNormalizedDCG
+
+from retriever.batch import EncodedBatch, RetrievalBatch
+from retriever.distributed import gather_sizes
+from retriever.encoder import TextEncoder
+from retriever.encoding import encode
+from retriever.errors import InputError, require_positive
+from retriever.losses import listwise_distillation
+from retriever.schedule import default_warmup, learning_rate_factor
+from retriever.tokens import TokenizedTexts
+
+# The paper's temperatures; dev/kl is measured at these whatever the objective trains with, so that runs compare.
+STUDENT_TEMPERATURE, TEACHER_TEMPERATURE = 0.05, 0.3
+
+
+class RetrieverModule(L.LightningModule):
+    """Encoder, optimiser, encoding in checkpointed micro-batches, ranks, logging and dev-list metrics.
+
+    A subclass defines :meth:`objective` and nothing else.
+
+    Args:
+        encoder: what is trained.
+        train_passage_encoder: False keeps the passage side as it is (index-preserving): passage embeddings then come
+            with the batch, and only the query side learns.
+        learning_rate: peak learning rate of AdamW.
+        weight_decay: AdamW's.
+        warmup_steps: optimiser steps of linear warm-up; None takes the paper's rule, capped for short runs.
+        final_learning_rate: share of the peak at the end of the linear decay, in [0, 1].
+        token_budget: tokens of a micro-batch, padding included; bounds the memory of a step.
+    """
+
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        *,
+        train_passage_encoder: bool = True,
+        learning_rate: float = 2e-4,
+        weight_decay: float = 0.01,
+        warmup_steps: int | None = None,
+        final_learning_rate: float = 0.1,
+        token_budget: int = 16_384,
+    ) -> None:
+        super().__init__()
+        require_positive(learning_rate=learning_rate, token_budget=token_budget)
+        if not 0 <= final_learning_rate <= 1:
+            raise InputError(f"final_learning_rate is {final_learning_rate}; it must be in [0, 1].")
+        if weight_decay < 0:
+            raise InputError(f"weight_decay is {weight_decay}; it must not be negative.")
+        if warmup_steps is not None and warmup_steps < 1:
+            raise InputError(f"warmup_steps is {warmup_steps}; it must be at least 1, or null for the paper's rule.")
+        self.encoder = encoder
+        self.train_passage_encoder = train_passage_encoder
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.warmup_steps = warmup_steps
+        self.final_learning_rate = final_learning_rate
+        self.token_budget = token_budget
+        self.dev_ndcg = RetrievalNormalizedDCG(top_k=10, empty_target_action="skip")
+        self._dev_lists = 0
+
+    def objective(self, batch: EncodedBatch) -> dict[str, Tensor]:
+        """Name → scalar; each a mean over the batch's own queries. ``loss`` is minimised, the others are logged."""
+        raise NotImplementedError
+
+    def encode_batch(self, batch: RetrievalBatch) -> EncodedBatch:
+        """Embed the queries and, unless their embeddings are given, the distinct passages, in one schedule."""
+        if batch.passage_embeddings is not None:
+            queries = encode(self.encoder, batch.queries, self.token_budget)
+            passages = batch.passage_embeddings.to(queries.device)
+        else:
+            texts = TokenizedTexts.concatenate([batch.queries, batch.passages])
+            queries, passages = encode(self.encoder, texts, self.token_budget).split(
+                [len(batch.queries), len(batch.passages)]
+            )
+        return EncodedBatch(
+            queries=queries,
+            passages=passages,
+            passage_keys=batch.passage_keys,
+            list_index=batch.list_index,
+            list_mask=batch.list_mask,
+            teacher_scores=batch.teacher_scores,
+            positive_index=batch.positive_index,
+            positive_mask=batch.positive_mask,
+        )
+
+    def training_step(self, batch: RetrievalBatch, batch_idx: int) -> Tensor:
+        """One objective on one batch."""
+        parts = self._objective_in_full_precision(self.encode_batch(batch))
+        if not torch.isfinite(parts["loss"]):
+            raise InputError(
+                f"The loss is {parts['loss'].item()} at step {self.global_step}, on the queries "
+                f"{', '.join(batch.query_ids[:20])}{' …' if len(batch) > 20 else ''} of {batch.corpus}. Lower "
+                "module.learning_rate, raise the temperatures, or look at these queries' teacher scores."
+            )
+        self.log_dict(
+            {f"train/{name}": value.detach() for name, value in parts.items()},
+            prog_bar=True,
+            batch_size=len(batch),
+        )
+        self.log("train/distinct_share", len(batch.passage_keys) / batch.list_mask.sum(), batch_size=len(batch))
+        # ranks may hold different numbers of queries, and DDP averages over ranks: weigh by the share of the queries
+        sizes = gather_sizes(len(batch), self.device)
+        return parts["loss"] * (len(batch) * len(sizes) / sum(sizes))
+
+    def validation_step(self, batch: RetrievalBatch, batch_idx: int) -> None:
+        """The objective and the agreement with the teacher, on dev lists."""
+        encoded = self.encode_batch(batch)
+        parts = self._objective_in_full_precision(encoded)
+        scores, teacher, mask = encoded.list_scores.float(), encoded.teacher_scores, encoded.list_mask
+        low = torch.finfo(scores.dtype).min
+        first = scores.masked_fill(~mask, low).argmax(1, keepdim=True)
+        best = teacher.masked_fill(~mask, low).amax(1, keepdim=True)
+        values = {f"dev/{name}": value for name, value in parts.items()}
+        values["dev/kl"] = listwise_distillation(scores, teacher, mask, STUDENT_TEMPERATURE, TEACHER_TEMPERATURE).mean()
+        # where the teacher ties at the top, any of the tied passages agrees with it
+        values["dev/top1_agreement"] = (teacher.gather(1, first) >= best).float().mean()
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
+        number = torch.arange(len(batch), device=scores.device) + self._dev_lists + (self.global_rank << 40)
+        self._dev_lists += len(batch)
+        self.dev_ndcg.update(scores[mask], teacher[mask], indexes=number.unsqueeze(1).expand_as(mask)[mask])
+        self.log("dev/teacher_ndcg@10", self.dev_ndcg, on_step=False, on_epoch=True, batch_size=len(batch))
+
+    def on_validation_epoch_start(self) -> None:
+        """Number the dev lists from 0 again."""
+        self._dev_lists = 0
+
+    def configure_optimizers(self) -> dict:
+        """AdamW with linear warm-up and linear decay to a floor; learned temperatures get no weight decay."""
+        scalars = [p for p in self.parameters() if p.requires_grad and p.ndim == 0]
+        others = [p for p in self.parameters() if p.requires_grad and p.ndim > 0]
+        optimizer = torch.optim.AdamW(
+            [{"params": others}, {"params": scalars, "weight_decay": 0.0}] if scalars else others,
+            lr=self.learning_rate,
+            weight_decay=self.weight_decay,
+        )
+        total = self.trainer.estimated_stepping_batches
+        per_epoch = max(1, self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)
+        factor = partial(
+            learning_rate_factor,
+            warmup_steps=self.warmup_steps or default_warmup(per_epoch, min(total, 2**62)),
+            total_steps=total,
+            floor=self.final_learning_rate,
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _objective_in_full_precision(self, encoded: EncodedBatch) -> dict[str, Tensor]:
+        # under mixed precision the encoder runs in half precision, but scores and losses never do
+        with torch.autocast(encoded.queries.device.type, enabled=False):
+            return self.objective(encoded)

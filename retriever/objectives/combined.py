@@ -1,0 +1,66 @@
+"""Distillation with a little InfoNCE beside it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from retriever.batch import EncodedBatch
+from retriever.errors import InputError
+from retriever.module import STUDENT_TEMPERATURE, TEACHER_TEMPERATURE, RetrieverModule
+from retriever.objectives.distillation import Imitation
+from retriever.objectives.infonce import Contrast
+
+
+class CombinedObjective(RetrieverModule):
+    """``distillation_weight`` × listwise distillation + ``infonce_weight`` × InfoNCE (arXiv 2505.19274: 1 and 0.1).
+
+    Args:
+        encoder: what is trained.
+        distillation_weight: not negative.
+        infonce_weight: not negative.
+        temperature: τ_s of the distillation.
+        teacher_temperature: τ_t of the distillation.
+        infonce_temperature: τ of InfoNCE.
+        learnable_temperature: learn τ_s and τ from there on.
+        positive: InfoNCE's positive, as in :class:`~retriever.objectives.InfoNCE`.
+        false_negative_threshold: InfoNCE's, likewise.
+        multiset: InfoNCE's, likewise.
+        **common: arguments of :class:`RetrieverModule`.
+    """
+
+    def __init__(
+        self,
+        encoder,
+        *,
+        distillation_weight: float = 1.0,
+        infonce_weight: float = 0.1,
+        temperature: float = STUDENT_TEMPERATURE,
+        teacher_temperature: float = TEACHER_TEMPERATURE,
+        infonce_temperature: float = 0.01,
+        learnable_temperature: bool = False,
+        positive: str = "teacher",
+        false_negative_threshold: float | None = 0.6,
+        multiset: bool = True,
+        **common,
+    ) -> None:
+        super().__init__(encoder, **common)
+        if min(distillation_weight, infonce_weight) < 0 or distillation_weight + infonce_weight == 0:
+            raise InputError(
+                f"module.distillation_weight is {distillation_weight} and module.infonce_weight {infonce_weight}; "
+                "neither may be negative, and one must be above 0."
+            )
+        self.distillation_weight = distillation_weight
+        self.infonce_weight = infonce_weight
+        self.imitation = Imitation(temperature, learnable_temperature, teacher_temperature)
+        self.contrast = Contrast(
+            infonce_temperature, learnable_temperature, positive, false_negative_threshold, multiset
+        )
+
+    def objective(self, batch: EncodedBatch) -> dict[str, Tensor]:
+        """The weighted sum, and both parts for the log."""
+        distillation, infonce = self.imitation(batch).mean(), self.contrast(batch).mean()
+        return {
+            "loss": self.distillation_weight * distillation + self.infonce_weight * infonce,
+            "distillation": distillation,
+            "infonce": infonce,
+        }

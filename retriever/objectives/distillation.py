@@ -1,0 +1,60 @@
+"""Listwise distillation: the student's distribution over each list is drawn to the teacher's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from retriever.batch import EncodedBatch
+from retriever.errors import require_positive
+from retriever.losses import listwise_distillation
+from retriever.module import STUDENT_TEMPERATURE, TEACHER_TEMPERATURE, RetrieverModule
+from retriever.temperature import Temperature
+
+
+class ListwiseDistillation(RetrieverModule):
+    """KL( softmax(teacher / τ_t) ‖ softmax(s / τ_s) ) over each list (arXiv 2505.19274).
+
+    Args:
+        encoder: what is trained.
+        temperature: τ_s of the student.
+        learnable_temperature: learn τ_s from there on.
+        teacher_temperature: τ_t, for teacher scores normalised to [0, 1].
+        **common: arguments of :class:`RetrieverModule`.
+    """
+
+    def __init__(
+        self,
+        encoder,
+        *,
+        temperature: float = STUDENT_TEMPERATURE,
+        learnable_temperature: bool = False,
+        teacher_temperature: float = TEACHER_TEMPERATURE,
+        **common,
+    ) -> None:
+        super().__init__(encoder, **common)
+        self.imitation = Imitation(temperature, learnable_temperature, teacher_temperature)
+
+    def objective(self, batch: EncodedBatch) -> dict[str, Tensor]:
+        """The divergence's mean over the queries."""
+        return {"loss": self.imitation(batch).mean()}
+
+
+class Imitation(torch.nn.Module):
+    """The listwise divergence of an encoded batch, one value per query."""
+
+    def __init__(self, temperature: float, learnable_temperature: bool, teacher_temperature: float) -> None:
+        super().__init__()
+        require_positive(teacher_temperature=teacher_temperature)
+        self.temperature = Temperature(temperature, learnable_temperature)
+        self.teacher_temperature = teacher_temperature
+
+    def forward(self, batch: EncodedBatch) -> Tensor:
+        """The divergence of each query, [Q]."""
+        return listwise_distillation(
+            batch.list_scores,
+            batch.teacher_scores,
+            batch.list_mask,
+            self.temperature(),
+            self.teacher_temperature,
+        )

@@ -1,0 +1,115 @@
+"""InfoNCE: the conventional objective, and the paper's with the teacher's positive and de-noised negatives."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from retriever.batch import EncodedBatch, Pool, matches
+from retriever.errors import InputError, choose
+from retriever.losses import infonce, likely_false_negatives
+from retriever.module import RetrieverModule
+from retriever.temperature import Temperature
+
+POSITIVES = ("teacher", "labelled")
+
+
+class InfoNCE(RetrieverModule):
+    """InfoNCE over the passages of all lists in the batch, of all ranks (arXiv 2505.19274).
+
+    The conventional loss that knows nothing of a teacher is ``positive="labelled", false_negative_threshold=None``.
+    Other labelled positives of a query are never its negatives there.
+
+    Args:
+        encoder: what is trained.
+        temperature: τ of the softmax.
+        learnable_temperature: learn τ from there on.
+        positive: ``teacher``, the passage that the teacher ranks first, or ``labelled``, one of ``positive_ids``.
+        false_negative_threshold: take passages of the own list with a teacher score above this share of the list's best
+            out of the query's pool, wherever they stand in the batch (the paper: 0.6). None takes out none.
+        multiset: count a passage as often as it stands in lists of the batch (the paper); False counts it once.
+        **common: arguments of :class:`RetrieverModule`.
+    """
+
+    def __init__(
+        self,
+        encoder,
+        *,
+        temperature: float = 0.01,
+        learnable_temperature: bool = False,
+        positive: str = "teacher",
+        false_negative_threshold: float | None = 0.6,
+        multiset: bool = True,
+        **common,
+    ) -> None:
+        super().__init__(encoder, **common)
+        self.contrast = Contrast(temperature, learnable_temperature, positive, false_negative_threshold, multiset)
+
+    def objective(self, batch: EncodedBatch) -> dict[str, Tensor]:
+        """InfoNCE's mean over the queries."""
+        return {"loss": self.contrast(batch).mean()}
+
+
+class Contrast(torch.nn.Module):
+    """The InfoNCE of an encoded batch, one value per query; arguments as in :class:`InfoNCE`."""
+
+    def __init__(
+        self,
+        temperature: float,
+        learnable_temperature: bool,
+        positive: str,
+        false_negative_threshold: float | None,
+        multiset: bool,
+    ) -> None:
+        super().__init__()
+        self.temperature = Temperature(temperature, learnable_temperature)
+        self.positive = choose("module.positive", positive, POSITIVES)
+        if false_negative_threshold is not None and not 0 <= false_negative_threshold <= 1:
+            raise InputError(
+                f"module.false_negative_threshold is {false_negative_threshold}; it is a share of the best teacher "
+                "score, in [0, 1], or null for no mask."
+            )
+        self.false_negative_threshold = false_negative_threshold
+        self.multiset = multiset
+
+    def forward(self, batch: EncodedBatch) -> Tensor:
+        """InfoNCE of each query, [Q]."""
+        positive = self._positive(batch)
+        pool = batch.pool(positive)
+        return infonce(
+            batch.queries @ pool.embeddings.T,
+            positive + pool.offset,
+            self.temperature(),
+            counts=pool.counts if self.multiset else _once_each(pool),
+            excluded=self._excluded(batch, pool, positive),
+        )
+
+    def _positive(self, batch: EncodedBatch) -> Tensor:
+        if self.positive == "labelled":
+            if not batch.positive_mask[:, 0].all():
+                raise InputError(
+                    "module.positive is 'labelled', but some lists have no positive_ids. Label them, or set "
+                    "module.positive=teacher."
+                )
+            return batch.positive_index[:, 0]
+        best = batch.teacher_scores.masked_fill(~batch.list_mask, float("-inf")).argmax(1, keepdim=True)
+        return batch.list_index.gather(1, best).squeeze(1)
+
+    def _excluded(self, batch: EncodedBatch, pool: Pool, positive: Tensor) -> Tensor:
+        """Own positive elsewhere, likely false negatives of the own list, other labelled positives: bool [Q, P']."""
+        everything = torch.ones_like(positive, dtype=torch.bool)
+        chosen, taken = [positive.unsqueeze(1)], [everything.unsqueeze(1)]
+        if self.positive == "labelled":
+            chosen.append(batch.positive_index)
+            taken.append(batch.positive_mask)
+        if self.false_negative_threshold is not None:
+            chosen.append(batch.list_index)
+            taken.append(likely_false_negatives(batch.teacher_scores, batch.list_mask, self.false_negative_threshold))
+        return matches(pool.keys, batch.passage_keys[torch.cat(chosen, 1)], torch.cat(taken, 1))
+
+
+def _once_each(pool: Pool) -> Tensor:
+    """Counts by which the rows of one passage (one row per rank that holds it) sum to 1."""
+    distinct, column_of, rows = torch.unique(pool.keys, return_inverse=True, return_counts=True)
+    in_pool = torch.zeros(len(distinct), device=pool.counts.device).index_add(0, column_of, pool.counts) > 0
+    return in_pool[column_of] / rows[column_of]

@@ -1,0 +1,24 @@
+"""The learning rate over the steps: linear warm-up, then linear down to a floor."""
+
+
+def default_warmup(steps_per_epoch: int, total_steps: int) -> int:
+    """Warm-up steps of the paper, max(10, half an epoch), but never above a quarter of a short run."""
+    return max(1, min(max(10, steps_per_epoch // 2), total_steps // 4))
+
+
+def learning_rate_factor(step: int, warmup_steps: int, total_steps: float, floor: float) -> float:
+    """What the base learning rate is multiplied with.
+
+    Args:
+        step: optimiser steps done before this one; the first step has 0 and gets 1/warmup_steps, not 0.
+        warmup_steps: steps until the full rate, at least 1.
+        total_steps: steps of the run; infinite keeps the full rate.
+        floor: factor at the last step, in [0, 1].
+
+    Returns:
+        a factor in (0, 1], or ``floor`` at the end.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps + 1) / max(1, total_steps - warmup_steps)
+    return max(floor, 1 - (1 - floor) * min(1.0, progress))

@@ -1,0 +1,51 @@
+"""Exact top-k search by inner product, streamed over chunks of passages (faiss)."""
+
+from __future__ import annotations
+
+import faiss
+import numpy as np
+
+
+def exact_search(
+    queries: np.ndarray, passages: np.ndarray, k: int, chunk: int = 100_000, first_row: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the ``k`` passages with the highest inner product for each query.
+
+    The score matrix is never held: memory is that of one chunk of passages and 2k hits per query.
+
+    Args:
+        queries: float32 [Q, D].
+        passages: float32 or float16 [N, D]; may be memory-mapped.
+        k: hits per query; fewer come back where N is smaller.
+        chunk: passages searched at a time.
+        first_row: number of the first passage, where ``passages`` is a part of a corpus.
+
+    Returns:
+        scores float32 [Q, min(k, N)], highest first, and rows int64 of the same shape.
+    """
+    queries = np.ascontiguousarray(queries, dtype=np.float32)
+    best = None
+    for start in range(0, len(passages), chunk):
+        block = np.ascontiguousarray(passages[start : start + chunk], dtype=np.float32)
+        scores, rows = faiss.knn(queries, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
+        found = scores, rows + (start + first_row)
+        best = found if best is None else merge_hits([best, found], k)
+    if best is None:
+        return np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
+    return best
+
+
+def merge_hits(parts: list[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The ``k`` best of several hit lists per query, equal scores by ascending row.
+
+    Args:
+        parts: (scores [Q, k_i], rows [Q, k_i]) each.
+        k: hits to keep.
+
+    Returns:
+        scores [Q, min(k, Σ k_i)] and rows, highest first.
+    """
+    scores = np.concatenate([p[0] for p in parts], axis=1)
+    rows = np.concatenate([p[1] for p in parts], axis=1)
+    order = np.lexsort((rows, -scores), axis=1)[:, :k]
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
