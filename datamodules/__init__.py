@@ -1,0 +1,5 @@
+"""What is trained on and evaluated on: corpora, query lists, batches, and the pipeline that makes query lists."""
+
+from datamodules.datamodule import QueryListDataModule
+
+__all__ = ["QueryListDataModule"]

@@ -26,8 +26,9 @@ class RetrievalBatch:
         list_index: int64 [Q, K] into the P passages, best first by the teacher.
         list_mask: bool [Q, K], False where a list is shorter than K.
         teacher_scores: float32 [Q, K], normalised; 0 where masked.
-        positive_index: int64 [Q, M] into the P passages: labelled positives, the one to train on first.
-        positive_mask: bool [Q, M], False where a query has fewer (or none).
+        positive_index: int64 [Q] into the P passages: the labelled positive to train on; −1 where there is none, or the
+            objective uses no labels.
+        labelled_keys: int64 [Q, M], the passage keys of all labelled positives, padded with −1.
     """
 
     corpus: str
@@ -40,7 +41,7 @@ class RetrievalBatch:
     list_mask: Tensor
     teacher_scores: Tensor
     positive_index: Tensor
-    positive_mask: Tensor
+    labelled_keys: Tensor
 
     def __len__(self) -> int:
         return len(self.query_ids)
@@ -80,7 +81,7 @@ class EncodedBatch:
     Attributes:
         queries: float32 [Q, D].
         passages: float32 [P, D], this rank's distinct passages.
-        passage_keys, list_index, list_mask, teacher_scores, positive_index, positive_mask: as in RetrievalBatch.
+        passage_keys, list_index, list_mask, teacher_scores, positive_index, labelled_keys: as in RetrievalBatch.
     """
 
     queries: Tensor
@@ -90,7 +91,7 @@ class EncodedBatch:
     list_mask: Tensor
     teacher_scores: Tensor
     positive_index: Tensor
-    positive_mask: Tensor
+    labelled_keys: Tensor
 
     @cached_property
     def list_scores(self) -> Tensor:
@@ -117,20 +118,19 @@ class EncodedBatch:
         )
 
 
-def matches(keys: Tensor, chosen: Tensor, chosen_mask: Tensor) -> Tensor:
+def matches(keys: Tensor, chosen: Tensor) -> Tensor:
     """Which columns hold one of a query's chosen passages.
 
     Args:
-        keys: int64 [P'], the passages of the columns; equal keys may occur.
-        chosen: int64 [Q, M], passage keys.
-        chosen_mask: bool [Q, M], which of them to take.
+        keys: int64 [P'], the passages of the columns, not negative; equal keys may occur.
+        chosen: int64 [Q, M], passage keys; −1 chooses nothing.
 
     Returns:
         bool [Q, P'].
     """
     distinct, column_of = torch.unique(keys, return_inverse=True)
     place = torch.searchsorted(distinct, chosen).clamp(max=len(distinct) - 1)
-    present = chosen_mask & (distinct[place] == chosen)
+    present = distinct[place] == chosen
     found = torch.zeros(len(chosen), len(distinct), dtype=torch.int32, device=keys.device)
     found.scatter_add_(1, place, present.int())
     return found.bool()[:, column_of]

@@ -67,6 +67,11 @@ class RetrieverModule(L.LightningModule):
         self.dev_ndcg = RetrievalNormalizedDCG(top_k=10, empty_target_action="skip")
         self._dev_lists = 0
 
+    @property
+    def uses_labels(self) -> bool:
+        """Whether the objective looks at ``positive_index``; the data module then adds labelled positives to batches."""
+        return False
+
     def objective(self, batch: EncodedBatch) -> dict[str, Tensor]:
         """Name → scalar; each a mean over the batch's own queries. ``loss`` is minimised, the others are logged."""
         raise NotImplementedError
@@ -89,7 +94,7 @@ class RetrieverModule(L.LightningModule):
             list_mask=batch.list_mask,
             teacher_scores=batch.teacher_scores,
             positive_index=batch.positive_index,
-            positive_mask=batch.positive_mask,
+            labelled_keys=batch.labelled_keys,
         )
 
     def training_step(self, batch: RetrievalBatch, batch_idx: int) -> Tensor:

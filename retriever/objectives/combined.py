@@ -56,6 +56,11 @@ class CombinedObjective(RetrieverModule):
             infonce_temperature, learnable_temperature, positive, false_negative_threshold, multiset
         )
 
+    @property
+    def uses_labels(self) -> bool:
+        """Whether InfoNCE's positive is a labelled one."""
+        return self.contrast.positive == "labelled"
+
     def objective(self, batch: EncodedBatch) -> dict[str, Tensor]:
         """The weighted sum, and both parts for the log."""
         distillation, infonce = self.imitation(batch).mean(), self.contrast(batch).mean()

@@ -45,6 +45,11 @@ class InfoNCE(RetrieverModule):
         super().__init__(encoder, **common)
         self.contrast = Contrast(temperature, learnable_temperature, positive, false_negative_threshold, multiset)
 
+    @property
+    def uses_labels(self) -> bool:
+        """Whether the positive is a labelled one."""
+        return self.contrast.positive == "labelled"
+
     def objective(self, batch: EncodedBatch) -> dict[str, Tensor]:
         """InfoNCE's mean over the queries."""
         return {"loss": self.contrast(batch).mean()}
@@ -86,26 +91,24 @@ class Contrast(torch.nn.Module):
 
     def _positive(self, batch: EncodedBatch) -> Tensor:
         if self.positive == "labelled":
-            if not batch.positive_mask[:, 0].all():
+            if (batch.positive_index < 0).any():
                 raise InputError(
                     "module.positive is 'labelled', but some lists have no positive_ids. Label them, or set "
                     "module.positive=teacher."
                 )
-            return batch.positive_index[:, 0]
+            return batch.positive_index
         best = batch.teacher_scores.masked_fill(~batch.list_mask, float("-inf")).argmax(1, keepdim=True)
         return batch.list_index.gather(1, best).squeeze(1)
 
     def _excluded(self, batch: EncodedBatch, pool: Pool, positive: Tensor) -> Tensor:
         """Own positive elsewhere, likely false negatives of the own list, other labelled positives: bool [Q, P']."""
-        everything = torch.ones_like(positive, dtype=torch.bool)
-        chosen, taken = [positive.unsqueeze(1)], [everything.unsqueeze(1)]
+        chosen = [batch.passage_keys[positive].unsqueeze(1)]
         if self.positive == "labelled":
-            chosen.append(batch.positive_index)
-            taken.append(batch.positive_mask)
+            chosen.append(batch.labelled_keys)
         if self.false_negative_threshold is not None:
-            chosen.append(batch.list_index)
-            taken.append(likely_false_negatives(batch.teacher_scores, batch.list_mask, self.false_negative_threshold))
-        return matches(pool.keys, batch.passage_keys[torch.cat(chosen, 1)], torch.cat(taken, 1))
+            likely = likely_false_negatives(batch.teacher_scores, batch.list_mask, self.false_negative_threshold)
+            chosen.append(batch.passage_keys[batch.list_index].masked_fill(~likely, -1))
+        return matches(pool.keys, torch.cat(chosen, 1))
 
 
 def _once_each(pool: Pool) -> Tensor:

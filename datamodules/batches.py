@@ -1,0 +1,223 @@
+"""Which lists a batch holds (seeded, by epoch and rank), and the batch made of them: each distinct passage once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from datamodules.corpus import Corpus
+from datamodules.query_lists import QueryLists, ragged_take
+from retriever.batch import RetrievalBatch
+from retriever.errors import InputError, choose
+from retriever.tokens import TokenizedTexts
+
+ORDERS = ("shuffle", "rotate")
+CANDIDATES = ("top", "sample")
+
+
+@dataclass(frozen=True)
+class ListSource:
+    """The lists of one file, ready for batches.
+
+    Attributes:
+        corpus: their corpus.
+        lists: the lists; ``scores`` are normalised.
+        query_tokens: token ids of the queries.
+        passage_tokens: token ids of the whole corpus.
+        passage_embeddings: float32 [N, D] of the whole corpus where the passage encoder is frozen, else None.
+        weights: float [number of lists], passes over each list per epoch.
+    """
+
+    corpus: Corpus
+    lists: QueryLists
+    query_tokens: TokenizedTexts
+    passage_tokens: TokenizedTexts
+    passage_embeddings: np.ndarray | None
+    weights: np.ndarray
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One batch to be made: places of lists as (source, list) pairs, int64 [Q, 2], and the seed of its random choices."""
+
+    places: np.ndarray
+    seed: tuple[int, ...]
+
+
+class BatchSampler(Sampler[Draw]):
+    """Batches of lists of one corpus each; another seeded order every epoch; no list left over.
+
+    A corpus' lists are cut into batches of nearly equal size, at most ``batch_size``. Every rank gets its own share of
+    each batch, so all ranks make the same number of steps, on the same corpus at a time.
+
+    Args:
+        sources: where lists come from; those of one corpus are mixed.
+        batch_size: lists of a step, over all ranks.
+        seed: of the order.
+        order: ``shuffle`` mixes the batches of all corpora; ``rotate`` takes one of each corpus in turn, until each
+            has none left; None keeps the files' order and every list once (for dev).
+        rank: this process's number.
+        world_size: number of processes.
+    """
+
+    def __init__(
+        self,
+        sources: list[ListSource],
+        batch_size: int,
+        seed: int,
+        order: str | None = "shuffle",
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if order is not None:
+            choose("data.order", order, ORDERS)
+        if batch_size < world_size:
+            raise InputError(f"data.batch_size is {batch_size}, less than one list for each of {world_size} ranks.")
+        self.sources = sources
+        self.batch_size = batch_size
+        self.seed = seed
+        self.order = order
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch the next iteration is; Lightning does."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return sum(-(-self._epoch_size(numbers) // self.batch_size) for numbers in self._by_corpus().values())
+
+    def __iter__(self) -> Iterator[Draw]:
+        for number, places in enumerate(self._batches()):
+            if len(places) < self.world_size:
+                raise InputError(f"A batch has {len(places)} lists, fewer than the {self.world_size} ranks.")
+            yield Draw(places[self.rank :: self.world_size], (self.seed, self.epoch, number, self.rank))
+
+    def _batches(self) -> list[np.ndarray]:
+        random = np.random.default_rng((self.seed, self.epoch))
+        queues = []
+        for numbers in self._by_corpus().values():
+            places = np.concatenate([self._places(n, random) for n in numbers])
+            if self.order is not None:
+                places = random.permutation(places)
+            queues.append(np.array_split(places, -(-len(places) // self.batch_size)) if len(places) else [])
+        if self.order == "rotate":
+            longest = max(map(len, queues))
+            return [queue[turn] for turn in range(longest) for queue in queues if turn < len(queue)]
+        batches = [batch for queue in queues for batch in queue]
+        return batches if self.order is None else [batches[i] for i in random.permutation(len(batches))]
+
+    def _places(self, number: int, random: np.random.Generator) -> np.ndarray:
+        """Lists of a source in this epoch: ⌊w⌋ times each, and a random share w − ⌊w⌋ of them once more."""
+        weights = self.sources[number].weights
+        if self.order is None:
+            chosen = np.arange(len(weights))
+        else:
+            chosen = np.repeat(np.arange(len(weights)), weights.astype(int))
+            for fraction in np.unique(weights % 1):
+                members = np.flatnonzero(weights % 1 == fraction)
+                chosen = np.concatenate([chosen, random.permutation(members)[: round(fraction * len(members))]])
+        return np.stack([np.full(len(chosen), number), chosen], axis=1)
+
+    def _epoch_size(self, numbers: list[int]) -> int:
+        random = np.random.default_rng(0)
+        return sum(len(self._places(n, random)) for n in numbers)
+
+    def _by_corpus(self) -> Mapping[str, list[int]]:
+        groups: dict[str, list[int]] = {}
+        for number, source in enumerate(self.sources):
+            groups.setdefault(source.corpus.name, []).append(number)
+        return groups
+
+
+class ListBatches(Dataset):
+    """Makes the batch of a draw.
+
+    Args:
+        sources: as for the sampler.
+        list_length: candidates per list, at most.
+        candidates: ``top``, the teacher's best; ``sample``, its first and a random rest of the stored list, drawn anew
+            every epoch.
+        with_labels: put one labelled positive of each query (drawn anew every epoch) among the passages.
+    """
+
+    def __init__(self, sources: list[ListSource], list_length: int, candidates: str, with_labels: bool) -> None:
+        if list_length < 2:
+            raise InputError(f"data.list_length is {list_length}; a list needs at least 2 candidates.")
+        self.sources = sources
+        self.list_length = list_length
+        self.candidates = choose("data.candidates", candidates, CANDIDATES)
+        self.with_labels = with_labels
+
+    def __getitem__(self, draw: Draw) -> RetrievalBatch:
+        """The batch of a draw; the same draw gives the same batch."""
+        random = np.random.default_rng(draw.seed)
+        parts = [
+            (self.sources[number], draw.places[draw.places[:, 0] == number, 1])
+            for number in np.unique(draw.places[:, 0])
+        ]
+        chosen = [self._candidates(source.lists, at, random) for source, at in parts]
+        rows = _stack([c[0] for c in chosen], -1)
+        scores = _stack([c[1] for c in chosen], 0.0)
+        labelled = _stack([_labels(source.lists, at, random) for source, at in parts], -1)
+        mask = rows >= 0
+        first = labelled[:, 0] if self.with_labels else np.full(len(rows), -1)
+        distinct, inverse = np.unique(np.concatenate([rows[mask], first[first >= 0]]), return_inverse=True)
+        list_index = np.zeros_like(rows)
+        list_index[mask] = inverse[: mask.sum()]
+        positive_index = np.full(len(rows), -1)
+        positive_index[first >= 0] = inverse[mask.sum() :]
+        source = parts[0][0]
+        frozen = source.passage_embeddings is not None
+        return RetrievalBatch(
+            corpus=source.corpus.name,
+            query_ids=[q for s, at in parts for q in s.lists.query_ids.take(at).to_pylist()],
+            queries=TokenizedTexts.concatenate([s.query_tokens.select(at) for s, at in parts]),
+            passages=None if frozen else source.passage_tokens.select(distinct),
+            passage_embeddings=torch.from_numpy(source.passage_embeddings[distinct]) if frozen else None,
+            passage_keys=torch.from_numpy(distinct),
+            list_index=torch.from_numpy(list_index),
+            list_mask=torch.from_numpy(mask),
+            teacher_scores=torch.from_numpy(scores.astype(np.float32)),
+            positive_index=torch.from_numpy(positive_index),
+            labelled_keys=torch.from_numpy(labelled),
+        )
+
+    def _candidates(
+        self, lists: QueryLists, at: np.ndarray, random: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Passage rows [Q, K], padded with −1, and scores [Q, K], padded with 0; best first."""
+        rows = _padded(*ragged_take(lists.rows, lists.offsets, at), -1)
+        scores = _padded(*ragged_take(lists.scores, lists.offsets, at), 0.0)
+        if self.candidates == "sample" and rows.shape[1] > self.list_length:
+            priority = np.where(rows >= 0, random.random(rows.shape), 2.0)
+            priority[:, 0] = -1.0
+            kept = np.sort(np.argsort(priority, axis=1)[:, : self.list_length], axis=1)
+            return np.take_along_axis(rows, kept, 1), np.take_along_axis(scores, kept, 1)
+        return rows[:, : self.list_length], scores[:, : self.list_length]
+
+
+def _labels(lists: QueryLists, at: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Labelled positives [Q, M], padded with −1; a random one of each query first."""
+    labelled = _padded(*ragged_take(lists.positive_rows, lists.positive_offsets, at), -1, at_least=1)
+    priority = np.where(labelled >= 0, random.random(labelled.shape), 2.0)
+    return np.take_along_axis(labelled, np.argsort(priority, axis=1), 1)
+
+
+def _padded(values: np.ndarray, offsets: np.ndarray, fill: float, at_least: int = 0) -> np.ndarray:
+    lengths = np.diff(offsets)
+    columns = np.arange(max(lengths.max(initial=0), at_least))
+    mask = columns[None, :] < lengths[:, None]
+    padded = np.full(mask.shape, fill, dtype=values.dtype)
+    padded[mask] = values
+    return padded
+
+
+def _stack(parts: list[np.ndarray], fill: float) -> np.ndarray:
+    width = max(p.shape[1] for p in parts)
+    return np.concatenate([np.pad(p, ((0, 0), (0, width - p.shape[1])), constant_values=fill) for p in parts])

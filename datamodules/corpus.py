@@ -1,0 +1,244 @@
+"""Corpora, queries and qrels in BEIR's folder layout: shipped, on disk, or downloaded by ``beir``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from datamodules.files import json_lines, lines
+from retriever.errors import InputError, choose
+
+SHIPPED = Path(__file__).parent / "data"
+_BEIR_ADDRESS = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/{}.zip"
+BEIR_NAMES = ["arguana", "climate-fever", "cqadupstack", "dbpedia-entity", "fever", "fiqa", "hotpotqa", "msmarco", "nfcorpus", "nq", "quora", "scidocs", "scifact", "trec-covid", "webis-touche2020"]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """N passages.
+
+    Attributes:
+        name: what lists and results call it.
+        ids: string array [N].
+        titles: string array [N], empty strings where there is none.
+        texts: string array [N], the passage without its title.
+    """
+
+    name: str
+    ids: pa.Array
+    titles: pa.Array
+    texts: pa.Array
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def passages(self) -> pa.Array:
+        """What an encoder or BM25 reads: title, a space, text [N]."""
+        return pc.utf8_trim_whitespace(pc.binary_join_element_wise(self.titles, self.texts, " "))
+
+    def rows(self, passage_ids: pa.Array | list[str]) -> np.ndarray:
+        """Rows of passages, int64; −1 for an unknown id."""
+        found = pc.index_in(pa.array(passage_ids, pa.string()), value_set=self.ids)
+        return pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Queries with judgements over a corpus.
+
+    Attributes:
+        name: as in metric names, ``val/<name>/ndcg@10``.
+        corpus: the whole corpus.
+        queries: id → text, those with at least one judgement.
+        qrels: query id → passage id → grade (0 is judged and not relevant).
+    """
+
+    name: str
+    corpus: Corpus
+    queries: dict[str, str]
+    qrels: dict[str, dict[str, int]] = field(repr=False)
+
+    def relevant(self) -> dict[str, set[str]]:
+        """Query id → ids of the passages judged relevant (grade above 0)."""
+        return {q: {p for p, grade in judged.items() if grade > 0} for q, judged in self.qrels.items()}
+
+
+def find_dataset(name: str | Path, data_dir: str | Path = "data") -> Path:
+    """Find a data set's folder: a path, one that is shipped, one in ``data_dir``, or a BEIR name to download.
+
+    Raises:
+        InputError: none of these, or the download failed.
+    """
+    for folder in (Path(name), SHIPPED / name, Path(data_dir) / name):
+        if folder.is_dir():
+            return folder
+    if str(name) not in BEIR_NAMES:
+        raise InputError(
+            f"There is no data set {str(name)!r}: it is no folder, none in {data_dir}, not shipped, and no BEIR name. "
+            f"BEIR names are {', '.join(BEIR_NAMES)}."
+        )
+    from beir.util import download_and_unzip
+
+    try:
+        return Path(download_and_unzip(_BEIR_ADDRESS.format(name), str(data_dir)))
+    except OSError as error:
+        raise InputError(
+            f"The BEIR data set {name!r} is not on this machine and could not be downloaded ({type(error).__name__}). "
+            f"Put its folder (corpus.jsonl, queries.jsonl, qrels/) at {Path(data_dir) / name}."
+        ) from error
+
+
+def find_file(path: str | Path) -> Path:
+    """Find a file by its path or, where there is none, among the shipped data.
+
+    Raises:
+        InputError: neither is there.
+    """
+    for candidate in (Path(path), SHIPPED / path):
+        if candidate.is_file():
+            return candidate
+    shipped = sorted(str(p.relative_to(SHIPPED)) for p in SHIPPED.glob("*/lists/*.parquet"))
+    raise InputError(f"{path}: no such file, and none of the shipped ones ({', '.join(shipped) or 'none'}).")
+
+
+def load_corpus(folder: str | Path, name: str | None = None, empty_passages: str = "error") -> Corpus:
+    """Read ``corpus.jsonl`` or ``corpus.jsonl.gz``: ``_id``, ``title`` (may be missing) and ``text``.
+
+    Args:
+        folder: BEIR-layout folder.
+        name: the corpus's name; None takes the folder's.
+        empty_passages: ``error``, or ``keep`` to let passages without title and text stand.
+
+    Raises:
+        InputError: with file and line, for a line that is not JSON, has no id, repeats an id, or holds no text.
+    """
+    choose("empty_passages", empty_passages, ("error", "keep"))
+    folder = Path(folder)
+    path = _either(folder, "corpus.jsonl")
+    ids, titles, texts, seen = [], [], [], {}
+    for number, record in json_lines(path):
+        passage_id = _id(path, number, record, seen)
+        title, text = record.get("title") or "", record.get("text") or ""
+        if not isinstance(title, str) or not isinstance(text, str):
+            raise InputError(f"{path}:{number}: title and text of passage {passage_id!r} must be strings.")
+        if empty_passages == "error" and not (title.strip() or text.strip()):
+            raise InputError(
+                f"{path}:{number}: passage {passage_id!r} has neither title nor text. Remove it, or let it stand "
+                "with data.empty_passages=keep."
+            )
+        ids.append(passage_id)
+        titles.append(title)
+        texts.append(text)
+    if not ids:
+        raise InputError(f"{path}: no passage in it.")
+    return Corpus(name or folder.name, *(pa.array(column, pa.string()) for column in (ids, titles, texts)))
+
+
+def load_queries(folder: str | Path) -> dict[str, str]:
+    """Read ``queries.jsonl`` or ``queries.jsonl.gz``: id → text. Any other field (gold evidence) is not read."""
+    path = _either(Path(folder), "queries.jsonl")
+    queries: dict[str, str] = {}
+    seen: dict[str, int] = {}
+    for number, record in json_lines(path):
+        query_id = _id(path, number, record, seen)
+        text = record.get("text")
+        if not isinstance(text, str) or not text.strip():
+            raise InputError(f"{path}:{number}: query {query_id!r} has no text. Mend or remove this line.")
+        queries[query_id] = text
+    return queries
+
+
+def load_qrels(folder: str | Path, split: str) -> tuple[Path, dict[str, dict[str, tuple[int, int]]]]:
+    """Read ``qrels/<split>.tsv``: the path, and query id → passage id → (grade, line number).
+
+    Raises:
+        InputError: no such split, or a line that is not ``query-id <tab> corpus-id <tab> score``.
+    """
+    path = Path(folder) / "qrels" / f"{split}.tsv"
+    if not path.is_file():
+        splits = sorted(p.stem for p in path.parent.glob("*.tsv"))
+        raise InputError(f"{path}: no such file. The splits of {folder} are {', '.join(splits) or 'none'}.")
+    qrels: dict[str, dict[str, tuple[int, int]]] = {}
+    for number, line in lines(path):
+        columns = line.split("\t")
+        if number == 1 and columns[-1].strip() == "score":
+            continue
+        try:
+            query_id, passage_id, grade = columns[0], columns[1], int(columns[2])
+        except (ValueError, IndexError) as error:
+            raise InputError(
+                f"{path}:{number}: {line!r} is not 'query-id <tab> corpus-id <tab> whole number'."
+            ) from error
+        qrels.setdefault(query_id, {})[passage_id] = (grade, number)
+    return path, qrels
+
+
+def load_evaluation_set(
+    path: str,
+    split: str = "test",
+    *,
+    name: str | None = None,
+    data_dir: str | Path = "data",
+    unknown_qrels: str = "error",
+    empty_passages: str = "error",
+    corpus: Corpus | None = None,
+) -> EvaluationSet:
+    """Load corpus, queries and one split's qrels, and check that they belong together.
+
+    Args:
+        path: as for :func:`find_dataset`.
+        split: file name under ``qrels``, without ``.tsv``.
+        name: for metric names; None takes the folder's name.
+        data_dir: where downloaded sets lie.
+        unknown_qrels: ``error`` where a judgement names an unknown query or passage; ``keep`` keeps judgements of
+            passages that the corpus lacks (they count in the ideal ranking, as in trec_eval) and leaves out unknown
+            queries.
+        empty_passages: as for :func:`load_corpus`.
+        corpus: the corpus, if it is loaded already.
+
+    Raises:
+        InputError: with file and line.
+    """
+    choose("unknown_qrels", unknown_qrels, ("error", "keep"))
+    folder = find_dataset(path, data_dir)
+    corpus = corpus or load_corpus(folder, empty_passages=empty_passages)
+    queries = load_queries(folder)
+    qrels_path, judged = load_qrels(folder, split)
+    if unknown_qrels == "error":
+        judgements = [(q, p, line) for q, passages in judged.items() for p, (_, line) in passages.items()]
+        rows = corpus.rows([p for _, p, _ in judgements])
+        for (query_id, passage_id, line), row in zip(judgements, rows, strict=True):
+            missing = f"query {query_id!r}" if query_id not in queries else f"passage {passage_id!r}" if row < 0 else ""
+            if missing:
+                raise InputError(
+                    f"{qrels_path}:{line}: {missing} is not in this data set. Are these the qrels of another corpus? "
+                    "To go on all the same: evaluation.unknown_qrels=keep."
+                )
+    qrels = {q: {p: g for p, (g, _) in passages.items()} for q, passages in judged.items() if q in queries}
+    if not qrels:
+        raise InputError(f"{qrels_path}: no judgement of any query of {folder}.")
+    return EvaluationSet(name or folder.name, corpus, {q: queries[q] for q in qrels}, qrels)
+
+
+def _either(folder: Path, name: str) -> Path:
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise InputError(f"{folder}: neither {name} nor {name}.gz in it, so this is no folder in BEIR's layout.")
+
+
+def _id(path: Path, number: int, record: dict, seen: dict[str, int]) -> str:
+    value = record.get("_id")
+    if value is None or value == "":
+        raise InputError(f"{path}:{number}: no _id. Every line needs one.")
+    value = str(value)
+    if value in seen:
+        raise InputError(f"{path}:{number}: the _id {value!r} stands already in line {seen[value]}. Ids must differ.")
+    seen[value] = number
+    return value

@@ -1,0 +1,76 @@
+"""Reading lines with their numbers, and writing files that are whole or not there."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from retriever.errors import InputError
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Give a temporary name beside ``path``; rename it to ``path`` if the block ends without an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        if temporary.is_file():
+            temporary.unlink()
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write indented JSON atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def open_text(path: Path) -> IO[str]:
+    """Open a UTF-8 text file for reading; a name that ends in ``.gz`` is decompressed, a byte order mark skipped."""
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig")
+    return open(path, encoding="utf-8-sig")
+
+
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number (from 1) and text of every line that is not blank.
+
+    Raises:
+        InputError: the file is missing, torn or not UTF-8.
+    """
+    number = 0
+    try:
+        with open_text(path) as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, line.rstrip("\r\n")
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file.") from error
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path}:{number + 1}: cannot be read on ({error}). The file is torn or not UTF-8; fetch or write it again."
+        ) from error
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number (from 1) and object of every line of a JSON Lines file.
+
+    Raises:
+        InputError: a line is not a JSON object.
+    """
+    for number, line in lines(path):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path}:{number}: not JSON ({error}). Mend or remove this line.") from error
+        if not isinstance(record, dict):
+            raise InputError(f"{path}:{number}: a JSON {type(record).__name__}, where an object is expected.")
+        yield number, record

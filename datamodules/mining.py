@@ -1,0 +1,72 @@
+"""Candidates for queries: BM25, dense search, and their fusion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import bm25s
+import numpy as np
+import Stemmer
+
+
+@dataclass(frozen=True)
+class Hits:
+    """The best passages of Q queries.
+
+    Attributes:
+        scores: float32 [Q, k], highest first.
+        rows: int64 [Q, k], passages as rows of the corpus.
+    """
+
+    scores: np.ndarray
+    rows: np.ndarray
+
+
+def bm25_search(
+    passages: Sequence[str], queries: Sequence[str], k: int, k1: float = 0.9, b: float = 0.4, language: str = "english"
+) -> Hits:
+    """BM25 (bm25s) with a Snowball stemmer and English stop words.
+
+    Args:
+        passages: the corpus.
+        queries: Q texts.
+        k: hits per query, at most the corpus' size.
+        k1: term frequency saturation.
+        b: length normalisation.
+        language: the stemmer's.
+    """
+    stemmer = Stemmer.Stemmer(language)
+    index = bm25s.BM25(k1=k1, b=b)
+    index.index(bm25s.tokenize(list(passages), stopwords="en", stemmer=stemmer, show_progress=False), show_progress=False)
+    tokens = bm25s.tokenize(list(queries), stopwords="en", stemmer=stemmer, show_progress=False)
+    rows, scores = index.retrieve(tokens, k=min(k, len(passages)), show_progress=False)
+    return Hits(scores.astype(np.float32), rows.astype(np.int64))
+
+
+def fuse_scores(runs: Sequence[Hits], weights: Sequence[float], k: int) -> Hits:
+    """Weighted sum of several runs' scores, each min-max scaled over its own hits of a query; 0 where a run lacks one.
+
+    Args:
+        runs: the same Q queries in each.
+        weights: one per run.
+        k: fused hits per query; a query with fewer distinct hits is filled with row −1 and score −inf.
+
+    Returns:
+        Hits [Q, k], highest first, equal scores by ascending row.
+    """
+    queries = len(runs[0].rows)
+    scores = np.full((queries, k), -np.inf, np.float32)
+    rows = np.full((queries, k), -1, np.int64)
+    scaled = [w * _min_max(run.scores.astype(np.float64)) for run, w in zip(runs, weights, strict=True)]
+    for query in range(queries):
+        distinct, inverse = np.unique(np.concatenate([run.rows[query] for run in runs]), return_inverse=True)
+        total = np.bincount(inverse, weights=np.concatenate([s[query] for s in scaled]))
+        order = np.lexsort((distinct, -total))[:k]
+        scores[query, : len(order)], rows[query, : len(order)] = total[order], distinct[order]
+    return Hits(scores, rows)
+
+
+def _min_max(scores: np.ndarray) -> np.ndarray:
+    low, high = scores.min(1, keepdims=True), scores.max(1, keepdims=True)
+    return (scores - low) / np.where(high > low, high - low, 1.0)

@@ -1,0 +1,406 @@
+"""The query list, the unit of training data: its schema, its files (Parquet, JSON Lines), its checks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
+from filelock import FileLock
+
+from datamodules.corpus import Corpus
+from datamodules.files import atomic_path, json_lines
+from retriever.errors import InputError, choose
+from retriever.packaged_weights import file_sha256
+
+SCHEMA = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("query", pa.string()),
+        ("query_type", pa.string()),
+        ("corpus", pa.string()),
+        ("positive_ids", pa.list_(pa.string())),
+        ("passage_ids", pa.list_(pa.string())),
+        ("teacher_scores", pa.list_(pa.float32())),
+    ]
+)
+_METADATA_KEY = b"query_lists"
+_BLOCK = 10_000
+
+
+@dataclass(frozen=True)
+class QueryList:
+    """One query with scored candidate passages; the texts of the passages live in the corpus.
+
+    Attributes:
+        query_id: unlike every other in its file.
+        query: the text, without any prompt.
+        query_type: ``human``, or the kind of synthetic query (``title``, ``question``, …).
+        corpus: name of the corpus that the ids belong to.
+        positive_ids: the passage that the query was written from, or those judged relevant; may be empty.
+        passage_ids: the K candidates, each once.
+        teacher_scores: the teacher's K raw scores, any finite range, higher is better.
+    """
+
+    query_id: str
+    query: str
+    query_type: str
+    corpus: str
+    positive_ids: list[str]
+    passage_ids: list[str]
+    teacher_scores: list[float]
+
+
+@dataclass(frozen=True)
+class QueryLists:
+    """N lists of one corpus as columns; passages as rows of the corpus, each list best first by the teacher.
+
+    Attributes:
+        source: the file, for messages.
+        line: int64 [N], line (or Parquet row) of each list in it, from 1.
+        query_ids: string array [N] (these four are memory-mapped).
+        queries: string array [N].
+        query_types: string array [N].
+        rows: int64 [T], the candidates of all lists one after the other.
+        scores: float32 [T], their raw teacher scores.
+        offsets: int64 [N + 1], where each list begins.
+        positive_rows: int64 [T'], the labelled positives of all lists.
+        positive_offsets: int64 [N + 1].
+        metadata: what the file says of the teacher.
+    """
+
+    source: Path
+    line: np.ndarray
+    query_ids: pa.ChunkedArray
+    queries: pa.ChunkedArray
+    query_types: pa.ChunkedArray
+    rows: np.ndarray
+    scores: np.ndarray
+    offsets: np.ndarray
+    positive_rows: np.ndarray
+    positive_offsets: np.ndarray
+    metadata: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.line)
+
+    def select(self, keep: np.ndarray) -> QueryLists:
+        """The lists in ``keep`` (bool [N] or row numbers), in order."""
+        keep = np.flatnonzero(keep) if keep.dtype == bool else keep
+        rows, offsets = ragged_take(self.rows, self.offsets, keep)
+        scores, _ = ragged_take(self.scores, self.offsets, keep)
+        positive_rows, positive_offsets = ragged_take(self.positive_rows, self.positive_offsets, keep)
+        columns = (c.take(pa.array(keep)) for c in (self.query_ids, self.queries, self.query_types))
+        return QueryLists(
+            self.source,
+            self.line[keep],
+            *columns,
+            rows,
+            scores,
+            offsets,
+            positive_rows,
+            positive_offsets,
+            self.metadata,
+        )
+
+
+def write_query_lists(path: str | Path, query_lists: Iterable[QueryList], metadata: Mapping[str, Any]) -> int:
+    """Write lists to ``.parquet``, or to ``.jsonl`` with ``<path>.meta.json`` beside it; return how many.
+
+    Args:
+        path: the file; it appears when it is whole.
+        query_lists: the lists.
+        metadata: JSON values about the teacher: name, revision, template, dtype, truncation rate, …
+    """
+    path = Path(path)
+    count = 0
+    meta = json.dumps(dict(metadata), ensure_ascii=False)
+    with atomic_path(path) as temporary:
+        if _format(path) == "parquet":
+            schema = SCHEMA.with_metadata({_METADATA_KEY: meta.encode()})
+            with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+                for block in _batched(query_lists, _BLOCK):
+                    writer.write_table(pa.Table.from_pylist([asdict(q) for q in block], schema=schema))
+                    count += len(block)
+        else:
+            with open(temporary, "w", encoding="utf-8") as file:
+                for query_list in query_lists:
+                    file.write(json.dumps(asdict(query_list), ensure_ascii=False) + "\n")
+                    count += 1
+            with atomic_path(f"{path}.meta.json") as sidecar:
+                sidecar.write_text(meta, encoding="utf-8")
+    return count
+
+
+def read_query_lists(path: str | Path) -> Iterator[QueryList]:
+    """Read a file list by list, as it stands.
+
+    Raises:
+        InputError: with file and line.
+    """
+    for table, _ in _tables(Path(path)):
+        for record in table.to_pylist():
+            yield QueryList(**record)
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """What a list file says of its teacher; empty where it says nothing."""
+    path = Path(path)
+    if _format(path) == "parquet":
+        text = (_parquet(path).schema_arrow.metadata or {}).get(_METADATA_KEY, b"{}").decode()
+    else:
+        sidecar = Path(f"{path}.meta.json")
+        text = sidecar.read_text(encoding="utf-8") if sidecar.is_file() else "{}"
+    return json.loads(text)
+
+
+def open_query_lists(
+    path: str | Path, corpus: Corpus, cache_dir: str | Path, on_bad_list: str = "error"
+) -> tuple[QueryLists, dict[str, int]]:
+    """Open a file of lists for training: checked, ids resolved, strings memory-mapped.
+
+    Args:
+        path: ``.parquet`` or ``.jsonl`` file.
+        corpus: the corpus that the lists were made from.
+        cache_dir: where the memory-mapped copy is kept, by the file's content.
+        on_bad_list: ``error``, or ``drop`` to leave out lists that fail a check.
+
+    Returns:
+        The lists, and how many each check dropped (check → number).
+
+    Raises:
+        InputError: with file, line, what is wrong and what to do.
+    """
+    choose("data.on_bad_list", on_bad_list, ("error", "drop"))
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file.")
+    table = _memory_mapped(path, Path(cache_dir))
+    if not len(table):
+        raise InputError(f"{path}: no list in it.")
+    foreign = set(table["corpus"].unique().to_pylist()) - {corpus.name}
+    if foreign:
+        raise InputError(
+            f"{path}: lists of the corpus {sorted(map(str, foreign))[0]!r}, but it is read with the corpus {corpus.name!r}. "
+            "Name the right corpus beside this file in data.train."
+        )
+    _check_query_ids(path, table)
+    candidate_ids, lengths = _ragged(table["passage_ids"])
+    scores, score_lengths = _ragged(table["teacher_scores"])
+    positive_ids, positive_lengths = _ragged(table["positive_ids"])
+    unequal = np.flatnonzero(lengths != score_lengths)
+    if len(unequal):
+        at = unequal[0]
+        raise InputError(
+            f"{path}:{table['line'][at].as_py()}: {lengths[at]} passage_ids but {score_lengths[at]} teacher_scores. "
+            "Each candidate needs one score."
+        )
+    lists = QueryLists(
+        source=path,
+        line=table["line"].to_numpy(),
+        query_ids=table["query_id"],
+        queries=table["query"],
+        query_types=table["query_type"],
+        rows=corpus.rows(candidate_ids),
+        scores=scores.to_numpy(zero_copy_only=False).astype(np.float32),
+        offsets=_offsets(lengths),
+        positive_rows=corpus.rows(positive_ids),
+        positive_offsets=_offsets(positive_lengths),
+        metadata=read_metadata(path),
+    )
+    lists, dropped = _check(lists, candidate_ids, positive_ids, on_bad_list)
+    return _best_first(lists), dropped
+
+
+def ragged_take(values: np.ndarray, offsets: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows ``keep`` of a ragged array (values [T], offsets [N + 1]) as a new one."""
+    lengths = np.diff(offsets)[keep]
+    new = _offsets(lengths)
+    within = np.arange(new[-1]) - np.repeat(new[:-1], lengths)
+    return values[np.repeat(offsets[keep], lengths) + within], new
+
+
+def _check(
+    lists: QueryLists, candidate_ids: pa.Array, positive_ids: pa.Array, on_bad_list: str
+) -> tuple[QueryLists, dict[str, int]]:
+    number = np.repeat(np.arange(len(lists)), np.diff(lists.offsets))
+    positive_number = np.repeat(np.arange(len(lists)), np.diff(lists.positive_offsets))
+    finite = np.isfinite(lists.scores)
+    order = np.lexsort((lists.rows, number))
+    same = (np.diff(number[order]) == 0) & (np.diff(lists.rows[order]) == 0) & (lists.rows[order][1:] >= 0)
+    lowest, highest = np.full(len(lists), np.inf), np.full(len(lists), -np.inf)
+    np.minimum.at(lowest, number[finite], lists.scores[finite])
+    np.maximum.at(highest, number[finite], lists.scores[finite])
+
+    def unknown(ids: pa.Array, rows: np.ndarray, numbers: np.ndarray, at: int) -> str:
+        return repr(ids[int(np.flatnonzero((numbers == at) & (rows < 0))[0])].as_py())
+
+    # name → (lists that fail, what to say of one of them)
+    checks = {
+        "fewer than two candidates": (
+            np.flatnonzero(np.diff(lists.offsets) < 2),
+            lambda at: f"{np.diff(lists.offsets)[at]} candidate(s); a list needs at least 2",
+        ),
+        "unknown passage": (
+            np.unique(number[lists.rows < 0]),
+            lambda at: f"the passage {unknown(candidate_ids, lists.rows, number, at)} is not in the corpus",
+        ),
+        "unknown positive": (
+            np.unique(positive_number[lists.positive_rows < 0]),
+            lambda at: (
+                f"the positive {unknown(positive_ids, lists.positive_rows, positive_number, at)} is not in the corpus"
+            ),
+        ),
+        "score not finite": (
+            np.unique(number[~finite]),
+            lambda at: f"a teacher score is {lists.scores[(number == at) & ~finite][0]}; scores must be finite",
+        ),
+        "passage twice": (
+            np.unique(number[order][1:][same]),
+            lambda at: "a passage stands twice in passage_ids",
+        ),
+        "constant scores": (
+            np.flatnonzero(lowest == highest),
+            lambda at: f"all teacher scores are {lowest[at]}, so the teacher says nothing here",
+        ),
+    }
+    bad = np.zeros(len(lists), dtype=bool)
+    dropped = {}
+    for name, (failing, say) in checks.items():
+        if len(failing) and on_bad_list == "error":
+            at = int(failing[0])
+            raise InputError(
+                f"{lists.source}:{lists.line[at]}: list of query {lists.query_ids[at].as_py()!r}: {say(at)}. "
+                f"({len(failing)} list(s) like this.) Mend the file, or leave such lists out with data.on_bad_list=drop."
+            )
+        new = failing[~bad[failing]]
+        if len(new):
+            dropped[name] = len(new)
+        bad[new] = True
+    if bad.all():
+        raise InputError(f"{lists.source}: every list fails a check ({dropped}).")
+    return (lists.select(~bad) if bad.any() else lists), dropped
+
+
+def _check_query_ids(path: Path, table: pa.Table) -> None:
+    ids = table["query_id"]
+    if len(ids.unique()) == len(ids):
+        return
+    seen: dict[str, int] = {}
+    for value, line in zip(ids.to_pylist(), table["line"].to_pylist(), strict=True):
+        if value in seen:
+            raise InputError(
+                f"{path}:{line}: the query_id {value!r} stands already in line {seen[value]}. Ids must differ."
+            )
+        seen[value] = line
+
+
+def _best_first(lists: QueryLists) -> QueryLists:
+    number = np.repeat(np.arange(len(lists)), np.diff(lists.offsets))
+    order = np.lexsort((-lists.scores, number))  # stable: tied candidates stay in the file's order
+    return replace(lists, rows=lists.rows[order], scores=lists.scores[order])
+
+
+def _memory_mapped(path: Path, cache_dir: Path) -> pa.Table:
+    copy = cache_dir / "query_lists" / f"{file_sha256(path)}.arrow"
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{copy}.lock"):
+        if not copy.is_file():
+            schema = SCHEMA.append(pa.field("line", pa.int64()))
+            with atomic_path(copy) as temporary, pa.ipc.new_file(temporary, schema) as writer:
+                for table, numbers in _tables(path):
+                    writer.write_table(table.append_column("line", pa.array(numbers, pa.int64())))
+    return pa.ipc.open_file(pa.memory_map(str(copy))).read_all()
+
+
+def _tables(path: Path) -> Iterator[tuple[pa.Table, list[int]]]:
+    """Blocks of lists in the schema, with their line (or row) numbers."""
+    if _format(path) == "parquet":
+        file = _parquet(path)
+        missing = [n for n in SCHEMA.names if n not in file.schema_arrow.names]
+        if missing:
+            raise InputError(f"{path}: no column {missing[0]!r}; a query list has {', '.join(SCHEMA.names)}.")
+        done = 0
+        try:
+            for batch in file.iter_batches(_BLOCK, columns=SCHEMA.names):
+                table = pa.Table.from_batches([batch]).select(SCHEMA.names).cast(SCHEMA)
+                yield _no_nulls(path, table, done), list(range(done + 1, done + 1 + len(batch)))
+                done += len(batch)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
+            raise InputError(
+                f"{path}:{done + 1}: this file is torn or of other types ({error}). Write it again."
+            ) from error
+        return
+    records: list[dict[str, Any]] = []
+    numbers: list[int] = []
+    for number, record in json_lines(path):
+        records.append(_checked_record(path, number, record))
+        numbers.append(number)
+        if len(records) == _BLOCK:
+            yield pa.Table.from_pylist(records, schema=SCHEMA), numbers
+            records, numbers = [], []
+    if records:
+        yield pa.Table.from_pylist(records, schema=SCHEMA), numbers
+
+
+def _checked_record(path: Path, number: int, record: dict[str, Any]) -> dict[str, Any]:
+    for name in SCHEMA.names:
+        if name not in record:
+            raise InputError(f"{path}:{number}: no {name!r}; a query list has {', '.join(SCHEMA.names)}.")
+        value = record[name]
+        if name == "teacher_scores":
+            good = isinstance(value, list) and all(
+                isinstance(v, int | float) and not isinstance(v, bool) for v in value
+            )
+            expected = "a list of numbers"
+        elif name.endswith("_ids"):
+            good, expected = isinstance(value, list) and all(isinstance(v, str) for v in value), "a list of strings"
+        else:
+            good, expected = isinstance(value, str) and bool(value.strip()), "a string that is not empty"
+        if not good:
+            raise InputError(f"{path}:{number}: {name!r} is {str(value)[:80]!r}; expected {expected}.")
+    return {name: record[name] for name in SCHEMA.names}
+
+
+def _no_nulls(path: Path, table: pa.Table, done: int) -> pa.Table:
+    for name in SCHEMA.names:
+        if table[name].null_count:
+            row = table[name].is_null().to_pylist().index(True)
+            raise InputError(f"{path}:{done + row + 1}: {name!r} is null. Mend or remove this row.")
+    return table
+
+
+def _parquet(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path, memory_map=True)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file.") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: not a whole Parquet file ({error}). Write or fetch it again.") from error
+
+
+def _format(path: Path) -> str:
+    return choose(f"{path}: the ending", path.suffix.lstrip("."), ("parquet", "jsonl"))
+
+
+def _ragged(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
+    merged = column.combine_chunks()
+    merged = merged if isinstance(merged, pa.Array) else pa.concat_arrays(merged.chunks)
+    return merged.flatten(), merged.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _batched(items: Iterable[QueryList], size: int) -> Iterator[list[QueryList]]:
+    iterator = iter(items)
+    while block := list(islice(iterator, size)):
+        yield block
+
+
+def _offsets(lengths: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
