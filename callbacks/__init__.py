@@ -1,0 +1,8 @@
+"""What happens beside training: BEIR evaluation, stopping, export and run records."""
+
+from callbacks.beir_evaluation import BeirEvaluation
+from callbacks.export import ExportBest
+from callbacks.run_record import RunRecord
+from callbacks.stopping import StopWhenNoneImproves
+
+__all__ = ["BeirEvaluation", "ExportBest", "RunRecord", "StopWhenNoneImproves"]

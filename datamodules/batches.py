@@ -42,7 +42,7 @@ class ListSource:
 
 @dataclass(frozen=True)
 class Draw:
-    """One batch to be made: places of lists as (source, list) pairs, int64 [Q, 2], and the seed of its random choices."""
+    """One batch to be made: lists as (source, list) pairs, int64 [Q, 2], and the seed of its random choices."""
 
     places: np.ndarray
     seed: tuple[int, ...]

@@ -20,6 +20,7 @@ from datamodules.query_lists import QueryLists, open_query_lists
 from datamodules.splits import in_dev
 from retriever.encoder import TextEncoder
 from retriever.errors import InputError, choose, require_positive
+from retriever.tokens import TokenizedTexts
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +32,8 @@ class QueryListDataModule(L.LightningDataModule):
 
     Args:
         encoder: whose tokenizer, prompts and lengths are used; also encodes passages once where they are frozen.
-        train: files of lists, each a mapping with ``path`` and ``corpus`` and, as an option, ``weight``: passes over each
-            list per epoch, a number or one per query type (a type that is not named gets 0).
+        train: files of lists, each a mapping with ``path`` and ``corpus`` and, as an option, ``weight``: passes over
+            each list per epoch, a number or one per query type (a type that is not named gets 0).
         dev: files of lists to choose settings and checkpoints by, likewise; None takes ``dev_fraction`` of the train
             lists, by source passage.
         dev_fraction: share of the train lists, in (0, 1); looked at only where ``dev`` is None.
@@ -40,12 +41,12 @@ class QueryListDataModule(L.LightningDataModule):
         list_length: candidates of a list, at most.
         candidates: ``top`` or ``sample``, see :class:`~datamodules.batches.ListBatches`.
         normalization: ``percentile``, ``list_minmax`` or ``none``, over the stored lists.
-        min_top_quantile: leave out train lists whose best raw score is below this quantile of all scores of their corpus
-            and type (the paper: 0.25); None keeps all.
+        min_top_quantile: leave out train lists whose best raw score is below this quantile of all scores of their
+            file and type (the paper: 0.25); None keeps all.
         order: ``shuffle`` or ``rotate``, see :class:`~datamodules.batches.BatchSampler`.
         on_bad_list: ``error`` or ``drop``.
-        leak_guard: ``drop`` leaves out, ``fail`` refuses, ``off`` keeps (with a warning) lists whose query gives away an
-            evaluation query.
+        leak_guard: ``drop`` leaves out, ``fail`` refuses, ``off`` keeps (with a warning) lists whose query gives away
+            an evaluation query.
         leak_jaccard: word similarity from which two queries count as nearly equal.
         human_types: query types whose labelled positives are judgements; they must not share one with an evaluation
             query. Other types were written from their positive, and may.
@@ -188,6 +189,8 @@ class QueryListDataModule(L.LightningDataModule):
     def _guard(self, train: list, dev: list) -> tuple[list, list]:
         """Leave out lists that give away an evaluation query, then train lists that give away a dev query."""
         for spec in self.evaluation:
+            if spec.get("queries") == "dev":  # these are guarded below, as dev lists
+                continue
             target = load_evaluation_set(
                 spec["path"],
                 spec.get("split", "test"),
@@ -251,21 +254,23 @@ class QueryListDataModule(L.LightningDataModule):
                 choose(f"data.train: weight of {spec['path']}: the query type", named, types)
         if min(by_type.values()) < 0:
             raise InputError(f"data.train: a weight of {spec['path']} is negative ({by_type}).")
-        module = getattr(self.trainer, "lightning_module", None)
         tokens = cached_tokens(corpus.passages, self.encoder, "passage", self.cache_dir)
-        frozen = module is not None and not module.train_passage_encoder
         return ListSource(
             corpus=corpus,
             lists=replace(lists, scores=normalize_scores(lists.scores, lists.offsets, groups, self.normalization)),
             query_tokens=cached_tokens(lists.queries, self.encoder, "query", self.cache_dir),
             passage_tokens=tokens,
-            passage_embeddings=cached_embeddings(
-                tokens, self.encoder, self.cache_dir, self.token_budget, f"encode {corpus.name}"
-            )
-            if frozen
-            else None,
+            passage_embeddings=self._frozen_embeddings(corpus, tokens),
             weights=np.array([by_type[t] for t in types])[groups],
         )
+
+    def _frozen_embeddings(self, corpus: Corpus, tokens: TokenizedTexts) -> np.ndarray | None:
+        """Passage embeddings of the base weights where the module keeps its passage encoder as it is, else None."""
+        if self.trainer is None or self.trainer.lightning_module.train_passage_encoder:
+            return None
+        self.encoder.to(self.trainer.strategy.root_device)
+        with self.trainer.precision_plugin.forward_context():
+            return cached_embeddings(tokens, self.encoder, self.cache_dir, self.token_budget, f"encode {corpus.name}")
 
 
 def _positive_ids(lists: QueryLists, corpus: Corpus) -> list[list[str]]:

@@ -38,7 +38,9 @@ def bm25_search(
     """
     stemmer = Stemmer.Stemmer(language)
     index = bm25s.BM25(k1=k1, b=b)
-    index.index(bm25s.tokenize(list(passages), stopwords="en", stemmer=stemmer, show_progress=False), show_progress=False)
+    index.index(
+        bm25s.tokenize(list(passages), stopwords="en", stemmer=stemmer, show_progress=False), show_progress=False
+    )
     tokens = bm25s.tokenize(list(queries), stopwords="en", stemmer=stemmer, show_progress=False)
     rows, scores = index.retrieve(tokens, k=min(k, len(passages)), show_progress=False)
     return Hits(scores.astype(np.float32), rows.astype(np.int64))

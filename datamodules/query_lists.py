@@ -188,7 +188,7 @@ def open_query_lists(
     foreign = set(table["corpus"].unique().to_pylist()) - {corpus.name}
     if foreign:
         raise InputError(
-            f"{path}: lists of the corpus {sorted(map(str, foreign))[0]!r}, but it is read with the corpus {corpus.name!r}. "
+            f"{path}: lists of the corpus {min(map(str, foreign))!r}, but it is read with the corpus {corpus.name!r}. "
             "Name the right corpus beside this file in data.train."
         )
     _check_query_ids(path, table)
@@ -278,7 +278,7 @@ def _check(
             at = int(failing[0])
             raise InputError(
                 f"{lists.source}:{lists.line[at]}: list of query {lists.query_ids[at].as_py()!r}: {say(at)}. "
-                f"({len(failing)} list(s) like this.) Mend the file, or leave such lists out with data.on_bad_list=drop."
+                f"({len(failing)} list(s) like this.) Mend the file, or leave them out with data.on_bad_list=drop."
             )
         new = failing[~bad[failing]]
         if len(new):

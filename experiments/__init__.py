@@ -1,0 +1,1 @@
+"""What people type: run, prepare and compare, and their configuration groups."""

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from retriever import sentence_transformers_layout as layout
 from retriever.errors import InputError, choose
@@ -134,8 +133,6 @@ class TextEncoder(nn.Module):
         source = str(folder or model)
         options = {"revision": None if folder else revision, "trust_remote_code": trust_remote_code}
         _check_folder(source)
-        verbosity = transformers_logging.is_progress_bar_enabled()
-        transformers_logging.disable_progress_bar()
         try:
             backbone = AutoModel.from_pretrained(source, dtype=torch.float32, attn_implementation=attention, **options)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
@@ -145,9 +142,6 @@ class TextEncoder(nn.Module):
                 "Name a folder that holds config.json, model.safetensors and tokenizer.json, or a model on the hub "
                 "that this machine can reach."
             ) from error
-        finally:
-            if verbosity:
-                transformers_logging.enable_progress_bar()
         if dropout is not None:
             set_dropout(backbone, dropout)
         known = layout.read_spec(Path(source)) if Path(source).is_dir() else {}

@@ -20,8 +20,8 @@ def infonce(
 ) -> Tensor:
     """InfoNCE over a pool in which a passage may count several times or not at all.
 
-    −log( e^{s⁺/τ} / ( e^{s⁺/τ} + Σ_p c_p e^{s_p/τ} ) ), where the sum runs over every passage but the positive and those
-    excluded (arXiv 2505.19274, its InfoNCE objective; van den Oord et al. 2018, arXiv 1807.03748).
+    −log( e^{s⁺/τ} / ( e^{s⁺/τ} + Σ_p c_p e^{s_p/τ} ) ), where the sum runs over every passage but the positive and
+    those excluded (arXiv 2505.19274, its InfoNCE objective; van den Oord et al. 2018, arXiv 1807.03748).
 
     Args:
         scores: [Q, P].

@@ -69,7 +69,7 @@ class RetrieverModule(L.LightningModule):
 
     @property
     def uses_labels(self) -> bool:
-        """Whether the objective looks at ``positive_index``; the data module then adds labelled positives to batches."""
+        """Whether the objective looks at ``positive_index``; batches then hold labelled positives."""
         return False
 
     def objective(self, batch: EncodedBatch) -> dict[str, Tensor]:
@@ -146,6 +146,8 @@ class RetrieverModule(L.LightningModule):
             [{"params": others}, {"params": scalars, "weight_decay": 0.0}] if scalars else others,
             lr=self.learning_rate,
             weight_decay=self.weight_decay,
+            # one pass over the weights; but float16's gradient scaler cannot clip what a fused step unscales
+            fused=self.trainer.precision != "16-mixed",
         )
         total = self.trainer.estimated_stepping_batches
         per_epoch = max(1, self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)

@@ -1,0 +1,131 @@
+"""The run folder's records: environment.json at the start, results.json at the end."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from callbacks.beir_evaluation import BeirEvaluation
+from callbacks.scoring import METRICS
+from datamodules.files import write_json
+
+
+class RunRecord(L.Callback):
+    """Writes what was run, on what, and what came out.
+
+    ``results.json`` holds per data set and metric the values of the base model, of the step that the dev criterion
+    chose (``best``) and of the last evaluated step (``last``); and seed, objective, wall time and peak memory.
+
+    Args:
+        folder: the run folder.
+        name: the arm's name: runs of one name differ in their seed alone.
+        seed: the run's seed.
+        config: further values to keep (objective, encoder, criterion, …).
+    """
+
+    def __init__(self, folder: str | Path, name: str, seed: int, config: Mapping[str, Any]) -> None:
+        self.folder = Path(folder)
+        self.name = name
+        self.seed = seed
+        self.config = dict(config)
+        self.started = time.perf_counter()
+        self.seconds_before = 0.0
+        self.results: dict[str, Any] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the environment."""
+        if trainer.is_global_zero:
+            write_json(self.folder / "environment.json", environment(trainer.strategy.root_device))
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the results. Checkpoints are saved by then."""
+        evaluation = next(c for c in trainer.callbacks if isinstance(c, BeirEvaluation))
+        by_step = {entry["step"]: entry["metrics"] for entry in evaluation.history}
+        best_step = best_checkpoint_step(trainer)
+        last_step = max(by_step)
+        points = {
+            "base": evaluation.base,
+            "best": by_step.get(best_step, by_step[last_step]),
+            "last": by_step[last_step],
+        }
+        self.results = {
+            "name": self.name,
+            "seed": self.seed,
+            **self.config,
+            "steps": {"base": 0, "best": best_step if best_step in by_step else last_step, "last": last_step},
+            "optimiser_steps": trainer.global_step,
+            "datasets": {
+                dataset: {m: {point: values[dataset][m] for point, values in points.items()} for m in METRICS}
+                for dataset in evaluation.base
+            },
+            "data": trainer.datamodule.report,
+            "wall_time_s": round(self.seconds_before + time.perf_counter() - self.started, 1),
+            "peak_memory_bytes": peak_memory(trainer.strategy.root_device),
+        }
+        if trainer.is_global_zero:
+            write_json(self.folder / "results.json", self.results)
+        for logger in trainer.loggers:
+            if hasattr(logger.experiment, "summary"):
+                logger.experiment.summary.update(_flat_summary(self.results))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Time spent so far, so that a resumed run adds to it."""
+        return {"seconds": self.seconds_before + time.perf_counter() - self.started}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a resumed run."""
+        self.seconds_before = state_dict["seconds"]
+
+
+def best_checkpoint_step(trainer: L.Trainer) -> int | None:
+    """The optimiser step of the checkpoint that the dev criterion chose, from its file name; None without one."""
+    path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    return int(Path(path).stem.removeprefix("step-").split("-")[0]) if path else None
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, git revision, machine and device."""
+    packages = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "torch_threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "git": _git_revision(),
+        "packages": dict(sorted(packages.items())),
+    }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes this process held: on a GPU those that torch allocated there, else its resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _git_revision() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _flat_summary(results: Mapping[str, Any]) -> dict[str, float]:
+    summary = {"wall_time_s": results["wall_time_s"], "peak_memory_bytes": results["peak_memory_bytes"]}
+    for dataset, metrics in results["datasets"].items():
+        for metric, points in metrics.items():
+            summary |= {f"{point}/{dataset}/{metric}": value for point, value in points.items()}
+    return summary

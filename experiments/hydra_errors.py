@@ -1,0 +1,47 @@
+"""Errors of configuration and input as one sentence on standard error, without a stack trace."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from retriever.errors import InputError
+
+
+def run_kindly(application: Callable[[], None]) -> None:
+    """Run a Hydra application; exit with status 2 and one message where the user can mend what is wrong."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, in place of printing its own report and exiting
+    try:
+        application()
+    except (InputError, HydraException, OmegaConfBaseException) as error:
+        sys.stderr.write(f"error: {explain(error)}\n")
+        sys.exit(2)
+
+
+def explain(error: BaseException) -> str:
+    """What to tell the user: the innermost InputError, the valid keys beside a wrong one, or the error's own text."""
+    chain = [error]
+    while chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(chain[-1].__cause__ or chain[-1].__context__)
+    for cause in chain:
+        if isinstance(cause, InputError):
+            return str(cause)
+    for cause in chain:
+        parent = getattr(cause, "parent_node", None)
+        key = getattr(cause, "key", None)
+        if isinstance(parent, DictConfig) and key is not None and key not in parent:
+            place = parent._get_full_key("")
+            valid = sorted(map(str, parent.keys()))
+            near = get_close_matches(str(key), valid, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            return f"There is no {key!r} in {place or 'the configuration'}; it has {', '.join(valid)}.{hint}"
+    own = str(chain[0]).strip()
+    if chain[-1] is not chain[0] and isinstance(chain[-1], TypeError | ValueError):
+        return f"{own.splitlines()[0]} ({chain[-1]})"
+    return own

@@ -1,0 +1,159 @@
+"""Train one objective and evaluate it: python -m experiments.run +exp=scifact/distillation [key=value ...]."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from pathlib import Path
+
+import hydra
+import lightning as L
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from omegaconf import DictConfig, OmegaConf
+from transformers.utils.logging import disable_progress_bar
+
+from callbacks import BeirEvaluation, ExportBest, RunRecord, StopWhenNoneImproves
+from datamodules.files import atomic_path
+from experiments.compare import compare, print_tables
+from experiments.hydra_errors import run_kindly
+from retriever.errors import InputError, choose
+
+log = logging.getLogger(__name__)
+
+
+def train(config: DictConfig, folder: Path) -> dict:
+    """Run one experiment.
+
+    Args:
+        config: as composed from ``experiments/conf/run.yaml``.
+        folder: the run folder.
+
+    Returns:
+        The content of ``results.json``.
+    """
+    _check(config)
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    _save_config(config, folder)
+    encoder = instantiate(config.encoder)
+    module = instantiate(config.module, encoder=encoder)
+    data = instantiate(config.data, encoder=encoder)
+    evaluation = instantiate(config.evaluation, folder=folder)
+    trainer = instantiate(
+        config.trainer,
+        default_root_dir=str(folder),
+        callbacks=_callbacks(config, folder, evaluation),
+        logger=_loggers(config, folder),
+        enable_progress_bar=os.isatty(2),
+    )
+    if config.resume is None:
+        trainer.validate(module, datamodule=data, verbose=False)  # the base model, on the same curves
+    trainer.fit(module, datamodule=data, ckpt_path=config.resume, weights_only=True)
+    _finish(trainer)
+    return next(c for c in trainer.callbacks if isinstance(c, RunRecord)).results
+
+
+def _check(config: DictConfig) -> None:
+    choose("criterion_mode", config.criterion_mode, ("min", "max"))
+    if config.criterion.startswith("val/") and not config.allow_test_selection:
+        sets = {spec.get("name") or Path(spec.path).name: spec for spec in config.evaluation.datasets}
+        name = config.criterion.split("/")[1]
+        if sets.get(name, {}).get("queries") != "dev":
+            raise InputError(
+                f"criterion is {config.criterion!r}: the queries that are reported would choose the checkpoint. "
+                "Choose by dev lists (dev/loss, dev/kl), by a set with queries: dev, or say allow_test_selection=true."
+            )
+    if config.resume is not None and not Path(config.resume).is_file():
+        raise InputError(f"resume: {config.resume}: no such checkpoint.")
+
+
+def _callbacks(config: DictConfig, folder: Path, evaluation: BeirEvaluation) -> list[L.Callback]:
+    objective = config.module._target_.rsplit(".", 1)[-1]
+    facts = {"objective": objective, "criterion": config.criterion}
+    # the order matters: figures are there before a checkpoint is chosen, the best one before it is exported
+    callbacks: list[L.Callback] = [evaluation, LearningRateMonitor("step")]
+    if config.early_stopping.patience is not None:
+        callbacks.append(StopWhenNoneImproves(config.early_stopping.monitors, config.early_stopping.patience))
+    if config.save_checkpoints:
+        callbacks.append(
+            ModelCheckpoint(
+                folder / "checkpoints",
+                filename="step-{step:06d}",
+                auto_insert_metric_name=False,
+                monitor=config.criterion,
+                mode=config.criterion_mode,
+                save_last=True,
+            )
+        )
+    extra = {**facts, "encoder": config.encoder.model, "train_passage_encoder": config.module.train_passage_encoder}
+    callbacks.append(RunRecord(folder, config.name, config.seed, extra))
+    if config.export:
+        callbacks.append(ExportBest(folder, {**facts, "name": config.name, "seed": config.seed}))
+    if os.isatty(2):
+        callbacks.append(RichProgressBar())
+    return callbacks
+
+
+def _loggers(config: DictConfig, folder: Path) -> list[Logger]:
+    loggers: list[Logger] = [CSVLogger(folder, name="", version="")]
+    options = config.logger.wandb
+    if options is not None:
+        import wandb
+
+        key = os.environ.get("WANDB_API_KEY") or wandb.api.api_key
+        offline = options.offline if options.offline is not None else not key
+        loggers.append(
+            WandbLogger(
+                name=f"{config.name}-seed{config.seed}",
+                save_dir=folder,
+                offline=offline,
+                project=options.project,
+                entity=options.entity,
+                group=config.group or folder.parent.name,
+                job_type=config.name,
+                tags=list(options.tags),
+                config=OmegaConf.to_container(config, resolve=True),
+                settings=wandb.Settings(silent=True, mode="offline" if offline else "online"),
+            )
+        )
+    return loggers
+
+
+def _save_config(config: DictConfig, folder: Path) -> None:
+    with atomic_path(folder / "config.yaml") as temporary:
+        OmegaConf.save(config, temporary, resolve=True)
+
+
+def _finish(trainer: L.Trainer) -> None:
+    for logger in trainer.loggers:
+        logger.finalize("success")
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            wandb.finish()
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="run")
+def application(config: DictConfig) -> None:
+    """One job: train, and print its table."""
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*num_workers.*")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    disable_progress_bar()
+    folder = Path(HydraConfig.get().runtime.output_dir).absolute()
+    log.info("%s, seed %d → %s", config.name, config.seed, folder)
+    train(config, folder)
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        print_tables(compare([folder]), "best")
+
+
+def main() -> None:
+    """The command."""
+    run_kindly(application)
+
+
+if __name__ == "__main__":
+    main()
