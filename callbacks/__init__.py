@@ -3,6 +3,7 @@
 from callbacks.beir_evaluation import BeirEvaluation
 from callbacks.export import ExportBest
 from callbacks.run_record import RunRecord
+from callbacks.step_seeds import StepSeeds
 from callbacks.stopping import StopWhenNoneImproves
 
-__all__ = ["BeirEvaluation", "ExportBest", "RunRecord", "StopWhenNoneImproves"]
+__all__ = ["BeirEvaluation", "ExportBest", "RunRecord", "StepSeeds", "StopWhenNoneImproves"]

@@ -143,7 +143,11 @@ def _precision(encoder: TextEncoder) -> str:
 def _tokenizer_fingerprint(encoder: TextEncoder, kind: str) -> str:
     tokenizer = encoder.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    content = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
+    if backend is None:
+        content = sorted(tokenizer.get_vocab().items())
+    else:
+        # truncation and padding are what the last call left behind
+        content = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
     return json.dumps([content, type(tokenizer).__name__, encoder.spec.prompt(kind), encoder.spec.max_length(kind)])
 
 

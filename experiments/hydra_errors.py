@@ -6,8 +6,9 @@ import os
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
+from pathlib import Path
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -33,15 +34,34 @@ def explain(error: BaseException) -> str:
         if isinstance(cause, InputError):
             return str(cause)
     for cause in chain:
+        # a key that is not there: OmegaConf's errors know the node that was asked
         parent = getattr(cause, "parent_node", None)
         key = getattr(cause, "key", None)
         if isinstance(parent, DictConfig) and key is not None and key not in parent:
             place = parent._get_full_key("")
             valid = sorted(map(str, parent.keys()))
-            near = get_close_matches(str(key), valid, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            return f"There is no {key!r} in {place or 'the configuration'}; it has {', '.join(valid)}.{hint}"
+            return (
+                f"There is no {key!r} in {place or 'the configuration'}; it has {', '.join(valid)}.{_hint(key, valid)}"
+            )
+    if isinstance(chain[0], MissingConfigException):
+        return _missing_option(chain[0])
     own = str(chain[0]).strip()
     if chain[-1] is not chain[0] and isinstance(chain[-1], TypeError | ValueError):
         return f"{own.splitlines()[0]} ({chain[-1]})"
     return own
+
+
+def _missing_option(error: MissingConfigException) -> str:
+    missing = str(error.missing_cfg_file)
+    group, _, option = missing.partition("/")
+    folder = Path(__file__).parent / "conf" / group
+    shipped = {str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml")}
+    valid = sorted(name for name in shipped | set(error.options or ()) if not Path(name).name.startswith("_"))
+    if not valid:
+        return str(error).strip()
+    return f"There is no {option!r} in {group}; it has {', '.join(valid)}.{_hint(option, valid)}"
+
+
+def _hint(wrong: object, valid: list[str]) -> str:
+    near = get_close_matches(str(wrong), valid, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils.logging import disable_progress_bar
 
-from callbacks import BeirEvaluation, ExportBest, RunRecord, StopWhenNoneImproves
+from callbacks import BeirEvaluation, ExportBest, RunRecord, StepSeeds, StopWhenNoneImproves
 from datamodules.files import atomic_path
 from experiments.compare import compare, print_tables
 from experiments.hydra_errors import run_kindly
@@ -74,7 +74,7 @@ def _callbacks(config: DictConfig, folder: Path, evaluation: BeirEvaluation) -> 
     objective = config.module._target_.rsplit(".", 1)[-1]
     facts = {"objective": objective, "criterion": config.criterion}
     # the order matters: figures are there before a checkpoint is chosen, the best one before it is exported
-    callbacks: list[L.Callback] = [evaluation, LearningRateMonitor("step")]
+    callbacks: list[L.Callback] = [evaluation, StepSeeds(config.seed), LearningRateMonitor("step")]
     if config.early_stopping.patience is not None:
         callbacks.append(StopWhenNoneImproves(config.early_stopping.monitors, config.early_stopping.patience))
     if config.save_checkpoints:

@@ -89,6 +89,7 @@ class TextEncoder(nn.Module):
         if spec.truncate_dim is not None and spec.truncate_dim > width:
             raise InputError(f"encoder.truncate_dim is {spec.truncate_dim}, but {name} has {width} dimensions.")
         self.dimension = spec.truncate_dim or width
+        self.train()  # from_pretrained leaves a backbone in evaluation mode, and Lightning keeps the mode it finds
         limit = getattr(backbone.config, "max_position_embeddings", None)
         # RoBERTa-like backbones start positions behind the padding id, and so hold that many fewer tokens
         if limit and backbone.config.model_type in ("roberta", "xlm-roberta", "mpnet", "camembert"):
@@ -142,6 +143,8 @@ class TextEncoder(nn.Module):
                 "Name a folder that holds config.json, model.safetensors and tokenizer.json, or a model on the hub "
                 "that this machine can reach."
             ) from error
+        if getattr(backbone, "pooler", None) is not None:
+            backbone.pooler = None  # unused here: no gradient (which DDP refuses), and random where not in the file
         if dropout is not None:
             set_dropout(backbone, dropout)
         known = layout.read_spec(Path(source)) if Path(source).is_dir() else {}

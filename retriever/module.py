@@ -112,9 +112,16 @@ class RetrieverModule(L.LightningModule):
             batch_size=len(batch),
         )
         self.log("train/distinct_share", len(batch.passage_keys) / batch.list_mask.sum(), batch_size=len(batch))
-        # ranks may hold different numbers of queries, and DDP averages over ranks: weigh by the share of the queries
+        return parts["loss"] * self.rank_weight(batch)
+
+    def rank_weight(self, batch: RetrievalBatch) -> float:
+        """This rank's share of the step's queries × the number of ranks.
+
+        DDP averages gradients over ranks, which may hold different numbers of queries; so weighted, the average is the
+        gradient of the mean over all queries.
+        """
         sizes = gather_sizes(len(batch), self.device)
-        return parts["loss"] * (len(batch) * len(sizes) / sum(sizes))
+        return len(batch) * len(sizes) / sum(sizes)
 
     def validation_step(self, batch: RetrievalBatch, batch_idx: int) -> None:
         """The objective and the agreement with the teacher, on dev lists."""

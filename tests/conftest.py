@@ -1,0 +1,104 @@
+"""A tiny real BERT with its tokenizer, and a real slice of SciFact, made once per test session."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from datamodules.corpus import SHIPPED, load_corpus, load_qrels, load_queries
+from datamodules.query_lists import QueryList, write_query_lists
+from retriever.encoder import TextEncoder
+
+os.environ.setdefault("WANDB_MODE", "offline")
+torch.set_num_threads(1)  # tiny models are slower on two
+
+
+@pytest.fixture(scope="session")
+def scifact():
+    """The shipped corpus, queries and train qrels."""
+    folder = SHIPPED / "scifact"
+    return load_corpus(folder), load_queries(folder), load_qrels(folder, "train")[1]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory, scifact) -> Path:
+    """A folder with a random two-layer BERT and a WordPiece tokenizer trained on SciFact's claims."""
+    folder = tmp_path_factory.mktemp("tiny_model")
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    tokenizer.train_from_iterator(
+        scifact[1].values(), trainers.WordPieceTrainer(vocab_size=600, special_tokens=special, show_progress=False)
+    )
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+    )
+    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_encoder(tiny_model) -> TextEncoder:
+    """A fresh encoder on the tiny model."""
+    return TextEncoder.from_pretrained(str(tiny_model), pooling="mean", query_max_length=64, passage_max_length=64)
+
+
+@pytest.fixture(scope="session")
+def small_scifact(tmp_path_factory, scifact) -> Path:
+    """120 real passages with 40 train and 20 test queries, in BEIR's layout."""
+    corpus, queries, qrels = scifact
+    folder = tmp_path_factory.mktemp("beir") / "small"
+    (folder / "qrels").mkdir(parents=True)
+    chosen = [q for q, judged in qrels.items() if len(judged) == 1][:60]
+    relevant = {p for q in chosen for p in qrels[q]}
+    ids = corpus.ids.to_pylist()
+    rest = [p for p in ids if p not in relevant][: 120 - len(relevant)]
+    keep = sorted(relevant | set(rest))
+    rows = {p: i for i, p in enumerate(ids)}
+    with open(folder / "corpus.jsonl", "w") as file:
+        for p in keep:
+            record = {"_id": p, "title": corpus.titles[rows[p]].as_py(), "text": corpus.texts[rows[p]].as_py()}
+            file.write(json.dumps(record) + "\n")
+    with open(folder / "queries.jsonl", "w") as file:
+        for q in chosen:
+            file.write(json.dumps({"_id": q, "text": queries[q]}) + "\n")
+    for split, members in {"train": chosen[:40], "test": chosen[40:]}.items():
+        with open(folder / "qrels" / f"{split}.tsv", "w") as file:
+            file.write("query-id\tcorpus-id\tscore\n")
+            file.writelines(f"{q}\t{p}\t{grade}\n" for q in members for p, (grade, _) in qrels[q].items())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_lists(small_scifact) -> Path:
+    """Lists of 4 to 8 candidates for the slice's train queries; passages are shared between lists."""
+    queries = load_queries(small_scifact)
+    ids = load_corpus(small_scifact).ids.to_pylist()
+    _, qrels = load_qrels(small_scifact, "train")
+    lists = []
+    for number, (query, judged) in enumerate(qrels.items()):
+        positive = next(iter(judged))
+        others = [ids[(7 * number + 3 * k) % 40] for k in range(3 + number % 5)]
+        candidates = list(dict.fromkeys([positive, *others]))
+        scores = [1.0 - 0.1 * k - 0.001 * number for k in range(len(candidates))]
+        lists.append(QueryList(query, queries[query], "human", "small", [positive], candidates, scores))
+    path = small_scifact / "lists" / "human.parquet"
+    write_query_lists(path, lists, {"teacher": "made for tests"})
+    return path

@@ -1,0 +1,287 @@
+"""Whole runs on a real slice of SciFact with a tiny real model."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from sentence_transformers import SentenceTransformer
+from wandb.proto import wandb_internal_pb2
+
+import experiments
+from callbacks.scoring import score_run
+from datamodules.caches import embed
+from datamodules.corpus import load_evaluation_set
+from experiments import run as run_module
+from experiments.run import train
+from retriever.encoder import TextEncoder
+from retriever.errors import InputError
+from retriever.module import RetrieverModule
+from retriever.search import exact_search
+
+CONF = Path(experiments.__file__).parent / "conf"
+MODULES = ["infonce_conventional", "infonce", "distillation", "combined"]
+
+
+@pytest.fixture
+def small_run(tiny_model, small_scifact, small_lists, tmp_path):
+    """Overrides for a run of seconds."""
+    return [
+        "name=small",
+        f"encoder.model={tiny_model}",
+        "encoder.packaged=null",
+        "encoder.passage_max_length=64",
+        f"data.train=[{{path: {small_lists}, corpus: {small_scifact}}}]",
+        "data.dev=null",
+        "data.dev_fraction=0.25",
+        "data.batch_size=8",
+        f"evaluation.datasets=[{{path: {small_scifact}}}]",
+        "module.learning_rate=1e-3",
+        "trainer.max_epochs=2",
+        "trainer.accelerator=cpu",
+        "early_stopping.patience=null",
+        f"output_dir={tmp_path}",
+        "logger=csv",
+    ]
+
+
+def config_of(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("run", list(overrides))
+
+
+def weights(folder):
+    return torch.load(next((folder / "checkpoints").glob("last.ckpt")), weights_only=True)["state_dict"]
+
+
+def metrics(folder):
+    with open(folder / "metrics.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def ndcg_of(query_encoder, passage_encoder, data):
+    """Evaluate without any of the callback's code but the scorer."""
+    queries = embed(query_encoder.tokenize(list(data.queries.values()), "query"), query_encoder, 4096)
+    passages = embed(passage_encoder.tokenize(data.corpus.passages.to_pylist(), "passage"), passage_encoder, 4096)
+    scores, rows = exact_search(queries, passages, 100)
+    ids = data.corpus.ids.to_pylist()
+    run = {q: {ids[r]: float(s) for r, s in zip(rows[i], scores[i], strict=True)} for i, q in enumerate(data.queries)}
+    return score_run(data.qrels, run)[0]["ndcg@10"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_run_folder_tells_the_whole_story(small_run, small_scifact, tiny_encoder, tmp_path, module):
+    folder = tmp_path / "run"
+    results = train(config_of(f"module={module}", *small_run), folder)
+    assert results == json.loads((folder / "results.json").read_text())
+    data = load_evaluation_set(str(small_scifact))
+    figures = results["datasets"]["small"]["ndcg@10"]
+    assert figures["base"] == pytest.approx(ndcg_of(tiny_encoder, tiny_encoder, data), abs=2e-5)
+    exported = TextEncoder.from_pretrained(str(folder / "model"), passage_max_length=64)
+    assert figures["best"] == pytest.approx(ndcg_of(exported, exported, data), abs=2e-5)
+    assert results["seed"] == 1 and results["wall_time_s"] > 0 and results["peak_memory_bytes"] > 1e8
+    assert results["optimiser_steps"] == 8 and results["steps"]["last"] == 8
+    assert OmegaConf.load(folder / "config.yaml").module.learning_rate == 1e-3
+    assert json.loads((folder / "environment.json").read_text())["packages"]["torch"] == torch.__version__
+    for step in (0, 4, 8):
+        per_query = json.loads((folder / "per_query" / "small" / f"step-{step:06d}.json").read_text())
+        assert per_query["ndcg@10"].keys() == data.queries.keys()
+        lines = (folder / "trec_runs" / "small" / f"step-{step:06d}.trec").read_text().splitlines()
+        assert len(lines) == 20 * 100 and lines[0].split()[1::2][:2] == ["Q0", "1"]
+    rows = metrics(folder)
+    logged = {column for row in rows for column, value in row.items() if value}
+    assert {"train/loss", "dev/loss", "dev/kl", "dev/top1_agreement", "dev/teacher_ndcg@10", "lr-AdamW"} <= logged
+    assert {"val/small/ndcg@10", "val/small/recall@100", "val/small/mrr@10", "val/small/ndcg@10_delta"} <= logged
+    steps = [int(row["step"]) for row in rows if row["val/small/ndcg@10"]]
+    assert steps[0] == 0 and len(steps) == 3
+    losses = [float(row["train/loss"]) for row in rows if row["train/loss"]]
+    assert len(losses) == 8 and losses[0] > 0
+    card = (folder / "model" / "README.md").read_text()
+    assert str(results["data"]["train_lists"]) in card and f"{figures['best']:.4f}" in card
+    theirs = SentenceTransformer(str(folder / "model"), device="cpu").encode_query(["cells divide"])
+    np.testing.assert_allclose(embed(exported.tokenize(["cells divide"], "query"), exported, 99), theirs, atol=1e-6)
+
+
+def test_same_seed_same_weights_other_seed_others(small_run, tmp_path):
+    for name, seed in {"a": 1, "b": 1, "c": 2}.items():
+        train(config_of(*small_run, f"seed={seed}", "export=false", "encoder.dropout=0.1"), tmp_path / name)
+    a, b, c = (weights(tmp_path / name) for name in "abc")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert any(not torch.equal(a[key], c[key]) for key in a)
+
+
+def test_distillation_learns_the_teachers_order(small_run, tmp_path):
+    train(config_of("module=distillation", *small_run, "trainer.max_epochs=15", "export=false"), tmp_path / "run")
+    rows = [r for r in metrics(tmp_path / "run") if r["dev/kl"]]
+    losses = [float(r["train/loss"]) for r in metrics(tmp_path / "run") if r["train/loss"]]
+    assert np.mean(losses[-4:]) < 0.5 * np.mean(losses[:4])
+    assert len(rows) == 16
+
+
+def test_index_preserving_run_keeps_the_passages(small_run, small_scifact, tiny_encoder, tmp_path):
+    folder = tmp_path / "run"
+    results = train(config_of(*small_run, "module.train_passage_encoder=false"), folder)
+    exported = TextEncoder.from_pretrained(str(folder / "model"), passage_max_length=64)
+    data = load_evaluation_set(str(small_scifact))
+    best = results["datasets"]["small"]["ndcg@10"]["best"]
+    assert best == pytest.approx(ndcg_of(exported, tiny_encoder, data), abs=2e-5)
+    assert exported.fingerprint() != tiny_encoder.fingerprint()
+    assert "passages must be encoded with the unchanged" in (folder / "model" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_killed_run_resumes_to_the_same_weights_and_figures(small_run, tmp_path, monkeypatch, frozen):
+    options = [*small_run, "trainer.max_epochs=4", f"module.train_passage_encoder={not frozen}", "encoder.dropout=0.1"]
+    whole = train(config_of(*options), tmp_path / "whole")
+    step = RetrieverModule.training_step
+
+    def killed(self, batch, batch_idx):
+        if self.global_step == 10:
+            raise RuntimeError("killed")
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RetrieverModule, "training_step", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            train(config_of(*options), tmp_path / "cut")
+    resumed = train(config_of(*options, f"resume={tmp_path}/cut/checkpoints/last.ckpt"), tmp_path / "cut")
+    expected, got = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(expected[key], got[key]) for key in expected)
+    assert resumed["datasets"] == whole["datasets"] and resumed["steps"] == whole["steps"]
+
+
+def test_two_processes_give_the_figures_of_one(small_run, tmp_path):
+    command = [sys.executable, "-m", "experiments.run", *small_run, "encoder.dropout=0", "export=false"]
+    figures = {}
+    for devices in (1, 2):
+        folder = tmp_path / f"devices{devices}"
+        extra = [f"trainer.devices={devices}", f"hydra.run.dir={folder}"] + ["trainer.strategy=ddp"] * (devices == 2)
+        done = subprocess.run(command + extra, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        figures[devices] = json.loads((folder / "results.json").read_text())["datasets"]
+        figures[devices, "weights"] = weights(folder)
+    one, two = figures[1, "weights"], figures[2, "weights"]
+    # Adam divides by the root of the squared gradient: where that is nearly 0, rounding moves a weight by up to lr
+    close = torch.cat([((one[key] - two[key]).abs() < 1e-4).float().flatten() for key in one])
+    assert close.mean() > 0.999
+    assert figures[2]["small"]["ndcg@10"]["base"] == figures[1]["small"]["ndcg@10"]["base"]
+    assert figures[2]["small"]["ndcg@10"]["last"] == pytest.approx(figures[1]["small"]["ndcg@10"]["last"], abs=0.03)
+
+
+def test_nan_loss_stops_the_run_and_names_the_queries(small_run, tmp_path):
+    with pytest.raises(InputError, match=r"loss is nan at step [1-8], on the queries \d+, \d+"):
+        train(config_of(*small_run, "module.learning_rate=1e30", "module.warmup_steps=1"), tmp_path / "run")
+
+
+def wandb_records(path):
+    """Records of an offline file: LevelDB's log format (32 KiB blocks; crc, length, type) behind a 7-byte header."""
+    data, position, record = path.read_bytes(), 7, b""
+    while position + 7 <= len(data):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
+        record += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            message = wandb_internal_pb2.Record()
+            message.ParseFromString(record)
+            yield message
+            record = b""
+
+
+def test_offline_wandb_file_holds_config_curves_and_summary(small_run, tmp_path):
+    options = [o for o in small_run if o != "logger=csv"]
+    train(config_of(*options, "logger.wandb.offline=true", "group=ablation"), tmp_path / "run")
+    history, summary, config, group = set(), set(), set(), set()
+    for record in wandb_records(next((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))):
+        history |= {"/".join(i.nested_key) or i.key for i in record.history.item}
+        summary |= {"/".join(i.nested_key) or i.key for i in record.summary.update}
+        config |= {i.key for i in record.run.config.update} | {i.key for i in record.config.update}
+        group |= {record.run.run_group}
+    assert {"val/small/ndcg@10", "val/small/ndcg@10_delta", "dev/kl", "train/loss", "trainer/global_step"} <= history
+    assert {"base/small/ndcg@10", "best/small/ndcg@10", "last/small/ndcg@10", "wall_time_s"} <= summary
+    assert {"module", "data", "encoder", "seed"} <= config and "ablation" in group
+
+
+def test_early_stopping_waits_for_all_metrics_and_the_best_step_is_chosen(small_run, tmp_path):
+    options = ["trainer.max_epochs=40", "early_stopping.patience=2", "module.learning_rate=3e-2", "export=false"]
+    results = train(config_of("module=distillation", *small_run, *options), tmp_path / "run")
+    rows = [r for r in metrics(tmp_path / "run") if r["dev/loss"]][1:]
+    kl, loss = ([float(r[f"dev/{name}"]) for r in rows] for name in ("kl", "loss"))
+    assert len(rows) < 40
+    assert min(kl[:-2]) <= min(kl[-2:]) and min(loss[:-2]) <= min(loss[-2:])
+    assert results["steps"]["best"] == 4 * (1 + int(np.argmin(loss)))
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "exp").rglob("[!_]*.yaml")), ids=lambda p: p.stem)
+def test_every_experiment_starts_and_makes_a_step(small_run, tmp_path, path):
+    name = path.relative_to(CONF / "exp").with_suffix("")
+    text = path.read_text()
+    assert text.startswith(f"# @package _global_\n# python -m experiments.run +exp={name}\n")
+    results = train(config_of(f"+exp={name}", *small_run, "trainer.max_epochs=1"), tmp_path / "run")
+    assert results["optimiser_steps"] >= 1
+
+
+@pytest.mark.parametrize("group", ["encoder", "module", "data", "evaluation", "trainer", "logger"])
+def test_every_option_composes(group):
+    for path in (CONF / group).glob("[!_]*.yaml"):
+        config = config_of(f"{group}={path.stem}")
+        assert config[group] is not None
+
+
+def cli(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        run_module.main()
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("module.temprature=1", "Did you mean 'temperature'?"),
+        ("trainer.max_epoch=1", "Did you mean 'max_epochs'?"),
+        ("no_such_key=1", "There is no 'no_such_key' in the configuration; it has allow_test_selection"),
+        ("module=infonse", "There is no 'infonse' in module; it has combined, distillation, infonce"),
+        ("+exp=scifact/combind", "Did you mean 'scifact/combined'?"),
+        ("module.temperature=0", "temperature is 0"),
+        ("module.positive=teachr", "valid values are 'teacher', 'labelled'. Did you mean 'teacher'?"),
+        ("+module.foo=3", "unexpected keyword argument 'foo'"),
+        ("criterion=val/small/ndcg@10", "the queries that are reported would choose the checkpoint"),
+        ("criterion_mode=least", "valid values are 'min', 'max'"),
+        ("resume=nothing.ckpt", "no such checkpoint"),
+        ("data.normalization=minmax", "valid values are 'percentile'"),
+        ("evaluation.datasets=[{path: nowhere}]", "There is no data set 'nowhere'"),
+    ],
+)
+def test_wrong_configuration_is_one_helpful_sentence(small_run, monkeypatch, capsys, tmp_path, argument, message):
+    error = cli(monkeypatch, capsys, *small_run, f"hydra.run.dir={tmp_path}/run", argument)
+    assert message in error and "Traceback" not in error and "error: " in error
+
+
+def test_sweep_trains_every_arm_and_ends_with_a_table(small_run, monkeypatch, capsys, tmp_path):
+    options = [o for o in small_run if not o.startswith("name=")]
+    sweep = [
+        "-m",
+        "module=infonce,distillation",
+        "seed=1,2",
+        f"hydra.sweep.dir={tmp_path}/sweep",
+        "trainer.max_epochs=1",
+    ]
+    monkeypatch.setattr(sys, "argv", ["run.py", *options, *sweep])
+    run_module.main()
+    table = (tmp_path / "sweep" / "comparison.md").read_text()
+    assert "| infonce | 1, 2 |" in table and "| distillation | 1, 2 |" in table and "| base |" in table
+    assert len(list((tmp_path / "sweep").glob("*/results.json"))) == 4
+    assert "difference to base" in capsys.readouterr().out
