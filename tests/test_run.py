@@ -279,7 +279,7 @@ def test_sweep_trains_every_arm_and_ends_with_a_table(small_run, monkeypatch, ca
         f"hydra.sweep.dir={tmp_path}/sweep",
         "trainer.max_epochs=1",
     ]
-    monkeypatch.setattr(sys, "argv", ["run.py", *options, *sweep])
+    monkeypatch.setattr(sys, "argv", ["run.py", *sweep, *options])
     run_module.main()
     table = (tmp_path / "sweep" / "comparison.md").read_text()
     assert "| infonce | 1, 2 |" in table and "| distillation | 1, 2 |" in table and "| base |" in table

