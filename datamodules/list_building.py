@@ -3,61 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from datamodules.caches import cached_embeddings, cached_tokens
-from datamodules.corpus import Corpus, find_dataset, load_evaluation_set
+from datamodules.corpus import Corpus
+from datamodules.free_queries import SourceQueries
 from datamodules.mining import Hits, bm25_search, fuse_scores
 from datamodules.query_lists import QueryList
 from retriever.encoder import TextEncoder
-from retriever.errors import choose
 from retriever.search import exact_search
-
-QUERY_SOURCES = ("judged", "titles")
-
-
-@dataclass(frozen=True)
-class SourceQueries:
-    """Queries that lists are made for.
-
-    Attributes:
-        query_type: ``human``, ``title``, …
-        queries: id → text.
-        positive_ids: id → labelled positives.
-    """
-
-    query_type: str
-    queries: dict[str, str]
-    positive_ids: dict[str, list[str]]
-
-
-def collect_queries(
-    source: str, dataset: str, corpus: Corpus, split: str = "train", data_dir: str | Path = "data"
-) -> SourceQueries:
-    """Queries without any generation.
-
-    Args:
-        source: ``judged``: the queries of a split with their relevant passages; ``titles``: each passage's title, with
-            that passage as its positive.
-        dataset: as for :func:`~datamodules.corpus.find_dataset`.
-        corpus: the loaded corpus.
-        split: of the qrels; never the one that is evaluated on.
-        data_dir: where downloaded data sets lie.
-    """
-    if choose("queries.source", source, QUERY_SOURCES) == "judged":
-        judged = load_evaluation_set(str(find_dataset(dataset, data_dir)), split, corpus=corpus)
-        relevant = {q: sorted(ids) for q, ids in judged.relevant().items()}
-        return SourceQueries("human", judged.queries, relevant)
-    titles = {
-        f"title-{i}": title.strip()
-        for i, title in zip(corpus.ids.to_pylist(), corpus.titles.to_pylist(), strict=True)
-        if title.strip()
-    }
-    return SourceQueries("title", titles, {q: [q.removeprefix("title-")] for q in titles})
 
 
 def fusion_teacher(

@@ -1,4 +1,4 @@
-"""Make query lists from a corpus: python -m experiments.prepare corpus=scifact 'queries={human: {source: judged}}'."""
+"""Make query lists from a corpus: python -m experiments.prepare +data=scifact [key=value ...]."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from datamodules.corpus import Corpus, find_dataset, load_corpus
-from datamodules.list_building import collect_queries, fusion_teacher, make_lists
+from datamodules.free_queries import collect_queries
+from datamodules.list_building import fusion_teacher, make_lists
 from datamodules.query_lists import write_query_lists
 from datamodules.splits import in_dev
 from experiments.hydra_errors import run_kindly
@@ -55,7 +56,7 @@ def _prepare_one(
     return written
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="prepare")
+@hydra.main(version_base="1.3", config_path="conf/prepare", config_name="prepare")
 def application(config: DictConfig) -> None:
     """One job."""
     prepare(config)

@@ -1,0 +1,75 @@
+"""Queries that need no generation: judged ones, titles, and assertions that a passage makes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from datamodules.corpus import Corpus, find_dataset, load_evaluation_set
+from retriever.errors import choose
+
+QUERY_SOURCES = ("judged", "titles", "assertions")
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
+_ASSERTION = re.compile(
+    r"\b(?:show|shows|showed|shown|suggest|suggests|suggested|suggesting|demonstrate|demonstrates|demonstrated|"
+    r"demonstrating|indicate|indicates|indicated|indicating|find|found|reveal|reveals|revealed|conclude|concluded|"
+    r"report|reported|propose|proposed|hypothesize|hypothesized|evidence)\s+that\s+(?P<assertion>.+)$",
+    re.IGNORECASE,
+)
+_WORDS = range(5, 31)
+
+
+@dataclass(frozen=True)
+class SourceQueries:
+    """Queries that lists are made for.
+
+    Attributes:
+        query_type: ``human``, ``title`` or ``claim``.
+        queries: id → text.
+        positive_ids: id → labelled positives.
+    """
+
+    query_type: str
+    queries: dict[str, str]
+    positive_ids: dict[str, list[str]]
+
+
+def collect_queries(
+    source: str, dataset: str, corpus: Corpus, split: str = "train", data_dir: str | Path = "data"
+) -> SourceQueries:
+    """Queries without any generation.
+
+    Args:
+        source: ``judged``: the queries of a split with their relevant passages; ``titles``: each passage's title;
+            ``assertions``: what a passage says that it shows (see :func:`assertion`). The positive of the latter two is
+            the passage itself.
+        dataset: as for :func:`~datamodules.corpus.find_dataset`.
+        corpus: the loaded corpus.
+        split: of the qrels; never the one that is evaluated on.
+        data_dir: where downloaded data sets lie.
+    """
+    if choose("queries.source", source, QUERY_SOURCES) == "judged":
+        judged = load_evaluation_set(str(find_dataset(dataset, data_dir)), split, corpus=corpus)
+        return SourceQueries("human", judged.queries, {q: sorted(ids) for q, ids in judged.relevant().items()})
+    query_type, texts, make = {
+        "titles": ("title", corpus.titles, str.strip),
+        "assertions": ("claim", corpus.texts, assertion),
+    }[source]
+    found = zip(corpus.ids.to_pylist(), map(make, texts.to_pylist()), strict=True)
+    queries = {f"{query_type}-{passage_id}": text for passage_id, text in found if text}
+    return SourceQueries(query_type, queries, {q: [q.removeprefix(f"{query_type}-")] for q in queries})
+
+
+def assertion(text: str) -> str | None:
+    """The last clause of 5 to 30 words that a text introduces by 'show that', 'suggest that' and the like (English).
+
+    In a paper's abstract this is a finding, worded as a claim would be. None where there is no such clause.
+    """
+    for sentence in reversed(_SENTENCE_END.split(text)):
+        match = _ASSERTION.search(sentence.strip())
+        if match and len(match["assertion"].split()) in _WORDS:
+            found = match["assertion"].strip()
+            return found[0].upper() + found[1:]
+    return None
