@@ -173,8 +173,7 @@ class BeirEvaluation(L.Callback):
             return cached_embeddings(tokens, module.encoder, self.cache_dir, self.token_budget, f"encode {name}")
 
     def _search(self, trainer: L.Trainer, module: RetrieverModule, prepared: _Prepared) -> dict[str, dict[str, float]]:
-        with trainer.precision_plugin.forward_context():
-            queries = embed(prepared.queries, module.encoder, self.token_budget)
+        queries = self._embeddings(trainer, module, prepared.queries, f"{prepared.data.name} queries")
         own = np.array_split(np.arange(len(prepared.passages)), trainer.world_size)[trainer.global_rank]
         passages = self._passages(trainer, module, prepared, own)
         found = exact_search(queries, passages, self.hits + 1, first_row=int(own[0]) if len(own) else 0)
@@ -197,10 +196,14 @@ class BeirEvaluation(L.Callback):
         if prepared.frozen is not None:
             return prepared.frozen[own[0] : own[-1] + 1] if len(own) else prepared.frozen[:0]
         tokens = prepared.passages.select(own) if trainer.world_size > 1 else prepared.passages
+        return self._embeddings(trainer, module, tokens, prepared.data.name)
+
+    def _embeddings(self, trainer: L.Trainer, module: RetrieverModule, tokens: TokenizedTexts, name: str) -> np.ndarray:
+        """Embeddings by the weights as they are now: from the cache where these are the base model's."""
         if trainer.global_step == 0:
-            return self._cached(trainer, module, tokens, prepared.data.name)
+            return self._cached(trainer, module, tokens, name)
         with trainer.precision_plugin.forward_context():
-            return embed(tokens, module.encoder, self.token_budget, f"encode {prepared.data.name}")
+            return embed(tokens, module.encoder, self.token_budget, f"encode {name}")
 
     def _write(self, name: str, step: int, run: dict[str, dict[str, float]], per_query: dict) -> None:
         write_json(self.folder / "per_query" / name / f"step-{step:06d}.json", per_query)

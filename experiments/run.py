@@ -10,6 +10,7 @@ from pathlib import Path
 import hydra
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
@@ -103,8 +104,7 @@ def _loggers(config: DictConfig, folder: Path) -> list[Logger]:
     if options is not None:
         import wandb
 
-        key = os.environ.get("WANDB_API_KEY") or wandb.api.api_key
-        offline = options.offline if options.offline is not None else not key
+        offline = options.offline if options.offline is not None else not wandb.login(prompt=False)
         loggers.append(
             WandbLogger(
                 name=f"{config.name}-seed{config.seed}",
@@ -140,13 +140,15 @@ def _finish(trainer: L.Trainer) -> None:
 def application(config: DictConfig) -> None:
     """One job: train, and print its table."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*num_workers.*")
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # inside Lightning
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # the run folder
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     disable_progress_bar()
     folder = Path(HydraConfig.get().runtime.output_dir).absolute()
     log.info("%s, seed %d → %s", config.name, config.seed, folder)
     train(config, folder)
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+    alone = HydraConfig.get().mode == RunMode.RUN  # a sweep ends with one table of all
+    if alone and int(os.environ.get("LOCAL_RANK", 0)) == 0:
         print_tables(compare([folder]), "best")
 
 

@@ -76,9 +76,10 @@ def listwise_distillation(
 
 def masked_log_softmax(scores: Tensor, mask: Tensor, temperature: float | Tensor) -> Tensor:
     """log softmax(scores / temperature) over the entries of each row where ``mask``; −inf elsewhere."""
-    scores = scores.masked_fill(~mask, float("-inf"))
-    shifted = scores - scores.amax(1, keepdim=True).detach()
-    return log_softmax(shifted / temperature, dim=1)
+    best = scores.masked_fill(~mask, float("-inf")).amax(1, keepdim=True).detach()
+    # masked entries become −inf only behind the division, where a learned temperature's gradient would be inf · 0
+    logits = (scores.masked_fill(~mask, 0.0) - best) / temperature
+    return log_softmax(logits.masked_fill(~mask, float("-inf")), dim=1)
 
 
 def likely_false_negatives(teacher_scores: Tensor, list_mask: Tensor, threshold: float) -> Tensor:

@@ -1,0 +1,776 @@
+"""Losses and objectives against plain float64 enumerations of the paper's formulas.
+
+The references below know nothing of counts, masks or matrices: they walk over the lists of a batch, put every passage
+into the pool as often as it stands there, take out what the paper takes out, and add up.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from retriever.batch import EncodedBatch, matches
+from retriever.errors import InputError
+from retriever.losses import infonce, likely_false_negatives, listwise_distillation, masked_log_softmax
+from retriever.objectives import CombinedObjective, InfoNCE, ListwiseDistillation
+
+TAU, STUDENT, TEACHER = 0.01, 0.05, 0.3
+OBJECTIVES = [InfoNCE, ListwiseDistillation, CombinedObjective]
+GARBAGE = [0.0, 1e30, -1e30]
+
+
+# ---------------------------------------------------------------------------------------------------- references
+
+
+def reference_infonce(positive_score, negative_scores, temperature):
+    """−log of the positive's share of e^{s/τ} over the positive and a literal list of negatives."""
+    everyone = [positive_score, *negative_scores]
+    top = max(everyone)
+    share = math.fsum(math.exp((s - top) / temperature) for s in everyone)
+    return math.log(share) - (positive_score - top) / temperature
+
+
+def reference_log_softmax(scores, temperature):
+    """Logarithms of e^{s/τ} / Σ e^{s/τ}."""
+    top = max(scores)
+    total = math.log(math.fsum(math.exp((s - top) / temperature) for s in scores))
+    return [(s - top) / temperature - total for s in scores]
+
+
+def reference_kl(student_scores, teacher_scores, temperature, teacher_temperature):
+    """Σ p (log p − log q), p of the teacher and q of the student."""
+    log_p = reference_log_softmax(teacher_scores, teacher_temperature)
+    log_q = reference_log_softmax(student_scores, temperature)
+    return math.fsum(math.exp(p) * (p - q) for p, q in zip(log_p, log_q, strict=True))
+
+
+@dataclass(frozen=True)
+class Example:
+    """A batch in words: keys of passages, and vectors as lists of numbers.
+
+    Attributes:
+        queries: one vector each.
+        passages: key → vector; some stand in no list.
+        lists: of each query, (key, teacher score) pairs, best first.
+        labelled: of each query, the keys of its labelled positives; the first is trained on.
+    """
+
+    queries: list[list[float]]
+    passages: dict[int, list[float]]
+    lists: list[list[tuple[int, float]]]
+    labelled: list[list[int]]
+
+    def score(self, query: int, key: int) -> float:
+        return math.fsum(a * b for a, b in zip(self.queries[query], self.passages[key], strict=True))
+
+
+def reference_infonce_objective(example, positive="teacher", threshold="0.6", multiset=True, temperature=TAU):
+    """Mean InfoNCE of an Example: enumerate the pool of each query, passage by passage."""
+    count = len(example.queries)
+    if positive == "teacher":
+        positives = [candidates[0][0] for candidates in example.lists]
+    else:
+        positives = [keys[0] for keys in example.labelled]
+    pool = []
+    for query in range(count):
+        candidates = [key for key, _ in example.lists[query]]
+        if positives[query] not in candidates:
+            candidates.append(positives[query])
+        pool.extend(candidates)
+    if not multiset:
+        pool = sorted(set(pool))
+    losses = []
+    for query in range(count):
+        taken_out = {positives[query]}
+        if positive == "labelled":
+            taken_out.update(example.labelled[query])
+        if threshold is not None:
+            top = Fraction(max(score for _, score in example.lists[query]))
+            taken_out.update(k for k, score in example.lists[query] if Fraction(score) > Fraction(threshold) * top)
+        negatives = [example.score(query, key) for key in pool if key not in taken_out]
+        losses.append(reference_infonce(example.score(query, positives[query]), negatives, temperature))
+    return math.fsum(losses) / count
+
+
+def reference_distillation_objective(example, temperature=STUDENT, teacher_temperature=TEACHER):
+    """Mean divergence of an Example's lists."""
+    losses = [
+        reference_kl(
+            [example.score(q, key) for key, _ in pairs], [t for _, t in pairs], temperature, teacher_temperature
+        )
+        for q, pairs in enumerate(example.lists)
+    ]
+    return math.fsum(losses) / len(losses)
+
+
+# ------------------------------------------------------------------------------------------------------ examples
+
+
+def random_example(seed, vectors="grid", short=True, queries=6, passages=14, length=6):
+    """Lists that share many passages, with ties, over vectors whose inner products float32 holds exactly.
+
+    ``vectors``: ``grid`` (inner products in [−1, 1], multiples of 1/256), ``signs`` (cosines −1, 0 and 1), ``large``
+    (inner products up to 1,024), ``normal`` (not on a grid).
+    """
+    rng = random.Random(seed)
+
+    def vector(scale=1):
+        if vectors == "signs":
+            chosen, sign = rng.randrange(3), rng.choice([-1.0, 1.0])
+            return [sign if axis == chosen else 0.0 for axis in range(3)]
+        if vectors == "normal":
+            return [rng.gauss(0, 0.3) for _ in range(5)]
+        return [rng.randint(-8, 8) / 16 * scale for _ in range(4)]
+
+    keys = rng.sample(range(3, 2**40), passages)
+    lists, labelled = [], []
+    for _ in range(queries):
+        # the first two keys stand in no list, at most among the labelled
+        chosen = rng.sample(keys[2:], rng.randint(1, length) if short else length)
+        # no top score is a multiple of 5/64, so that no other score is exactly 0.6 of it
+        top = rng.choice([n for n in range(8, 65) if n % 5])
+        scores = sorted([rng.randint(0, top) for _ in chosen], reverse=True)
+        lists.append(list(zip(chosen, [n / 64 for n in [top, *scores[1:]]], strict=True)))
+        trained_on = rng.choice([*chosen, *keys])
+        others = rng.sample([k for k in keys if k != trained_on], rng.randint(0, 3))
+        labelled.append([trained_on, *others, *([rng.randrange(2**41)] if rng.random() < 0.5 else [])])
+    return Example(
+        queries=[vector(1024 if vectors == "large" else 1) for _ in range(queries)],
+        passages={key: vector() for key in keys},
+        lists=lists,
+        labelled=labelled,
+    )
+
+
+def encoded(example, dtype=torch.float32, garbage=0.0, seed=0, labels=True, copies=1):
+    """The Example as the tensors that an objective gets; masked entries hold ``garbage`` and arbitrary passages.
+
+    With two ``copies`` every passage has two rows with one key, of which each query knows one: so stand the rows of two
+    ranks in the pool.
+    """
+    rng = random.Random(seed)
+    keys = list(example.passages) * copies
+    rows = [{key: i + copy * len(example.passages) for i, key in enumerate(example.passages)} for copy in range(copies)]
+    row_of = [rows[q % copies] for q in range(len(example.queries))]
+    length = max(map(len, example.lists))
+    most = max(map(len, example.labelled))
+    index, mask, teacher = [], [], []
+    for row, pairs in zip(row_of, example.lists, strict=True):
+        padding = length - len(pairs)
+        index.append([row[key] for key, _ in pairs] + [rng.randrange(len(keys)) for _ in range(padding)])
+        mask.append([True] * len(pairs) + [False] * padding)
+        teacher.append([score for _, score in pairs] + [garbage] * padding)
+    return EncodedBatch(
+        queries=torch.tensor(example.queries, dtype=dtype),
+        passages=torch.tensor([example.passages[key] for key in keys], dtype=dtype),
+        passage_keys=torch.tensor(keys),
+        list_index=torch.tensor(index),
+        list_mask=torch.tensor(mask),
+        teacher_scores=torch.tensor(teacher, dtype=torch.float32),
+        positive_index=torch.tensor(
+            [row[k[0]] if labels else -1 for row, k in zip(row_of, example.labelled, strict=True)]
+        ),
+        labelled_keys=torch.tensor([k + [-1] * (most - len(k)) for k in example.labelled]),
+    )
+
+
+def example_with_two_queries(first_list, second_list, scores, labelled=((1,), (2,))):
+    """Both queries score passage ``key`` with ``scores[key]``."""
+    return Example(
+        queries=[[1.0], [1.0]],
+        passages={key: [score] for key, score in scores.items()},
+        lists=[first_list, second_list],
+        labelled=[list(keys) for keys in labelled],
+    )
+
+
+def module(objective, **arguments):
+    """The objective over an encoder that it never calls."""
+    return objective(torch.nn.Linear(2, 2), **arguments)
+
+
+def loss_of(objective, batch, **arguments):
+    return module(objective, **arguments).objective(batch)["loss"]
+
+
+def learned_temperatures(objective_module):
+    """τ's modules by the submodule that holds them."""
+    return {
+        name.split(".")[0]: part
+        for name, part in objective_module.named_modules()
+        if name in ("contrast.temperature", "imitation.temperature")
+    }
+
+
+def assert_close(value, expected, tolerance=1e-6):
+    """Each within ``tolerance``, absolute or relative."""
+    values = value.tolist() if isinstance(value, torch.Tensor) else value
+    values, wanted = (v if isinstance(v, list) else [v] for v in (values, expected))
+    assert len(values) == len(wanted)
+    for got, want in zip(values, wanted, strict=True):
+        assert abs(got - want) <= tolerance * max(1.0, abs(want)), (values, wanted)
+
+
+def score_table(kind, seed, rows=5, columns=12):
+    """float32 scores of one kind."""
+    rng = random.Random(seed)
+    draw = {
+        "cosines": lambda: rng.uniform(-1, 1),
+        "close": lambda: 0.8 + rng.uniform(-0.01, 0.01),
+        "ends": lambda: rng.choice([-1.0, 1.0]),
+        "large": lambda: rng.uniform(-1e3, 1e3),
+        "ties": lambda: rng.choice([0.25, 0.26]),
+    }[kind]
+    return torch.tensor([[draw() for _ in range(columns)] for _ in range(rows)], dtype=torch.float32)
+
+
+KINDS = ["cosines", "close", "ends", "large", "ties"]
+
+
+# ------------------------------------------------------------------------------------------------- pure functions
+
+
+@pytest.mark.parametrize("temperature", [TAU, 0.05, 1.0])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("counted", [None, "per passage", "per query"])
+def test_infonce_is_the_positives_share_of_a_literal_pool(kind, temperature, counted):
+    for seed in range(4):
+        rng = random.Random(seed)
+        scores = score_table(kind, seed)
+        rows, columns = scores.shape
+        positive = [rng.randrange(columns) for _ in range(rows)]
+        excluded = [[rng.random() < 0.3 for _ in range(columns)] for _ in range(rows)]
+        shared = [rng.randint(0, 4) for _ in range(columns)]
+        counts = {
+            None: [[1] * columns] * rows,
+            "per passage": [shared] * rows,
+            "per query": [[rng.randint(0, 4) for _ in range(columns)] for _ in range(rows)],
+        }[counted]
+        expected = []
+        for q, own in enumerate(scores.tolist()):
+            negatives = []
+            for p in range(columns):
+                if p != positive[q] and not excluded[q][p]:
+                    negatives.extend([own[p]] * counts[q][p])
+            expected.append(reference_infonce(own[positive[q]], negatives, temperature))
+        given = {None: None, "per passage": torch.tensor(shared), "per query": torch.tensor(counts)}[counted]
+        value = infonce(scores, torch.tensor(positive), temperature, given, torch.tensor(excluded))
+        assert value.dtype == torch.float32 and (value >= 0).all()
+        assert_close(value, expected)
+
+
+def test_infonce_without_counts_and_exclusions_takes_every_other_passage():
+    scores = score_table("cosines", 1)
+    expected = [reference_infonce(row[2], row[:2] + row[3:], TAU) for row in scores.tolist()]
+    assert_close(infonce(scores, torch.full((len(scores),), 2), TAU), expected)
+
+
+@pytest.mark.parametrize("positive_count", [0, 1, 7])
+@pytest.mark.parametrize("positive_excluded", [False, True])
+def test_infonce_counts_the_positive_once_whatever_its_column_says(positive_count, positive_excluded):
+    counts = torch.tensor([2, positive_count, 3])
+    excluded = torch.tensor([[False, positive_excluded, False]])
+    value = infonce(torch.tensor([[0.5, 0.5, 0.5]]), torch.tensor([1]), TAU, counts, excluded)
+    assert_close(value, [math.log(6)])
+
+
+def test_infonce_with_half_counts_adds_up_equal_columns():
+    # a passage that two ranks hold stands in two columns, which count as half a passage each
+    scores = torch.tensor([[0.4, 0.41, 0.39, 0.41]])
+    value = infonce(scores, torch.tensor([0]), TAU, torch.tensor([1.0, 0.5, 1.0, 0.5]))
+    positive, *negatives = scores[0, :3].tolist()
+    assert_close(value, [reference_infonce(positive, negatives, TAU)])
+
+
+def test_infonce_at_cosines_that_overflow_a_plain_exponential():
+    worst = infonce(torch.tensor([[-1.0, 1.0]]), torch.tensor([0]), TAU)
+    best = infonce(torch.tensor([[1.0, -1.0]]), torch.tensor([0]), TAU)
+    same = infonce(torch.tensor([[1.0, 1.0, 1.0]]), torch.tensor([0]), TAU)
+    assert_close(torch.cat([worst, best, same]), [200.0, 0.0, math.log(3)])
+
+
+def test_infonce_keeps_differences_that_vanish_in_large_scores():
+    scores = torch.tensor([[1000.0, 1000.0 - 2**-13]])  # neighbours in float32 are 2^-14 apart here
+    assert_close(infonce(scores, torch.tensor([0]), TAU), [math.log1p(math.exp(-(2**-13) / TAU))])
+
+
+@pytest.mark.parametrize("why", ["alone", "excluded", "counted 0"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_infonce_of_a_query_without_negatives_is_zero_with_finite_gradients(why, dtype):
+    scores = torch.tensor([[0.3]] if why == "alone" else [[0.3, 0.9]], dtype=dtype, requires_grad=True)
+    temperature = torch.tensor(TAU, dtype=dtype, requires_grad=True)
+    counts = torch.tensor([1, 0]) if why == "counted 0" else None
+    excluded = torch.tensor([[False, True]]) if why == "excluded" else None
+    value = infonce(scores, torch.tensor([0]), temperature, counts, excluded)
+    assert value.tolist() == [0.0]
+    value.sum().backward()
+    assert (scores.grad == 0).all() and temperature.grad == 0
+
+
+def test_infonce_gradient_is_the_softmax_minus_the_positive_even_where_exponentials_overflow():
+    scores = torch.tensor([[-1.0, 1.0, 1.0, -1.0]], requires_grad=True)
+    infonce(scores, torch.tensor([0]), TAU, torch.tensor([1, 3, 1, 5])).sum().backward()
+    # a loss of 201 is known to 1.5e-5 in float32, and so are the shares
+    assert_close(scores.grad[0], [-100.0, 75.0, 25.0, 0.0], tolerance=2e-5)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_half_precision_scores_are_computed_in_float32(half):
+    scores = score_table("cosines", 0).to(half)
+    teacher = score_table("cosines", 1).to(half)
+    positive, mask = torch.zeros(len(scores), dtype=torch.long), torch.ones(scores.shape, dtype=torch.bool)
+    contrast = infonce(scores, positive, TAU)
+    divergence = listwise_distillation(scores, teacher, mask, STUDENT, TEACHER)
+    assert contrast.dtype == divergence.dtype == torch.float32
+    assert_close(contrast, [reference_infonce(row[0], row[1:], TAU) for row in scores.tolist()])
+    pairs = zip(scores.tolist(), teacher.tolist(), strict=True)
+    assert_close(divergence, [reference_kl(s, t, STUDENT, TEACHER) for s, t in pairs])
+
+
+@pytest.mark.parametrize(("temperature", "teacher_temperature"), [(STUDENT, TEACHER), (TAU, TAU), (1.0, 0.05)])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("teacher_kind", ["cosines", "ties", "large"])
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_distillation_is_the_divergence_over_the_real_entries(
+    kind, teacher_kind, temperature, teacher_temperature, garbage
+):
+    scores, teacher = score_table(kind, 0), score_table(teacher_kind, 1)
+    lengths = [1, 2, 5, 11, 12]
+    mask = torch.tensor([[p < n for p in range(12)] for n in lengths])
+    expected = [
+        reference_kl(s[:n], t[:n], temperature, teacher_temperature)
+        for s, t, n in zip(scores.tolist(), teacher.tolist(), lengths, strict=True)
+    ]
+    value = listwise_distillation(
+        scores.masked_fill(~mask, -garbage),
+        teacher.masked_fill(~mask, garbage),
+        mask,
+        temperature,
+        teacher_temperature,
+    )
+    assert value.dtype == torch.float32
+    assert_close(value, expected)
+
+
+def test_distillation_masks_entries_that_do_not_stand_last():
+    mask = torch.tensor([[False, True, False, True]])
+    value = listwise_distillation(
+        torch.tensor([[9.0, 0.5, -9.0, 0.25]]), torch.tensor([[7.0, 0.125, 0.0, 0.75]]), mask, STUDENT, TEACHER
+    )
+    assert_close(value, [reference_kl([0.5, 0.25], [0.125, 0.75], STUDENT, TEACHER)])
+
+
+def test_distillation_goes_from_the_teacher_to_the_student():
+    # the teacher is sure and the student is not: log 2; the other way round it would be huge
+    every = torch.ones(1, 2, dtype=torch.bool)
+    assert_close(
+        listwise_distillation(torch.zeros(1, 2), torch.tensor([[1.0, -1.0]]), every, 0.05, 0.01), [math.log(2)]
+    )
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_distillation_of_one_entry_is_zero_with_zero_gradient(garbage):
+    scores = torch.tensor([[0.3, -garbage]], requires_grad=True)
+    mask = torch.tensor([[True, False]])
+    value = listwise_distillation(scores, torch.tensor([[0.7, garbage]]), mask, STUDENT, TEACHER)
+    assert value.tolist() == [0.0]
+    value.sum().backward()
+    assert scores.grad.tolist() == [[0.0, 0.0]]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_distillation_gradient_is_the_difference_of_the_distributions_and_zero_where_masked(garbage):
+    scores = torch.tensor([[1.0, -1.0, 0.5, garbage]], requires_grad=True)
+    teacher = torch.tensor([[0.25, 1.0, 0.5, garbage]])
+    mask = torch.tensor([[True, True, True, False]])
+    listwise_distillation(scores, teacher, mask, STUDENT, TEACHER).sum().backward()
+    log_q = reference_log_softmax([1.0, -1.0, 0.5], STUDENT)
+    log_p = reference_log_softmax([0.25, 1.0, 0.5], TEACHER)
+    expected = [(math.exp(q) - math.exp(p)) / STUDENT for p, q in zip(log_p, log_q, strict=True)]
+    assert_close(scores.grad[0], [*expected, 0.0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("temperature", [TAU, STUDENT, TEACHER])
+def test_masked_log_softmax_is_the_softmax_of_the_real_entries(kind, temperature):
+    scores = score_table(kind, 3)
+    rng = random.Random(0)
+    mask = [[p == 7 or rng.random() < 0.5 for p in range(12)] for _ in range(5)]
+    value = masked_log_softmax(scores, torch.tensor(mask), temperature)
+    for got, row, real in zip(value.tolist(), scores.tolist(), mask, strict=True):
+        assert_close(
+            [v for v, m in zip(got, real, strict=True) if m],
+            reference_log_softmax([s for s, m in zip(row, real, strict=True) if m], temperature),
+        )
+        assert {v for v, m in zip(got, real, strict=True) if not m} <= {-math.inf}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_masked_log_softmax_keeps_differences_that_vanish_in_large_scores(garbage):
+    scores = [-1000.0, -1000.0 + 2**-13]  # neighbours in float32 are 2^-14 apart here
+    value = masked_log_softmax(torch.tensor([[*scores, garbage]]), torch.tensor([[True, True, False]]), TAU)
+    assert_close(value[0, :2], reference_log_softmax(scores, TAU))
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+@pytest.mark.parametrize("threshold", [0.0, 0.6, 1.0])
+def test_likely_false_negatives_are_strictly_above_a_share_of_the_lists_top(threshold, garbage):
+    for seed in range(5):
+        teacher = score_table("cosines", seed).abs()
+        mask = torch.tensor([[p < n for p in range(12)] for n in (1, 2, 5, 11, 12)])
+        expected = []
+        for row, real in zip(teacher.tolist(), mask.tolist(), strict=True):
+            top = max(s for s, m in zip(row, real, strict=True) if m)
+            expected.append([m and s > threshold * top for s, m in zip(row, real, strict=True)])
+        value = likely_false_negatives(teacher.masked_fill(~mask, garbage), mask, threshold)
+        assert value.tolist() == expected
+
+
+def test_likely_false_negatives_at_ties_with_the_threshold_and_with_the_top():
+    teacher = torch.tensor([[0.75, 0.75, 0.376, 0.375, 0.25], [0.0, 0.0, 0.0, 0.0, 0.0]])
+    value = likely_false_negatives(teacher, torch.ones(2, 5, dtype=torch.bool), 0.5)
+    assert value.tolist() == [[True, True, True, False, False], [False] * 5]
+
+
+def test_matches_finds_all_columns_of_the_chosen_keys():
+    for seed in range(20):
+        rng = random.Random(seed)
+        keys = [rng.randrange(9) * 2**33 for _ in range(rng.randint(1, 12))]  # repeated, in no order
+        chosen = [[rng.choice([-1, 5, 2**40, *keys]) for _ in range(4)] for _ in range(5)]
+        expected = [[key in own for key in keys] for own in chosen]
+        assert matches(torch.tensor(keys), torch.tensor(chosen)).tolist() == expected
+
+
+# ------------------------------------------------------------------------------------------------------ gradients
+
+
+@pytest.mark.parametrize("temperature", [TAU, 0.05])
+def test_infonce_gradients_in_float64(temperature):
+    torch.manual_seed(0)
+    # within some temperatures of each other, or most gradients would be 0
+    scores = (torch.randn(4, 7, dtype=torch.float64) * 2 * temperature).requires_grad_()
+    tau = torch.tensor(temperature, dtype=torch.float64, requires_grad=True)
+    positive = torch.tensor([0, 3, 6, 3])
+    counts = torch.tensor([1, 2, 0, 5, 1, 3, 1])
+    excluded = torch.rand(4, 7) < 0.3
+    assert gradcheck(lambda s, t: infonce(s, positive, t, counts, excluded), (scores, tau))
+    assert gradcheck(lambda s, t: infonce(s, positive, t), (scores, tau))
+
+
+@pytest.mark.parametrize("lengths", [[6, 6, 6, 6], [6, 4, 2, 1]], ids=["full", "short"])
+def test_distillation_gradients_in_float64(lengths):
+    torch.manual_seed(0)
+    scores = (torch.randn(4, 6, dtype=torch.float64) * 2 * STUDENT).requires_grad_()
+    teacher = torch.rand(4, 6, dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([[p < n for p in range(6)] for n in lengths])
+    assert gradcheck(lambda s, t: listwise_distillation(s, t, mask, STUDENT, TEACHER), (scores, teacher))
+
+
+@pytest.mark.parametrize("lengths", [[6, 6, 6, 6], [6, 4, 2, 1]], ids=["full", "short"])
+def test_distillation_gradients_of_the_temperatures_in_float64(lengths):
+    torch.manual_seed(0)
+    scores = torch.randn(4, 6, dtype=torch.float64) * 2 * STUDENT
+    teacher = torch.rand(4, 6, dtype=torch.float64)
+    mask = torch.tensor([[p < n for p in range(6)] for n in lengths])
+    temperatures = [torch.tensor(t, dtype=torch.float64, requires_grad=True) for t in (STUDENT, TEACHER)]
+    assert gradcheck(lambda s, t: listwise_distillation(scores, teacher, mask, s, t), temperatures)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("positive", ["teacher", "labelled"])
+def test_objectives_reach_queries_and_passages_with_the_right_gradients(objective, positive):
+    if objective is ListwiseDistillation:
+        arguments = {}
+    else:
+        arguments = {"positive": positive, **({"temperature": 0.05} if objective is InfoNCE else {})}
+    batch = encoded(random_example(0, "normal", queries=3, passages=7, length=4), dtype=torch.float64)
+    chosen = module(objective, **arguments)
+
+    def loss(queries, passages):
+        return chosen.objective(replace(batch, queries=queries, passages=passages))["loss"]
+
+    inputs = (batch.queries.clone().requires_grad_(), batch.passages.clone().requires_grad_())
+    assert gradcheck(loss, inputs)
+    gradients = torch.autograd.grad(loss(*inputs), inputs)
+    assert all(gradient.abs().max() > 1e-3 for gradient in gradients)
+
+
+# ----------------------------------------------------------------------------------------------------- objectives
+
+
+@pytest.mark.parametrize("positive", ["teacher", "labelled"])
+@pytest.mark.parametrize("threshold", ["0.6", "0.3", None])
+@pytest.mark.parametrize("multiset", [True, False])
+@pytest.mark.parametrize("vectors", ["grid", "signs", "large"])
+@pytest.mark.parametrize("copies", [1, 2])
+def test_infonce_objective_equals_the_enumeration_of_the_pool(positive, threshold, multiset, vectors, copies):
+    arguments = {
+        "positive": positive,
+        "false_negative_threshold": None if threshold is None else float(threshold),
+        "multiset": multiset,
+    }
+    for seed in range(12):
+        example = random_example(seed, vectors, short=seed % 3 > 0)
+        expected = reference_infonce_objective(example, positive, threshold, multiset)
+        batch = encoded(example, garbage=GARBAGE[seed % 3], seed=seed, copies=copies)
+        assert_close(loss_of(InfoNCE, batch, **arguments), expected)
+
+
+def test_infonce_objective_follows_the_paper_by_default():
+    example = random_example(1, passages=10)
+    expected = reference_infonce_objective(example, "teacher", "0.6", True, 0.01)
+    assert_close(loss_of(InfoNCE, encoded(example, labels=False)), expected)
+    # every choice shows on this batch
+    for other in [("labelled", "0.6", True), ("teacher", None, True), ("teacher", "0.6", False)]:
+        assert abs(reference_infonce_objective(example, *other) - expected) > 1e-2
+
+
+def test_a_passage_of_three_lists_is_three_negatives():
+    scores = {1: 0.5, 2: 0.5, 3: 0.5, 4: 0.5}
+    example = Example(
+        queries=[[1.0]] * 4,
+        passages={key: [score] for key, score in scores.items()},
+        lists=[[(1, 1.0), (4, 0.1)], [(2, 1.0), (4, 0.1)], [(3, 1.0), (4, 0.1)], [(3, 1.0)]],
+        labelled=[[1], [2], [3], [3]],
+    )
+    batch = encoded(example)
+    # query 1: its positive, 2 once, 3 twice, 4 three times; query 3: 3 in the other list is its positive too
+    sizes, distinct = [7, 7, 6, 6], [4, 4, 4, 4]
+    assert_close(loss_of(InfoNCE, batch), math.fsum(map(math.log, sizes)) / 4)
+    assert_close(loss_of(InfoNCE, batch, multiset=False), math.fsum(map(math.log, distinct)) / 4)
+
+
+def test_likely_false_negatives_are_taken_out_wherever_they_stand():
+    scores = {1: 0.5, 2: 0.5, 3: 0.5}
+    # 3 is likely relevant to the first query (0.75 > 0.6) but not to the second (0.5), and stands in both lists
+    example = example_with_two_queries([(1, 1.0), (3, 0.75)], [(2, 1.0), (3, 0.5)], scores)
+    batch = encoded(example)
+    assert_close(loss_of(InfoNCE, batch), (math.log(2) + math.log(4)) / 2)
+    assert_close(loss_of(InfoNCE, batch, false_negative_threshold=None), math.log(4))
+
+
+@pytest.mark.parametrize("positive", ["teacher", "labelled"])
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_a_query_without_negatives_has_no_loss_and_finite_gradients(positive, garbage):
+    # all that the first query could be contrasted with is its own positive or likely relevant
+    example = example_with_two_queries([(1, 1.0), (2, 0.9)], [(2, 1.0)], {1: -1.0, 2: 1.0})
+    batch = encoded(example, garbage=garbage)
+    queries = batch.queries.clone().requires_grad_()
+    value = loss_of(InfoNCE, replace(batch, queries=queries), positive=positive)
+    # the second query: passage 1, 200 logits below
+    assert_close(value, 0.0)
+    value.backward()
+    assert torch.isfinite(queries.grad).all() and queries.grad[0] == 0
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_batch_of_one_list_with_one_passage_has_no_loss(objective):
+    example = Example(queries=[[1.0]], passages={7: [-1.0], 9: [1.0]}, lists=[[(7, 0.5)]], labelled=[[7]])
+    batch = encoded(example)
+    queries = batch.queries.clone().requires_grad_()
+    value = loss_of(objective, replace(batch, queries=queries))
+    assert value.item() == 0.0
+    value.backward()
+    assert queries.grad.tolist() == [[0.0]]
+
+
+def test_the_first_of_tied_teacher_scores_is_the_positive():
+    example = example_with_two_queries([(1, 1.0), (3, 1.0)], [(2, 1.0)], {1: 0.25, 2: 0.25, 3: 0.5})
+    expected = reference_infonce_objective(example, "teacher", None)
+    assert_close(loss_of(InfoNCE, encoded(example), false_negative_threshold=None), expected)
+
+
+@pytest.mark.parametrize("multiset", [True, False])
+def test_the_labelled_positive_joins_the_pool_where_its_list_lacks_it(multiset):
+    # 5 is in no list: a negative of the second query, and the positive of the first
+    example = example_with_two_queries([(1, 1.0)], [(1, 1.0)], {1: 0.5, 5: 0.5}, labelled=((5,), (1,)))
+    value = loss_of(InfoNCE, encoded(example), positive="labelled", false_negative_threshold=None, multiset=multiset)
+    sizes = [3, 2] if multiset else [2, 2]
+    assert_close(value, math.fsum(map(math.log, sizes)) / 2)
+
+
+def test_other_labelled_positives_are_no_negatives_with_labels_and_are_with_the_teacher():
+    example = example_with_two_queries([(1, 1.0), (3, 0.1)], [(2, 1.0)], {1: 0.5, 2: 0.5, 3: 0.5}, ((1, 2), (2,)))
+    assert_close(loss_of(InfoNCE, encoded(example), positive="labelled"), (math.log(2) + math.log(3)) / 2)
+    assert_close(loss_of(InfoNCE, encoded(example), positive="teacher"), math.log(3))
+
+
+@pytest.mark.parametrize("objective", [InfoNCE, CombinedObjective])
+def test_a_missing_labelled_positive_is_an_error_that_says_so(objective):
+    batch = encoded(random_example(0), labels=False)
+    with pytest.raises(InputError, match="positive_ids"):
+        loss_of(objective, batch, positive="labelled")
+
+
+@pytest.mark.parametrize("vectors", ["grid", "signs", "large"])
+@pytest.mark.parametrize("temperatures", [(STUDENT, TEACHER), (0.2, 0.05)])
+def test_distillation_objective_equals_the_mean_divergence(vectors, temperatures):
+    for seed in range(12):
+        example = random_example(seed, vectors, short=seed % 3 > 0)
+        batch = encoded(example, garbage=GARBAGE[seed % 3], seed=seed)
+        arguments = dict(zip(("temperature", "teacher_temperature"), temperatures, strict=True))
+        expected = reference_distillation_objective(example, *temperatures)
+        assert_close(loss_of(ListwiseDistillation, batch, **arguments), expected)
+        if temperatures == (STUDENT, TEACHER):
+            assert_close(loss_of(ListwiseDistillation, batch), expected)
+
+
+@pytest.mark.parametrize("weights", [None, (1.0, 0.1), (0.3, 1.0), (0.0, 1.0), (1.0, 0.0)])
+@pytest.mark.parametrize("positive", ["teacher", "labelled"])
+def test_combined_objective_is_the_weighted_sum_and_returns_its_parts(weights, positive):
+    arguments = {"positive": positive}
+    if weights is not None:
+        arguments |= {"distillation_weight": weights[0], "infonce_weight": weights[1]}
+    distillation_weight, infonce_weight = weights or (1.0, 0.1)
+    for seed in range(6):
+        example = random_example(seed)
+        divergence, contrast = reference_distillation_objective(example), reference_infonce_objective(example, positive)
+        parts = module(CombinedObjective, **arguments).objective(encoded(example))
+        assert set(parts) == {"loss", "distillation", "infonce"}
+        assert_close(parts["distillation"], divergence)
+        assert_close(parts["infonce"], contrast)
+        assert_close(parts["loss"], distillation_weight * divergence + infonce_weight * contrast)
+
+
+def test_combined_objective_hands_every_argument_to_its_part():
+    example = random_example(2)
+    arguments = {"temperature": 0.2, "teacher_temperature": 0.5, "infonce_temperature": 0.04}
+    settings = {"positive": "labelled", "false_negative_threshold": 0.3, "multiset": False}
+    parts = module(CombinedObjective, **arguments, **settings).objective(encoded(example))
+    assert_close(parts["distillation"], reference_distillation_objective(example, 0.2, 0.5))
+    assert_close(parts["infonce"], reference_infonce_objective(example, "labelled", "0.3", False, 0.04))
+
+
+def test_only_labelled_positives_make_an_objective_use_labels():
+    assert [module(o).uses_labels for o in OBJECTIVES] == [False, False, False]
+    assert [module(o, positive="labelled").uses_labels for o in (InfoNCE, CombinedObjective)] == [True, True]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_order_of_passages_and_their_keys_do_not_matter(objective):
+    example = random_example(4)
+    value = loss_of(objective, encoded(example))
+    renamed = {key: 1_000 - i for i, key in enumerate(example.passages)}
+    other = Example(
+        queries=example.queries,
+        passages={renamed[key]: vector for key, vector in reversed(example.passages.items())},
+        lists=[[(renamed[key], score) for key, score in pairs] for pairs in example.lists],
+        labelled=[[renamed.get(key, 2_000) for key in keys] for keys in example.labelled],
+    )
+    assert_close(loss_of(objective, encoded(other)), value.item())
+
+
+# ---------------------------------------------------------------------------------------------------- temperatures
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("short", [False, True], ids=["full", "short"])
+def test_a_learnable_temperature_gets_the_gradient_of_the_reference(objective, short):
+    example = random_example(3, "normal", short=short)
+    chosen = module(objective, learnable_temperature=True)
+    chosen.objective(encoded(example, dtype=torch.float64))["loss"].backward()
+    references = {
+        "contrast": lambda t: reference_infonce_objective(example, temperature=t),
+        "imitation": lambda t: reference_distillation_objective(example, temperature=t),
+    }
+    temperatures = learned_temperatures(chosen)
+    assert (
+        set(temperatures)
+        == {
+            InfoNCE: {"contrast"},
+            ListwiseDistillation: {"imitation"},
+            CombinedObjective: {"contrast", "imitation"},
+        }[objective]
+    )
+    for name, temperature in temperatures.items():
+        (parameter,) = temperature.parameters()
+        value, step = temperature().item(), 1e-4
+        assert_close(value, {"contrast": TAU, "imitation": STUDENT}[name])
+        above, below = (references[name](value * math.exp(sign * step)) for sign in (1, -1))
+        weight = 0.1 if (objective, name) == (CombinedObjective, "contrast") else 1.0
+        slope = weight * (above - below) / (2 * step)  # by the logarithm, which is what is learned
+        assert abs(slope) > 1e-3
+        assert_close(parameter.grad, slope, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_learnable_temperature_stays_positive(objective, sign):
+    batch = encoded(random_example(3, short=False))
+    chosen = module(objective, learnable_temperature=True)
+    temperatures = learned_temperatures(chosen)
+    before = {name: part().item() for name, part in temperatures.items()}
+    optimizer = torch.optim.Adam([p for part in temperatures.values() for p in part.parameters()], lr=0.5)
+    for _ in range(15):
+        optimizer.zero_grad()
+        (sign * chosen.objective(batch)["loss"]).backward()
+        optimizer.step()
+    for name, part in temperatures.items():
+        assert 0 < part().item() < math.inf and abs(math.log(part().item() / before[name])) > 0.1
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_fixed_temperature_is_no_parameter(objective):
+    assert [name for name, _ in module(objective).named_parameters()] == ["encoder.weight", "encoder.bias"]
+
+
+@pytest.mark.parametrize("value", [0.0, -0.05, math.nan, math.inf])
+@pytest.mark.parametrize("learnable", [False, True])
+@pytest.mark.parametrize(
+    ("objective", "name"),
+    [
+        (InfoNCE, "temperature"),
+        (ListwiseDistillation, "temperature"),
+        (ListwiseDistillation, "teacher_temperature"),
+        (CombinedObjective, "temperature"),
+        (CombinedObjective, "teacher_temperature"),
+        (CombinedObjective, "infonce_temperature"),
+    ],
+)
+def test_a_temperature_that_is_not_positive_is_an_error_with_its_value(objective, name, learnable, value):
+    with pytest.raises(InputError, match=rf"temperature is {value};"):
+        module(objective, learnable_temperature=learnable, **{name: value})
+
+
+@pytest.mark.parametrize("objective", [InfoNCE, CombinedObjective])
+@pytest.mark.parametrize("value", ["teachr", "Labelled", ""])
+def test_a_wrong_positive_is_an_error_that_names_the_valid_ones(objective, value):
+    with pytest.raises(InputError, match=rf"module\.positive is '{value}'.*'teacher', 'labelled'"):
+        module(objective, positive=value)
+
+
+@pytest.mark.parametrize("objective", [InfoNCE, CombinedObjective])
+@pytest.mark.parametrize("value", [-0.1, 1.5, 60, math.nan])
+def test_a_threshold_that_is_no_share_is_an_error_with_its_value(objective, value):
+    with pytest.raises(InputError, match=f"false_negative_threshold is {value};"):
+        module(objective, false_negative_threshold=value)
+
+
+@pytest.mark.parametrize("weights", [(-1.0, 0.1), (1.0, -0.1), (0.0, 0.0)])
+def test_weights_that_are_negative_or_both_zero_are_an_error_with_their_values(weights):
+    with pytest.raises(InputError, match=f"distillation_weight is {weights[0]} .*infonce_weight {weights[1]};"):
+        module(CombinedObjective, distillation_weight=weights[0], infonce_weight=weights[1])
+
+
+# ------------------------------------------------------------------------------------------------------ precision
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_autocast_does_not_reach_the_objective(objective, half):
+    batch = encoded(random_example(5, "normal"))
+    chosen = module(objective)
+    expected = {name: value.item() for name, value in chosen.objective(replace(batch)).items()}
+    with torch.autocast("cpu", dtype=half):
+        # a batch keeps its list scores, so that each call gets a fresh one
+        in_full = chosen._objective_in_full_precision(replace(batch))
+        in_half = chosen.objective(replace(batch))["loss"].item()
+    assert {value.dtype for value in in_full.values()} == {torch.float32}
+    assert {name: value.item() for name, value in in_full.items()} == expected
+    assert abs(in_half - expected["loss"]) > 1e-4 * expected["loss"]  # otherwise nothing is shown

@@ -1,0 +1,52 @@
+"""The README's worked example of a user's own loss runs as it stands there."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def block(before: str) -> str:
+    return re.search(re.escape(before) + r".*?```\w*\n(.*?)```", README, re.DOTALL)[1]
+
+
+def test_own_loss_needs_one_class_and_one_file(tmp_path, tiny_model, small_scifact, small_lists):
+    (tmp_path / "my_losses.py").write_text(block("`my_losses.py`:"))
+    conf = tmp_path / "my_conf" / "module" / "margin_mse.yaml"
+    conf.parent.mkdir(parents=True)
+    conf.write_text(block("`my_conf/module/margin_mse.yaml`:"))
+    command = re.search(r"PYTHONPATH=\. python (.*)", README)[1].split()
+    small = [
+        f"encoder.model={tiny_model}",
+        "encoder.packaged=null",
+        "encoder.passage_max_length=64",
+        f"data.train=[{{path: {small_lists}, corpus: {small_scifact}}}]",
+        "data.dev=null",
+        "data.dev_fraction=0.25",
+        "data.batch_size=8",
+        f"evaluation.datasets=[{{path: {small_scifact}}}]",
+        "module.learning_rate=1e-3",
+        "trainer.max_epochs=6",
+        "early_stopping.patience=null",
+        "hydra.run.dir=run",
+        "logger=csv",
+    ]
+    done = subprocess.run(
+        [sys.executable, *command, *small],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["objective"] == "MarginMSE" and results["name"] == "margin_mse"
+    with open(tmp_path / "run" / "metrics.csv") as file:
+        losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert sum(losses[-4:]) < sum(losses[:4])
