@@ -105,6 +105,8 @@ def _loggers(config: DictConfig, folder: Path) -> list[Logger]:
         import wandb
 
         offline = options.offline if options.offline is not None else not wandb.login(prompt=False)
+        if offline:
+            os.environ.setdefault("WANDB_SILENT", "true")
         loggers.append(
             WandbLogger(
                 name=f"{config.name}-seed{config.seed}",
@@ -116,7 +118,7 @@ def _loggers(config: DictConfig, folder: Path) -> list[Logger]:
                 job_type=config.name,
                 tags=list(options.tags),
                 config=OmegaConf.to_container(config, resolve=True),
-                settings=wandb.Settings(silent=True, mode="offline" if offline else "online"),
+                settings=wandb.Settings(silent=offline, mode="offline" if offline else "online"),
             )
         )
     return loggers
