@@ -143,8 +143,12 @@ class BeirEvaluation(L.Callback):
     def evaluate(self, trainer: L.Trainer, module: RetrieverModule, step: int) -> dict[str, dict[str, float]]:
         """Evaluate the module as it is now: data set → metric → value, in [0, 1]. Files are written for ``step``."""
         results = {}
+        encoded: dict[int, np.ndarray] = {}  # sets over one corpus share its embeddings
         for prepared in self._prepared:
-            run = self._search(trainer, module, prepared)
+            corpus = id(prepared.data.corpus)
+            if corpus not in encoded:
+                encoded[corpus] = self._passages(trainer, module, prepared)
+            run = self._search(trainer, module, prepared, encoded[corpus])
             if self.ignore_identical_ids:
                 run = without_self_hits(run)
             results[prepared.data.name], per_query = score_run(prepared.data.qrels, run)
@@ -172,10 +176,11 @@ class BeirEvaluation(L.Callback):
         with trainer.precision_plugin.forward_context():
             return cached_embeddings(tokens, module.encoder, self.cache_dir, self.token_budget, f"encode {name}")
 
-    def _search(self, trainer: L.Trainer, module: RetrieverModule, prepared: _Prepared) -> dict[str, dict[str, float]]:
+    def _search(
+        self, trainer: L.Trainer, module: RetrieverModule, prepared: _Prepared, passages: np.ndarray
+    ) -> dict[str, dict[str, float]]:
         queries = self._embeddings(trainer, module, prepared.queries, f"{prepared.data.name} queries")
-        own = np.array_split(np.arange(len(prepared.passages)), trainer.world_size)[trainer.global_rank]
-        passages = self._passages(trainer, module, prepared, own)
+        own = self._own(trainer, prepared)
         found = exact_search(queries, passages, self.hits + 1, first_row=int(own[0]) if len(own) else 0)
         if trainer.world_size > 1:
             parts: list = [None] * trainer.world_size
@@ -189,10 +194,13 @@ class BeirEvaluation(L.Callback):
             for i, query in enumerate(prepared.data.queries)
         }
 
-    def _passages(
-        self, trainer: L.Trainer, module: RetrieverModule, prepared: _Prepared, own: np.ndarray
-    ) -> np.ndarray:
-        """Embeddings of this rank's share of the passages, float32 [len(own), D]."""
+    def _own(self, trainer: L.Trainer, prepared: _Prepared) -> np.ndarray:
+        """Rows of this rank's share of the passages."""
+        return np.array_split(np.arange(len(prepared.passages)), trainer.world_size)[trainer.global_rank]
+
+    def _passages(self, trainer: L.Trainer, module: RetrieverModule, prepared: _Prepared) -> np.ndarray:
+        """Embeddings of this rank's share of the passages, float32 [n, D]."""
+        own = self._own(trainer, prepared)
         if prepared.frozen is not None:
             return prepared.frozen[own[0] : own[-1] + 1] if len(own) else prepared.frozen[:0]
         tokens = prepared.passages.select(own) if trainer.world_size > 1 else prepared.passages

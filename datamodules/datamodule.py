@@ -24,6 +24,8 @@ from retriever.tokens import TokenizedTexts
 
 log = logging.getLogger(__name__)
 
+# Whatever the train batch: dev losses of runs with other batch sizes compare, and shared passages are encoded once.
+DEV_BATCH_SIZE = 4096
 LEAK_ACTIONS = ("drop", "fail", "off")
 
 
@@ -160,7 +162,7 @@ class QueryListDataModule(L.LightningDataModule):
         )
         sampler = BatchSampler(
             sources,
-            self.batch_size,
+            self.batch_size if order else DEV_BATCH_SIZE,
             self.seed,
             order,
             rank=trainer.global_rank if trainer else 0,

@@ -1,5 +1,7 @@
 """Batches: distinct passages, order, weights, ranks, normalisation, caches."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -179,6 +181,7 @@ def test_token_cache_is_written_once_and_follows_prompt_and_text(tiny_encoder, t
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "tokens").glob("*/ids.bin")}
     cached_tokens(texts, tiny_encoder, "passage", tmp_path)
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "tokens").glob("*/ids.bin")} == stamps
+    tiny_encoder.spec = replace(tiny_encoder.spec, query_prompt="query: ")
     cached_tokens(texts, tiny_encoder, "query", tmp_path)
     cached_tokens([*texts[:2], "other"], tiny_encoder, "passage", tmp_path)
     assert len(list((tmp_path / "tokens").iterdir())) == 3

@@ -31,6 +31,7 @@ def test_quick_start_begins_at_the_published_figure(two_threads, tmp_path):
                 "name=real",
                 "trainer.max_steps=1",
                 "trainer.val_check_interval=1",
+                "trainer.limit_train_batches=1",
                 f"output_dir={tmp_path}",
                 "logger=csv",
                 "save_checkpoints=false",
