@@ -124,13 +124,17 @@ class BeirEvaluation(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: RetrieverModule) -> None:
         """Evaluate the base model, unless a validation before training or an earlier part of this run did."""
         if not self.base:
-            for logger in trainer.loggers:
-                logger.log_metrics(self._evaluate_and_keep(trainer, pl_module), trainer.global_step)
+            self._log_directly(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: RetrieverModule) -> None:
         """Evaluate and log."""
         if not trainer.sanity_checking:
             pl_module.log_dict(self._evaluate_and_keep(trainer, pl_module))
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: RetrieverModule) -> None:
+        """Evaluate the last step, where training ended between two validations."""
+        if self.history[-1]["step"] != trainer.global_step:
+            self._log_directly(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """The base model's figures and the history, so that a resumed run keeps them."""
@@ -155,6 +159,12 @@ class BeirEvaluation(L.Callback):
             if trainer.is_global_zero:
                 self._write(prepared.data.name, step, run, per_query)
         return results
+
+    def _log_directly(self, trainer: L.Trainer, module: RetrieverModule) -> None:
+        """Evaluate and log outside of validation, where the module's own ``log`` may not be called."""
+        figures = self._evaluate_and_keep(trainer, module)
+        for logger in trainer.loggers:
+            logger.log_metrics(figures, trainer.global_step)
 
     def _evaluate_and_keep(self, trainer: L.Trainer, module: RetrieverModule) -> dict[str, float]:
         """Evaluate at this step and remember it; what to log."""

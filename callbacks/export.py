@@ -38,6 +38,8 @@ tags: [retrieval, dense-retriever]
 | teacher | {teacher} |
 | chosen by | {criterion}, at step {step} |
 
+Sentence-transformers cuts queries at the passages' length; the figures below were measured with the query's own.
+
 ## nDCG@10
 
 | data set | base | this model |
@@ -84,7 +86,7 @@ class ExportBest(L.Callback):
     def _card(self, trainer: L.Trainer, module: RetrieverModule) -> str:
         evaluation = next((c for c in trainer.callbacks if isinstance(c, BeirEvaluation)), None)
         history = {entry["step"]: entry["metrics"] for entry in evaluation.history} if evaluation else {}
-        step = best_checkpoint_step(trainer) or trainer.global_step
+        step = best_checkpoint_step(trainer)
         chosen = history.get(step, {})
         rows = [f"| {d} | {evaluation.base[d]['ndcg@10']:.4f} | {m['ndcg@10']:.4f} |" for d, m in chosen.items()]
         report = trainer.datamodule.report

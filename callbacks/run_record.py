@@ -62,7 +62,7 @@ class RunRecord(L.Callback):
             "name": self.name,
             "seed": self.seed,
             **self.config,
-            "steps": {"base": 0, "best": best_step if best_step in by_step else last_step, "last": last_step},
+            "steps": {"base": 0, "best": best_step, "last": last_step},
             "optimiser_steps": trainer.global_step,
             "datasets": {
                 dataset: {m: {point: values[dataset][m] for point, values in points.items()} for m in METRICS}
@@ -72,8 +72,9 @@ class RunRecord(L.Callback):
             "wall_time_s": round(self.seconds_before + time.perf_counter() - self.started, 1),
             "peak_memory_bytes": peak_memory(trainer.strategy.root_device),
         }
-        if trainer.is_global_zero:
-            write_json(self.folder / "results.json", self.results)
+        if not trainer.is_global_zero:
+            return
+        write_json(self.folder / "results.json", self.results)
         for logger in trainer.loggers:
             if hasattr(logger.experiment, "summary"):
                 logger.experiment.summary.update(_flat_summary(self.results))
@@ -87,10 +88,10 @@ class RunRecord(L.Callback):
         self.seconds_before = state_dict["seconds"]
 
 
-def best_checkpoint_step(trainer: L.Trainer) -> int | None:
-    """The optimiser step of the checkpoint that the dev criterion chose, from its file name; None without one."""
+def best_checkpoint_step(trainer: L.Trainer) -> int:
+    """The optimiser step of the checkpoint that the dev criterion chose; the last step where there is none."""
     path = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    return int(Path(path).stem.removeprefix("step-").split("-")[0]) if path else None
+    return torch.load(path, map_location="cpu", weights_only=True)["global_step"] if path else trainer.global_step
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -84,6 +84,7 @@ class BatchSampler(Sampler[Draw]):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
+        self.done: tuple[int, int] | None = None  # (epoch, batches) that a resumed run has behind it
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch the next iteration is; Lightning does."""
@@ -93,7 +94,10 @@ class BatchSampler(Sampler[Draw]):
         return sum(-(-self._epoch_size(numbers) // self.batch_size) for numbers in self._by_corpus().values())
 
     def __iter__(self) -> Iterator[Draw]:
+        behind = self.done[1] if self.done and self.done[0] == self.epoch else 0
         for number, places in enumerate(self._batches()):
+            if number < behind:
+                continue
             if len(places) < self.world_size:
                 raise InputError(f"A batch has {len(places)} lists, fewer than the {self.world_size} ranks.")
             yield Draw(places[self.rank :: self.world_size], (self.seed, self.epoch, number, self.rank))

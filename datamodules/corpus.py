@@ -191,7 +191,13 @@ def load_qrels(folder: str | Path, split: str) -> tuple[Path, dict[str, dict[str
             raise InputError(
                 f"{path}:{number}: {line!r} is not 'query-id <tab> corpus-id <tab> whole number'."
             ) from error
-        qrels.setdefault(query_id, {})[passage_id] = (grade, number)
+        judged = qrels.setdefault(query_id, {})
+        if passage_id in judged:
+            raise InputError(
+                f"{path}:{number}: query {query_id!r} and passage {passage_id!r} were judged already in line "
+                f"{judged[passage_id][1]}. Keep one of the two lines."
+            )
+        judged[passage_id] = (grade, number)
     return path, qrels
 
 

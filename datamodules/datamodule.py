@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lightning as L
@@ -29,6 +29,16 @@ DEV_BATCH_SIZE = 4096
 LEAK_ACTIONS = ("drop", "fail", "off")
 
 
+@dataclass(frozen=True)
+class _Guarded:
+    """Queries that train queries must not give away; ``relevant``: query id → passage ids of ``corpus``."""
+
+    name: str
+    corpus: str
+    queries: dict[str, str]
+    relevant: dict[str, Collection[str]]
+
+
 class QueryListDataModule(L.LightningDataModule):
     """Train and dev query lists of one or several corpora.
 
@@ -42,8 +52,8 @@ class QueryListDataModule(L.LightningDataModule):
         batch_size: lists of an optimiser step, over all ranks; a corpus with fewer makes one smaller batch.
         list_length: candidates of a list, at most.
         candidates: ``top`` or ``sample``, see :class:`~datamodules.batches.ListBatches`.
-        normalization: ``percentile``, ``list_minmax`` or ``none``, over the stored lists.
-        min_top_quantile: leave out train lists whose best raw score is below this quantile of all scores of their
+        normalization: ``percentile``, ``list_minmax`` or ``none``, over each file as it is stored.
+        min_top_quantile: leave out lists whose best raw score is below this quantile of all scores of their
             file and type (the paper: 0.25); None keeps all.
         order: ``shuffle`` or ``rotate``, see :class:`~datamodules.batches.BatchSampler`.
         on_bad_list: ``error`` or ``drop``.
@@ -110,6 +120,7 @@ class QueryListDataModule(L.LightningDataModule):
         self.cache_dir, self.data_dir = Path(cache_dir), data_dir
         self.token_budget, self.num_workers, self.seed = token_budget, num_workers, seed
         self.report: dict[str, object] = {}
+        self._done: tuple[int, int] | None = None
         self._train: list[ListSource] = []
         self._dev: list[ListSource] = []
         self._corpora: dict[str, Corpus] = {}
@@ -133,16 +144,30 @@ class QueryListDataModule(L.LightningDataModule):
         else:
             train, dev = self._guard(train, dev)
         if not sum(len(lists) for _, _, lists in train) or not sum(len(lists) for _, _, lists in dev):
-            raise InputError("No query list is left for train or for dev; see the counts above, and data.dev_fraction.")
-        self._train = [self._source(*part, train=True) for part in train if len(part[2])]
-        self._dev = [self._source(*part, train=False) for part in dev if len(part[2])]
+            raise InputError(
+                "No query list is left for train or for dev. Where lists have no positive_ids, data.dev_fraction "
+                "splits off none: name a file of dev lists in data.dev. Else see what the leak guard left out, above."
+            )
+        self._train = [self._source(*part) for part in train if len(part[2])]
+        self._dev = [self._source(*part) for part in dev if len(part[2])]
         self.report["train_lists"] = sum(len(s.lists) for s in self._train)
         self.report["dev_lists"] = sum(len(s.lists) for s in self._dev)
         self.report["teachers"] = [s.lists.metadata.get("teacher") for s in self._train]
 
     def train_dataloader(self) -> DataLoader:
         """One item is one batch of this rank."""
-        return self._loader(self._train, self.order)
+        loader = self._loader(self._train, self.order)
+        loader.sampler.done = self._done
+        return loader
+
+    def state_dict(self) -> dict[str, int]:
+        """How far training is, so that a run resumed inside an epoch goes on with the batches that are left."""
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        return {"epoch": self.trainer.current_epoch, "batches": done}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Take up a resumed run."""
+        self._done = state_dict["epoch"], state_dict["batches"]
 
     def val_dataloader(self) -> DataLoader:
         """The dev lists in their order, each once."""
@@ -181,11 +206,22 @@ class QueryListDataModule(L.LightningDataModule):
         if dropped:
             log.warning("%s: left out %s", lists.source, ", ".join(f"{n} lists: {why}" for why, n in dropped.items()))
             self.report.setdefault("bad_lists", {})[str(spec["path"])] = dropped
-        return spec, corpus, lists
+        _, groups = _by_type(lists)
+        if self.min_top_quantile is not None:
+            keep = confident(lists.scores, lists.offsets, groups, self.min_top_quantile)
+            log.info("%s: %d of %d lists have a best score too low", lists.source.name, (~keep).sum(), len(lists))
+            lists, groups = lists.select(keep), groups[keep]
+        # over the whole file, before guard and split, so that train and dev share one scale
+        scores = normalize_scores(lists.scores, lists.offsets, groups, self.normalization)
+        return spec, corpus, replace(lists, scores=scores)
 
     def _corpus(self, path: str) -> Corpus:
         if path not in self._corpora:
-            self._corpora[path] = load_corpus(find_dataset(path, self.data_dir), empty_passages=self.empty_passages)
+            corpus = load_corpus(find_dataset(path, self.data_dir), empty_passages=self.empty_passages)
+            twin = [p for p, other in self._corpora.items() if other.name == corpus.name]
+            if twin:
+                raise InputError(f"Two corpora are named {corpus.name!r}: {twin[0]} and {path}. Rename one folder.")
+            self._corpora[path] = corpus
         return self._corpora[path]
 
     def _guard(self, train: list, dev: list) -> tuple[list, list]:
@@ -200,31 +236,36 @@ class QueryListDataModule(L.LightningDataModule):
                 unknown_qrels=self.unknown_qrels,
                 corpus=self._corpus(spec["path"]),
             )
-            name = f"{target.name}/{spec.get('split', 'test')}"
-            train = [self._without_leaks(*part, target.queries, target.relevant(), name) for part in train]
-            dev = [self._without_leaks(*part, target.queries, target.relevant(), name) for part in dev]
+            against = _Guarded(
+                f"{target.name}/{spec.get('split', 'test')}", target.corpus.name, target.queries, target.relevant()
+            )
+            train = [self._without_leaks(*part, against) for part in train]
+            dev = [self._without_leaks(*part, against) for part in dev]
         for _, corpus, lists in dev:
             queries = dict(zip(lists.query_ids.to_pylist(), lists.queries.to_pylist(), strict=True))
-            human = np.isin(lists.query_types.to_numpy(zero_copy_only=False), self.human_types)
-            ids = _positive_ids(lists, corpus)
-            relevant = {q: ids[i] for i, q in enumerate(queries) if human[i]}
-            train = [self._without_leaks(*part, queries, relevant, "the dev lists") for part in train]
+            ids = zip(queries, _positive_ids(lists, corpus), self._human(lists), strict=True)
+            against = _Guarded("the dev lists", corpus.name, queries, {q: p for q, p, human in ids if human})
+            train = [self._without_leaks(*part, against) for part in train]
         return train, dev
 
+    def _human(self, lists: QueryLists) -> np.ndarray:
+        return np.isin(lists.query_types.to_numpy(zero_copy_only=False), self.human_types)
+
     def _without_leaks(
-        self, spec: Mapping, corpus: Corpus, lists: QueryLists, queries: dict, relevant: dict, name: str
+        self, spec: Mapping, corpus: Corpus, lists: QueryLists, against: _Guarded
     ) -> tuple[Mapping, Corpus, QueryLists]:
-        human = np.isin(lists.query_types.to_numpy(zero_copy_only=False), self.human_types)
-        judged = [ids if h else () for ids, h in zip(_positive_ids(lists, corpus), human, strict=True)]
+        # passage ids mean the same passage within one corpus alone
+        shared = self._human(lists) & (corpus.name == against.corpus)
+        judged = [ids if s else () for ids, s in zip(_positive_ids(lists, corpus), shared, strict=True)]
         texts = lists.queries.to_pylist()
-        leaks = find_leaks(texts, judged, queries, relevant, self.leak_jaccard)
+        leaks = find_leaks(texts, judged, against.queries, against.relevant, self.leak_jaccard)
         if not leaks:
             return spec, corpus, lists
         first = leaks[0]
         if self.leak_guard == "fail":
             raise InputError(
                 f"{lists.source}:{lists.line[first.position]}: {texts[first.position]!r} {first.reason} the query "
-                f"{first.evaluation_query!r} of {name} ({len(leaks)} lists like this). Remove them, or set "
+                f"{first.evaluation_query!r} of {against.name} ({len(leaks)} lists like this). Remove them, or set "
                 "data.leak_guard=drop."
             )
         reasons = count_reasons(leaks)
@@ -234,21 +275,17 @@ class QueryListDataModule(L.LightningDataModule):
             len(lists),
             lists.source.name,
             ", ".join(f"{n} {why}" for why, n in reasons.items()),
-            name,
+            against.name,
         )
         self.report.setdefault("leak_guard", []).append(
-            {"lists": lists.source.name, "against": name, "of": len(lists), **reasons}
+            {"lists": lists.source.name, "against": against.name, "of": len(lists), **reasons}
         )
         keep = np.ones(len(lists), dtype=bool)
         keep[[leak.position for leak in leaks]] = False
         return spec, corpus, lists.select(keep)
 
-    def _source(self, spec: Mapping, corpus: Corpus, lists: QueryLists, train: bool) -> ListSource:
-        types, groups = np.unique(lists.query_types.to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
-        if train and self.min_top_quantile is not None:
-            keep = confident(lists.scores, lists.offsets, groups, self.min_top_quantile)
-            log.info("%s: %d of %d lists have a best score too low", lists.source.name, (~keep).sum(), len(lists))
-            lists, groups = lists.select(keep), groups[keep]
+    def _source(self, spec: Mapping, corpus: Corpus, lists: QueryLists) -> ListSource:
+        types, groups = _by_type(lists)
         weight = spec.get("weight", 1.0)
         by_type = {t: float(weight.get(t, 0.0) if isinstance(weight, Mapping) else weight) for t in types}
         if isinstance(weight, Mapping):
@@ -259,7 +296,7 @@ class QueryListDataModule(L.LightningDataModule):
         tokens = cached_tokens(corpus.passages, self.encoder, "passage", self.cache_dir)
         return ListSource(
             corpus=corpus,
-            lists=replace(lists, scores=normalize_scores(lists.scores, lists.offsets, groups, self.normalization)),
+            lists=lists,
             query_tokens=cached_tokens(lists.queries, self.encoder, "query", self.cache_dir),
             passage_tokens=tokens,
             passage_embeddings=self._frozen_embeddings(corpus, tokens),
@@ -273,6 +310,11 @@ class QueryListDataModule(L.LightningDataModule):
         self.encoder.to(self.trainer.strategy.root_device)
         with self.trainer.precision_plugin.forward_context():
             return cached_embeddings(tokens, self.encoder, self.cache_dir, self.token_budget, f"encode {corpus.name}")
+
+
+def _by_type(lists: QueryLists) -> tuple[np.ndarray, np.ndarray]:
+    """The query types, and each list's as a number into them."""
+    return np.unique(lists.query_types.to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
 
 
 def _positive_ids(lists: QueryLists, corpus: Corpus) -> list[list[str]]:

@@ -57,6 +57,7 @@ def collect_queries(
         "titles": ("title", corpus.titles, str.strip),
         "assertions": ("claim", corpus.texts, assertion),
     }[source]
+    # a title or an assertion that a passage lacks makes no query
     found = zip(corpus.ids.to_pylist(), map(make, texts.to_pylist()), strict=True)
     queries = {f"{query_type}-{passage_id}": text for passage_id, text in found if text}
     return SourceQueries(query_type, queries, {q: [q.removeprefix(f"{query_type}-")] for q in queries})

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.ipc
 import pyarrow.parquet as pq
 from filelock import FileLock
@@ -65,7 +66,7 @@ class QueryLists:
     Attributes:
         source: the file, for messages.
         line: int64 [N], line (or Parquet row) of each list in it, from 1.
-        query_ids: string array [N] (these four are memory-mapped).
+        query_ids: string array [N] (memory-mapped, as the next two, until lists are selected).
         queries: string array [N].
         query_types: string array [N].
         rows: int64 [T], the candidates of all lists one after the other.
@@ -374,6 +375,10 @@ def _no_nulls(path: Path, table: pa.Table, done: int) -> pa.Table:
         if table[name].null_count:
             row = table[name].is_null().to_pylist().index(True)
             raise InputError(f"{path}:{done + row + 1}: {name!r} is null. Mend or remove this row.")
+        if table.schema.field(name).type == pa.string():
+            blank = pc.equal(pc.utf8_trim_whitespace(table[name]), "").to_pylist()
+            if any(blank):
+                raise InputError(f"{path}:{done + blank.index(True) + 1}: {name!r} is empty. Mend or remove this row.")
     return table
 
 

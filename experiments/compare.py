@@ -1,6 +1,6 @@
 """Compare runs: python -m experiments.compare RUN... [--which best|last] [--markdown FILE].
 
-A RUN is a run folder or a folder that holds some (a sweep). Runs of one name are averaged over their seeds.
+A RUN is a run folder or a folder that holds some (a sweep). Runs that differ in their seed alone are averaged.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
@@ -26,6 +26,7 @@ from retriever.errors import InputError
 
 log = logging.getLogger(__name__)
 POINTS = ("best", "last")
+_NO_SETTINGS = ("seed", "output_dir", "cache_dir", "data_dir", "resume", "group")
 COLUMNS = ("run", "seeds", "nDCG@10", "difference to base", "paired 95% interval", "Recall@100", "step", "minutes")
 
 
@@ -77,8 +78,10 @@ def compare(paths: Iterable[str | Path], which: str = "best") -> dict[str, list[
         _check_one_base(members, base, dataset)
         first = members[0][1]["datasets"][dataset]
         arms = [Arm("base", [], _mean(base[0].values()), None, first["recall@100"]["base"], [0], None)]
-        for name in dict.fromkeys(results["name"] for _, results in members):
-            group = [(folder, results) for folder, results in members if results["name"] == name]
+        labels = _labels([folder for folder, _ in members], [results["name"] for _, results in members])
+        for name in dict.fromkeys(labels):
+            group = [member for member, label in zip(members, labels, strict=True) if label == name]
+            _check_seeds(name, group)
             values = mean_over_seeds([_values(folder, results, dataset, which) for folder, results in group])
             arms.append(
                 Arm(
@@ -165,6 +168,47 @@ def _caption(arms: list[Arm], which: str) -> str:
     queries = max((a.difference.queries for a in arms if a.difference), default=0)
     chosen = "each model at the step that its dev lists chose" if which == "best" else "each model at its last step"
     return f"{queries} queries; {chosen}"
+
+
+def _labels(folders: list[Path], names: list[str]) -> list[str]:
+    """Each run's name; where runs of one name differ in more than their seed, with the settings that differ."""
+    settings = [_settings(folder) for folder in folders]
+    labels = []
+    for name, own in zip(names, settings, strict=True):
+        twins = [other for other, n in zip(settings, names, strict=True) if n == name]
+        differing = sorted(key for key in set().union(*twins) if any(twin.get(key) != own.get(key) for twin in twins))
+        what = ", ".join(f"{key}={own.get(key)}" for key in differing)
+        labels.append(f"{name} ({what})" if what else name)
+    return labels
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """A run's configuration as dotted keys, without the seed and what says only where things lie."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return {}
+    flat: dict[str, Any] = {}
+
+    def flatten(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                flatten(f"{prefix}.{key}" if prefix else str(key), inner)
+        else:
+            flat[prefix] = value
+
+    flatten("", OmegaConf.to_container(OmegaConf.load(path)))
+    return {key: value for key, value in flat.items() if key.rsplit(".", 1)[-1] not in _NO_SETTINGS}
+
+
+def _check_seeds(name: str, group: list[tuple[Path, dict]]) -> None:
+    seeds: dict[int, Path] = {}
+    for folder, results in group:
+        if results["seed"] in seeds:
+            raise InputError(
+                f"{folder} and {seeds[results['seed']]} are both {name!r} with seed {results['seed']}: the same run "
+                "twice. Name one of them."
+            )
+        seeds[results["seed"]] = folder
 
 
 def _check_one_base(members: list[tuple[Path, dict]], base: list[dict[str, float]], dataset: str) -> None:

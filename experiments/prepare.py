@@ -16,6 +16,7 @@ from datamodules.query_lists import write_query_lists
 from datamodules.splits import in_dev
 from experiments.hydra_errors import run_kindly
 from retriever.encoder import TextEncoder
+from retriever.errors import InputError, choose
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +34,14 @@ def prepare(config: DictConfig) -> list[Path]:
 def _prepare_one(
     config: DictConfig, name: str, options: DictConfig, corpus: Corpus, encoder: TextEncoder
 ) -> list[Path]:
+    for key in options:
+        choose(f"queries.{name}: the key", key, ("source", "split"))
     teacher = OmegaConf.to_container(config.teacher)
     source = collect_queries(
         corpus=corpus, dataset=config.corpus, data_dir=config.data_dir, **OmegaConf.to_container(options)
     )
+    if not source.queries:
+        raise InputError(f"queries.{name}: {options.source!r} gives no query on the corpus {corpus.name!r}.")
     hits = fusion_teacher(corpus, list(source.queries.values()), encoder, config.cache_dir, teacher)
     dev = in_dev(list(source.positive_ids.values()), config.dev_fraction)
     metadata = {

@@ -49,26 +49,45 @@ def train(config: DictConfig, folder: Path) -> dict:
         callbacks=_callbacks(config, folder, evaluation),
         logger=_loggers(config, folder),
         enable_progress_bar=os.isatty(2),
+        enable_checkpointing=config.save_checkpoints,
     )
-    if config.resume is None:
+    checkpoint = None if config.resume is None else str(_last_checkpoint(config.resume))
+    if checkpoint is None:
         trainer.validate(module, datamodule=data, verbose=False)  # the base model, on the same curves
-    trainer.fit(module, datamodule=data, ckpt_path=config.resume, weights_only=True)
+        for name, metric in _watched(config):
+            choose(name, metric, sorted(trainer.callback_metrics))
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     _finish(trainer)
     return next(c for c in trainer.callbacks if isinstance(c, RunRecord)).results
 
 
 def _check(config: DictConfig) -> None:
     choose("criterion_mode", config.criterion_mode, ("min", "max"))
-    if config.criterion.startswith("val/") and not config.allow_test_selection:
-        sets = {spec.get("name") or Path(spec.path).name: spec for spec in config.evaluation.datasets}
-        name = config.criterion.split("/")[1]
-        if sets.get(name, {}).get("queries") != "dev":
+    sets = {spec.get("name") or Path(spec.path).name: spec for spec in config.evaluation.datasets}
+    for name, metric in _watched(config):
+        chosen_by_test = metric.startswith("val/") and sets.get(metric.split("/")[1], {}).get("queries") != "dev"
+        if chosen_by_test and not config.allow_test_selection:
             raise InputError(
-                f"criterion is {config.criterion!r}: the queries that are reported would choose the checkpoint. "
+                f"{name} is {metric!r}: the queries that are reported would choose the checkpoint. "
                 "Choose by dev lists (dev/loss, dev/kl), by a set with queries: dev, or say allow_test_selection=true."
             )
-    if config.resume is not None and not Path(config.resume).is_file():
-        raise InputError(f"resume: {config.resume}: no such checkpoint.")
+    if config.resume is not None:
+        _last_checkpoint(config.resume)
+
+
+def _watched(config: DictConfig) -> list[tuple[str, str]]:
+    """Setting → metric that decides when to stop and what to keep."""
+    watched = [("criterion", config.criterion)] if config.save_checkpoints else []
+    if config.early_stopping.patience is not None:
+        watched += [("early_stopping.monitors", metric) for metric in config.early_stopping.monitors]
+    return watched
+
+
+def _last_checkpoint(run: str) -> Path:
+    path = Path(run) / "checkpoints" / "last.ckpt"
+    if not path.is_file():
+        raise InputError(f"resume: {path}: no such checkpoint. Name the folder of a run that was cut off.")
+    return path
 
 
 def _callbacks(config: DictConfig, folder: Path, evaluation: BeirEvaluation) -> list[L.Callback]:
@@ -99,6 +118,7 @@ def _callbacks(config: DictConfig, folder: Path, evaluation: BeirEvaluation) -> 
 
 
 def _loggers(config: DictConfig, folder: Path) -> list[Logger]:
+    _keep_metrics(folder)
     loggers: list[Logger] = [CSVLogger(folder, name="", version="")]
     options = config.logger.wandb
     if options is not None:
@@ -124,6 +144,14 @@ def _loggers(config: DictConfig, folder: Path) -> list[Logger]:
     return loggers
 
 
+def _keep_metrics(folder: Path) -> None:
+    """Rename an earlier part's metrics.csv, which Lightning's logger would delete."""
+    old = folder / "metrics.csv"
+    if old.is_file() and int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        part = next(n for n in range(1, 10_000) if not (folder / f"metrics-part{n}.csv").exists())
+        old.rename(folder / f"metrics-part{part}.csv")
+
+
 def _save_config(config: DictConfig, folder: Path) -> None:
     with atomic_path(folder / "config.yaml") as temporary:
         OmegaConf.save(config, temporary, resolve=True)
@@ -146,7 +174,8 @@ def application(config: DictConfig) -> None:
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # the run folder
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     disable_progress_bar()
-    folder = Path(HydraConfig.get().runtime.output_dir).absolute()
+    # a resumed run goes on in its own folder, where its earlier figures are
+    folder = Path(config.resume or HydraConfig.get().runtime.output_dir).absolute()
     log.info("%s, seed %d → %s", config.name, config.seed, folder)
     train(config, folder)
     alone = HydraConfig.get().mode == RunMode.RUN  # a sweep ends with one table of all

@@ -103,7 +103,7 @@ class RetrieverModule(L.LightningModule):
         if not torch.isfinite(parts["loss"]):
             raise InputError(
                 f"The loss is {parts['loss'].item()} at step {self.global_step}, on the queries "
-                f"{', '.join(batch.query_ids[:20])}{' …' if len(batch) > 20 else ''} of {batch.corpus}. Lower "
+                f"{', '.join(batch.query_ids)} of {batch.corpus}. Lower "
                 "module.learning_rate, raise the temperatures, or look at these queries' teacher scores."
             )
         self.log_dict(

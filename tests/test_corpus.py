@@ -43,6 +43,7 @@ def test_passage_is_title_space_text(tmp_path):
         ({"qrels": "query-id\tcorpus-id\tscore\nq1\td9\t1\n"}, "test.tsv:2: passage 'd9' is not in this data set"),
         ({"qrels": "query-id\tcorpus-id\tscore\nq9\td1\t1\n"}, "test.tsv:2: query 'q9' is not in this data set"),
         ({"qrels": "query-id\tcorpus-id\tscore\nq1 d1 1\n"}, "test.tsv:2: 'q1 d1 1' is not"),
+        ({"qrels": "query-id\tcorpus-id\tscore\nq1\td1\t1\nq1\td1\t0\n"}, "test.tsv:3: query 'q1' and passage 'd1'"),
     ],
 )
 def test_bad_data_set_is_named_with_file_and_line(tmp_path, parts, message):

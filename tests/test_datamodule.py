@@ -1,5 +1,7 @@
 """Batches: distinct passages, order, weights, ranks, normalisation, caches."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -232,3 +234,25 @@ def test_wrong_options_are_named(make_data, options, message):
     with pytest.raises(InputError, match=message):
         data = make_data(**options)
         next(iter(data.train_dataloader()))
+
+
+def test_guard_compares_passages_of_one_corpus_alone(make_data, small_scifact, small_lists, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(small_scifact, other)
+    (other / "qrels" / "test.tsv").write_text((other / "qrels" / "train.tsv").read_text())
+    queries = [json.loads(line) for line in (other / "queries.jsonl").read_text().splitlines()]
+    different = "".join(json.dumps({"_id": q["_id"], "text": f"unlike {i}"}) + "\n" for i, q in enumerate(queries))
+    (other / "queries.jsonl").write_text(different)
+    data = make_data(leak_guard="drop", evaluation=[{"path": str(other)}])
+    assert data.report["train_lists"] + data.report["dev_lists"] == 40
+    assert make_data(leak_guard="drop", evaluation=[{"path": str(small_scifact)}]).report["train_lists"] > 0
+    with pytest.raises(InputError, match="No query list is left"):
+        make_data(leak_guard="drop", evaluation=[{"path": str(small_scifact), "split": "train"}])
+
+
+def test_two_corpora_of_one_name_are_refused(make_data, small_scifact, small_lists, tmp_path):
+    twin = tmp_path / small_scifact.name
+    shutil.copytree(small_scifact, twin)
+    files = [{"path": str(small_lists), "corpus": str(folder)} for folder in (small_scifact, twin)]
+    with pytest.raises(InputError, match="Two corpora are named 'small'"):
+        make_data(train=files)

@@ -113,7 +113,7 @@ def test_paired_interval_covers_and_is_paired():
         paired_difference({"a": 1.0}, {"b": 1.0})
 
 
-def make_run(folder, name, seed, best, base=(0.2, 0.4)):
+def make_run(folder, name, seed, best, base=(0.2, 0.4), config=""):
     for step, values in {0: base, 5: best, 9: (0.0, 0.0)}.items():
         path = folder / "per_query" / "d" / f"step-{step:06d}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,6 +127,7 @@ def make_run(folder, name, seed, best, base=(0.2, 0.4)):
         "wall_time_s": 120,
     }
     (folder / "results.json").write_text(json.dumps(results))
+    (folder / "config.yaml").write_text(f"seed: {seed}\n{config}")
 
 
 def test_compare_averages_seeds_and_pairs_with_the_base(tmp_path, capsys):
@@ -143,6 +144,19 @@ def test_compare_averages_seeds_and_pairs_with_the_base(tmp_path, capsys):
     assert "infonce" in capsys.readouterr().out
     assert (tmp_path / "t.md").read_text() == markdown(compare([tmp_path]), "best")
     assert "| combined | 1 | 0.2000 | -0.1000 | [-0.1000, -0.1000] |" in (tmp_path / "t.md").read_text()
+
+
+def test_compare_keeps_settings_apart_and_refuses_the_same_run_twice(tmp_path):
+    for number, rate in enumerate((1e-5, 2e-5)):
+        for seed in (1, 2):
+            config = f"module: {{learning_rate: {rate}}}\ncache_dir: c{number}{seed}\n"
+            make_run(tmp_path / f"{number}{seed}", "infonce", seed, (0.3 + number / 10, 0.3), config=config)
+    names = [(arm.name, arm.seeds) for arm in compare([tmp_path])["d"]]
+    rates = [f"infonce (module.learning_rate={rate})" for rate in (1e-05, 2e-05)]
+    assert names == [("base", []), (rates[0], [1, 2]), (rates[1], [1, 2])]
+    make_run(tmp_path / "again", "infonce", 2, (0.3, 0.3), config="module: {learning_rate: 1e-5}\n")
+    with pytest.raises(InputError, match="the same run twice"):
+        compare([tmp_path])
 
 
 def test_compare_refuses_what_cannot_be_compared(tmp_path):

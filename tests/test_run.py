@@ -21,6 +21,7 @@ from callbacks.scoring import score_run
 from datamodules.caches import embed
 from datamodules.corpus import load_evaluation_set
 from experiments import run as run_module
+from experiments.compare import compare
 from experiments.run import train
 from retriever.encoder import TextEncoder
 from retriever.errors import InputError
@@ -137,14 +138,20 @@ def test_index_preserving_run_keeps_the_passages(small_run, small_scifact, tiny_
     assert "passages must be encoded with the unchanged" in (folder / "model" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-def test_killed_run_resumes_to_the_same_weights_and_figures(small_run, tmp_path, monkeypatch, frozen):
-    options = [*small_run, "trainer.max_epochs=4", f"module.train_passage_encoder={not frozen}", "encoder.dropout=0.1"]
+@pytest.mark.parametrize(("frozen", "validate_every"), [(False, 1.0), (True, 1.0), (False, 0.5)])
+def test_killed_run_resumes_to_the_same_weights_and_figures(small_run, tmp_path, monkeypatch, frozen, validate_every):
+    options = [
+        *small_run,
+        "trainer.max_epochs=4",
+        f"trainer.val_check_interval={validate_every}",
+        f"module.train_passage_encoder={not frozen}",
+        "encoder.dropout=0.1",
+    ]
     whole = train(config_of(*options), tmp_path / "whole")
     step = RetrieverModule.training_step
 
     def killed(self, batch, batch_idx):
-        if self.global_step == 10:
+        if self.global_step == 11:  # the last checkpoint is at 8 of 4 steps an epoch, or (in mid-epoch) at 10
             raise RuntimeError("killed")
         return step(self, batch, batch_idx)
 
@@ -152,10 +159,24 @@ def test_killed_run_resumes_to_the_same_weights_and_figures(small_run, tmp_path,
         patch.setattr(RetrieverModule, "training_step", killed)
         with pytest.raises(RuntimeError, match="killed"):
             train(config_of(*options), tmp_path / "cut")
-    resumed = train(config_of(*options, f"resume={tmp_path}/cut/checkpoints/last.ckpt"), tmp_path / "cut")
+    before = metrics(tmp_path / "cut")
+    resumed = train(config_of(*options, f"resume={tmp_path}/cut"), tmp_path / "cut")
     expected, got = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(expected[key], got[key]) for key in expected)
     assert resumed["datasets"] == whole["datasets"] and resumed["steps"] == whole["steps"]
+    with open(tmp_path / "cut" / "metrics-part1.csv") as file:
+        assert list(csv.DictReader(file)) == before
+    assert compare([tmp_path / "cut"])["small"][1].ndcg == pytest.approx(compare([tmp_path / "whole"])["small"][1].ndcg)
+
+
+def test_last_steps_are_evaluated_where_training_ends_between_validations(small_run, small_scifact, tmp_path):
+    results = train(config_of(*small_run, "trainer.max_steps=3"), tmp_path / "run")
+    assert results["steps"] == {"base": 0, "best": 3, "last": 3}
+    exported = TextEncoder.from_pretrained(str(tmp_path / "run" / "model"), passage_max_length=64)
+    figure = results["datasets"]["small"]["ndcg@10"]["last"]
+    assert figure == pytest.approx(ndcg_of(exported, exported, load_evaluation_set(str(small_scifact))), abs=2e-5)
+    kept = train(config_of(*small_run, "save_checkpoints=false"), tmp_path / "kept")
+    assert kept["steps"]["best"] == 8 and not (tmp_path / "kept" / "checkpoints").exists()
 
 
 def test_two_processes_give_the_figures_of_one(small_run, tmp_path):
@@ -165,7 +186,7 @@ def test_two_processes_give_the_figures_of_one(small_run, tmp_path):
         folder = tmp_path / f"devices{devices}"
         extra = [f"trainer.devices={devices}", f"hydra.run.dir={folder}"] + ["trainer.strategy=ddp"] * (devices == 2)
         done = subprocess.run(command + extra, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr[-3000:]
         figures[devices] = json.loads((folder / "results.json").read_text())["datasets"]
         figures[devices, "weights"] = weights(folder)
     one, two = figures[1, "weights"], figures[2, "weights"]
@@ -260,7 +281,9 @@ def cli(monkeypatch, capsys, *arguments):
         ("+module.foo=3", "unexpected keyword argument 'foo'"),
         ("criterion=val/small/ndcg@10", "the queries that are reported would choose the checkpoint"),
         ("criterion_mode=least", "valid values are 'min', 'max'"),
-        ("resume=nothing.ckpt", "no such checkpoint"),
+        ("resume=nothing", "nothing/checkpoints/last.ckpt: no such checkpoint"),
+        ("criterion=dev/los", "criterion is 'dev/los'; valid values are 'dev/kl'"),
+        ("early_stopping={patience: 2, monitors: [val/small/ndcg@10]}", "would choose the checkpoint"),
         ("data.normalization=minmax", "valid values are 'percentile'"),
         ("evaluation.datasets=[{path: nowhere}]", "There is no data set 'nowhere'"),
     ],
