@@ -15,6 +15,10 @@ def block(before: str) -> str:
     return re.search(re.escape(before) + r".*?```\w*\n(.*?)```", README, re.DOTALL)[1]
 
 
+def test_no_placeholder_is_left():
+    assert not re.search(r"QUICK[A-Z]+|TODO|XXX", README)
+
+
 def test_own_loss_needs_one_class_and_one_file(tmp_path, tiny_model, small_scifact, small_lists):
     (tmp_path / "my_losses.py").write_text(block("`my_losses.py`:"))
     conf = tmp_path / "my_conf" / "module" / "margin_mse.yaml"

@@ -282,7 +282,7 @@ def cli(monkeypatch, capsys, *arguments):
         ("criterion=val/small/ndcg@10", "the queries that are reported would choose the checkpoint"),
         ("criterion_mode=least", "valid values are 'min', 'max'"),
         ("resume=nothing", "nothing/checkpoints/last.ckpt: no such checkpoint"),
-        ("criterion=dev/los", "criterion is 'dev/los'; valid values are 'dev/kl'"),
+        ("criterion=dev/los", "Did you mean 'dev/loss'?"),
         ("early_stopping={patience: 2, monitors: [val/small/ndcg@10]}", "would choose the checkpoint"),
         ("data.normalization=minmax", "valid values are 'percentile'"),
         ("evaluation.datasets=[{path: nowhere}]", "There is no data set 'nowhere'"),
