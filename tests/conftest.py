@@ -102,3 +102,25 @@ def small_lists(small_scifact) -> Path:
     path = small_scifact / "lists" / "human.parquet"
     write_query_lists(path, lists, {"teacher": "made for tests"})
     return path
+
+
+@pytest.fixture
+def small_run(tiny_model, small_scifact, small_lists, tmp_path):
+    """Overrides for a run of seconds."""
+    return [
+        "name=small",
+        f"encoder.model={tiny_model}",
+        "encoder.packaged=null",
+        "encoder.passage_max_length=64",
+        f"data.train=[{{path: {small_lists}, corpus: {small_scifact}}}]",
+        "data.dev=null",
+        "data.dev_fraction=0.25",
+        "data.batch_size=8",
+        f"evaluation.datasets=[{{path: {small_scifact}}}]",
+        "module.learning_rate=1e-3",
+        "trainer.max_epochs=2",
+        "trainer.accelerator=cpu",
+        "early_stopping.patience=null",
+        f"output_dir={tmp_path}",
+        "logger=csv",
+    ]

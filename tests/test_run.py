@@ -32,28 +32,6 @@ CONF = Path(experiments.__file__).parent / "conf"
 MODULES = ["infonce_conventional", "infonce", "distillation", "combined"]
 
 
-@pytest.fixture
-def small_run(tiny_model, small_scifact, small_lists, tmp_path):
-    """Overrides for a run of seconds."""
-    return [
-        "name=small",
-        f"encoder.model={tiny_model}",
-        "encoder.packaged=null",
-        "encoder.passage_max_length=64",
-        f"data.train=[{{path: {small_lists}, corpus: {small_scifact}}}]",
-        "data.dev=null",
-        "data.dev_fraction=0.25",
-        "data.batch_size=8",
-        f"evaluation.datasets=[{{path: {small_scifact}}}]",
-        "module.learning_rate=1e-3",
-        "trainer.max_epochs=2",
-        "trainer.accelerator=cpu",
-        "early_stopping.patience=null",
-        f"output_dir={tmp_path}",
-        "logger=csv",
-    ]
-
-
 def config_of(*overrides):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("run", list(overrides))
