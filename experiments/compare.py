@@ -26,7 +26,7 @@ from retriever.errors import InputError
 
 log = logging.getLogger(__name__)
 POINTS = ("best", "last")
-_NO_SETTINGS = ("seed", "output_dir", "cache_dir", "data_dir", "resume", "group")
+_NO_SETTINGS = {"seed", "output_dir", "cache_dir", "data_dir", "resume", "group", "logger", "export"}
 COLUMNS = ("run", "seeds", "nDCG@10", "difference to base", "paired 95% interval", "Recall@100", "step", "minutes")
 
 
@@ -183,7 +183,7 @@ def _labels(folders: list[Path], names: list[str]) -> list[str]:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """A run's configuration as dotted keys, without the seed and what says only where things lie."""
+    """A run's configuration as dotted keys, without the seed and what says only where things go."""
     path = folder / "config.yaml"
     if not path.is_file():
         return {}
@@ -197,7 +197,7 @@ def _settings(folder: Path) -> dict[str, Any]:
             flat[prefix] = value
 
     flatten("", OmegaConf.to_container(OmegaConf.load(path)))
-    return {key: value for key, value in flat.items() if key.rsplit(".", 1)[-1] not in _NO_SETTINGS}
+    return {key: value for key, value in flat.items() if not _NO_SETTINGS & {key.split(".")[0], key.split(".")[-1]}}
 
 
 def _check_seeds(name: str, group: list[tuple[Path, dict]]) -> None:

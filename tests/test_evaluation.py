@@ -149,7 +149,7 @@ def test_compare_averages_seeds_and_pairs_with_the_base(tmp_path, capsys):
 def test_compare_keeps_settings_apart_and_refuses_the_same_run_twice(tmp_path):
     for number, rate in enumerate((1e-5, 2e-5)):
         for seed in (1, 2):
-            config = f"module: {{learning_rate: {rate}}}\ncache_dir: c{number}{seed}\n"
+            config = f"module: {{learning_rate: {rate}}}\ncache_dir: c{number}{seed}\nlogger: {{wandb: {seed}}}\n"
             make_run(tmp_path / f"{number}{seed}", "infonce", seed, (0.3 + number / 10, 0.3), config=config)
     names = [(arm.name, arm.seeds) for arm in compare([tmp_path])["d"]]
     rates = [f"infonce (module.learning_rate={rate})" for rate in (1e-05, 2e-05)]
