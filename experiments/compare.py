@@ -108,18 +108,18 @@ def cells(arm: Arm) -> list[str]:
         f"{difference.mean:+.4f}" if difference else "",
         f"[{difference.low:+.4f}, {difference.high:+.4f}]" if difference else "",
         f"{arm.recall:.4f}",
-        ", ".join(map(str, arm.steps)),
+        ", ".join(map(str, sorted(set(arm.steps)))),
         f"{arm.minutes:.1f}" if arm.minutes is not None else "",
     ]
 
 
 def print_tables(table: dict[str, list[Arm]], which: str) -> None:
     """Print one table per data set on the terminal."""
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = Console(width=None if sys.stdout.isatty() else 132)
     for dataset, arms in table.items():
         view = Table(title=f"{dataset}: {_caption(arms, which)}", title_justify="left")
         for column in COLUMNS:
-            view.add_column(column, justify="left" if column == "run" else "right", no_wrap=True)
+            view.add_column(column, justify="left" if column == "run" else "right", no_wrap=column == "run")
         for arm in arms:
             clear = arm.difference and (arm.difference.low > 0 or arm.difference.high < 0)
             view.add_row(*cells(arm), style=None if not clear else "green" if arm.difference.mean > 0 else "red")
