@@ -55,7 +55,7 @@ class RunRecord(L.Callback):
         last_step = max(by_step)
         points = {
             "base": evaluation.base,
-            "best": by_step.get(best_step, by_step[last_step]),
+            "best": by_step[best_step],
             "last": by_step[last_step],
         }
         self.results = {

@@ -124,6 +124,7 @@ class QueryListDataModule(L.LightningDataModule):
         self._train: list[ListSource] = []
         self._dev: list[ListSource] = []
         self._corpora: dict[str, Corpus] = {}
+        self._encoded: dict[str, tuple[TokenizedTexts, np.ndarray | None]] = {}
 
     def setup(self, stage: str | None = None) -> None:
         """Open, check, guard, split, normalise and tokenise; once, whatever the stage."""
@@ -293,15 +294,22 @@ class QueryListDataModule(L.LightningDataModule):
                 choose(f"data.train: weight of {spec['path']}: the query type", named, types)
         if min(by_type.values()) < 0:
             raise InputError(f"data.train: a weight of {spec['path']} is negative ({by_type}).")
-        tokens = cached_tokens(corpus.passages, self.encoder, "passage", self.cache_dir)
+        tokens, embeddings = self._passages(corpus)
         return ListSource(
             corpus=corpus,
             lists=lists,
             query_tokens=cached_tokens(lists.queries, self.encoder, "query", self.cache_dir),
             passage_tokens=tokens,
-            passage_embeddings=self._frozen_embeddings(corpus, tokens),
+            passage_embeddings=embeddings,
             weights=np.array([by_type[t] for t in types])[groups],
         )
+
+    def _passages(self, corpus: Corpus) -> tuple[TokenizedTexts, np.ndarray | None]:
+        """Token ids and, where frozen, embeddings of a corpus; looked up once, however many files name it."""
+        if corpus.name not in self._encoded:
+            tokens = cached_tokens(corpus.passages, self.encoder, "passage", self.cache_dir)
+            self._encoded[corpus.name] = tokens, self._frozen_embeddings(corpus, tokens)
+        return self._encoded[corpus.name]
 
     def _frozen_embeddings(self, corpus: Corpus, tokens: TokenizedTexts) -> np.ndarray | None:
         """Passage embeddings of the base weights where the module keeps its passage encoder as it is, else None."""
