@@ -1,4 +1,4 @@
-"""Candidates for queries: BM25, dense search, and their fusion."""
+"""Candidates for queries: BM25, and the fusion of several retrievers' hits by score or by rank."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Hits:
 
     Attributes:
         scores: float32 [Q, k], highest first.
-        rows: int64 [Q, k], passages as rows of the corpus.
+        rows: int64 [Q, k], passages as rows of the corpus; −1 where there are fewer, with score −inf.
     """
 
     scores: np.ndarray
@@ -57,18 +57,42 @@ def fuse_scores(runs: Sequence[Hits], weights: Sequence[float], k: int) -> Hits:
     Returns:
         Hits [Q, k], highest first, equal scores by ascending row.
     """
+    return _fuse(runs, [w * _min_max(run.scores.astype(np.float64)) for run, w in zip(runs, weights, strict=True)], k)
+
+
+def fuse_ranks(runs: Sequence[Hits], weights: Sequence[float], k: int, constant: float = 60.0) -> Hits:
+    """Reciprocal-rank fusion: the sum of weight / (constant + rank), ranks from 1 (Cormack et al. 2009).
+
+    Args:
+        runs: the same Q queries in each.
+        weights: one per run.
+        k: as for :func:`fuse_scores`.
+        constant: the paper's 60.
+    """
+    shares = [
+        np.broadcast_to(w / (constant + 1 + np.arange(r.rows.shape[1])), r.rows.shape)
+        for r, w in zip(runs, weights, strict=True)
+    ]
+    return _fuse(runs, shares, k)
+
+
+def _fuse(runs: Sequence[Hits], shares: Sequence[np.ndarray], k: int) -> Hits:
     queries = len(runs[0].rows)
     scores = np.full((queries, k), -np.inf, np.float32)
     rows = np.full((queries, k), -1, np.int64)
-    scaled = [w * _min_max(run.scores.astype(np.float64)) for run, w in zip(runs, weights, strict=True)]
+    all_rows, all_shares = np.concatenate([r.rows for r in runs], axis=1), np.concatenate(shares, axis=1)
     for query in range(queries):
-        distinct, inverse = np.unique(np.concatenate([run.rows[query] for run in runs]), return_inverse=True)
-        total = np.bincount(inverse, weights=np.concatenate([s[query] for s in scaled]))
+        there = all_rows[query] >= 0
+        distinct, inverse = np.unique(all_rows[query][there], return_inverse=True)
+        total = np.bincount(inverse, weights=all_shares[query][there], minlength=len(distinct))
         order = np.lexsort((distinct, -total))[:k]
         scores[query, : len(order)], rows[query, : len(order)] = total[order], distinct[order]
     return Hits(scores, rows)
 
 
 def _min_max(scores: np.ndarray) -> np.ndarray:
-    low, high = scores.min(1, keepdims=True), scores.max(1, keepdims=True)
-    return (scores - low) / np.where(high > low, high - low, 1.0)
+    there = np.isfinite(scores)
+    low = np.where(there, scores, np.inf).min(1, keepdims=True)
+    high = np.where(there, scores, -np.inf).max(1, keepdims=True)
+    scaled = (np.where(there, scores, low) - low) / np.where(high > low, high - low, 1.0)
+    return np.where(np.isfinite(scaled), scaled, 0.0)

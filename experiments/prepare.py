@@ -1,64 +1,79 @@
-"""Make query lists from a corpus: python -m experiments.prepare +data=scifact [key=value ...]."""
+"""From a corpus to query lists with teacher scores: python -m experiments.prepare +data=scifact [key=value ...].
+
+Also: python -m experiments.prepare inspect|import|export FILE …
+"""
 
 from __future__ import annotations
 
 import logging
+import shutil
+import sys
 from pathlib import Path
 
 import hydra
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
 
-from datamodules.corpus import Corpus, find_dataset, load_corpus
-from datamodules.free_queries import collect_queries
-from datamodules.list_building import fusion_teacher, make_lists
-from datamodules.query_lists import write_query_lists
-from datamodules.splits import in_dev
+from datamodules.files import atomic_path, write_json
+from datamodules.stages.stage import Output, summary
+from experiments import list_files
 from experiments.hydra_errors import run_kindly
-from retriever.encoder import TextEncoder
-from retriever.errors import InputError, choose
+from experiments.pipeline import Pipeline
+from experiments.teacher_card import print_card, teacher_card
 
 log = logging.getLogger(__name__)
+_RULES = ("kept", "inconsistent", "not first", "short list", "low score")
 
 
 def prepare(config: DictConfig) -> list[Path]:
-    """Write the train and dev lists that a configuration asks for; return their paths."""
-    corpus = load_corpus(find_dataset(config.corpus, config.data_dir))
-    encoder = instantiate(config.encoder)
-    paths = []
-    for name, options in config.queries.items():
-        paths += _prepare_one(config, name, options, corpus, encoder)
-    return paths
-
-
-def _prepare_one(
-    config: DictConfig, name: str, options: DictConfig, corpus: Corpus, encoder: TextEncoder
-) -> list[Path]:
-    for key in options:
-        choose(f"queries.{name}: the key", key, ("source", "split"))
-    teacher = OmegaConf.to_container(config.teacher)
-    source = collect_queries(
-        corpus=corpus, dataset=config.corpus, data_dir=config.data_dir, **OmegaConf.to_container(options)
-    )
-    if not source.queries:
-        raise InputError(f"queries.{name}: {options.source!r} gives no query on the corpus {corpus.name!r}.")
-    hits = fusion_teacher(corpus, list(source.queries.values()), encoder, config.cache_dir, teacher)
-    dev = in_dev(list(source.positive_ids.values()), config.dev_fraction)
-    metadata = {
-        "corpus": corpus.name,
-        "queries": OmegaConf.to_container(options),
-        "teacher": f"fusion of BM25 and {encoder.name} (not a cross-encoder)",
-        "teacher_options": teacher,
-        "dev_fraction": config.dev_fraction,
-        "score": "raw, in [0, 1]: weighted sum of the two, each min-max scaled over its own best hits; 0 where absent",
-    }
-    written = []
-    for split, chosen in {"train": ~dev, "dev": dev}.items():
-        path = Path(config.output) / f"{name}.{split}.parquet"
-        count = write_query_lists(path, make_lists(source, corpus, hits, chosen), {**metadata, "split": split})
-        log.info("%s: %d lists", path, count)
-        written.append(path)
+    """Run the pipeline of a configuration as far as it asks; return the paths of the lists, if it got so far."""
+    pipeline = Pipeline(config)
+    if not pipeline.run():
+        return []
+    outputs, console = pipeline.outputs, Console()
+    console.print(_stages_table(outputs))
+    if "generate" in outputs:
+        console.print(_counts_table("Answers by query type", {"": outputs["generate"].manifest["counts"]["by_type"]}))
+    if "filter" in outputs:
+        console.print(_counts_table("Lists by filter", outputs["filter"].manifest["counts"]["by_type"], _RULES))
+    if "split" not in outputs:
+        return []
+    output = Path(config.output)
+    written = [_copy(path, output) for path in sorted(outputs["split"].folder.glob("*.parquet"))]
+    card = teacher_card(pipeline)
+    if card:
+        print_card(card, console)
+        write_json(output / "teacher_card.json", card)
+    write_json(output / "manifest.json", {name: o.manifest for name, o in outputs.items()})
+    for path in written:
+        log.info("%s: %s lists", path, outputs["split"].manifest["counts"][path.stem])
     return written
+
+
+def _copy(path: Path, folder: Path) -> Path:
+    with atomic_path(folder / path.name) as temporary:
+        shutil.copyfile(path, temporary)
+    return folder / path.name
+
+
+def _stages_table(outputs: dict[str, Output]) -> Table:
+    table = Table("stage", "minutes of work", "counts", "folder", title="Stages")
+    for name, output in outputs.items():
+        minutes = f"{output.manifest['seconds_of_work'] / 60:.1f}"
+        table.add_row(name, minutes, summary(output.manifest["counts"]), str(output.folder))
+    return table
+
+
+def _counts_table(title: str, counts: dict[str, dict[str, dict[str, int]]], order: tuple[str, ...] = ()) -> Table:
+    lines = {(group, kind): line for group, kinds in counts.items() for kind, line in kinds.items()}
+    found = {reason for line in lines.values() for reason in line}
+    reasons = [r for r in order if r in found] + sorted(found - set(order) - {"accepted"})
+    reasons = (["accepted"] if "accepted" in found else []) + reasons
+    table = Table("queries", *reasons, title=title)
+    for (group, kind), line in lines.items():
+        table.add_row(f"{group} {kind}".strip(), *(f"{line.get(r, 0):,}" for r in reasons))
+    return table
 
 
 @hydra.main(version_base="1.3", config_path="conf/prepare", config_name="prepare")
@@ -69,7 +84,10 @@ def application(config: DictConfig) -> None:
 
 def main() -> None:
     """The command."""
-    run_kindly(application)
+    if len(sys.argv) > 1 and sys.argv[1] in ("inspect", "import", "export"):
+        list_files.main(sys.argv[1:])
+    else:
+        run_kindly(application)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,56 @@
+"""Which engine a configuration asks for."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from datamodules.engines.engine import Engine
+from datamodules.engines.server import ServerEngine
+from datamodules.engines.transformers import TransformersEngine
+from datamodules.engines.vllm import VllmEngine
+from retriever.errors import choose
+from retriever.gguf_weights import unpacked_gguf
+
+
+def choose_engine(
+    engine: str,
+    model: str,
+    sampling: Mapping[str, Any],
+    cache_dir: str | Path,
+    packaged: Mapping[str, str] | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    vllm: Mapping[str, Any] | None = None,
+    server: Mapping[str, Any] | None = None,
+    transformers: Mapping[str, Any] | None = None,
+) -> Engine:
+    """Make an engine from a configuration.
+
+    Args:
+        engine: ``vllm``, ``server``, ``transformers``, or ``auto``: vLLM where it is installed, else transformers.
+        model: folder, hub name, or what the server calls it.
+        sampling: ``temperature``, ``top_p``, ``max_tokens``, ``frequency_penalty``, ``stop``.
+        cache_dir: where a packaged model is unpacked.
+        packaged: ``distribution``, ``file`` and ``sha256`` of a Python package that carries the model as GGUF; used
+            where that package is installed.
+        revision: branch, tag or commit on the hub.
+        trust_remote_code: run the Python code that the model brings. Off unless asked for.
+        vllm: options of :class:`~datamodules.engines.vllm.VllmEngine`.
+        server: options of :class:`~datamodules.engines.server.ServerEngine`.
+        transformers: options of :class:`~datamodules.engines.transformers.TransformersEngine`.
+    """
+    choose("generator.engine", engine, ("auto", "vllm", "server", "transformers"))
+    if engine == "server":
+        return ServerEngine(model, sampling, **(server or {}))
+    if packaged:
+        folder = unpacked_gguf(packaged["distribution"], packaged["file"], packaged["sha256"], cache_dir)
+        model, revision = (str(folder), None) if folder else (model, revision)
+    local = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if engine == "auto":
+        engine = "vllm" if importlib.util.find_spec("vllm") else "transformers"
+    if engine == "vllm":
+        return VllmEngine(model, sampling, **local, **(vllm or {}))
+    return TransformersEngine(model, sampling, **local, **(transformers or {}))

@@ -1,0 +1,92 @@
+"""A server that speaks OpenAI's protocol: a vLLM cluster, or any other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import Any
+
+from datamodules.engines.engine import Answer, Conversation, Engine
+from retriever.errors import InputError, choose, require_positive
+
+_SAMPLING = ("temperature", "top_p", "max_tokens", "frequency_penalty", "stop")
+
+
+class ServerEngine(Engine):
+    """Chat completions, many at a time, each with its seed.
+
+    Args:
+        model: what the server calls it.
+        sampling: of the chat completion.
+        base_url: for example ``http://host:8000/v1``.
+        key_variable: environment variable that holds the key; the key itself stands in no file.
+        parallel: requests under way at once.
+        retries: of one request, with growing pauses.
+        timeout: of one request, in seconds.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        sampling: Mapping[str, Any],
+        *,
+        base_url: str | None = None,
+        key_variable: str = "OPENAI_API_KEY",
+        parallel: int = 64,
+        retries: int = 5,
+        timeout: float = 600.0,
+    ) -> None:
+        for key in sampling:
+            choose("generator.sampling: the key", key, _SAMPLING)
+        require_positive(parallel=parallel, timeout=timeout)
+        if not base_url:
+            raise InputError("generator.server.base_url is not set; name the server, as in http://host:8000/v1.")
+        self.model = model
+        self.sampling = dict(sampling)
+        self.base_url = base_url
+        self.key_variable = key_variable
+        self.parallel = parallel
+        self.retries = retries
+        self.timeout = timeout
+
+    def settings(self) -> dict[str, Any]:
+        """Model and sampling; the address does not decide what is answered."""
+        return {"engine": "server", "model": self.model, "sampling": self.sampling}
+
+    @cached_property
+    def _client(self) -> Any:
+        try:
+            from openai import OpenAI
+        except ImportError as error:
+            raise InputError("generator.engine is server, which needs one more package: pip install openai") from error
+        return OpenAI(
+            base_url=self.base_url,
+            api_key=os.environ.get(self.key_variable, "none"),
+            max_retries=self.retries,
+            timeout=self.timeout,
+        )
+
+    def answer(
+        self, conversations: Sequence[Conversation], seeds: Sequence[int], advance: Callable[[int], None]
+    ) -> list[Answer]:
+        """See :class:`Engine`."""
+        client = self._client
+        from openai import OpenAIError
+
+        def ask(conversation: Conversation, seed: int) -> Answer:
+            done = client.chat.completions.create(
+                model=self.model, messages=conversation, seed=seed, **self.sampling
+            ).choices[0]
+            advance(1)
+            return Answer(done.message.content or "", done.finish_reason != "length")
+
+        try:
+            with ThreadPoolExecutor(self.parallel) as pool:
+                return list(pool.map(ask, conversations, seeds))
+        except OpenAIError as error:
+            raise InputError(
+                f"{self.base_url}: {' '.join(str(error).split())[:300]} (after {self.retries} retries). Is the server "
+                f"there, and does it serve {self.model!r}? What is done so far is kept; start again to go on."
+            ) from error

@@ -1,0 +1,113 @@
+"""vLLM in this process."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from datamodules.engines.engine import Answer, Conversation, Engine, model_identity
+from retriever.errors import InputError, choose
+
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "frequency_penalty", "repetition_penalty", "stop")
+
+
+class VllmEngine(Engine):
+    """vLLM's offline engine.
+
+    Args:
+        model: folder or hub name.
+        sampling: of ``vllm.SamplingParams``.
+        revision: on the hub.
+        trust_remote_code: run code that the model brings.
+        seeds: ``request``: each conversation has a seed of its own; ``block``: one seed for all conversations of a
+            call, by which they come out alike as long as the call holds the same ones (vLLM 0.32 crashes on seeded
+            requests on a CPU); ``auto``: by the device.
+        **options: of ``vllm.LLM``: tensor_parallel_size, data_parallel_size, max_model_len, gpu_memory_utilization, …
+    """
+
+    def __init__(
+        self,
+        model: str,
+        sampling: Mapping[str, Any],
+        *,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        seeds: str = "auto",
+        **options: Any,
+    ) -> None:
+        for key in sampling:
+            choose("generator.sampling: the key", key, _SAMPLING)
+        self.model = model
+        self.sampling = dict(sampling)
+        self.revision = revision
+        self.trust_remote_code = trust_remote_code
+        choose("generator.vllm.seeds", seeds, ("auto", "request", "block"))
+        self.seeds = ("request" if torch.cuda.is_available() else "block") if seeds == "auto" else seeds
+        self.options = {k: v for k, v in options.items() if v is not None}
+
+    def settings(self) -> dict[str, Any]:
+        """Model, sampling, and what of the options decides the answers."""
+        deciding = {k: self.options[k] for k in ("dtype", "quantization", "max_model_len") if k in self.options}
+        return {
+            "engine": "vllm",
+            "seeds": self.seeds,
+            "sampling": self.sampling,
+            **model_identity(self.model, self.revision),
+            **deciding,
+        }
+
+    @cached_property
+    def _llm(self) -> Any:
+        on_cpu = not torch.cuda.is_available()
+        # in process: a worker process would not see the seeds that are set here, and starts up five times slower
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0" if self.seeds == "block" else "1")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        if on_cpu:
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise InputError(
+                "generator.engine is vllm, which is not installed: pip install '.[gpu]', or '.[cpu]' without a GPU. "
+                "Or say generator.engine=transformers, or server."
+            ) from error
+        # without a GPU: float32, for 16 bits are emulated there; no compilation, which takes minutes
+        options = ({"dtype": "float32", "enforce_eager": True, "max_num_seqs": 64} if on_cpu else {}) | self.options
+        return LLM(
+            model=self.model,
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+            seed=0,
+            enable_prefix_caching=True,
+            **options,
+        )
+
+    def answer(
+        self, conversations: Sequence[Conversation], seeds: Sequence[int], advance: Callable[[int], None]
+    ) -> list[Answer]:
+        """See :class:`Engine`."""
+        llm = self._llm
+        from vllm import SamplingParams
+
+        if self.seeds == "request":
+            params = [SamplingParams(seed=seed, **self.sampling) for seed in seeds]
+        else:
+            params = SamplingParams(**self.sampling)
+            # a block starts from the same state whatever was answered before
+            _seed_everything(sum(seeds) % 2**31)
+            llm.reset_prefix_cache()
+        found = llm.chat(list(conversations), params, use_tqdm=False)
+        advance(len(found))
+        return [Answer(o.outputs[0].text, o.outputs[0].finish_reason != "length") for o in found]
+
+
+def _seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)

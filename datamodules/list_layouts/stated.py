@@ -1,0 +1,121 @@
+"""What a line of another tool's file states of a query list, before anything of it is checked or looked up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from retriever.errors import InputError
+
+
+@dataclass(frozen=True)
+class StatedPassage:
+    """A passage as a file names it: by id, by text, or by both.
+
+    Attributes:
+        where: ``file:line``.
+        id: None where the layout has none.
+        text: None where the layout has none.
+        title: given apart from the text; empty where it is not.
+    """
+
+    where: str
+    id: str | None
+    text: str | None
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class StatedList:
+    """A query list as a file states it.
+
+    Attributes:
+        where: ``file:line``.
+        query: the text.
+        passages: K candidates.
+        scores: as long as the passages, if the file is right; anything may stand in it.
+        positives: passages labelled relevant.
+        query_id: None where the file has none; so too the next two.
+        query_type: human, title, …
+        corpus: the name of the corpus that the ids belong to.
+    """
+
+    where: str
+    query: str
+    passages: list[StatedPassage]
+    scores: list[Any]
+    positives: list[StatedPassage] = field(default_factory=list)
+    query_id: str | None = None
+    query_type: str | None = None
+    corpus: str | None = None
+
+
+def text_of(where: str, record: dict[str, Any], *names: str, numbers: bool = False) -> str | None:
+    """The string under the first of ``names`` that is there and not null; None where none is.
+
+    Args:
+        where: ``file:line``, for messages.
+        record: a line.
+        names: keys, in order of preference.
+        numbers: take a whole number as its decimal string (ids are often written so).
+
+    Raises:
+        InputError: something other than a string that is not blank.
+    """
+    for name in names:
+        value = record.get(name)
+        if value is None:
+            continue
+        if numbers and isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        if not isinstance(value, str) or not value.strip():
+            raise InputError(f"{where}: {name!r} is {shown(value)}; expected a string that is not empty.")
+        return value
+    return None
+
+
+def required_text(where: str, record: dict[str, Any], *names: str) -> str:
+    """As :func:`text_of`, but one of ``names`` has to be there."""
+    value = text_of(where, record, *names)
+    if value is None:
+        raise InputError(f"{where}: no {' or '.join(map(repr, names))}; this line has {keys(record)}.")
+    return value
+
+
+def list_of(where: str, record: dict[str, Any], name: str) -> list[Any]:
+    """The list under ``name``.
+
+    Raises:
+        InputError: there is none, or it is not a list.
+    """
+    if record.get(name) is None:
+        raise InputError(f"{where}: no {name!r}; this line has {keys(record)}.")
+    if not isinstance(record[name], list):
+        raise InputError(f"{where}: {name!r} is {shown(record[name])}; expected a list.")
+    return record[name]
+
+
+def ids_of(where: str, record: dict[str, Any], name: str) -> list[str] | None:
+    """The list of ids under ``name``, whole numbers as strings; None where there is none."""
+    if record.get(name) is None:
+        return None
+    return [id_of(where, name, value) for value in list_of(where, record, name)]
+
+
+def id_of(where: str, name: str, value: Any) -> str:
+    """One id; a whole number becomes a string."""
+    found = text_of(where, {name: value}, name, numbers=True)
+    if found is None:
+        raise InputError(f"{where}: {name!r} has a null where an id is expected.")
+    return found
+
+
+def keys(record: dict[str, Any]) -> str:
+    """The keys of a line, for messages."""
+    return ", ".join(map(repr, list(record)[:12])) or "no key"
+
+
+def shown(value: Any) -> str:
+    """A value for messages, cut short."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,200 @@
+"""Read query lists out of another tool's file, and write them into one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datamodules.list_layouts.cadet import Cadet
+from datamodules.list_layouts.flag_embedding import FlagEmbedding
+from datamodules.list_layouts.passages import CorpusPassages, NewCorpus
+from datamodules.list_layouts.sentence_transformers import SentenceTransformers
+from datamodules.list_layouts.stated import StatedList, shown
+from datamodules.list_layouts.trec import Trec
+from datamodules.query_lists import QueryList
+from retriever.errors import InputError, choose
+
+log = logging.getLogger(__name__)
+Layout = Cadet | SentenceTransformers | FlagEmbedding | Trec
+_LARGEST = float(np.finfo(np.float32).max)
+LAYOUTS = {
+    "cadet": Cadet,
+    "sentence_transformers": SentenceTransformers,
+    "flag_embedding": FlagEmbedding,
+    "trec": Trec,
+}
+
+
+def import_lists(
+    path: str | Path,
+    layout: str,
+    passages: CorpusPassages | NewCorpus,
+    *,
+    query_type: str = "human",
+    on_bad_list: str = "error",
+    **options: Any,
+) -> Iterator[QueryList]:
+    """Read query lists one by one out of a file in another tool's layout.
+
+    Args:
+        path: the file.
+        layout: a key of ``LAYOUTS``; the class there says what it holds.
+        passages: where ids and texts are looked up, or gathered.
+        query_type: of lists whose line states none. ``human`` is the careful choice: the leak guard is strictest there.
+        on_bad_list: ``error``, or ``drop`` to leave out lists that fail a check; a warning counts them.
+        options: fields of the layout's class.
+
+    Yields:
+        Lists in the file's order. Ids that the layout lacks are ``<file's stem>-<line>``; scores are raw.
+
+    Raises:
+        InputError: with file and line: a field missing or of another type, scores that are not finite in float32 or
+            not as many as the passages, fewer than two passages, a passage twice, an unknown one, an id twice. Lines
+            that cannot be read at all are errors also under ``drop``.
+    """
+    reader = _layout(layout, options)
+    choose("on_bad_list", on_bad_list, ("error", "drop"))
+    return _import(Path(path), reader, passages, query_type, on_bad_list)
+
+
+def export_lists(
+    query_lists: Iterable[QueryList],
+    path: str | Path,
+    layout: str,
+    passages: CorpusPassages,
+    *,
+    on_bad_list: str = "error",
+    **options: Any,
+) -> int:
+    """Write query lists in another tool's layout; return how many.
+
+    Args:
+        query_lists: lists of one corpus.
+        path: the file; it appears when it is whole.
+        layout: a key of ``LAYOUTS``; the class there says what it holds and what is lost.
+        passages: the corpus, for the texts.
+        on_bad_list: ``error``, or ``drop`` to leave out lists that the layout cannot hold; a warning counts them.
+        options: fields of the layout's class.
+
+    Raises:
+        InputError: with the list's place in the sequence: it is of another corpus, names an unknown passage, has the
+            id of an earlier one, or is one that the layout cannot hold; or there is no list.
+    """
+    writer = _layout(layout, options)
+    choose("on_bad_list", on_bad_list, ("error", "drop"))
+    return writer.write(_encoded(query_lists, writer, passages, on_bad_list), Path(path))
+
+
+def _layout(name: str, options: dict[str, Any]) -> Layout:
+    kind = LAYOUTS[choose("the layout", name, LAYOUTS)]
+    valid = [field.name for field in fields(kind)]
+    for option in options:
+        if option not in valid:
+            raise InputError(
+                f"The layout {name!r} has no option {option!r}; it has {', '.join(map(repr, valid)) or 'none'}."
+            )
+    return kind(**options)
+
+
+def _import(
+    path: Path, layout: Layout, passages: CorpusPassages | NewCorpus, query_type: str, on_bad_list: str
+) -> Iterator[QueryList]:
+    seen: dict[str, str] = {}
+    dropped: list[str] = []
+    for number, record in layout.records(path):
+        where = f"{path}:{number}"
+        try:
+            stated = layout.parse(where, record)
+            query_list = _checked(stated, passages, query_type, f"{path.name.split('.')[0]}-{number}")
+            if query_list.query_id in seen:
+                raise InputError(
+                    f"{where}: the query id {query_list.query_id!r} stands already at {seen[query_list.query_id]}."
+                )
+        except InputError as error:
+            _drop_or_raise(error, on_bad_list, dropped)
+            continue
+        seen[query_list.query_id] = where
+        yield query_list
+    _report(f"{path}: no list in it", len(seen), dropped)
+
+
+def _encoded(
+    query_lists: Iterable[QueryList], layout: Layout, passages: CorpusPassages, on_bad_list: str
+) -> Iterator[dict[str, Any]]:
+    seen: dict[str, int] = {}
+    dropped: list[str] = []
+    for number, query_list in enumerate(query_lists, 1):
+        where = f"list {number} (query {query_list.query_id!r})"
+        try:
+            if query_list.corpus != passages.name:
+                raise InputError(
+                    f"{where}: a list of the corpus {query_list.corpus!r}, but the corpus given is {passages.name!r}."
+                )
+            if query_list.query_id in seen:
+                raise InputError(f"{where}: its query id stands already in list {seen[query_list.query_id]}.")
+            entry = layout.encode(where, query_list, passages)
+        except InputError as error:
+            _drop_or_raise(error, on_bad_list, dropped)
+            continue
+        seen[query_list.query_id] = number
+        yield entry
+    _report("There is no list to write", len(seen), dropped)
+
+
+def _checked(stated: StatedList, passages: CorpusPassages | NewCorpus, query_type: str, default_id: str) -> QueryList:
+    where = stated.where
+    if isinstance(passages, CorpusPassages) and stated.corpus not in (None, passages.name):
+        raise InputError(
+            f"{where}: a list of the corpus {stated.corpus!r}, but the corpus given is {passages.name!r}. Name its own."
+        )
+    if len(stated.scores) != len(stated.passages):
+        raise InputError(
+            f"{where}: {len(stated.passages)} passages but {len(stated.scores)} scores. Each passage needs one score."
+        )
+    if len(stated.passages) < 2:
+        raise InputError(f"{where}: {len(stated.passages)} passage(s); a list needs at least 2.")
+    scores = [_score(score, passage.where) for score, passage in zip(stated.scores, stated.passages, strict=True)]
+    ids: dict[str, None] = {}
+    for passage in stated.passages:
+        passage_id = passages.resolve(passage)
+        if passage_id in ids:
+            raise InputError(
+                f"{passage.where}: the passage {passage_id!r} stands twice in this list. Keep one of the two."
+            )
+        ids[passage_id] = None
+    return QueryList(
+        query_id=stated.query_id or default_id,
+        query=stated.query,
+        query_type=stated.query_type or query_type,
+        corpus=passages.name,
+        positive_ids=list(dict.fromkeys(passages.resolve(passage) for passage in stated.positives)),
+        passage_ids=list(ids),
+        teacher_scores=scores,
+    )
+
+
+def _score(value: Any, where: str) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not abs(value) <= _LARGEST:  # false for nan too
+        raise InputError(f"{where}: the score {shown(value)}; expected a number, finite in 32 bits.")
+    return float(value)
+
+
+def _drop_or_raise(error: InputError, on_bad_list: str, dropped: list[str]) -> None:
+    if on_bad_list == "error":
+        raise InputError(f"{error} (Lists like this are left out with on_bad_list=drop.)") from error
+    dropped.append(str(error))
+
+
+def _report(none: str, kept: int, dropped: list[str]) -> None:
+    if not kept:
+        raise InputError(
+            f"{none}{f', but {len(dropped)} that fail a check; the first: {dropped[0]}' if dropped else '.'}"
+        )
+    if dropped:
+        log.warning("%d list(s) left out, %d kept. The first: %s", len(dropped), kept, dropped[0])

@@ -1,0 +1,140 @@
+"""Stage collect: all queries that lists are made for, human and synthetic, in one table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datamodules.corpus import Corpus, find_dataset
+from datamodules.files import json_lines
+from datamodules.free_queries import QUERY_SOURCES, collect_queries
+from datamodules.stages.stage import Output, Stage, table_writer
+from retriever.errors import InputError, choose
+from retriever.packaged_weights import file_sha256
+
+COLLECTED = pa.schema(
+    [(name, pa.string()) for name in ("group", "query_id", "query", "query_type")]
+    + [("positive_ids", pa.list_(pa.string()))]
+)
+SOURCES = (*QUERY_SOURCES, "generated", "file")
+
+
+class Collect(Stage):
+    """Queries with their positives.
+
+    Output: ``queries.parquet`` (group, query_id, query, query_type, positive_ids), group by group.
+
+    Args:
+        corpus: whose passages the queries are of.
+        corpus_sha256: its content.
+        dataset: the corpus' folder or name, where queries and qrels are.
+        data_dir: where downloaded data sets lie.
+        groups: name → ``source`` (``generated``, ``judged`` with ``split``, ``titles``, ``assertions``, ``file`` with
+            ``path``: JSON Lines of query_id, query, query_type, positive_ids). Each group ends in files of its own.
+        generated: output of stage generate, where a group is generated.
+    """
+
+    name = "collect"
+    unit = "groups"
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        corpus_sha256: str,
+        dataset: str,
+        data_dir: str | Path,
+        groups: Mapping[str, Mapping[str, Any]],
+        generated: Output | None,
+    ) -> None:
+        if not groups:
+            raise InputError("queries is empty; name at least one group, as in queries.human={source: judged}.")
+        for name, options in groups.items():
+            choose(f"queries.{name}.source", options.get("source"), SOURCES)
+            if options["source"] == "generated" and generated is None:
+                raise InputError(f"queries.{name}: source is generated, but stage generate is switched off.")
+            if options["source"] == "file" and not options.get("path"):
+                raise InputError(f"queries.{name}: source is file; name it in queries.{name}.path.")
+        self.corpus = corpus
+        self.corpus_sha256 = corpus_sha256
+        self.dataset = dataset
+        self.data_dir = data_dir
+        self.groups = {name: dict(options) for name, options in groups.items()}
+        self.generated = generated
+
+    def settings(self) -> dict[str, Any]:
+        """See :class:`Stage`."""
+        return {name: {k: o.get(k) for k in ("source", "split")} for name, o in self.groups.items()}
+
+    def inputs(self) -> dict[str, str]:
+        """See :class:`Stage`."""
+        found = {"corpus": self.corpus_sha256}
+        for name, options in self.groups.items():
+            if options["source"] == "generated":
+                found[name] = self.generated.sha256("queries.parquet")
+            elif options["source"] == "file":
+                found[name] = file_sha256(Path(options["path"]))
+            elif options["source"] == "judged":
+                folder = find_dataset(self.dataset, self.data_dir)
+                split = options.get("split", "train")
+                paths = [*folder.glob("queries.jsonl*"), *(folder / "qrels").glob(f"{split}.tsv*")]
+                found[name] = " ".join(file_sha256(p) for p in sorted(paths))
+        return found
+
+    def block_sizes(self) -> list[int]:
+        """A block per group."""
+        return [1] * len(self.groups)
+
+    def run_block(self, number: int, advance: Callable[[int], None]) -> pa.Table:
+        """The queries of one group."""
+        name = list(self.groups)[number]
+        rows = list(self._queries(name))
+        if not rows:
+            raise InputError(f"queries.{name}: {self.groups[name]['source']!r} gives no query on {self.corpus.name!r}.")
+        advance(1)
+        return pa.Table.from_pylist([dict(zip(COLLECTED.names, (name, *row), strict=True)) for row in rows], COLLECTED)
+
+    def finish(self, blocks: Iterator[pa.Table], folder: Path) -> dict[str, Any]:
+        """See :class:`Stage`."""
+        counts: Counter[str] = Counter()
+        with table_writer(folder / "queries.parquet", COLLECTED) as append:
+            for table in blocks:
+                append(table)
+                counts.update(table["group"].to_pylist())
+        return {"queries": counts.total(), **counts}
+
+    def _queries(self, name: str) -> Iterator[tuple[str, str, str, list[str]]]:
+        options = self.groups[name]
+        if options["source"] == "generated":
+            for row in pq.read_table(self.generated.file("queries.parquet")).to_pylist():
+                yield row["query_id"], row["query"], row["query_type"], [row["passage_id"]]
+        elif options["source"] == "file":
+            yield from self._from_file(Path(options["path"]))
+        else:
+            split = options.get("split", "train")
+            found = collect_queries(options["source"], self.dataset, self.corpus, split, self.data_dir)
+            for query_id, query in found.queries.items():
+                yield query_id, query, found.query_type, found.positive_ids[query_id]
+
+    def _from_file(self, path: Path) -> Iterator[tuple[str, str, str, list[str]]]:
+        seen: set[str] = set()
+        for number, record in json_lines(path):
+            query_id, query, kind = (record.get(k) for k in ("query_id", "query", "query_type"))
+            positives = record.get("positive_ids", [])
+            for key, value in (("query_id", query_id), ("query", query), ("query_type", kind)):
+                if not isinstance(value, str) or not value.strip():
+                    raise InputError(f"{path}:{number}: {key!r} is {value!r}; expected a string that is not empty.")
+            if query_id in seen:
+                raise InputError(
+                    f"{path}:{number}: the query_id {query_id!r} stands in an earlier line. Ids must differ."
+                )
+            if not isinstance(positives, list) or (len(positives) and (self.corpus.rows(positives) < 0).any()):
+                raise InputError(
+                    f"{path}:{number}: 'positive_ids' is {str(positives)[:80]}; expected a list of ids of the corpus."
+                )
+            seen.add(query_id)
+            yield query_id, query, kind, positives

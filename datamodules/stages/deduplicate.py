@@ -1,0 +1,192 @@
+"""Stage deduplicate: passages that say the same as another one are left out of what queries are written from."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from datamodules.corpus import Corpus
+from datamodules.stages.stage import Stage, table_writer
+from retriever.errors import InputError, require_positive
+
+KEPT = pa.schema([("passage_id", pa.string())])
+REMOVED = pa.schema([("passage_id", pa.string()), ("reason", pa.string()), ("kept_id", pa.string())])
+_BLOCK = 10_000
+_PUNCTUATION = re.compile(r"[^\w\s]|_")
+_DIGITS = re.compile(r"\d")
+_SHINGLE = 3  # words
+
+
+class Deduplicate(Stage):
+    """Exact, contained and near duplicates.
+
+    Texts are compared after :func:`normalize_text`. A text that a neighbour in sorted order begins with, or, sorted by
+    the reversed texts, ends with, is contained in it and falls out (arXiv 2505.19274's code); of equal texts the first
+    of the corpus stays. Near duplicates are found by MinHash (``rensa``) and verified by the exact Jaccard similarity
+    of their three-word shingles.
+
+    Output: ``passages.parquet`` (passage_id, in the corpus' order) and ``removed.parquet`` (passage_id, reason,
+    kept_id: the passage that stays in its place).
+
+    Args:
+        corpus: all passages.
+        corpus_sha256: its content.
+        min_characters: normalised texts that are shorter fall out (the paper's code: 10).
+        ignore_digits: count passages that differ in numbers alone as equal (the paper's code does; a defect where
+            numbers matter).
+        near_jaccard: similarity of shingles from which passages are near duplicates, in (0, 1]; None looks for none.
+        permutations: of MinHash; more find more of the pairs just above the threshold.
+    """
+
+    name = "deduplicate"
+    unit = "passages"
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        corpus_sha256: str,
+        *,
+        min_characters: int = 10,
+        ignore_digits: bool = False,
+        near_jaccard: float | None = 0.8,
+        permutations: int = 128,
+    ) -> None:
+        require_positive(permutations=permutations)
+        if near_jaccard is not None and not 0 < near_jaccard <= 1:
+            raise InputError(f"deduplicate.near_jaccard is {near_jaccard}; it must be in (0, 1], or null.")
+        self.corpus = corpus
+        self.corpus_sha256 = corpus_sha256
+        self.min_characters = min_characters
+        self.ignore_digits = ignore_digits
+        self.near_jaccard = near_jaccard
+        self.permutations = permutations
+
+    def settings(self) -> dict[str, Any]:
+        """See :class:`Stage`."""
+        names = ("min_characters", "ignore_digits", "near_jaccard", "permutations")
+        return {name: getattr(self, name) for name in names}
+
+    def inputs(self) -> dict[str, str]:
+        """See :class:`Stage`."""
+        return {"corpus": self.corpus_sha256}
+
+    def block_sizes(self) -> list[int]:
+        """One block: every text is compared with all others."""
+        return [len(self.corpus)]
+
+    def run_block(self, number: int, advance: Callable[[int], None]) -> pa.Table:
+        """Every passage with the reason why it falls out, or null."""
+        texts = self._normalized(advance)
+        reasons = np.full(len(texts), None, dtype=object)
+        stays = np.arange(len(texts))
+        short = np.array([len(t) < self.min_characters for t in texts], dtype=bool)
+        reasons[short] = f"under {self.min_characters} characters"
+        stays[short] = -1
+        for row, other, equal in contained_texts(texts, np.flatnonzero(~short)):
+            reasons[row], stays[row] = "equal" if equal else "contained", other
+        if self.near_jaccard is not None:
+            left = [row for row in range(len(texts)) if reasons[row] is None]
+            for row, other in near_duplicates(texts, left, self.near_jaccard, self.permutations):
+                reasons[row], stays[row] = "nearly equal", other
+        ids = self.corpus.ids
+        # what stays in a passage's place may have fallen out later itself: follow it to the one that is there
+        kept = [None if reasons[r] is None or stays[r] < 0 else ids[_last(stays, r)].as_py() for r in range(len(texts))]
+        return pa.table([ids, pa.array(list(reasons), pa.string()), pa.array(kept, pa.string())], schema=REMOVED)
+
+    def finish(self, blocks: Iterator[pa.Table], folder: Path) -> dict[str, Any]:
+        """See :class:`Stage`."""
+        counts: Counter[str] = Counter()
+        with (
+            table_writer(folder / "passages.parquet", KEPT) as kept,
+            table_writer(folder / "removed.parquet", REMOVED) as removed,
+        ):
+            for table in blocks:
+                stays = table["reason"].is_null()
+                kept(table.filter(stays).select(KEPT.names))
+                removed(table.filter(table["reason"].is_valid()))
+                counts.update(reason or "kept" for reason in table["reason"].to_pylist())
+        return {"passages": counts.total(), "kept": counts["kept"], **dict(sorted(counts.items()))}
+
+    def _normalized(self, advance: Callable[[int], None]) -> list[str]:
+        texts: list[str] = []
+        for start in range(0, len(self.corpus), _BLOCK):
+            block = self.corpus.passages[start : start + _BLOCK].to_pylist()
+            texts += [normalize_text(text, self.ignore_digits) for text in block]
+            advance(len(block))
+        return texts
+
+
+def normalize_text(text: str, ignore_digits: bool = False) -> str:
+    """Lower case, without accents and punctuation, spaces collapsed; digits stay unless asked otherwise."""
+    plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text))
+    plain = "".join(c for c in plain if not unicodedata.combining(c))
+    plain = _PUNCTUATION.sub(" ", plain.lower())
+    return " ".join((_DIGITS.sub("", plain) if ignore_digits else plain).split())
+
+
+def contained_texts(texts: list[str], rows: np.ndarray) -> Iterator[tuple[int, int, bool]]:
+    """Rows whose text begins or ends a neighbour's in sorted order, or equals an earlier row's.
+
+    Yields:
+        (row that falls out, row that stays for it, whether the two are equal), a row once.
+    """
+    gone: set[int] = set()
+    for read in (lambda row: texts[row], lambda row: texts[row][::-1]):
+        # the longest of a run of prefixes comes last: from the end, each is compared with the next that stays
+        order = sorted((r for r in rows.tolist() if r not in gone), key=lambda r: (read(r), -r))
+        stays = None
+        for row in reversed(order):
+            if stays is not None and read(stays).startswith(read(row)):
+                gone.add(row)
+                yield row, stays, texts[row] == texts[stays]
+            else:
+                stays = row
+
+
+def near_duplicates(
+    texts: list[str], rows: list[int], threshold: float, permutations: int
+) -> Iterator[tuple[int, int]]:
+    """Rows that are nearly equal to an earlier one that stays: (row, the one that stays)."""
+    from rensa import RMinHash, RMinHashLSH
+
+    index = RMinHashLSH(threshold=threshold, num_perm=permutations, num_bands=_bands(threshold, permutations))
+    for start in range(0, len(rows), _BLOCK):
+        block = rows[start : start + _BLOCK]
+        hashes = RMinHash.from_token_sets([sorted(_shingles(texts[r])) for r in block], permutations, 1)
+        for row, found in zip(block, hashes, strict=True):
+            own = _shingles(texts[row])
+            alike = (r for r in sorted(index.query(found)) if _jaccard(own, _shingles(texts[r])) >= threshold)
+            other = next(alike, None)
+            if other is None:
+                index.insert(row, found)
+            else:
+                yield row, other
+
+
+def _bands(threshold: float, permutations: int) -> int:
+    """Bands b of r rows each, so that a pair at the threshold is missed with probability (1 − t^r)^b below 1%."""
+    divisors = [b for b in range(1, permutations + 1) if permutations % b == 0]
+    return next((b for b in divisors if (1 - threshold ** (permutations // b)) ** b < 0.01), permutations)
+
+
+def _shingles(text: str) -> set[str]:
+    words = text.split()
+    return {" ".join(words[i : i + _SHINGLE]) for i in range(max(1, len(words) - _SHINGLE + 1))}
+
+
+def _jaccard(left: set[str], right: set[str]) -> float:
+    shared = len(left & right)
+    return shared / (len(left) + len(right) - shared)
+
+
+def _last(stays: np.ndarray, row: int) -> int:
+    while stays[row] != row:
+        row = int(stays[row])
+    return row

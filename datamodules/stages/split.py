@@ -1,0 +1,207 @@
+"""Stage split: train and dev lists, without what gives away an evaluation query."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datamodules.caches import cached_embeddings, cached_tokens
+from datamodules.corpus import EvaluationSet
+from datamodules.files import atomic_path
+from datamodules.leakage import Leak, find_leaks
+from datamodules.query_lists import QueryList, write_query_lists
+from datamodules.splits import in_dev
+from datamodules.stages.stage import Output, Stage
+from retriever.encoder import TextEncoder
+from retriever.errors import InputError, choose, require_positive
+from retriever.search import exact_search
+
+log = logging.getLogger(__name__)
+GUARDS = ("drop", "fail", "off")
+_VERDICT = pa.schema([("verdict", pa.string()), ("evaluation_query", pa.string()), ("similarity", pa.float64())])
+
+
+class Split(Stage):
+    """Train and dev by source passage, by a hash and so the same everywhere; behind the leak guard.
+
+    A human query must not share a relevant passage with an evaluation query; no query may nearly equal one (token
+    Jaccard, and cosine where asked for). A synthetic query may be written from a passage that an evaluation query is
+    about.
+
+    Output: ``<group>.train.parquet`` and ``<group>.dev.parquet``, query lists; ``leaks.jsonl``, what was caught.
+
+    Args:
+        filtered: output of stage filter.
+        scored: output of stage score, for what the lists' metadata say of the teacher.
+        corpus_name: stands in the lists.
+        evaluation: the sets that are evaluated on, each with the SHA-256 of its files.
+        dev_fraction: share of dev, in [0, 1].
+        guards: group → ``drop``, ``fail`` or ``off``.
+        judged: groups whose positives are human judgements.
+        jaccard: from which two queries are nearly equal.
+        cosine: from which two queries are nearly equal by the encoder; None does not look.
+        encoder: for ``cosine``.
+        cache_dir: of the encoder's embeddings.
+        metadata: what else the lists' metadata say.
+    """
+
+    name = "split"
+    unit = "lists"
+
+    def __init__(
+        self,
+        filtered: Output,
+        scored: Output,
+        corpus_name: str,
+        evaluation: Sequence[tuple[EvaluationSet, str]],
+        *,
+        dev_fraction: float = 0.1,
+        guards: Mapping[str, str],
+        judged: Sequence[str] = (),
+        jaccard: float = 0.6,
+        cosine: float | None = None,
+        encoder: TextEncoder | None = None,
+        cache_dir: str | Path = "cache",
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not 0 <= dev_fraction <= 1:
+            raise InputError(f"split.dev_fraction is {dev_fraction}; it must be in [0, 1].")
+        for name, guard in guards.items():
+            choose(f"the leak guard of {name}", guard, GUARDS)
+        require_positive(jaccard=jaccard, cosine=cosine or 1)
+        self.filtered = filtered
+        self.scored = scored
+        self.corpus_name = corpus_name
+        self.evaluation = list(evaluation)
+        self.dev_fraction = dev_fraction
+        self.guards = dict(guards)
+        self.judged = sorted(judged)
+        self.jaccard = jaccard
+        self.cosine = cosine
+        self.encoder = encoder
+        self.cache_dir = cache_dir
+        self.metadata = dict(metadata or {})
+
+    def settings(self) -> dict[str, Any]:
+        """See :class:`Stage`."""
+        own = ("corpus_name", "dev_fraction", "guards", "judged", "jaccard", "cosine", "metadata")
+        encoder = self.encoder.fingerprint() if self.cosine and self.encoder else None
+        return {**{name: getattr(self, name) for name in own}, "encoder": encoder}
+
+    def inputs(self) -> dict[str, str]:
+        """See :class:`Stage`."""
+        sets = {f"{s.name} {number}": digest for number, (s, digest) in enumerate(self.evaluation)}
+        return {"filtered": self.filtered.sha256("filtered.parquet"), **sets}
+
+    def block_sizes(self) -> list[int]:
+        """One block: whether two queries share a passage is known only among all."""
+        return [len(self._table)]
+
+    def run_block(self, number: int, advance: Callable[[int], None]) -> pa.Table:
+        """Train, dev or the leak, for each list."""
+        table = self._table
+        group = np.array(table["group"].to_pylist(), dtype=object)
+        positives = table["positive_ids"].to_pylist()
+        verdict = np.where(in_dev(positives, self.dev_fraction), "dev", "train").astype(object)
+        query, similarity = np.full(len(table), None, dtype=object), np.full(len(table), np.nan)
+        for name in sorted(set(group)):
+            inside = np.flatnonzero(group == name)
+            if self.guards.get(name, "drop") == "off":
+                continue
+            for leak in self._leaks(table.take(pa.array(inside)), name in self.judged):
+                at = inside[leak.position]
+                verdict[at], query[at], similarity[at] = leak.reason, leak.evaluation_query, leak.similarity
+        advance(len(table))
+        return pa.table([pa.array(list(verdict)), pa.array(list(query), pa.string()), similarity], schema=_VERDICT)
+
+    def finish(self, blocks: Iterator[pa.Table], folder: Path) -> dict[str, Any]:
+        """See :class:`Stage`."""
+        verdicts = pa.concat_tables(blocks)
+        self._report_leaks(verdicts, folder / "leaks.jsonl")
+        found = np.array(verdicts["verdict"].to_pylist(), dtype=object)
+        group = np.array(self._table["group"].to_pylist(), dtype=object)
+        counts: dict[str, Any] = {}
+        for name in dict.fromkeys(group.tolist()):
+            for part in ("train", "dev"):
+                rows = np.flatnonzero((group == name) & (found == part))
+                path = folder / f"{name}.{part}.parquet"
+                counts[path.stem] = write_query_lists(path, self._lists(rows), self._about(name, part))
+        leaks = np.isin(found, ("train", "dev"), invert=True)
+        return {**counts, "left out by the leak guard": int(leaks.sum())}
+
+    @cached_property
+    def _table(self) -> pa.Table:
+        return pq.read_table(self.filtered.file("filtered.parquet"))
+
+    def _leaks(self, table: pa.Table, judged: bool) -> list[Leak]:
+        queries = table["query"].to_pylist()
+        positives = table["positive_ids"].to_pylist() if judged else None
+        found: dict[int, Leak] = {}
+        for evaluation, _ in self.evaluation:
+            relevant = evaluation.relevant() if evaluation.corpus.name == self.corpus_name else {}
+            leaks = find_leaks(queries, positives, evaluation.queries, relevant, self.jaccard)
+            if self.cosine:
+                leaks += self._alike(queries, evaluation)
+            for leak in leaks:
+                found.setdefault(leak.position, leak)
+        return [found[position] for position in sorted(found)]
+
+    def _alike(self, queries: list[str], evaluation: EvaluationSet) -> list[Leak]:
+        """Queries whose embedding is near an evaluation query's."""
+        names = list(evaluation.queries)
+
+        def embedded(texts: list[str]) -> np.ndarray:
+            tokens = cached_tokens(texts, self.encoder, "query", self.cache_dir)
+            return cached_embeddings(tokens, self.encoder, self.cache_dir, 16_384, "encode queries")
+
+        scores, rows = exact_search(embedded(queries), embedded([evaluation.queries[n] for n in names]), 1)
+        near = np.flatnonzero(scores[:, 0] >= self.cosine)
+        return [Leak(int(i), "means nearly the same as", names[rows[i, 0]], float(scores[i, 0])) for i in near]
+
+    def _report_leaks(self, verdicts: pa.Table, path: Path) -> None:
+        table = self._table.select(["group", "query_id", "query"])
+        caught = []
+        for row, leak in zip(table.to_pylist(), verdicts.to_pylist(), strict=True):
+            if leak["evaluation_query"] is None:
+                continue
+            if self.guards.get(row["group"], "drop") == "fail":
+                raise InputError(
+                    f"The query {row['query_id']!r} of {row['group']} ({row['query']!r}) {leak['verdict']} the "
+                    f"evaluation query {leak['evaluation_query']!r}. Remove it, or say split.leak_guard=drop."
+                )
+            caught.append({**row, "reason": leak["verdict"], **{k: v for k, v in leak.items() if k != "verdict"}})
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(json.dumps(c, ensure_ascii=False) + "\n" for c in caught), encoding="utf-8")
+
+    def _lists(self, rows: np.ndarray) -> Iterator[QueryList]:
+        for row in self._table.take(pa.array(rows)).to_pylist():
+            yield QueryList(
+                query_id=row["query_id"],
+                query=row["query"],
+                query_type=row["query_type"],
+                corpus=self.corpus_name,
+                positive_ids=row["positive_ids"],
+                passage_ids=row["passage_ids"],
+                teacher_scores=row["teacher_scores"],
+            )
+
+    def _about(self, group: str, part: str) -> dict[str, Any]:
+        settings = self.scored.manifest["settings"]
+        return {
+            **self.metadata,
+            "corpus": self.corpus_name,
+            "group": group,
+            "split": part,
+            "dev_fraction": self.dev_fraction,
+            "teacher": settings["members"],
+            "teacher_weights": settings["weights"],
+            "truncated": self.scored.manifest["counts"]["truncated"],
+        }

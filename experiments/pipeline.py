@@ -1,0 +1,205 @@
+"""The pipeline from a corpus to query lists: which stages a configuration asks for, and how they connect."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from datamodules.corpus import Corpus, EvaluationSet, find_dataset, load_corpus, load_evaluation_set
+from datamodules.query_types import load_query_types
+from datamodules.stages.collect import Collect
+from datamodules.stages.deduplicate import Deduplicate
+from datamodules.stages.filter import Filter
+from datamodules.stages.generate import Generate
+from datamodules.stages.mine import Bm25, Dense, Mine, Retriever
+from datamodules.stages.sample import Sample
+from datamodules.stages.score import Score
+from datamodules.stages.split import Split
+from datamodules.stages.stage import Output, Shard, Stage, find_output, run_stage
+from retriever.encoder import TextEncoder
+from retriever.errors import InputError, choose
+from retriever.packaged_weights import file_sha256
+
+log = logging.getLogger(__name__)
+STAGES = ("deduplicate", "sample", "generate", "collect", "mine", "score", "filter", "split")
+_GROUP_KEYS = ("source", "split", "path", "filter", "leak_guard")
+
+
+class Pipeline:
+    """The stages of one configuration (``experiments/conf/prepare/prepare.yaml``).
+
+    Attributes:
+        outputs: stage → what it left, for the stages that are done.
+    """
+
+    def __init__(self, config: DictConfig) -> None:
+        self.config = config
+        self.groups: dict[str, dict[str, Any]] = OmegaConf.to_container(config.queries, resolve=True)
+        for name, options in self.groups.items():
+            for key in options or {}:
+                choose(f"queries.{name}: the key", key, _GROUP_KEYS)
+        for key in ("stage", "until"):
+            if config[key] is not None:
+                choose(key, config[key], STAGES)
+        self.outputs: dict[str, Output] = {}
+
+    def run(self) -> bool:
+        """Run what is left, as far as asked; return whether all of it is done (False: other processes have blocks)."""
+        shard, work = Shard.parse(self.config.shard), Path(self.config.work)
+        for name in self.names:
+            stage = getattr(self, f"_{name}")()
+            if self.config.stage not in (None, name):
+                found = find_output(stage, work)
+                if found is None:
+                    raise InputError(
+                        f"Stage {self.config.stage} needs the output of stage {name}, which has not run with these "
+                        f"settings. Run it first: until={name}, or stage={name}."
+                    )
+            else:
+                found = run_stage(stage, work, shard)
+            if found is None:
+                return False
+            self.outputs[name] = found
+            if name in (self.config.stage, self.config.until):
+                break
+        return True
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The stages that this configuration needs, in order."""
+        unneeded = set()
+        if not any(o["source"] == "generated" for o in self.groups.values()):
+            unneeded |= {"sample", "generate"}
+            if not self.config.mine.drop_near_duplicates:
+                unneeded.add("deduplicate")
+        last = self.config.stage or self.config.until
+        if last in unneeded:
+            raise InputError(f"Stage {last} is not needed here: no group of queries has source: generated.")
+        return [name for name in STAGES if name not in unneeded]
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The corpus, loaded once."""
+        return load_corpus(self._folder)
+
+    def judged_groups(self) -> dict[str, str]:
+        """Group → split, for groups of judged queries."""
+        return {n: o.get("split", "train") for n, o in self.groups.items() if o["source"] == "judged"}
+
+    def _deduplicate(self) -> Stage:
+        return Deduplicate(self.corpus, self._corpus_sha256, **self.config.deduplicate)
+
+    def _sample(self) -> Stage:
+        options = OmegaConf.to_container(self.config.sample, resolve=True)
+        return Sample(self.corpus, self.outputs["deduplicate"], **options)
+
+    def _generate(self) -> Stage:
+        options = OmegaConf.to_container(self.config.generate, resolve=True)
+        types = load_query_types(options.pop("types"), options.pop("type_folders"))
+        engine = instantiate(self.config.generator)
+        return Generate(self.corpus, self._corpus_sha256, self.outputs["sample"], engine, types, **options)
+
+    def _collect(self) -> Stage:
+        return Collect(
+            self.corpus,
+            self._corpus_sha256,
+            self.config.corpus,
+            self.config.data_dir,
+            self.groups,
+            self.outputs.get("generate"),
+        )
+
+    def _mine(self) -> Stage:
+        options = OmegaConf.to_container(self.config.mine, resolve=True)
+        for key in ("retrievers", "chunk", "keep_embeddings"):
+            options.pop(key)
+        found = {name: self._retriever(name) for name in self.config.mine.retrievers}
+        return Mine(
+            self.corpus,
+            self._corpus_sha256,
+            self.outputs["collect"],
+            self.outputs.get("deduplicate"),
+            found,
+            **options,
+        )
+
+    def _score(self) -> Stage:
+        teacher = instantiate(self.config.teacher)
+        outputs = self.outputs["collect"], self.outputs["mine"]
+        return Score(self.corpus, self._corpus_sha256, *outputs, teacher, **self.config.score)
+
+    def _filter(self) -> Stage:
+        exempt = [name for name, o in self.groups.items() if not o.get("filter", True)]
+        options = OmegaConf.to_container(self.config.filter, resolve=True)
+        return Filter(self.outputs["score"], exempt=exempt, **options)
+
+    def _split(self) -> Stage:
+        options = self.config.split
+        guards = {name: o.get("leak_guard", options.leak_guard) for name, o in self.groups.items()}
+        return Split(
+            self.outputs["filter"],
+            self.outputs["score"],
+            self.corpus.name,
+            self._evaluation_sets(),
+            dev_fraction=options.dev_fraction,
+            guards=guards,
+            judged=list(self.judged_groups()),
+            jaccard=options.leak_jaccard,
+            cosine=options.leak_cosine,
+            encoder=self._encoder if options.leak_cosine else None,
+            cache_dir=self.config.cache_dir,
+            metadata={"mined": self._plain_mining(), "queries": self.groups},
+        )
+
+    def _retriever(self, name: str) -> Retriever:
+        options = self.config.mine.retrievers[name]
+        if len(options) != 1 or choose(f"mine.retrievers.{name}", next(iter(options)), ("bm25", "encoder")) == "bm25":
+            return Bm25(**options.bm25)
+        same = options.encoder == self.config.encoder
+        return Dense(
+            self._encoder if same else instantiate(options.encoder),
+            self.config.cache_dir,
+            chunk=self.config.mine.chunk,
+            token_budget=self.config.token_budget,
+            keep_embeddings=self.config.mine.keep_embeddings,
+        )
+
+    def _plain_mining(self) -> dict[str, Any]:
+        """What the lists' metadata say of mining."""
+        mine = self.config.mine
+        names = {n: o.encoder.model if "encoder" in o else "BM25" for n, o in mine.retrievers.items()}
+        return {"retrievers": names, "depth": mine.depth, "candidates": mine.candidates, "fusion": mine.fusion}
+
+    def _evaluation_sets(self) -> list[tuple[EvaluationSet, str]]:
+        chosen = self.config.split.evaluation
+        if chosen is None:
+            if not any((self._folder / "qrels").glob("test.tsv*")):
+                log.warning("split: %s has no qrels/test.tsv, so the leak guard has nothing to protect", self._folder)
+                return []
+            chosen = [{"path": self.config.corpus, "split": "test"}]
+        found = []
+        for spec in chosen:
+            folder, split = find_dataset(spec["path"], self.config.data_dir), spec.get("split", "test")
+            paths = sorted([*folder.glob("queries.jsonl*"), *(folder / "qrels").glob(f"{split}.tsv*")])
+            digest = hashlib.sha256("".join(file_sha256(p) for p in paths).encode()).hexdigest()
+            corpus = self.corpus if folder == self._folder else None
+            found.append((load_evaluation_set(str(folder), split, corpus=corpus, unknown_qrels="keep"), digest))
+        return found
+
+    @cached_property
+    def _folder(self) -> Path:
+        return find_dataset(self.config.corpus, self.config.data_dir)
+
+    @cached_property
+    def _corpus_sha256(self) -> str:
+        return file_sha256(next(p for p in sorted(self._folder.glob("corpus.jsonl*"))))
+
+    @cached_property
+    def _encoder(self) -> TextEncoder:
+        return instantiate(self.config.encoder)
