@@ -2,8 +2,9 @@
 
 from callbacks.beir_evaluation import BeirEvaluation
 from callbacks.export import ExportBest
+from callbacks.rerank_evaluation import RerankEvaluation
 from callbacks.run_record import RunRecord
 from callbacks.step_seeds import StepSeeds
 from callbacks.stopping import StopWhenNoneImproves
 
-__all__ = ["BeirEvaluation", "ExportBest", "RunRecord", "StepSeeds", "StopWhenNoneImproves"]
+__all__ = ["BeirEvaluation", "ExportBest", "RerankEvaluation", "RunRecord", "StepSeeds", "StopWhenNoneImproves"]

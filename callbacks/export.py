@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 
 from callbacks.beir_evaluation import BeirEvaluation
-from callbacks.run_record import best_checkpoint_step
-from retriever.module import RetrieverModule
+from callbacks.run_record import best_checkpoint_step, load_best_weights
+from retriever.cross_encoder import CrossEncoder
+from retriever.module import QueryListModule
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,37 @@ scores = model.encode_query(["a query"]) @ model.encode_document(["a passage"]).
 ```
 """
 
+_CROSS_ENCODER_CARD = """---
+library_name: sentence-transformers
+pipeline_tag: text-ranking
+base_model: {base}
+tags: [retrieval, reranker, cross-encoder]
+---
+
+# {name}
+
+{base} as a cross-encoder with one logit, trained with **{objective}** (seed {seed}) on labelled positives against mined
+negatives.
+
+| | |
+|---|---|
+| tokens of a query, a pair | {query_max_length}, {pair_max_length} (the passage is cut, not the query) |
+| train lists, dev lists | {train_lists}, {dev_lists} |
+| chosen by | {criterion}, at step {step} |
+
+## nDCG@10 of re-ranking
+
+| data set | first stage | re-ranked by this model |
+|---|---|---|
+{figures}
+
+```python
+from sentence_transformers import CrossEncoder
+
+logits = CrossEncoder("PATH").predict([("a query", "a passage")])
+```
+"""
+
 
 class ExportBest(L.Callback):
     """At the end of training, load the best checkpoint into the module and save its encoder.
@@ -67,12 +98,9 @@ class ExportBest(L.Callback):
         self.folder = Path(folder)
         self.facts = dict(facts)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: RetrieverModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: QueryListModule) -> None:
         """Export, on the first rank."""
-        path = getattr(trainer.checkpoint_callback, "best_model_path", "")
-        if path:
-            weights = torch.load(path, map_location=pl_module.device, weights_only=True)["state_dict"]
-            pl_module.load_state_dict(weights)
+        load_best_weights(trainer, pl_module)
         if not trainer.is_global_zero:
             return
         target, temporary = self.folder / "model", self.folder / ".model.tmp"
@@ -83,14 +111,15 @@ class ExportBest(L.Callback):
         temporary.rename(target)
         log.info("Exported the model of step %s to %s", best_checkpoint_step(trainer), target)
 
-    def _card(self, trainer: L.Trainer, module: RetrieverModule) -> str:
+    def _card(self, trainer: L.Trainer, module: QueryListModule) -> str:
         evaluation = next((c for c in trainer.callbacks if isinstance(c, BeirEvaluation)), None)
         history = {entry["step"]: entry["metrics"] for entry in evaluation.history} if evaluation else {}
         step = best_checkpoint_step(trainer)
         chosen = history.get(step, {})
         rows = [f"| {d} | {evaluation.base[d]['ndcg@10']:.4f} | {m['ndcg@10']:.4f} |" for d, m in chosen.items()]
         report = trainer.datamodule.report
-        return _CARD.format(
+        card = _CROSS_ENCODER_CARD if isinstance(module.encoder, CrossEncoder) else _CARD
+        return card.format(
             base=module.encoder.name,
             step=step,
             figures="\n".join(rows),

@@ -94,6 +94,13 @@ def best_checkpoint_step(trainer: L.Trainer) -> int:
     return torch.load(path, map_location="cpu", weights_only=True)["global_step"] if path else trainer.global_step
 
 
+def load_best_weights(trainer: L.Trainer, module: L.LightningModule) -> None:
+    """Put the weights of that checkpoint into the module; without one, they stay as they are."""
+    path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    if path:
+        module.load_state_dict(torch.load(path, map_location=module.device, weights_only=True)["state_dict"])
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, git revision, machine and device."""
     packages = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}

@@ -148,15 +148,24 @@ class ListBatches(Dataset):
         candidates: ``top``, the teacher's best; ``sample``, its first and a random rest of the stored list, drawn anew
             every epoch.
         with_labels: put one labelled positive of each query (drawn anew every epoch) among the passages.
+        all_labels: put the query's other labelled positives there too.
     """
 
-    def __init__(self, sources: list[ListSource], list_length: int, candidates: str, with_labels: bool) -> None:
+    def __init__(
+        self,
+        sources: list[ListSource],
+        list_length: int,
+        candidates: str,
+        with_labels: bool,
+        all_labels: bool = False,
+    ) -> None:
         if list_length < 2:
             raise InputError(f"data.list_length is {list_length}; a list needs at least 2 candidates.")
         self.sources = sources
         self.list_length = list_length
         self.candidates = choose("data.candidates", candidates, CANDIDATES)
         self.with_labels = with_labels
+        self.all_labels = all_labels
 
     def __getitem__(self, draw: Draw) -> RetrievalBatch:
         """The batch of a draw; the same draw gives the same batch."""
@@ -171,11 +180,12 @@ class ListBatches(Dataset):
         labelled = _stack([_labels(source.lists, at, random) for source, at in parts], -1)
         mask = rows >= 0
         first = labelled[:, 0] if self.with_labels else np.full(len(rows), -1)
-        distinct, inverse = np.unique(np.concatenate([rows[mask], first[first >= 0]]), return_inverse=True)
+        others = labelled[labelled >= 0] if self.all_labels else rows[:0, 0]
+        distinct, inverse = np.unique(np.concatenate([rows[mask], first[first >= 0], others]), return_inverse=True)
         list_index = np.zeros_like(rows)
         list_index[mask] = inverse[: mask.sum()]
         positive_index = np.full(len(rows), -1)
-        positive_index[first >= 0] = inverse[mask.sum() :]
+        positive_index[first >= 0] = inverse[mask.sum() :][: (first >= 0).sum()]
         source = parts[0][0]
         frozen = source.passage_embeddings is not None
         return RetrievalBatch(

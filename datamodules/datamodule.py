@@ -185,6 +185,7 @@ class QueryListDataModule(L.LightningDataModule):
             self.list_length,
             self.candidates if order else "top",
             with_labels=getattr(module, "uses_labels", True),
+            all_labels=getattr(module, "uses_all_labels", False),
         )
         sampler = BatchSampler(
             sources,

@@ -57,8 +57,13 @@ def train(config: DictConfig, folder: Path) -> dict:
         for name, metric in _watched(config):
             choose(name, metric, sorted(trainer.callback_metrics))
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    record = next(c for c in trainer.callbacks if isinstance(c, RunRecord))
+    if not record.results:  # cut off behind the last step: Lightning then leaves out what is done at the end
+        for callback in trainer.callbacks:
+            if isinstance(callback, BeirEvaluation | RunRecord | ExportBest):
+                callback.on_train_end(trainer, module)
     _finish(trainer)
-    return next(c for c in trainer.callbacks if isinstance(c, RunRecord)).results
+    return record.results
 
 
 def _check(config: DictConfig) -> None:
@@ -108,7 +113,11 @@ def _callbacks(config: DictConfig, folder: Path, evaluation: BeirEvaluation) -> 
                 save_last=True,
             )
         )
-    extra = {**facts, "encoder": config.encoder.model, "train_passage_encoder": config.module.train_passage_encoder}
+    extra = {
+        **facts,
+        "encoder": config.encoder.model,
+        "train_passage_encoder": config.module.get("train_passage_encoder", True),
+    }
     callbacks.append(RunRecord(folder, config.name, config.seed, extra))
     if config.export:
         callbacks.append(ExportBest(folder, {**facts, "name": config.name, "seed": config.seed}))

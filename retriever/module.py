@@ -1,4 +1,4 @@
-"""RetrieverModule: all that is common to the objectives. A subclass says what is minimised."""
+"""QueryListModule: how anything is trained on query lists. RetrieverModule: all that is common to the objectives."""
 
 from __future__ import annotations
 
@@ -22,15 +22,13 @@ from retriever.tokens import TokenizedTexts
 STUDENT_TEMPERATURE, TEACHER_TEMPERATURE = 0.05, 0.3
 
 
-class RetrieverModule(L.LightningModule):
-    """Encoder, optimiser, encoding in checkpointed micro-batches, ranks, logging and dev-list metrics.
+class QueryListModule(L.LightningModule):
+    """Optimiser, schedule, rank weights and logging of whatever is trained on batches of query lists.
 
-    A subclass defines :meth:`objective` and nothing else.
+    A subclass defines :meth:`losses` and ``validation_step``.
 
     Args:
         encoder: what is trained.
-        train_passage_encoder: False keeps the passage side as it is (index-preserving): passage embeddings then come
-            with the batch, and only the query side learns.
         learning_rate: peak learning rate of AdamW.
         weight_decay: AdamW's.
         warmup_steps: optimiser steps of linear warm-up; None takes the paper's rule, capped for short runs.
@@ -38,11 +36,14 @@ class RetrieverModule(L.LightningModule):
         token_budget: tokens of a micro-batch, padding included; bounds the memory of a step.
     """
 
+    train_passage_encoder = True
+    uses_labels = False  # batches then hold one labelled positive of each query
+    uses_all_labels = False  # and here all of them
+
     def __init__(
         self,
-        encoder: TextEncoder,
+        encoder: torch.nn.Module,
         *,
-        train_passage_encoder: bool = True,
         learning_rate: float = 2e-4,
         weight_decay: float = 0.01,
         warmup_steps: int | None = None,
@@ -58,14 +59,91 @@ class RetrieverModule(L.LightningModule):
         if warmup_steps is not None and warmup_steps < 1:
             raise InputError(f"warmup_steps is {warmup_steps}; it must be at least 1, or null for the paper's rule.")
         self.encoder = encoder
-        self.train_passage_encoder = train_passage_encoder
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
         self.final_learning_rate = final_learning_rate
         self.token_budget = token_budget
-        self.dev_ndcg = RetrievalNormalizedDCG(top_k=10, empty_target_action="skip")
         self._dev_lists = 0
+
+    def losses(self, batch: RetrievalBatch) -> dict[str, Tensor]:
+        """Name → scalar; each a mean over the batch's own queries. ``loss`` is minimised, the others are logged."""
+        raise NotImplementedError
+
+    def training_step(self, batch: RetrievalBatch, batch_idx: int) -> Tensor:
+        """The losses of one batch."""
+        parts = self.losses(batch)
+        if not torch.isfinite(parts["loss"]):
+            raise InputError(
+                f"The loss is {parts['loss'].item()} at step {self.global_step}, on the queries "
+                f"{', '.join(batch.query_ids)} of {batch.corpus}. Lower "
+                "module.learning_rate, raise the temperatures, or look at these queries' teacher scores."
+            )
+        self.log_dict(
+            {f"train/{name}": value.detach() for name, value in parts.items()},
+            prog_bar=True,
+            batch_size=len(batch),
+        )
+        return parts["loss"] * self.rank_weight(batch)
+
+    def rank_weight(self, batch: RetrievalBatch) -> float:
+        """This rank's share of the step's queries × the number of ranks.
+
+        DDP averages gradients over ranks, which may hold different numbers of queries; so weighted, the average is the
+        gradient of the mean over all queries.
+        """
+        sizes = gather_sizes(len(batch), self.device)
+        return len(batch) * len(sizes) / sum(sizes)
+
+    def on_validation_epoch_start(self) -> None:
+        """Number the dev lists from 0 again."""
+        self._dev_lists = 0
+
+    def dev_numbers(self, batch: RetrievalBatch) -> Tensor:
+        """A number for each dev list, unlike that of any other list of this validation: int64 [Q]."""
+        numbers = torch.arange(len(batch), device=self.device) + self._dev_lists + (self.global_rank << 40)
+        self._dev_lists += len(batch)
+        return numbers
+
+    def configure_optimizers(self) -> dict:
+        """AdamW with linear warm-up and linear decay to a floor; learned temperatures get no weight decay."""
+        scalars = [p for p in self.parameters() if p.requires_grad and p.ndim == 0]
+        others = [p for p in self.parameters() if p.requires_grad and p.ndim > 0]
+        optimizer = torch.optim.AdamW(
+            [{"params": others}, {"params": scalars, "weight_decay": 0.0}] if scalars else others,
+            lr=self.learning_rate,
+            weight_decay=self.weight_decay,
+            # one pass over the weights; but float16's gradient scaler cannot clip what a fused step unscales
+            fused=self.trainer.precision != "16-mixed",
+        )
+        total = self.trainer.estimated_stepping_batches
+        per_epoch = max(1, self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)
+        factor = partial(
+            learning_rate_factor,
+            warmup_steps=self.warmup_steps or default_warmup(per_epoch, min(total, 2**62)),
+            total_steps=total,
+            floor=self.final_learning_rate,
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class RetrieverModule(QueryListModule):
+    """Encoder, optimiser, encoding in checkpointed micro-batches, ranks, logging and dev-list metrics.
+
+    A subclass defines :meth:`objective` and nothing else.
+
+    Args:
+        encoder: what is trained.
+        train_passage_encoder: False keeps the passage side as it is (index-preserving): passage embeddings then come
+            with the batch, and only the query side learns.
+        **common: arguments of :class:`QueryListModule`.
+    """
+
+    def __init__(self, encoder: TextEncoder, *, train_passage_encoder: bool = True, **common) -> None:
+        super().__init__(encoder, **common)
+        self.train_passage_encoder = train_passage_encoder
+        self.dev_ndcg = RetrievalNormalizedDCG(top_k=10, empty_target_action="skip")
 
     @property
     def uses_labels(self) -> bool:
@@ -97,31 +175,15 @@ class RetrieverModule(L.LightningModule):
             labelled_keys=batch.labelled_keys,
         )
 
+    def losses(self, batch: RetrievalBatch) -> dict[str, Tensor]:
+        """The objective of the embedded batch."""
+        return self._objective_in_full_precision(self.encode_batch(batch))
+
     def training_step(self, batch: RetrievalBatch, batch_idx: int) -> Tensor:
         """One objective on one batch."""
-        parts = self._objective_in_full_precision(self.encode_batch(batch))
-        if not torch.isfinite(parts["loss"]):
-            raise InputError(
-                f"The loss is {parts['loss'].item()} at step {self.global_step}, on the queries "
-                f"{', '.join(batch.query_ids)} of {batch.corpus}. Lower "
-                "module.learning_rate, raise the temperatures, or look at these queries' teacher scores."
-            )
-        self.log_dict(
-            {f"train/{name}": value.detach() for name, value in parts.items()},
-            prog_bar=True,
-            batch_size=len(batch),
-        )
+        loss = super().training_step(batch, batch_idx)
         self.log("train/distinct_share", len(batch.passage_keys) / batch.list_mask.sum(), batch_size=len(batch))
-        return parts["loss"] * self.rank_weight(batch)
-
-    def rank_weight(self, batch: RetrievalBatch) -> float:
-        """This rank's share of the step's queries × the number of ranks.
-
-        DDP averages gradients over ranks, which may hold different numbers of queries; so weighted, the average is the
-        gradient of the mean over all queries.
-        """
-        sizes = gather_sizes(len(batch), self.device)
-        return len(batch) * len(sizes) / sum(sizes)
+        return loss
 
     def validation_step(self, batch: RetrievalBatch, batch_idx: int) -> None:
         """The objective and the agreement with the teacher, on dev lists."""
@@ -136,36 +198,9 @@ class RetrieverModule(L.LightningModule):
         # where the teacher ties at the top, any of the tied passages agrees with it
         values["dev/top1_agreement"] = (teacher.gather(1, first) >= best).float().mean()
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
-        number = torch.arange(len(batch), device=scores.device) + self._dev_lists + (self.global_rank << 40)
-        self._dev_lists += len(batch)
+        number = self.dev_numbers(batch)
         self.dev_ndcg.update(scores[mask], teacher[mask], indexes=number.unsqueeze(1).expand_as(mask)[mask])
         self.log("dev/teacher_ndcg@10", self.dev_ndcg, on_step=False, on_epoch=True, batch_size=len(batch))
-
-    def on_validation_epoch_start(self) -> None:
-        """Number the dev lists from 0 again."""
-        self._dev_lists = 0
-
-    def configure_optimizers(self) -> dict:
-        """AdamW with linear warm-up and linear decay to a floor; learned temperatures get no weight decay."""
-        scalars = [p for p in self.parameters() if p.requires_grad and p.ndim == 0]
-        others = [p for p in self.parameters() if p.requires_grad and p.ndim > 0]
-        optimizer = torch.optim.AdamW(
-            [{"params": others}, {"params": scalars, "weight_decay": 0.0}] if scalars else others,
-            lr=self.learning_rate,
-            weight_decay=self.weight_decay,
-            # one pass over the weights; but float16's gradient scaler cannot clip what a fused step unscales
-            fused=self.trainer.precision != "16-mixed",
-        )
-        total = self.trainer.estimated_stepping_batches
-        per_epoch = max(1, self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)
-        factor = partial(
-            learning_rate_factor,
-            warmup_steps=self.warmup_steps or default_warmup(per_epoch, min(total, 2**62)),
-            total_steps=total,
-            floor=self.final_learning_rate,
-        )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _objective_in_full_precision(self, encoded: EncodedBatch) -> dict[str, Tensor]:
         # under mixed precision the encoder runs in half precision, but scores and losses never do

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from datamodules.corpus import SHIPPED, load_corpus, load_qrels, load_queries
 from datamodules.query_lists import QueryList, write_query_lists
@@ -51,6 +51,44 @@ def tiny_model(tmp_path_factory, scifact) -> Path:
         max_position_embeddings=128,
     )
     BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_chat_model(tmp_path_factory, scifact) -> Path:
+    """A folder with a random two-layer Llama, a byte-level tokenizer trained on SciFact's claims, a chat template."""
+    folder = tmp_path_factory.mktemp("tiny_chat_model")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|start|>", "<|end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(scifact[1].values(), trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|start|>", eos_token="<|end|>", pad_token="<|end|>"
+    )
+    fast.chat_template = (
+        "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+    )
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=2048,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 
 
@@ -123,4 +161,30 @@ def small_run(tiny_model, small_scifact, small_lists, tmp_path):
         "early_stopping.patience=null",
         f"output_dir={tmp_path}",
         "logger=csv",
+    ]
+
+
+@pytest.fixture
+def small_prepare(tiny_model, tiny_chat_model, small_scifact, tmp_path):
+    """Overrides for a whole pipeline of seconds: a random chat model whose scraps of words pass for queries."""
+    return [
+        f"corpus={small_scifact}",
+        "queries={human: {source: judged, filter: false}, synthetic: {source: generated}}",
+        f"encoder.model={tiny_model}",
+        "encoder.packaged=null",
+        "encoder.passage_max_length=64",
+        "generator.engine=transformers",
+        f"generator.model={tiny_chat_model}",
+        "generator.sampling={temperature: 0.8, max_tokens: 24, stop: [s, t]}",
+        "sample.size=24",
+        "generate.types=[question, keywords]",
+        "generate.block_size=5",
+        "generate.max_characters=200",
+        "generate.language=null",
+        "mine.depth=30",
+        "mine.chunk=50",
+        "score.block_size=16",
+        "filter={consistency_rank: null, teacher_first: false, min_length: 10, min_top_quantile: 0.1, keep: 10}",
+        "split.dev_fraction=0.3",
+        f"output_dir={tmp_path}",
     ]

@@ -90,8 +90,9 @@ class Shard:
         """
         if text is None:
             return cls()
-        index, _, count = str(text).partition("/")
-        if not index.isdigit() or (count and not count.isdigit()) or (count and int(index) >= int(count)):
+        index, slash, count = str(text).partition("/")
+        good = index.isdigit() and (count.isdigit() if slash else True)
+        if not good or (slash and int(index) >= int(count)):
             raise InputError(f"shard is {text!r}; expected i or i/n with i from 0 to n − 1, for example shard=0/4.")
         return cls(int(index), int(count) if count else None)
 
