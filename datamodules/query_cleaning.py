@@ -106,8 +106,10 @@ def _phrases(query: str, limit: int, finished: bool) -> str:
     phrases = [p.strip(" .;" + _QUOTES) for p in query.split(",")]
     if not finished and len(phrases) > 1:
         phrases.pop()  # the last one was cut
-    distinct = {p.lower(): p for p in reversed(phrases) if p}
-    return ", ".join(reversed(list(distinct.values())[-limit:]))
+    distinct: dict[str, str] = {}
+    for phrase in filter(None, phrases):
+        distinct.setdefault(phrase.lower(), phrase)
+    return ", ".join(list(distinct.values())[:limit])
 
 
 def _repeats(words: Sequence[str]) -> bool:

@@ -1,0 +1,156 @@
+"""What every teacher gives: one raw score per pair of query and passage, and where the score comes from."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retriever.errors import InputError
+from retriever.packaged_weights import file_sha256
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """Scores of n pairs.
+
+    Attributes:
+        scores: float32 [n], raw, finite, higher is better.
+        truncated: bool [n], where the passage was cut (never the template).
+    """
+
+    scores: np.ndarray
+    truncated: np.ndarray
+
+
+class Teacher(ABC):
+    """Scores pairs. Nothing is loaded before the first call of :meth:`score` or :meth:`load`.
+
+    Args:
+        model: a folder or a hub name.
+        revision: branch, tag or commit on the hub.
+        trust_remote_code: run the Python code that the model brings.
+        max_length: tokens of a pair, template included, at most; longer passages are cut.
+        query_max_length: tokens of a query at most; None is half of ``max_length``.
+    """
+
+    kind: str
+    meaning: str
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        max_length: int = 512,
+        query_max_length: int | None = None,
+    ) -> None:
+        self.name = str(model)
+        self.revision = revision
+        self.trust_remote_code = trust_remote_code
+        self.max_length = max_length
+        self.query_max_length = max_length // 2 if query_max_length is None else query_max_length
+        if not 0 < self.query_max_length < max_length:
+            raise InputError(
+                f"teacher.query_max_length is {self.query_max_length} and teacher.max_length {max_length}; the first "
+                "must be at least 1 and smaller than the second."
+            )
+        check_folder(self.name)
+
+    @abstractmethod
+    def load(self) -> None:
+        """Load tokenizer and weights now, so that mistakes show before long work is done.
+
+        Raises:
+            InputError: no such model, or one of another kind.
+        """
+
+    @abstractmethod
+    def score(
+        self,
+        queries: Sequence[str],
+        passages: Sequence[str],
+        on_batch: Callable[[int], None] | None = None,
+    ) -> PairScores:
+        """Score n pairs.
+
+        Args:
+            queries: n texts, without any prompt.
+            passages: n texts; ``passages[i]`` goes with ``queries[i]``.
+            on_batch: called with the number of pairs that a micro-batch held, when it is done.
+
+        Returns:
+            Scores in the order given; a pair's score depends on no other pair, but for float rounding.
+
+        Raises:
+            InputError: the model is missing or of another kind, or gave a score that is not finite.
+        """
+
+    def provenance(self) -> dict[str, Any]:
+        """JSON values that decide the scores, the same before and after loading.
+
+        ``name`` and ``revision`` as asked for, ``weights`` (SHA-256) for a folder, ``kind``, ``template``, ``dtype``,
+        lengths, and in ``score`` what the number is.
+        """
+        return {
+            "name": Path(self.name).name if Path(self.name).is_dir() else self.name,
+            "revision": self.revision,
+            **self._weights,
+            "kind": self.kind,
+            "score": self.meaning,
+            "max_length": self.max_length,
+            "query_max_length": self.query_max_length,
+        }
+
+    def _warn_of_cut_queries(self, cut: int, total: int) -> None:
+        if cut:
+            _log.warning(
+                "%d of %d pairs have a query of more than %d tokens, which was cut there; raise "
+                "teacher.query_max_length (and teacher.max_length) to keep them whole.",
+                cut,
+                total,
+                self.query_max_length,
+            )
+
+    @cached_property
+    def _weights(self) -> dict[str, Any]:
+        """What tells two models in one folder apart: SHA-256 of the weights' files. Nothing for a hub model."""
+        folder = Path(self.name)
+        files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]) if folder.is_dir() else []
+        return {"weights": [file_sha256(path) for path in files]} if files else {}
+
+
+def check_folder(model: str) -> None:
+    """Raise an InputError where ``model`` looks like a folder but is none, or one without a model in it."""
+    path = Path(model)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"{path}: no config.json, so this is no model folder. Check teacher.model.")
+    elif path.is_absolute() or model.startswith("."):
+        raise InputError(f"{path}: no such model folder. Check teacher.model.")
+
+
+def check_pairs(queries: Sequence[str], passages: Sequence[str]) -> None:
+    """Raise an InputError where there is not one passage to each query."""
+    if len(queries) != len(passages):
+        raise InputError(f"{len(queries)} queries and {len(passages)} passages; pairs need as many of each.")
+
+
+def check_finite(scores: np.ndarray, teacher: str, dtype: str) -> None:
+    """Raise an InputError where a score is NaN or infinite."""
+    bad = np.flatnonzero(~np.isfinite(scores))
+    if len(bad):
+        raise InputError(
+            f"{teacher} gave {scores[bad[0]]} as the score of pair {bad[0]} ({len(bad)} of {len(scores)} pairs are not "
+            f"finite) in {dtype}. The weights are broken"
+            + (", or the numbers too large for that type: say teacher.dtype=float32." if dtype != "float32" else ".")
+        )

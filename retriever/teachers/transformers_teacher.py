@@ -1,0 +1,226 @@
+"""What the teachers that run under transformers share: loading, micro-batches, the last projection in float32."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from retriever.errors import InputError, choose, require_positive
+from retriever.teachers.base import PairScores, Teacher, check_finite, check_pairs
+from retriever.teachers.pair_tokens import PairTokenizer, TokenizedPairs
+from retriever.tokens import micro_batches
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_WINDOW = 65_536  # pairs that are tokenised and sorted together
+
+
+class TransformersTeacher(Teacher):
+    """A teacher whose weights run under transformers.
+
+    A subclass loads its kind of model (:meth:`_load_model`) and turns a padded micro-batch into logits
+    (:meth:`_logits`). Weights are in ``dtype``; the projection that gives the score is in float32, for scores in
+    bfloat16 have eight bits and tie.
+
+    Args:
+        model: see :class:`Teacher`, as for ``revision``, ``trust_remote_code`` and the lengths.
+        token_budget: rows × longest row of a micro-batch, padding included.
+        dtype: of the weights, ``float32`` or ``bfloat16``.
+        device: ``cpu``, ``cuda``, ``cuda:1``, …; None takes a GPU where there is one.
+        **common: arguments of :class:`Teacher`.
+    """
+
+    template: str | Sequence[str] | None = None
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        token_budget: int = 16_384,
+        dtype: str = "float32",
+        device: str | None = None,
+        **common: Any,
+    ) -> None:
+        super().__init__(model, **common)
+        require_positive(**{"teacher.token_budget": token_budget})
+        self.token_budget = token_budget
+        self.dtype = choose("teacher.dtype", dtype, DTYPES)
+        self.device = _device(device)
+
+    @abstractmethod
+    def _load_model(self) -> PreTrainedModel:
+        """The model, checked to be of this kind, on the CPU."""
+
+    @abstractmethod
+    def _logits(self, ids: Tensor, mask: Tensor, pairs: TokenizedPairs, rows: np.ndarray) -> Tensor:
+        """Scores of one micro-batch.
+
+        Args:
+            ids: int64 [n, L], padded on the right.
+            mask: int64 [n, L], 1 for real tokens.
+            pairs: all pairs.
+            rows: those of the micro-batch.
+
+        Returns:
+            float32 [n].
+        """
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        return load_pretrained(AutoTokenizer, self.name, self.revision, self.trust_remote_code)
+
+    @cached_property
+    def pair_tokenizer(self) -> PairTokenizer:
+        """The model's template."""
+        return PairTokenizer(self.tokenizer, self.max_length, self.query_max_length, self._template())
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The weights, on their device, for inference."""
+        return self._load_model().eval().requires_grad_(False).to(self.device)
+
+    def _template(self) -> str | Sequence[str] | None:
+        return self.template
+
+    def load(self) -> None:
+        """See :class:`Teacher`."""
+        _ = self.pair_tokenizer, self.model
+
+    def score(
+        self,
+        queries: Sequence[str],
+        passages: Sequence[str],
+        on_batch: Callable[[int], None] | None = None,
+    ) -> PairScores:
+        """See :class:`Teacher`."""
+        check_pairs(queries, passages)
+        self.load()
+        scores = np.zeros(len(queries), dtype=np.float32)
+        truncated = np.zeros(len(queries), dtype=bool)
+        cut_queries = 0
+        for start in range(0, len(queries), _WINDOW):
+            window = slice(start, start + _WINDOW)
+            pairs = self.pair_tokenizer(queries[window], passages[window])
+            scores[window] = self._score_tokens(pairs, on_batch)
+            truncated[window] = pairs.truncated
+            cut_queries += int(pairs.query_truncated.sum())
+        self._warn_of_cut_queries(cut_queries, len(queries))
+        check_finite(scores, self.name, self.dtype)
+        return PairScores(scores, truncated)
+
+    @torch.inference_mode()
+    def _score_tokens(self, pairs: TokenizedPairs, on_batch: Callable[[int], None] | None) -> np.ndarray:
+        scores = np.zeros(len(pairs.tokens), dtype=np.float32)
+        # the model's own padding id first: decoders that classify find a row's last token by it
+        pad_id = getattr(self.model.config.get_text_config(), "pad_token_id", None)
+        pad_id = (self.tokenizer.pad_token_id or 0) if pad_id is None else pad_id
+        for rows in micro_batches(pairs.tokens.lengths, self.token_budget):
+            ids, mask = pairs.tokens.padded(rows, pad_id, self.device)
+            scores[rows] = self._logits(ids, mask, pairs, rows).float().cpu().numpy()
+            if on_batch:
+                on_batch(len(rows))
+        return scores
+
+    def provenance(self) -> dict[str, Any]:
+        """See :class:`Teacher`."""
+        return super().provenance() | {"template": self.template, "dtype": self.dtype}
+
+    def _pretrained(self, auto_class: Any, what: str) -> PreTrainedModel:
+        """The model through one of transformers' Auto classes; refused where a weight is not in its files."""
+        model, loading = load_pretrained(
+            auto_class,
+            self.name,
+            self.revision,
+            self.trust_remote_code,
+            dtype=DTYPES[self.dtype],
+            output_loading_info=True,
+        )
+        missing = sorted(loading["missing_keys"])
+        if missing:
+            raise InputError(
+                f"{self.name} holds no weights for {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}, so it "
+                f"is no {what}. Check teacher.model, or choose the teacher that fits it."
+            )
+        limit = position_limit(model)
+        if limit and self.max_length > limit:
+            raise InputError(f"teacher.max_length is {self.max_length}, but {self.name} has {limit} positions.")
+        return model
+
+    def _token_id(self, option: str, token: str) -> int:
+        """The id of a token of the vocabulary, as written there."""
+        number = self.tokenizer.convert_tokens_to_ids(token)
+        if number is None or (number == self.tokenizer.unk_token_id and token != self.tokenizer.unk_token):
+            raise InputError(f"{self.name} has no token {token!r}; set teacher.{option} to one of its vocabulary.")
+        return number
+
+
+class Float32Rows(nn.Module):
+    """A few rows of the projection on the vocabulary, in float32, in its place."""
+
+    def __init__(self, projection: nn.Linear, rows: Sequence[int]) -> None:
+        super().__init__()
+        chosen = list(rows)
+        bias = getattr(projection, "bias", None)
+        self.register_buffer("weight", projection.weight.detach()[chosen].float())
+        self.register_buffer("bias", None if bias is None else bias.detach()[chosen].float())
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., D] to logits float32 [..., rows]."""
+        return nn.functional.linear(hidden.float(), self.weight, self.bias)
+
+
+def project_on_rows(model: PreTrainedModel, rows: Sequence[int]) -> None:
+    """Let a language model project on ``rows`` of its vocabulary alone; what it does with logits stays its own."""
+    model.set_output_embeddings(Float32Rows(model.get_output_embeddings(), rows))
+
+
+def project_in_float32(linear: nn.Linear) -> None:
+    """Turn one linear layer to float32, whatever type comes in."""
+    linear.float()
+    linear.register_forward_pre_hook(lambda _, inputs: tuple(x.float() for x in inputs))
+
+
+def load_pretrained(auto_class: Any, model: str, revision: str | None, trust_remote_code: bool, **options: Any) -> Any:
+    """``auto_class.from_pretrained``, with what goes wrong as an InputError."""
+    try:
+        return auto_class.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code, **options)
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError, AttributeError, TypeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise InputError(
+            f"The teacher {model!r} could not be loaded as {auto_class.__name__}: {reason}. Name a folder that holds "
+            "config.json, weights and tokenizer.json, or a model on the hub that this machine can reach, and the "
+            "teacher that fits its kind."
+        ) from error
+
+
+def position_limit(model: PreTrainedModel) -> int | None:
+    """Tokens that a model has positions for; None where it does not say."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    # RoBERTa-like models start positions behind the padding id, and so hold that many fewer tokens
+    if limit and model.config.model_type in ("roberta", "xlm-roberta", "xlm-roberta-xl", "mpnet", "camembert"):
+        limit -= model.config.pad_token_id + 1
+    return limit
+
+
+def last_real(values: Tensor, mask: Tensor) -> Tensor:
+    """``values`` [n, L, ...] at each row's last real token, [n, ...]; rows are padded on the right."""
+    return values[torch.arange(len(values), device=values.device), mask.sum(1) - 1]
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"teacher.device is {name!r}; it must be null, cpu, cuda, or cuda with a number.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"teacher.device is {name!r}, but this machine shows no GPU. Say teacher.device=null or cpu.")
+    return device

@@ -1,0 +1,141 @@
+"""Classifiers with one logit under vLLM's own scoring."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoTokenizer
+
+from retriever.errors import InputError, choose
+from retriever.teachers.base import PairScores, Teacher, check_finite, check_pairs
+from retriever.teachers.pair_tokens import PairTokenizer, TokenizedPairs
+from retriever.teachers.transformers_teacher import DTYPES, load_pretrained
+
+_BLOCK = 4_096  # pairs of one call; vLLM batches them itself
+
+
+class VllmScorer(Teacher):
+    """vLLM's ``LLM.score``, without its activation.
+
+    Args:
+        model: see :class:`Teacher`; a classifier of one label that vLLM knows.
+        token_budget: tokens that vLLM puts into one step.
+        dtype: ``float32`` or ``bfloat16``.
+        device: None alone; vLLM takes the device that it was built for.
+        options: further arguments of ``vllm.LLM`` (tensor_parallel_size, gpu_memory_utilization, …).
+        **common: arguments of :class:`Teacher`.
+    """
+
+    kind = "vllm"
+    meaning = "the logit of the one class"
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        token_budget: int = 16_384,
+        dtype: str = "float32",
+        device: str | None = None,
+        options: dict[str, Any] | None = None,
+        **common: Any,
+    ) -> None:
+        super().__init__(model, **common)
+        if device is not None:
+            raise InputError(f"teacher.device is {device!r}; vLLM chooses the device by its build. Say null.")
+        self.token_budget = token_budget
+        self.dtype = choose("teacher.dtype", dtype, DTYPES)
+        self.options = dict(options or {})
+
+    @cached_property
+    def _pair_tokenizer(self) -> PairTokenizer:
+        tokenizer = load_pretrained(AutoTokenizer, self.name, self.revision, self.trust_remote_code)
+        return PairTokenizer(tokenizer, self.max_length, self.query_max_length)
+
+    @cached_property
+    def _llm(self) -> Any:
+        config = load_pretrained(AutoConfig, self.name, self.revision, self.trust_remote_code)
+        if config.num_labels != 1:
+            raise InputError(
+                f"{self.name} has {config.num_labels} labels; vLLM scores classifiers of one alone. Say "
+                "teacher=classifier."
+            )
+        on_cpu = not torch.cuda.is_available()
+        if on_cpu:
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # a worker starts up five times slower
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise InputError(
+                "The teacher runs under vLLM, which is not installed: pip install '.[gpu]', or '.[cpu]' without a GPU. "
+                "Or say teacher=classifier, which needs transformers alone."
+            ) from error
+        options = {"enforce_eager": True, "max_num_seqs": 64} if on_cpu else {}
+        try:
+            return LLM(
+                model=self.name,
+                revision=self.revision,
+                trust_remote_code=self.trust_remote_code,
+                runner="pooling",
+                dtype=self.dtype,
+                max_model_len=self.max_length,
+                max_num_batched_tokens=max(self.token_budget, self.max_length),
+                seed=0,
+                **(options | self.options),
+            )
+        except ValueError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"vLLM cannot load the teacher {self.name!r}: {reason}") from error
+
+    def load(self) -> None:
+        """See :class:`Teacher`."""
+        _ = self._pair_tokenizer, self._llm
+
+    def score(
+        self,
+        queries: Sequence[str],
+        passages: Sequence[str],
+        on_batch: Callable[[int], None] | None = None,
+    ) -> PairScores:
+        """See :class:`Teacher`."""
+        check_pairs(queries, passages)
+        self.load()
+        from vllm import PoolingParams
+
+        raw = PoolingParams(use_activation=False)
+        scores, truncated, cut_queries = [], [], 0
+        for start in range(0, len(queries), _BLOCK):
+            asked, texts, pairs = self._cut(queries[start : start + _BLOCK], passages[start : start + _BLOCK])
+            outputs = self._llm.score(asked, texts, pooling_params=raw, use_tqdm=False)
+            scores += [output.outputs.score for output in outputs]
+            truncated += pairs.truncated.tolist()
+            cut_queries += int(pairs.query_truncated.sum())
+            if on_batch:
+                on_batch(len(asked))
+        self._warn_of_cut_queries(cut_queries, len(queries))
+        found = np.array(scores, dtype=np.float32)
+        check_finite(found, self.name, self.dtype)
+        return PairScores(found, np.array(truncated, dtype=bool))
+
+    def _cut(self, queries: Sequence[str], passages: Sequence[str]) -> tuple[list[str], list[str], TokenizedPairs]:
+        """Texts that fit, for vLLM takes no token ids here and would cut from the end, closing tokens first."""
+        queries, passages = list(queries), list(passages)
+        pairs = self._pair_tokenizer(queries, passages)
+        for i in np.flatnonzero(pairs.query_truncated | pairs.truncated):
+            queries[i] = queries[i][: pairs.query_ends[i]]
+            passages[i] = passages[i][: pairs.passage_ends[i]]
+            # a cut text may have a token more than it had in the whole
+            while len(passages[i]) and self._pair_tokenizer([queries[i]], [passages[i]]).truncated[0]:
+                passages[i] = passages[i][:-1]
+        # an empty passage counts as none with vLLM, and would lose its closing token
+        return queries, [passage or " " for passage in passages], pairs
+
+    def provenance(self) -> dict[str, Any]:
+        """See :class:`Teacher`."""
+        return super().provenance() | {"dtype": self.dtype, "options": self.options}
