@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from datamodules.corpus import Corpus, EvaluationSet, find_dataset, load_corpus, load_evaluation_set
+from datamodules.engines import Engine
 from datamodules.query_types import load_query_types
 from datamodules.stages.collect import Collect
 from datamodules.stages.deduplicate import Deduplicate
@@ -19,12 +20,13 @@ from datamodules.stages.filter import Filter
 from datamodules.stages.generate import Generate
 from datamodules.stages.mine import Bm25, Dense, Mine, Retriever
 from datamodules.stages.sample import Sample
-from datamodules.stages.score import Score
+from datamodules.stages.score import Ensemble, RunFusion, Score
 from datamodules.stages.split import Split
 from datamodules.stages.stage import Output, Shard, Stage, find_output, run_stage
 from retriever.encoder import TextEncoder
 from retriever.errors import InputError, choose
 from retriever.packaged_weights import file_sha256
+from retriever.teachers import Teacher
 
 log = logging.getLogger(__name__)
 STAGES = ("deduplicate", "sample", "generate", "collect", "mine", "score", "filter", "split")
@@ -52,6 +54,7 @@ class Pipeline:
     def run(self) -> bool:
         """Run what is left, as far as asked; return whether all of it is done (False: other processes have blocks)."""
         shard, work = Shard.parse(self.config.shard), Path(self.config.work)
+        self._check()
         for name in self.names:
             stage = getattr(self, f"_{name}")()
             if self.config.stage not in (None, name):
@@ -88,6 +91,13 @@ class Pipeline:
         """The corpus, loaded once."""
         return load_corpus(self._folder)
 
+    def _check(self) -> None:
+        """Build every stage on nothing, so that a wrong setting of the last one shows before the first one runs."""
+        self.outputs = {name: Output(Path(), {"outputs": {}}) for name in self.names}
+        for name in self.names:
+            getattr(self, f"_{name}")()
+        self.outputs = {}
+
     def judged_groups(self) -> dict[str, str]:
         """Group → split, for groups of judged queries."""
         return {n: o.get("split", "train") for n, o in self.groups.items() if o["source"] == "judged"}
@@ -102,8 +112,7 @@ class Pipeline:
     def _generate(self) -> Stage:
         options = OmegaConf.to_container(self.config.generate, resolve=True)
         types = load_query_types(options.pop("types"), options.pop("type_folders"))
-        engine = instantiate(self.config.generator)
-        return Generate(self.corpus, self._corpus_sha256, self.outputs["sample"], engine, types, **options)
+        return Generate(self.corpus, self._corpus_sha256, self.outputs["sample"], self._engine, types, **options)
 
     def _collect(self) -> Stage:
         return Collect(
@@ -119,20 +128,18 @@ class Pipeline:
         options = OmegaConf.to_container(self.config.mine, resolve=True)
         for key in ("retrievers", "chunk", "keep_embeddings"):
             options.pop(key)
-        found = {name: self._retriever(name) for name in self.config.mine.retrievers}
         return Mine(
             self.corpus,
             self._corpus_sha256,
             self.outputs["collect"],
             self.outputs.get("deduplicate"),
-            found,
+            self._retrievers,
             **options,
         )
 
     def _score(self) -> Stage:
-        teacher = instantiate(self.config.teacher)
         outputs = self.outputs["collect"], self.outputs["mine"]
-        return Score(self.corpus, self._corpus_sha256, *outputs, teacher, **self.config.score)
+        return Score(self.corpus, self._corpus_sha256, *outputs, self._teacher, **self.config.score)
 
     def _filter(self) -> Stage:
         exempt = [name for name, o in self.groups.items() if not o.get("filter", True)]
@@ -146,7 +153,7 @@ class Pipeline:
             self.outputs["filter"],
             self.outputs["score"],
             self.corpus.name,
-            self._evaluation_sets(),
+            self._evaluation_sets,
             dev_fraction=options.dev_fraction,
             guards=guards,
             judged=list(self.judged_groups()),
@@ -176,6 +183,7 @@ class Pipeline:
         names = {n: o.encoder.model if "encoder" in o else "BM25" for n, o in mine.retrievers.items()}
         return {"retrievers": names, "depth": mine.depth, "candidates": mine.candidates, "fusion": mine.fusion}
 
+    @cached_property
     def _evaluation_sets(self) -> list[tuple[EvaluationSet, str]]:
         chosen = self.config.split.evaluation
         if chosen is None:
@@ -199,6 +207,18 @@ class Pipeline:
     @cached_property
     def _corpus_sha256(self) -> str:
         return file_sha256(next(p for p in sorted(self._folder.glob("corpus.jsonl*"))))
+
+    @cached_property
+    def _engine(self) -> Engine:
+        return instantiate(self.config.generator)
+
+    @cached_property
+    def _retrievers(self) -> dict[str, Retriever]:
+        return {name: self._retriever(name) for name in self.config.mine.retrievers}
+
+    @cached_property
+    def _teacher(self) -> Teacher | RunFusion | Ensemble:
+        return instantiate(self.config.teacher)
 
     @cached_property
     def _encoder(self) -> TextEncoder:

@@ -66,7 +66,7 @@ def test_a_bad_type_file_is_named(tmp_path, content, words):
 
 
 def test_an_unknown_type_and_a_missing_folder_are_named(tmp_path):
-    with pytest.raises(InputError, match="'quesion'.*Did you mean 'question'"):
+    with pytest.raises(InputError, match=r"'quesion'.*Did you mean 'question'"):
         load_query_types(["quesion"])
     with pytest.raises(InputError, match="no such folder"):
         load_query_types(["question"], [tmp_path / "none"])
@@ -135,7 +135,7 @@ def test_phrases_are_cut_to_five_distinct_whole_ones():
     ("words", "run"), [("a b c", 3), ("x a b y", 2), ("c b a", 1), ("z", 0), ("", 0), ("b c a b c", 3), ("c d c d", 4)]
 )
 def test_copied_run_is_the_longest_common_run(words, run):
-    assert copied_run(words.split(), "a b c d c d".split()) == run
+    assert copied_run(words.split(), ["a", "b", "c", "d", "c", "d"]) == run
 
 
 def test_every_shipped_file_loads():

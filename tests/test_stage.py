@@ -78,7 +78,7 @@ def test_a_kill_loses_one_block(tmp_path, whole, fails_at):
 def test_shards_leave_the_same_file(tmp_path, whole, shards):
     stages = [Squares() for _ in shards]
     outputs = [run_stage(stage, tmp_path, Shard.parse(s)) for stage, s in zip(stages, shards, strict=True)]
-    assert sorted(sum((s.done for s in stages), [])) == list(range(5))
+    assert sorted(number for s in stages for number in s.done) == list(range(5))
     finished = [o for o in outputs if o is not None]
     assert content(finished[0]) == whole
     assert outputs[0] is None  # the first one had left blocks to others
@@ -88,7 +88,7 @@ def test_a_shard_without_a_count_takes_what_nobody_has(tmp_path, whole):
     with pytest.raises(KeyboardInterrupt):
         run_stage(Squares(fails_at=3), tmp_path, Shard.parse(0))
     other = Squares()
-    assert content(run_stage(other, tmp_path, Shard.parse(1))) == whole and other.done == [3, 4] or other.done == [4, 3]
+    assert content(run_stage(other, tmp_path, Shard.parse(1))) == whole and sorted(other.done) == [3, 4]
 
 
 def test_a_missing_or_torn_output_is_made_again(tmp_path, whole):
@@ -109,4 +109,4 @@ def test_a_bad_shard_is_refused(text):
 @pytest.mark.parametrize("blocks", [0, 1, 4, 11])
 def test_every_block_has_its_turn(blocks):
     assert all(sorted(Shard(i).order(blocks)) == list(range(blocks)) for i in range(5))
-    assert sorted(sum((Shard(i, 4).order(blocks) for i in range(4)), [])) == list(range(blocks))
+    assert sorted(number for i in range(4) for number in Shard(i, 4).order(blocks)) == list(range(blocks))

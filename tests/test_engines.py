@@ -1,0 +1,171 @@
+"""The engines on a tiny random chat model: transformers, and real vLLM where it is installed."""
+
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+import datamodules
+from datamodules.engines import ServerEngine, TransformersEngine, VllmEngine, choose_engine
+from retriever.errors import InputError
+
+ROOT = Path(datamodules.__file__).parents[1]
+needs_vllm = pytest.mark.skipif(not importlib.util.find_spec("vllm"), reason="vLLM is not installed")
+SAMPLING = {"temperature": 0.8, "max_tokens": 12}
+QUESTIONS = ["Does p53 shrink tumours?", "Is it so that statins prevent strokes in the elderly?", "Why?", "Tides"] * 3
+CONVERSATIONS = [
+    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"{number} {question}"}]
+    for number, question in enumerate(QUESTIONS)
+]
+
+
+def answers(engine, conversations=CONVERSATIONS, seeds=None):
+    done = []
+    found = engine.answer(conversations, seeds or list(range(len(conversations))), done.append)
+    assert sum(done) == len(conversations) == len(found)
+    return [(a.text, a.finished) for a in found]
+
+
+def test_transformers_answers_alike_whatever_came_before(tiny_chat_model):
+    engine = TransformersEngine(str(tiny_chat_model), SAMPLING, batch_size=5)
+    first = answers(engine)
+    answers(engine, CONVERSATIONS[:3])
+    assert answers(engine) == first == answers(TransformersEngine(str(tiny_chat_model), SAMPLING, batch_size=5))
+    assert len({text for text, _ in first}) > 6
+    assert answers(engine, seeds=list(range(1, 13))) != first
+
+
+def test_greedy_answers_do_not_depend_on_the_batch(tiny_chat_model):
+    found = [
+        answers(TransformersEngine(str(tiny_chat_model), {"temperature": 0, "max_tokens": 8}, batch_size=n))
+        for n in (1, 5, 12)
+    ]
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_stop_string_ends_an_answer(tiny_chat_model):
+    engine = TransformersEngine(str(tiny_chat_model), {"temperature": 0.8, "max_tokens": 40, "stop": ["e"]})
+    found = answers(engine)
+    assert any(finished for _, finished in found) and not any("e" in text for text, _ in found)
+    cut = answers(TransformersEngine(str(tiny_chat_model), {"max_tokens": 3}))
+    assert not all(finished for _, finished in cut)
+
+
+def test_the_model_is_known_by_its_content(tiny_chat_model):
+    own = TransformersEngine(str(tiny_chat_model), SAMPLING).settings()
+    assert len(own["weights"][0]) == 64 and str(tiny_chat_model) not in json.dumps(own)
+    assert own != TransformersEngine(str(tiny_chat_model), {**SAMPLING, "temperature": 0.7}).settings()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"engine": "vllmm"}, "Did you mean 'vllm'"),
+        ({"engine": "server"}, "base_url is not set"),
+        ({"engine": "transformers", "sampling": {"top_k": 3}}, "'top_k'"),
+        ({"engine": "vllm", "sampling": {"max_token": 3}}, "Did you mean 'max_tokens'"),
+        ({"engine": "vllm", "vllm": {"seeds": "none"}}, "generator.vllm.seeds is 'none'"),
+    ],
+)
+def test_a_bad_choice_is_named(tmp_path, options, words):
+    with pytest.raises(InputError, match=words):
+        choose_engine(**{"model": "m", "sampling": {}, "cache_dir": tmp_path, **options})
+
+
+def test_a_folder_without_weights_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"no \*.safetensors in it"):
+        VllmEngine(str(tmp_path), {}).settings()
+
+
+# vLLM takes a process for itself: its engine is not made to be started and stopped beside other tests
+
+SCRIPT = """
+    import json, sys
+    from datamodules.engines import VllmEngine
+
+    engine = VllmEngine(sys.argv[1], json.loads(sys.argv[2]), seeds=sys.argv[4], max_model_len=512, max_num_seqs=8)
+    conversations = json.loads(sys.argv[3])
+
+    def answers(part, seeds):
+        return [a.text for a in engine.answer(part, seeds, lambda n: None)]
+
+    seeds = list(range(len(conversations)))
+    whole = answers(conversations, seeds)
+    answers(conversations[:5], seeds[:5])
+    again = answers(conversations, seeds)
+    other = answers(conversations, [s + 1 for s in seeds])
+    print("FOUND", json.dumps([whole, again, other]))
+"""
+
+
+def in_vllm(model, seeds):
+    arguments = [str(model), json.dumps(SAMPLING), json.dumps(CONVERSATIONS), seeds]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    environment.pop("OMP_NUM_THREADS", None)
+    line = [sys.executable, "-c", textwrap.dedent(SCRIPT), *arguments]
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    found = [x for x in done.stdout.splitlines() if x.startswith("FOUND ")]
+    assert found, done.stderr[-3000:]
+    return json.loads(found[0].removeprefix("FOUND "))
+
+
+@needs_vllm
+def test_vllm_answers_alike_whatever_came_before_and_in_another_process(tiny_chat_model):
+    whole, again, other = in_vllm(tiny_chat_model, "block")
+    assert whole == again != other and len(set(whole)) > 6
+    assert in_vllm(tiny_chat_model, "block")[0] == whole
+
+
+@needs_vllm
+@pytest.mark.xfail(
+    strict=True,
+    reason="vLLM 0.32 on a CPU crashes on seeded requests; once it does not, seeds: auto can be request there",
+)
+def test_vllm_takes_a_seed_per_request(tiny_chat_model):
+    whole, again, other = in_vllm(tiny_chat_model, "request")
+    assert whole == again != other
+
+
+@needs_vllm
+def test_a_vllm_server_answers(tiny_chat_model):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    line = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(tiny_chat_model)]
+    line += ["--served-model-name", "tiny", "--port", str(port), "--host", "127.0.0.1", "--max-model-len", "512"]
+    line += ["--enforce-eager", "--dtype", "float32", "--max-num-seqs", "8"]
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+    environment.pop("OMP_NUM_THREADS", None)
+    server = subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _wait_for(port, server)
+        # no seeds here: see the test above
+        address = f"http://127.0.0.1:{port}/v1"
+        engine = ServerEngine("tiny", {"temperature": 0.0, "max_tokens": 8}, base_url=address, retries=0)
+        found = answers(engine)
+        assert found == answers(engine)
+        greedy = answers(TransformersEngine(str(tiny_chat_model), {"temperature": 0, "max_tokens": 8}))
+        assert [text for text, _ in found] == [text for text, _ in greedy]
+        wrong = ServerEngine("none", {}, base_url=address, retries=0)
+        with pytest.raises(InputError, match="does it serve 'none'"):
+            answers(wrong)
+    finally:
+        server.terminate()
+        server.wait(timeout=60)
+
+
+def _wait_for(port, server):
+    for _ in range(240):
+        assert server.poll() is None, "the server has stopped"
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.5)
+    raise TimeoutError("the server did not come up in two minutes")

@@ -1,0 +1,189 @@
+"""python -m experiments.prepare: from a corpus to query lists, whole, in parts, on several processes, through kills."""
+
+import importlib.util
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
+
+import experiments
+from datamodules.corpus import load_corpus
+from datamodules.query_lists import open_query_lists, read_metadata, read_query_lists
+from experiments.pipeline import STAGES
+from experiments.prepare import prepare
+from retriever.errors import InputError
+
+CONF = Path(experiments.__file__).parent / "conf" / "prepare"
+ROOT = CONF.parents[2]
+LISTS = ("human.dev", "human.train", "synthetic.dev", "synthetic.train")
+
+
+def run(overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return prepare(compose("prepare", overrides))
+
+
+def command(*arguments, **options):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-m", "experiments.prepare", *arguments]
+    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, **options)
+
+
+def content(folder):
+    return {name: (Path(folder) / f"{name}.parquet").read_bytes() for name in LISTS}
+
+
+@pytest.fixture
+def whole(small_prepare, tmp_path):
+    """The lists of one undisturbed run."""
+    run([*small_prepare, f"output_dir={tmp_path / 'whole'}"])
+    return content(tmp_path / "whole" / "lists")
+
+
+def test_a_corpus_becomes_lists_that_training_reads(small_prepare, small_scifact, tmp_path, capsys):
+    paths = run(small_prepare)
+    assert [p.stem for p in paths] == list(LISTS)
+    corpus = load_corpus(small_scifact)
+    for path in paths:
+        lists, dropped = open_query_lists(path, corpus, tmp_path / "cache")
+        assert len(lists) and not dropped
+        assert read_metadata(path)["teacher"]["teacher"]["kind"].startswith("fusion")
+    synthetic = list(read_query_lists(tmp_path / "lists" / "synthetic.train.parquet"))
+    assert all(2 <= len(x.passage_ids) <= 10 and x.query_type in ("question", "keywords") for x in synthetic)
+    manifest = json.loads((tmp_path / "lists" / "manifest.json").read_text())
+    assert list(manifest) == list(STAGES)
+    generated = manifest["generate"]["counts"]
+    assert (
+        manifest["collect"]["counts"]["synthetic"] == generated["accepted"]
+        and manifest["collect"]["counts"]["human"] == 40
+    )
+    card = json.loads((tmp_path / "lists" / "teacher_card.json").read_text())["human"]
+    figures = card["ndcg@10"]
+    assert set(figures) == {"teacher", "bm25", "dense", "fused", "oracle"} and card["queries"] == 40
+    assert figures["oracle"] >= max(figures["teacher"], figures["bm25"], figures["dense"]) > 0
+    printed = capsys.readouterr().out
+    assert "Answers by query type" in printed and "Teacher card: human" in printed and "Lists by filter" in printed
+
+
+def test_stages_run_alone_and_as_far_as_named_and_only_once(small_prepare, whole, tmp_path):
+    with pytest.raises(InputError, match=r"Stage mine needs the output of stage deduplicate.*until=deduplicate"):
+        run([*small_prepare, "stage=mine"])
+    assert run([*small_prepare, "until=sample"]) == []
+    work = tmp_path / "prepare"
+    assert sorted(p.name.split("-")[0] for p in work.iterdir()) == ["deduplicate", "sample"]
+    for stage in STAGES[2:-1]:
+        run([*small_prepare, f"stage={stage}"])
+    times = {p: p.stat().st_mtime_ns for p in work.rglob("manifest.json")}
+    run(small_prepare)
+    assert content(tmp_path / "lists") == whole
+    assert {p: p.stat().st_mtime_ns for p in times} == times  # nothing was done again
+    run([*small_prepare, "score.candidates=12"])
+    assert sum(p.name.startswith("score-") for p in work.iterdir()) == 2
+    assert sum(p.name.startswith("mine-") for p in work.iterdir()) == 1
+    with pytest.raises(InputError, match=r"'scoer'.*Did you mean 'score'"):
+        run([*small_prepare, "stage=scoer"])
+
+
+def test_shards_on_two_processes_leave_the_same_lists(small_prepare, whole, tmp_path):
+    run([*small_prepare, "until=sample"])
+    for stage in STAGES[2:]:
+        for shard in ("1/2", "0/2"):
+            run([*small_prepare, f"stage={stage}", f"shard={shard}"])
+    run(small_prepare)
+    assert content(tmp_path / "lists") == whole
+
+
+def test_a_cross_encoder_teacher_is_one_override(small_prepare, tiny_model, tmp_path):
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+
+    torch.manual_seed(2)
+    BertForSequenceClassification(BertConfig.from_pretrained(tiny_model, num_labels=1)).save_pretrained(tmp_path / "ce")
+    BertTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "ce")
+    teacher = ["teacher=classifier", f"teacher.model={tmp_path / 'ce'}", "teacher.max_length=64", "score.candidates=12"]
+    paths = run([*small_prepare, *teacher])
+    about = read_metadata(paths[0])
+    assert about["teacher"]["teacher"]["weights"] and 0 < about["truncated"]["teacher"] <= 1
+    with pytest.raises(InstantiationException, match="no such model folder"):
+        run([*small_prepare, "teacher=classifier", "teacher.model=./none"])
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("queries={a: {source: judged, splt: train}}", "queries.a: the key is 'splt'.*Did you mean 'split'"),
+        ("shard=4/4", "shard is '4/4'"),
+        ("sample.size=0", "size is 0"),
+        ("generate.types=[riddle]", "generate.types is 'riddle'"),
+        ("generator.engine=vlm", "Did you mean 'vllm'"),
+        ("+mine.retrievers.x={bm52: {}}", "Did you mean 'bm25'"),
+        ("mine.fusion=scores", "Did you mean 'score'"),
+        ("filter.min_top_quantile=2", "min_top_quantile is 2"),
+        ("split.dev_fraction=1.5", "dev_fraction is 1.5"),
+        ("split.leak_guard=fial", "Did you mean 'fail'"),
+        ("deduplicate.near_jaccard=0", "near_jaccard is 0"),
+    ],
+)
+def test_a_bad_setting_is_named_before_long_work(small_prepare, override, words):
+    # Hydra wraps what a constructor raises; the command prints the innermost one
+    with pytest.raises((InputError, InstantiationException), match=words):
+        run([*(o for o in small_prepare if o.split("=")[0] != override.split("=")[0]), override])
+
+
+def test_the_command_says_what_is_wrong_in_one_line(small_prepare):
+    done = command(*small_prepare, "sampel.size=3")
+    assert done.returncode == 2 and "error:" in done.stderr and "Traceback" not in done.stderr
+    assert "sample" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["scifact", "scifact_free"])
+def test_the_shipped_configurations_compose(name):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("prepare", [f"+data={name}"])
+    assert config.corpus == "scifact" and config.queries.human.leak_guard == "off"
+
+
+def test_kills_at_random_moments_leave_the_same_lists(small_prepare, whole, tmp_path):
+    """Ten SIGKILLs spread over the time that a whole run takes, then one run to the end."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-m", "experiments.prepare", *small_prepare]
+    began = time.time()
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    duration = time.time() - began
+    shutil.rmtree(tmp_path / "prepare"), shutil.rmtree(tmp_path / "lists"), shutil.rmtree(tmp_path / "cache")
+    moments = random.Random(0)
+    killed = 0
+    for _ in range(10):
+        process = subprocess.Popen(
+            line, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            process.wait(timeout=duration * moments.uniform(0.3, 0.9))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            killed += process.wait() == -signal.SIGKILL
+    assert killed >= 3
+    assert command(*small_prepare).returncode == 0
+    assert content(tmp_path / "lists") == whole
+    assert not list((tmp_path / "prepare").rglob("blocks")) and not list((tmp_path / "lists").glob(".*"))
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("hydra_plugins.hydra_ray_launcher"), reason="hydra-ray-launcher")
+def test_a_stage_on_a_local_ray_with_two_workers_leaves_the_same_lists(small_prepare, whole, tmp_path):
+    run([*small_prepare, "until=mine"])
+    two = ["hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=2"]
+    done = command("-m", *small_prepare, "stage=score", "shard=0,1", *two)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert not list((tmp_path / "prepare").glob("score-*/blocks"))  # the last of the two has merged
+    run(small_prepare)
+    assert content(tmp_path / "lists") == whole
