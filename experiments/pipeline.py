@@ -161,7 +161,7 @@ class Pipeline:
             cosine=options.leak_cosine,
             encoder=self._encoder if options.leak_cosine else None,
             cache_dir=self.config.cache_dir,
-            metadata={"mined": self._plain_mining(), "queries": self.groups},
+            metadata=self._about(),
         )
 
     def _retriever(self, name: str) -> Retriever:
@@ -177,11 +177,13 @@ class Pipeline:
             keep_embeddings=self.config.mine.keep_embeddings,
         )
 
-    def _plain_mining(self) -> dict[str, Any]:
-        """What the lists' metadata say of mining."""
+    def _about(self) -> dict[str, Any]:
+        """What the lists' metadata say of where queries and candidates come from."""
         mine = self.config.mine
         names = {n: o.encoder.model if "encoder" in o else "BM25" for n, o in mine.retrievers.items()}
-        return {"retrievers": names, "depth": mine.depth, "candidates": mine.candidates, "fusion": mine.fusion}
+        mined = {"retrievers": names, "depth": mine.depth, "candidates": mine.candidates, "fusion": mine.fusion}
+        generated = self.outputs["generate"].manifest.get("settings") if "generate" in self.outputs else None
+        return {"queries": self.groups, "generated": generated, "mined": mined}
 
     @cached_property
     def _evaluation_sets(self) -> list[tuple[EvaluationSet, str]]:

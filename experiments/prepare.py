@@ -13,7 +13,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from datamodules.files import atomic_path, write_json
 from datamodules.stages.stage import Output, summary
@@ -34,9 +34,9 @@ def prepare(config: DictConfig) -> list[Path]:
     outputs, console = pipeline.outputs, Console()
     console.print(_stages_table(outputs))
     if "generate" in outputs:
-        console.print(_counts_table("Answers by query type", {"": outputs["generate"].manifest["counts"]["by_type"]}))
+        console.print(_answers_table(outputs["generate"].manifest["counts"]["by_type"]))
     if "filter" in outputs:
-        console.print(_counts_table("Lists by filter", outputs["filter"].manifest["counts"]["by_type"], _RULES))
+        console.print(_filter_table(outputs["filter"].manifest["counts"]["by_type"]))
     if "split" not in outputs:
         return []
     output = Path(config.output)
@@ -58,21 +58,29 @@ def _copy(path: Path, folder: Path) -> Path:
 
 
 def _stages_table(outputs: dict[str, Output]) -> Table:
-    table = Table("stage", "minutes of work", "counts", "folder", title="Stages")
+    table = Table("stage", Column("minutes of work", justify="right"), "counts", title="Stages")
     for name, output in outputs.items():
         minutes = f"{output.manifest['seconds_of_work'] / 60:.1f}"
-        table.add_row(name, minutes, summary(output.manifest["counts"]), str(output.folder))
+        table.add_row(name, minutes, summary(output.manifest["counts"]))
     return table
 
 
-def _counts_table(title: str, counts: dict[str, dict[str, dict[str, int]]], order: tuple[str, ...] = ()) -> Table:
-    lines = {(group, kind): line for group, kinds in counts.items() for kind, line in kinds.items()}
-    found = {reason for line in lines.values() for reason in line}
-    reasons = [r for r in order if r in found] + sorted(found - set(order) - {"accepted"})
-    reasons = (["accepted"] if "accepted" in found else []) + reasons
-    table = Table("queries", *reasons, title=title)
-    for (group, kind), line in lines.items():
-        table.add_row(f"{group} {kind}".strip(), *(f"{line.get(r, 0):,}" for r in reasons))
+def _answers_table(counts: dict[str, dict[str, int]]) -> Table:
+    reasons = sorted({reason for line in counts.values() for reason in line} - {"accepted"})
+    columns = (Column(kind, justify="right") for kind in counts)
+    table = Table("answers", *columns, title="Answers by query type")
+    for reason in ("accepted", *reasons):
+        table.add_row(reason, *(f"{line.get(reason, 0):,}" for line in counts.values()))
+    return table
+
+
+def _filter_table(counts: dict[str, dict[str, dict[str, int]]]) -> Table:
+    found = {rule for kinds in counts.values() for line in kinds.values() for rule in line}
+    rules = [rule for rule in _RULES if rule in found]
+    table = Table("queries", *(Column(rule, justify="right") for rule in rules), title="Lists by filter")
+    for group, kinds in counts.items():
+        for kind, line in kinds.items():
+            table.add_row(f"{group} {kind}", *(f"{line.get(rule, 0):,}" for rule in rules))
     return table
 
 
