@@ -27,7 +27,7 @@ _OPTIONS = ("path", "split", "name", "queries")
 
 
 @dataclass
-class _Prepared:
+class PreparedSet:
     """An evaluation set with its token ids, and its passage embeddings where the passage encoder is frozen."""
 
     data: EvaluationSet
@@ -58,6 +58,9 @@ class BeirEvaluation(L.Callback):
         data_dir: where downloaded data sets lie.
         token_budget: tokens of a micro-batch.
     """
+
+    module_class: type[L.LightningModule] = RetrieverModule
+    mismatch = "This evaluation searches with embeddings; a cross-encoder (module=reranker) needs evaluation=rerank."
 
     def __init__(
         self,
@@ -104,10 +107,12 @@ class BeirEvaluation(L.Callback):
             )
         self.base: dict[str, dict[str, float]] = {}
         self.history: list[dict[str, Any]] = []
-        self._prepared: list[_Prepared] | None = None
+        self._prepared: list[PreparedSet] | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: RetrieverModule, stage: str) -> None:
         """Tokenise, and encode what is frozen, while the weights are the base model's: before a checkpoint is read."""
+        if not isinstance(pl_module, self.module_class):
+            raise InputError(self.mismatch)
         if self._prepared is not None:
             return
         self._prepared = []
@@ -119,7 +124,7 @@ class BeirEvaluation(L.Callback):
             frozen = None
             if not pl_module.train_passage_encoder:
                 frozen = self._cached(trainer, pl_module, passages, data.name)
-            self._prepared.append(_Prepared(data, queries, passages, frozen))
+            self._prepared.append(PreparedSet(data, queries, passages, frozen))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: RetrieverModule) -> None:
         """Evaluate the base model, unless a validation before training or an earlier part of this run did."""
@@ -187,7 +192,7 @@ class BeirEvaluation(L.Callback):
             return cached_embeddings(tokens, module.encoder, self.cache_dir, self.token_budget, f"encode {name}")
 
     def _search(
-        self, trainer: L.Trainer, module: RetrieverModule, prepared: _Prepared, passages: np.ndarray
+        self, trainer: L.Trainer, module: RetrieverModule, prepared: PreparedSet, passages: np.ndarray
     ) -> dict[str, dict[str, float]]:
         queries = self._embeddings(trainer, module, prepared.queries, f"{prepared.data.name} queries")
         own = self._own(trainer, prepared)
@@ -204,11 +209,11 @@ class BeirEvaluation(L.Callback):
             for i, query in enumerate(prepared.data.queries)
         }
 
-    def _own(self, trainer: L.Trainer, prepared: _Prepared) -> np.ndarray:
+    def _own(self, trainer: L.Trainer, prepared: PreparedSet) -> np.ndarray:
         """Rows of this rank's share of the passages."""
         return np.array_split(np.arange(len(prepared.passages)), trainer.world_size)[trainer.global_rank]
 
-    def _passages(self, trainer: L.Trainer, module: RetrieverModule, prepared: _Prepared) -> np.ndarray:
+    def _passages(self, trainer: L.Trainer, module: RetrieverModule, prepared: PreparedSet) -> np.ndarray:
         """Embeddings of this rank's share of the passages, float32 [n, D]."""
         own = self._own(trainer, prepared)
         if prepared.frozen is not None:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
-from callbacks.beir_evaluation import BeirEvaluation, _Prepared
+from callbacks.beir_evaluation import BeirEvaluation, PreparedSet
 from callbacks.run_record import best_checkpoint_step, load_best_weights
 from callbacks.scoring import METRICS, score_run
 from datamodules.caches import cached_embeddings, cached_tokens
@@ -56,6 +56,9 @@ class RerankEvaluation(BeirEvaluation):
         **common: further arguments of :class:`BeirEvaluation`.
     """
 
+    module_class = CrossEncoderModule
+    mismatch = "evaluation=rerank re-ranks by a cross-encoder; it needs module=reranker."
+
     def __init__(
         self,
         datasets: Sequence[Mapping],
@@ -78,12 +81,6 @@ class RerankEvaluation(BeirEvaluation):
         self.every_validation = every_validation
         self._candidates: dict[str, Hits] = {}
         self._latest: dict[str, Hits] = {}  # the candidates with the logits of the latest evaluation
-
-    def setup(self, trainer: L.Trainer, pl_module: CrossEncoderModule, stage: str) -> None:
-        """Tokenise."""
-        if not isinstance(pl_module, CrossEncoderModule):
-            raise InputError("evaluation=rerank re-ranks by a cross-encoder; it needs module=reranker.")
-        super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: CrossEncoderModule) -> None:
         """Nothing: the base is BM25, and an untrained head's order means nothing."""
@@ -128,7 +125,7 @@ class RerankEvaluation(BeirEvaluation):
             flat[f"val/{name}/ndcg@10_delta"] = metrics["ndcg@10"] - self.base[name]["ndcg@10"]
         return flat
 
-    def _first_stage(self, trainer: L.Trainer, prepared: _Prepared) -> dict[str, float]:
+    def _first_stage(self, trainer: L.Trainer, prepared: PreparedSet) -> dict[str, float]:
         """BM25's figures; its files are written as those of step 0."""
         run = self._run(prepared.data, self._bm25(prepared.data))
         metrics, per_query = score_run(prepared.data.qrels, run)
@@ -153,7 +150,7 @@ class RerankEvaluation(BeirEvaluation):
         kept = order[:, : min(depth, hits.rows.shape[1] - int(is_own.any()))]
         return Hits(np.take_along_axis(hits.scores, kept, 1), np.take_along_axis(hits.rows, kept, 1))
 
-    def _reranked(self, trainer: L.Trainer, module: CrossEncoderModule, prepared: _Prepared) -> Hits:
+    def _reranked(self, trainer: L.Trainer, module: CrossEncoderModule, prepared: PreparedSet) -> Hits:
         """The candidates with the cross-encoder's logits, in BM25's order."""
         candidates = self._bm25(prepared.data)
         module.encoder.to(trainer.strategy.root_device)
@@ -167,7 +164,7 @@ class RerankEvaluation(BeirEvaluation):
         return Hits(np.concatenate([blocks[number] for number in sorted(blocks)]), candidates.rows)
 
     def _blocks(
-        self, trainer: L.Trainer, module: CrossEncoderModule, prepared: _Prepared, folder: Path, numbers: range
+        self, trainer: L.Trainer, module: CrossEncoderModule, prepared: PreparedSet, folder: Path, numbers: range
     ) -> dict[int, np.ndarray]:
         """Number of a block of queries → its logits, float32 [n, depth]; read from the folder or put there."""
         rows, encoder = self._candidates[prepared.data.name].rows, module.encoder
@@ -195,7 +192,7 @@ class RerankEvaluation(BeirEvaluation):
         encoder.train(training)
         return blocks
 
-    def _key(self, trainer: L.Trainer, module: CrossEncoderModule, prepared: _Prepared, rows: np.ndarray) -> str:
+    def _key(self, trainer: L.Trainer, module: CrossEncoderModule, prepared: PreparedSet, rows: np.ndarray) -> str:
         """What the scores depend on: weights, lengths, precision, token ids and candidates."""
         digest = hashlib.sha256(f"{module.encoder.fingerprint()} {trainer.precision} {_BLOCK} {rows.shape}".encode())
         for texts in (prepared.queries, prepared.passages):

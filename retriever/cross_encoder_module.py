@@ -12,7 +12,7 @@ from torchmetrics.retrieval import RetrievalMRR, RetrievalNormalizedDCG
 from retriever.batch import RetrievalBatch
 from retriever.cross_encoder import CrossEncoder, score_pairs
 from retriever.errors import InputError, require_positive
-from retriever.losses import at_least_float32, listwise_distillation
+from retriever.losses import listwise_cross_entropy, listwise_distillation
 from retriever.module import TEACHER_TEMPERATURE, QueryListModule
 
 
@@ -41,7 +41,7 @@ class CrossEncoderModule(QueryListModule):
     A query's list is all its labelled positives and ``negatives`` unlabelled passages of its query list, drawn anew at
     every step (seeded by :class:`~callbacks.StepSeeds`, so a resumed run draws the same). This is the localized
     contrastive estimation of Gao, Dai, Callan 2021 (arXiv 2101.08751), with several positives as in
-    :func:`listwise_cross_entropy`.
+    :func:`~retriever.losses.listwise_cross_entropy`.
 
     Args:
         encoder: what is trained.
@@ -178,29 +178,3 @@ def choose_candidates(batch: RetrievalBatch, negatives: int, ranks: tuple[int, i
         teacher_scores=torch.cat([of_positives, batch.teacher_scores.gather(1, chosen).masked_fill(~real, 0.0)], 1),
         in_list=torch.cat([same.any(1), real], 1),
     )
-
-
-def listwise_cross_entropy(scores: Tensor, positive: Tensor, mask: Tensor) -> Tensor:
-    """Softmax cross-entropy of each query's positives against its negatives.
-
-    The mean over the positives p of −log( e^{s_p} / ( e^{s_p} + Σ_n e^{s_n} ) ), n over the negatives: the other
-    positives are masked out, so that positives do not push one another down and the least value is 0 however many there
-    are. (With a uniform target over the positives they would, and it would be log of their number.) With one positive
-    this is ListNet's top-one loss on binary labels (Cao et al. 2007) and the loss of arXiv 2101.08751.
-
-    Args:
-        scores: logits [Q, C]; values where ``mask`` is False are not looked at.
-        positive: bool [Q, C]; at least one in each row.
-        mask: bool [Q, C], True for real entries.
-
-    Returns:
-        [Q], float32 or better, each at least 0; 0 for a query that has no negative.
-    """
-    scores = at_least_float32(scores)
-    # the lowest finite number, not −inf, whose gradient would be nan where a query has no negative
-    low = torch.finfo(scores.dtype).min
-    negatives = scores.masked_fill(positive | ~mask, low).logsumexp(1, keepdim=True)
-    positive = positive & mask
-    difference = (negatives - scores).masked_fill(~positive, 0.0)
-    each = torch.logaddexp(difference, torch.zeros_like(difference)).masked_fill(~positive, 0.0)
-    return each.sum(1) / positive.sum(1)

@@ -99,6 +99,32 @@ def likely_false_negatives(teacher_scores: Tensor, list_mask: Tensor, threshold:
     return list_mask & (teacher_scores > threshold * best)
 
 
+def listwise_cross_entropy(scores: Tensor, positive: Tensor, mask: Tensor) -> Tensor:
+    """Softmax cross-entropy of each query's positives against its negatives.
+
+    The mean over the positives p of −log( e^{s_p} / ( e^{s_p} + Σ_n e^{s_n} ) ), n over the negatives: the other
+    positives are masked out, so that positives do not push one another down and the least value is 0 however many there
+    are. (With a uniform target over the positives they would, and it would be log of their number.) With one positive
+    this is ListNet's top-one loss on binary labels (Cao et al. 2007) and the loss of arXiv 2101.08751.
+
+    Args:
+        scores: logits [Q, C]; values where ``mask`` is False are not looked at.
+        positive: bool [Q, C]; at least one in each row.
+        mask: bool [Q, C], True for real entries.
+
+    Returns:
+        [Q], float32 or better, each at least 0; 0 for a query that has no negative.
+    """
+    scores = at_least_float32(scores)
+    # the lowest finite number, not −inf, whose gradient would be nan where a query has no negative
+    low = torch.finfo(scores.dtype).min
+    negatives = scores.masked_fill(positive | ~mask, low).logsumexp(1, keepdim=True)
+    positive = positive & mask
+    difference = (negatives - scores).masked_fill(~positive, 0.0)
+    each = torch.logaddexp(difference, torch.zeros_like(difference)).masked_fill(~positive, 0.0)
+    return each.sum(1) / positive.sum(1)
+
+
 def at_least_float32(scores: Tensor) -> Tensor:
     """Half precision raised to float32; float32 and float64 as they are."""
     return scores if scores.dtype in (torch.float32, torch.float64) else scores.float()

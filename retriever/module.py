@@ -142,6 +142,8 @@ class RetrieverModule(QueryListModule):
 
     def __init__(self, encoder: TextEncoder, *, train_passage_encoder: bool = True, **common) -> None:
         super().__init__(encoder, **common)
+        if not isinstance(encoder, TextEncoder):
+            raise InputError("This objective trains an encoder of single texts; a cross-encoder needs module=reranker.")
         self.train_passage_encoder = train_passage_encoder
         self.dev_ndcg = RetrievalNormalizedDCG(top_k=10, empty_target_action="skip")
 

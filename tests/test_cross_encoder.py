@@ -37,8 +37,9 @@ from experiments.run import train
 from retriever import cross_encoder
 from retriever.batch import RetrievalBatch
 from retriever.cross_encoder import CrossEncoder, score_pairs
-from retriever.cross_encoder_module import CrossEncoderModule, choose_candidates, listwise_cross_entropy
+from retriever.cross_encoder_module import CrossEncoderModule, choose_candidates
 from retriever.errors import InputError
+from retriever.losses import listwise_cross_entropy
 from retriever.module import QueryListModule
 from retriever.tokens import TokenizedTexts
 

@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -202,7 +203,12 @@ def test_offline_wandb_file_holds_config_curves_and_summary(small_run, tmp_path)
     options = [o for o in small_run if o != "logger=csv"]
     train(config_of(*options, "logger.wandb.offline=true", "group=ablation"), tmp_path / "run")
     history, summary, config, group = set(), set(), set(), set()
-    for record in wandb_records(next((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))):
+    file = next((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
+    records, deadline = list(wandb_records(file)), time.time() + 60
+    while not any(r.HasField("exit") for r in records) and time.time() < deadline:
+        time.sleep(0.5)  # W&B's own process writes the file, and may lag behind on a busy machine
+        records = list(wandb_records(file))
+    for record in records:
         history |= {"/".join(i.nested_key) or i.key for i in record.history.item}
         summary |= {"/".join(i.nested_key) or i.key for i in record.summary.update}
         config |= {i.key for i in record.run.config.update} | {i.key for i in record.config.update}

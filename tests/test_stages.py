@@ -275,7 +275,12 @@ def test_a_bad_group_is_named(small, small_scifact, tmp_path, groups, words):
     ("line", "words"),
     [
         ('{"query_id": "1", "query": " ", "query_type": "web"}', "own.jsonl:1: 'query' is ' '"),
-        ('{"query_id": "1", "query": "q", "query_type": "web", "positive_ids": ["no"]}', "own.jsonl:1: 'positive_ids'"),
+        (
+            '{"query_id": "1", "query": "q", "query_type": "web", "positive_ids": ["no"]}',
+            "own.jsonl:1: the positive 'no'",
+        ),
+        ('{"query_id": "1", "query": "q", "query_type": "web", "positive_ids": "no"}', "own.jsonl:1: 'positive_ids'"),
+        (('{"query_id": "1", "query": "q", "query_type": "web"}\n' * 2).strip(), "own.jsonl:2: .* already in line 1"),
     ],
 )
 def test_a_bad_line_of_own_queries_is_named(small, small_scifact, tmp_path, line, words):

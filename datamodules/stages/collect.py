@@ -121,20 +121,28 @@ class Collect(Stage):
                 yield query_id, query, found.query_type, found.positive_ids[query_id]
 
     def _from_file(self, path: Path) -> Iterator[tuple[str, str, str, list[str]]]:
-        seen: set[str] = set()
-        for number, record in json_lines(path):
-            query_id, query, kind = (record.get(k) for k in ("query_id", "query", "query_type"))
-            positives = record.get("positive_ids", [])
-            for key, value in (("query_id", query_id), ("query", query), ("query_type", kind)):
-                if not isinstance(value, str) or not value.strip():
-                    raise InputError(f"{path}:{number}: {key!r} is {value!r}; expected a string that is not empty.")
+        records = [(number, *_own_query(path, number, record)) for number, record in json_lines(path)]
+        seen: dict[str, int] = {}
+        for number, query_id, *_ in records:
             if query_id in seen:
                 raise InputError(
-                    f"{path}:{number}: the query_id {query_id!r} stands in an earlier line. Ids must differ."
+                    f"{path}:{number}: the query_id {query_id!r} stands already in line {seen[query_id]}. Ids must "
+                    "differ."
                 )
-            if not isinstance(positives, list) or (len(positives) and (self.corpus.rows(positives) < 0).any()):
-                raise InputError(
-                    f"{path}:{number}: 'positive_ids' is {str(positives)[:80]}; expected a list of ids of the corpus."
-                )
-            seen.add(query_id)
-            yield query_id, query, kind, positives
+            seen[query_id] = number
+        ids = [(number, passage_id) for number, _, _, _, positives in records for passage_id in positives]
+        for (number, passage_id), row in zip(ids, self.corpus.rows([p for _, p in ids]), strict=True):
+            if row < 0:
+                raise InputError(f"{path}:{number}: the positive {passage_id!r} is not in the corpus.")
+        yield from (record[1:] for record in records)
+
+
+def _own_query(path: Path, number: int, record: dict[str, Any]) -> tuple[str, str, str, list[str]]:
+    for key in ("query_id", "query", "query_type"):
+        value = record.get(key)
+        if not isinstance(value, str) or not value.strip():
+            raise InputError(f"{path}:{number}: {key!r} is {value!r}; expected a string that is not empty.")
+    positives = record.get("positive_ids", [])
+    if not isinstance(positives, list) or not all(isinstance(p, str) for p in positives):
+        raise InputError(f"{path}:{number}: 'positive_ids' is {str(positives)[:80]}; expected a list of strings.")
+    return record["query_id"], record["query"], record["query_type"], positives
