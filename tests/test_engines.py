@@ -90,7 +90,8 @@ SCRIPT = """
     import json, sys
     from datamodules.engines import VllmEngine
 
-    engine = VllmEngine(sys.argv[1], json.loads(sys.argv[2]), seeds=sys.argv[4], max_model_len=512, max_num_seqs=8)
+    options = {"max_model_len": 512, "max_num_seqs": 8, "max_num_batched_tokens": int(sys.argv[5])}
+    engine = VllmEngine(sys.argv[1], json.loads(sys.argv[2]), seeds=sys.argv[4], **options)
     conversations = json.loads(sys.argv[3])
 
     def answers(part, seeds):
@@ -105,8 +106,8 @@ SCRIPT = """
 """
 
 
-def in_vllm(model, seeds):
-    arguments = [str(model), json.dumps(SAMPLING), json.dumps(CONVERSATIONS), seeds]
+def in_vllm(model, seeds, tokens_at_a_time=512):
+    arguments = [str(model), json.dumps(SAMPLING), json.dumps(CONVERSATIONS), seeds, str(tokens_at_a_time)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     environment.pop("OMP_NUM_THREADS", None)
     line = [sys.executable, "-c", textwrap.dedent(SCRIPT), *arguments]
@@ -129,7 +130,7 @@ def test_vllm_answers_alike_whatever_came_before_and_in_another_process(tiny_cha
     reason="vLLM 0.32 on a CPU crashes on seeded requests; once it does not, seeds: auto can be request there",
 )
 def test_vllm_takes_a_seed_per_request(tiny_chat_model):
-    whole, again, other = in_vllm(tiny_chat_model, "request")
+    whole, again, other = in_vllm(tiny_chat_model, "request", tokens_at_a_time=16)
     assert whole == again != other
 
 
@@ -152,7 +153,8 @@ def test_a_vllm_server_answers(tiny_chat_model):
         found = answers(engine)
         assert found == answers(engine)
         greedy = answers(TransformersEngine(str(tiny_chat_model), {"temperature": 0, "max_tokens": 8}))
-        assert [text for text, _ in found] == [text for text, _ in greedy]
+        # half a character at the end of an answer is shown by one and not by the other
+        assert [text.rstrip("�") for text, _ in found] == [text.rstrip("�") for text, _ in greedy]
         wrong = ServerEngine("none", {}, base_url=address, retries=0)
         with pytest.raises(InputError, match="does it serve 'none'"):
             answers(wrong)
