@@ -66,6 +66,8 @@ class Pipeline:
                     )
             else:
                 found = run_stage(stage, work, shard)
+            if name == "generate":
+                self._engine.release()
             if found is None:
                 return False
             self.outputs[name] = found

@@ -88,6 +88,7 @@ def test_a_folder_without_weights_is_named(tmp_path):
 
 SCRIPT = """
     import json, sys
+    import bm25s  # with numba, which must not disturb vLLM
     from datamodules.engines import VllmEngine
 
     options = {"max_model_len": 512, "max_num_seqs": 8, "max_num_batched_tokens": int(sys.argv[5])}

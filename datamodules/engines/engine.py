@@ -48,6 +48,10 @@ class Engine(ABC):
             advance: called with the number of conversations that are done.
         """
 
+    @abstractmethod
+    def release(self) -> None:
+        """Give the memory of a loaded model back, for the teacher that comes later."""
+
 
 def model_identity(model: str, revision: str | None) -> dict[str, Any]:
     """What a model is known by: a folder by its name and its weights' SHA-256, a hub model by name and revision."""

@@ -68,6 +68,9 @@ class ServerEngine(Engine):
             timeout=self.timeout,
         )
 
+    def release(self) -> None:
+        """Nothing is held here."""
+
     def answer(
         self, conversations: Sequence[Conversation], seeds: Sequence[int], advance: Callable[[int], None]
     ) -> list[Answer]:

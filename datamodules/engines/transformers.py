@@ -94,6 +94,11 @@ class TransformersEngine(Engine):
             advance(len(batch))
         return [answers[n] for n in range(len(prompts))]
 
+    def release(self) -> None:
+        """See :class:`Engine`."""
+        if self.__dict__.pop("_loaded", None) is not None:
+            torch.cuda.empty_cache()
+
     def _generate(self, prompts: list[list[int]]) -> list[Answer]:
         tokenizer, model = self._loaded
         length = max(map(len, prompts))

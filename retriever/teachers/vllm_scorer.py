@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from retriever.errors import InputError, choose
 from retriever.teachers.base import PairScores, Teacher, check_finite, check_pairs
 from retriever.teachers.pair_tokens import PairTokenizer, TokenizedPairs
 from retriever.teachers.transformers_teacher import DTYPES, load_pretrained
+from retriever.vllm_loading import load_llm
 
 _BLOCK = 4_096  # pairs of one call; vLLM batches them itself
 
@@ -64,21 +63,10 @@ class VllmScorer(Teacher):
                 f"{self.name} has {config.num_labels} labels; vLLM scores classifiers of one alone. Say "
                 "teacher=classifier."
             )
-        on_cpu = not torch.cuda.is_available()
-        if on_cpu:
-            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # a worker starts up five times slower
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         try:
-            from vllm import LLM
-        except ImportError as error:
-            raise InputError(
-                "The teacher runs under vLLM, which is not installed: pip install '.[gpu]', or '.[cpu]' without a GPU. "
-                "Or say teacher=classifier, which needs transformers alone."
-            ) from error
-        options = {"enforce_eager": True, "max_num_seqs": 64} if on_cpu else {}
-        try:
-            return LLM(
+            return load_llm(
+                "Or say teacher=classifier, which needs transformers alone.",
+                in_process=False,
                 model=self.name,
                 revision=self.revision,
                 trust_remote_code=self.trust_remote_code,
@@ -87,7 +75,7 @@ class VllmScorer(Teacher):
                 max_model_len=self.max_length,
                 max_num_batched_tokens=max(self.token_budget, self.max_length),
                 seed=0,
-                **(options | self.options),
+                **self.options,
             )
         except ValueError as error:
             reason = str(error).strip().splitlines()[0]
