@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -172,7 +173,7 @@ class Pipeline:
             return Bm25(**options.bm25)
         same = options.encoder == self.config.encoder
         return Dense(
-            self._encoder if same else instantiate(options.encoder),
+            self._encoder if same else self._on_device(options.encoder),
             self.config.cache_dir,
             chunk=self.config.mine.chunk,
             token_budget=self.config.token_budget,
@@ -226,4 +227,7 @@ class Pipeline:
 
     @cached_property
     def _encoder(self) -> TextEncoder:
-        return instantiate(self.config.encoder)
+        return self._on_device(self.config.encoder)
+
+    def _on_device(self, config: DictConfig) -> TextEncoder:
+        return instantiate(config).to(self.config.device or ("cuda" if torch.cuda.is_available() else "cpu"))

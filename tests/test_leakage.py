@@ -56,7 +56,7 @@ def test_no_shipped_list_holds_a_test_query_or_judgement(path):
             assert set(query_list.positive_ids) <= set(train[query_list.query_id])
         else:
             assert query_list.positive_ids == [query_list.query_id.split("-", 1)[1]]
-    assert "not a cross-encoder" in read_metadata(path)["teacher"]
+    assert "not a cross-encoder" in str(read_metadata(path)["teacher"])
 
 
 @pytest.mark.parametrize(("guard", "total"), [("drop", 535), ("off", 809)])
@@ -106,3 +106,13 @@ def test_split_keeps_sources_together_and_keeps_to_the_fraction():
     # the side of a passage does not depend on what else is there
     assert in_dev([["s5"], ["s6"]], 0.2).tolist() == singles[5:7].tolist()
     assert in_dev([[], []], 0.5).tolist() == [False, False]
+
+
+def test_shipped_synthetic_queries_are_none_of_the_test_queries(scifact):
+    test = load_evaluation_set(str(SHIPPED / "scifact"), "test", corpus=scifact[0])
+    lists = [
+        x for part in ("train", "dev") for x in read_query_lists(SHIPPED / f"scifact/lists/synthetic.{part}.parquet")
+    ]
+    assert len(lists) == 1289 and len({x.query_type for x in lists}) == 6
+    assert not find_leaks([x.query for x in lists], None, test.queries, test.relevant(), 0.6)
+    assert all(x.passage_ids[0] in x.positive_ids for x in lists)  # the teacher puts the source first

@@ -89,13 +89,13 @@ class VllmEngine(Engine):
         llm = self._llm
         from vllm import SamplingParams
 
+        # a block starts from the same state whatever was answered before
+        llm.reset_prefix_cache()
         if self.seeds == "request":
             params = [SamplingParams(seed=seed, **self.sampling) for seed in seeds]
         else:
             params = SamplingParams(**self.sampling)
-            # a block starts from the same state whatever was answered before
             _seed_everything(sum(seeds) % 2**31)
-            llm.reset_prefix_cache()
         found = llm.chat(list(conversations), params, use_tqdm=False)
         advance(len(found))
         return [Answer(o.outputs[0].text, o.outputs[0].finish_reason != "length") for o in found]

@@ -59,7 +59,7 @@ class Generate(Stage):
         *,
         system: str | None = None,
         max_characters: int = 2048,
-        block_size: int = 64,
+        block_size: int = 256,
         attempts: int = 1,
         language: str | None = "en",
         seed: int = 1,

@@ -113,7 +113,7 @@ class Score(Stage):
         teacher: Teacher | RunFusion | Ensemble,
         *,
         candidates: int | None = None,
-        block_size: int = 256,
+        block_size: int = 32,
     ) -> None:
         require_positive(block_size=block_size, candidates=candidates or 1)
         self.corpus = corpus
