@@ -183,7 +183,8 @@ class RerankEvaluation(BeirEvaluation):
                     blocks[number] = np.load(path)
                     advance(blocks[number].size)
                     continue
-                asked, passages = np.repeat(queries, rows.shape[1]), rows[queries].ravel()
+                # a query with fewer candidates is filled with row −1; what is scored there is left out of the run
+                asked, passages = np.repeat(queries, rows.shape[1]), np.maximum(rows[queries], 0).ravel()
                 pairs = encoder.pairs(prepared.queries, prepared.passages, asked, passages)
                 scores = score_pairs(encoder, pairs, self.token_budget, on_micro_batch=advance)
                 blocks[number] = scores.cpu().numpy().reshape(len(queries), -1)
@@ -234,7 +235,7 @@ class RerankEvaluation(BeirEvaluation):
         found = Hits(*exact_search(queries, passages, max(self.hits, self.depth) + 1))
         whole = self._without_own(data, found, self.hits)
         cosines = np.einsum("qd,qkd->qk", queries, passages[bm25.rows])
-        same = Hits(cosines.astype(np.float32), bm25.rows)
+        same = Hits(np.where(bm25.rows >= 0, cosines, -np.inf).astype(np.float32), bm25.rows)
         weights, depth = [1 - self.dense_weight, self.dense_weight], bm25.rows.shape[1]
         # min-max scaling looks at a retriever's own best hits: as many of the one as of the other
         best = Hits(whole.scores[:, :depth], whole.rows[:, :depth])

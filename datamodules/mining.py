@@ -9,6 +9,22 @@ import bm25s
 import numpy as np
 import Stemmer
 
+from retriever.errors import choose
+
+# Snowball's name → bm25s' name of its stop words
+_STOP_WORDS = {
+    "english": "en",
+    "german": "de",
+    "dutch": "nl",
+    "french": "fr",
+    "spanish": "es",
+    "portuguese": "pt",
+    "italian": "it",
+    "russian": "ru",
+    "swedish": "sv",
+    "norwegian": "no",
+}
+
 
 @dataclass(frozen=True)
 class Hits:
@@ -26,7 +42,7 @@ class Hits:
 def bm25_search(
     passages: Sequence[str], queries: Sequence[str], k: int, k1: float = 0.9, b: float = 0.4, language: str = "english"
 ) -> Hits:
-    """BM25 (bm25s) with a Snowball stemmer and English stop words.
+    """BM25 (bm25s) with a Snowball stemmer and, where bm25s has them, the language's stop words.
 
     Args:
         passages: the corpus.
@@ -34,16 +50,23 @@ def bm25_search(
         k: hits per query, at most the corpus' size.
         k1: term frequency saturation.
         b: length normalisation.
-        language: the stemmer's.
+        language: the stemmer's and the stop words' (a name that Snowball knows).
+
+    Returns:
+        Hits [Q, k]; a passage that shares no word with the query is none of its hits.
     """
+    if language not in Stemmer.algorithms():
+        choose("mine.retrievers.bm25.bm25.language", language, Stemmer.algorithms())
     stemmer = Stemmer.Stemmer(language)
+    stop_words = _STOP_WORDS.get(language, [])
     index = bm25s.BM25(k1=k1, b=b)
     index.index(
-        bm25s.tokenize(list(passages), stopwords="en", stemmer=stemmer, show_progress=False), show_progress=False
+        bm25s.tokenize(list(passages), stopwords=stop_words, stemmer=stemmer, show_progress=False), show_progress=False
     )
-    tokens = bm25s.tokenize(list(queries), stopwords="en", stemmer=stemmer, show_progress=False)
+    tokens = bm25s.tokenize(list(queries), stopwords=stop_words, stemmer=stemmer, show_progress=False)
     rows, scores = index.retrieve(tokens, k=min(k, len(passages)), show_progress=False)
-    return Hits(scores.astype(np.float32), rows.astype(np.int64))
+    found = scores > 0
+    return Hits(np.where(found, scores, -np.inf).astype(np.float32), np.where(found, rows, -1).astype(np.int64))
 
 
 def fuse_scores(runs: Sequence[Hits], weights: Sequence[float], k: int) -> Hits:

@@ -11,7 +11,10 @@ from itertools import pairwise
 
 from datamodules.query_types import QueryType
 
-_WORD = re.compile(r"\w+")
+# scripts without spaces between words: a character counts as a word, and two of them as one in a query's length
+_NO_SPACES = "\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+_WORD = re.compile(rf"[{_NO_SPACES}]|[^\W{_NO_SPACES}]+")
+_CHARACTER = re.compile(rf"[{_NO_SPACES}]")
 _QUOTES = "\"'“”‘’«»`*_"
 _THINKING = re.compile(r"<think>.*?(</think>|$)", re.DOTALL)
 _NUMBERING = re.compile(r"^(?:[-•*]\s+|\(?\d{1,2}[.)]\s+)")
@@ -66,7 +69,7 @@ def clean_query(
     found = {
         "empty": not words,
         "speaks of itself": bool(_SPEAKS_OF_ITSELF.match(query)),
-        "too long": len(query.split()) > kind.max_words,
+        "too long": len(query.split()) + len(_CHARACTER.findall(query)) // 2 > kind.max_words,
         "cut off": not finished,
         "too short": len(words) < 2,
         "repeats itself": _repeats(words),

@@ -12,7 +12,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from datamodules.corpus import Corpus, EvaluationSet, find_dataset, load_corpus, load_evaluation_set
+from datamodules.corpus import Corpus, EvaluationSet, find_dataset, load_corpus, load_evaluation_set, load_qrels
 from datamodules.engines import Engine
 from datamodules.query_types import load_query_types
 from datamodules.stages.collect import Collect
@@ -72,8 +72,6 @@ class Pipeline:
             if found is None:
                 return False
             self.outputs[name] = found
-            if name in (self.config.stage, self.config.until):
-                break
         return True
 
     @cached_property
@@ -87,7 +85,8 @@ class Pipeline:
         last = self.config.stage or self.config.until
         if last in unneeded:
             raise InputError(f"Stage {last} is not needed here: no group of queries has source: generated.")
-        return [name for name in STAGES if name not in unneeded]
+        wanted = [name for name in STAGES if name not in unneeded]
+        return wanted[: wanted.index(last) + 1] if last else wanted
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -100,6 +99,13 @@ class Pipeline:
         for name in self.names:
             getattr(self, f"_{name}")()
         self.outputs = {}
+        named = {"filter.consistency_retrievers": self.config.filter.consistency_retrievers or ()}
+        if "score" in self.names:
+            members = self._teacher.members if isinstance(self._teacher, Ensemble) else {"teacher": self._teacher}
+            named |= {f"{n}.weights": t.weights or () for n, t in members.items() if isinstance(t, RunFusion)}
+        for setting, retrievers in named.items():
+            for retriever in retrievers:
+                choose(f"{setting}: the retriever", retriever, self.config.mine.retrievers)
 
     def judged_groups(self) -> dict[str, str]:
         """Group → split, for groups of judged queries."""
@@ -110,7 +116,7 @@ class Pipeline:
 
     def _sample(self) -> Stage:
         options = OmegaConf.to_container(self.config.sample, resolve=True)
-        return Sample(self.corpus, self.outputs["deduplicate"], **options)
+        return Sample(self.corpus, self._corpus_sha256, self.outputs["deduplicate"], **options)
 
     def _generate(self) -> Stage:
         options = OmegaConf.to_container(self.config.generate, resolve=True)
@@ -160,12 +166,26 @@ class Pipeline:
             dev_fraction=options.dev_fraction,
             guards=guards,
             judged=list(self.judged_groups()),
+            judgements=self._judgements(),
             jaccard=options.leak_jaccard,
             cosine=options.leak_cosine,
             encoder=self._encoder if options.leak_cosine else None,
             cache_dir=self.config.cache_dir,
             metadata=self._about(),
         )
+
+    def _judgements(self) -> list[list[str]]:
+        """Relevant passages of each query that the corpus judges, the evaluation's apart."""
+        chosen = self.config.split.evaluation or [{"path": self.config.corpus, "split": "test"}]
+        evaluated = {
+            s.get("split", "test") for s in chosen if find_dataset(s["path"], self.config.data_dir) == self._folder
+        }
+        splits = {p.name.removesuffix(".gz").removesuffix(".tsv") for p in (self._folder / "qrels").glob("*.tsv*")}
+        found = []
+        for split in sorted(splits - evaluated):
+            _, judged = load_qrels(self._folder, split)
+            found += [sorted(p for p, (grade, _) in passages.items() if grade > 0) for passages in judged.values()]
+        return found
 
     def _retriever(self, name: str) -> Retriever:
         options = self.config.mine.retrievers[name]

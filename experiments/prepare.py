@@ -21,6 +21,7 @@ from experiments import list_files
 from experiments.hydra_errors import run_kindly
 from experiments.pipeline import Pipeline
 from experiments.teacher_card import print_card, teacher_card
+from retriever.errors import InputError
 
 log = logging.getLogger(__name__)
 _RULES = ("kept", "inconsistent", "not first", "short list", "low score")
@@ -40,14 +41,19 @@ def prepare(config: DictConfig) -> list[Path]:
     if "split" not in outputs:
         return []
     output = Path(config.output)
+    counts = outputs["split"].manifest["counts"]
+    if not any(counts[f"{group}.{part}"] for group in pipeline.groups for part in ("train", "dev")):
+        raise InputError("No list is left: see the table of what each filter took, and loosen one (filter.…).")
     written = [_copy(path, output) for path in sorted(outputs["split"].folder.glob("*.parquet"))]
+    for other in sorted(set(output.glob("*.parquet")) - set(written)):
+        log.warning("%s is of an earlier run, with other groups of queries; it stays as it is", other)
     card = teacher_card(pipeline)
     if card:
         print_card(card, console)
         write_json(output / "teacher_card.json", card)
     write_json(output / "manifest.json", {name: o.manifest for name, o in outputs.items()})
     for path in written:
-        log.info("%s: %s lists", path, outputs["split"].manifest["counts"][path.stem])
+        log.info("%s: %s lists", path, counts[path.stem])
     return written
 
 

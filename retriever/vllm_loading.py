@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,22 @@ from retriever.errors import InputError
 
 # 16 bits are emulated on most CPUs; compilation takes minutes
 _CPU_OPTIONS = {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 64}
+
+# of vllm.LLM: how the work is spread, not what comes out
+_SPREADING = {
+    "data_parallel_size",
+    "disable_log_stats",
+    "distributed_executor_backend",
+    "download_dir",
+    "gpu_memory_utilization",
+    "pipeline_parallel_size",
+    "tensor_parallel_size",
+}
+
+
+def deciding_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options of ``vllm.LLM`` that may decide what comes out."""
+    return {name: value for name, value in options.items() if name not in _SPREADING}
 
 
 def load_llm(instead: str, in_process: bool, **options: Any) -> Any:

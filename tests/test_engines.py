@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 import datamodules
 from datamodules.engines import ServerEngine, TransformersEngine, VllmEngine, choose_engine
+from datamodules.engines.engine import model_identity
 from retriever.errors import InputError
 
 ROOT = Path(datamodules.__file__).parents[1]
@@ -60,8 +62,40 @@ def test_a_stop_string_ends_an_answer(tiny_chat_model):
 
 def test_the_model_is_known_by_its_content(tiny_chat_model):
     own = TransformersEngine(str(tiny_chat_model), SAMPLING).settings()
-    assert len(own["weights"][0]) == 64 and str(tiny_chat_model) not in json.dumps(own)
+    assert len(own["files"]["model.safetensors"]) == 64 and str(tiny_chat_model) not in json.dumps(own)
     assert own != TransformersEngine(str(tiny_chat_model), {**SAMPLING, "temperature": 0.7}).settings()
+
+
+def test_what_is_left_to_the_machine_is_known_as_it_was_asked_for(tiny_chat_model, tmp_path, monkeypatch):
+    def settings(**options):
+        asked = {"engine": "auto", "model": str(tiny_chat_model), "sampling": {}, "cache_dir": tmp_path, **options}
+        return choose_engine(**asked).settings()
+
+    own = settings()
+    assert own["engine"] == "auto" and own.get("seeds", "auto") == "auto"
+    # with a GPU, the same settings are meant
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert settings() == own and settings(engine="vllm")["seeds"] == "auto"
+    spread = settings(engine="vllm", vllm={"tensor_parallel_size": 4, "gpu_memory_utilization": 0.5})
+    assert spread == settings(engine="vllm") != settings(engine="vllm", vllm={"max_num_batched_tokens": 64})
+
+
+def test_a_changed_chat_template_is_another_model(tiny_chat_model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_chat_model, folder)
+    model_identity.cache_clear()
+    before = TransformersEngine(str(folder), {}).settings()
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text() + " ")
+    model_identity.cache_clear()
+    assert TransformersEngine(str(folder), {}).settings() != before
+
+
+def test_a_template_that_refuses_a_conversation_is_named(tiny_chat_model):
+    engine = TransformersEngine(str(tiny_chat_model), {"max_tokens": 2})
+    engine._loaded[0].chat_template = "{{ raise_exception('System role not supported') }}"
+    with pytest.raises(InputError, match=r"System role not supported.*generate.system=null"):
+        answers(engine)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +116,8 @@ def test_a_bad_choice_is_named(tmp_path, options, words):
 def test_a_folder_without_weights_is_named(tmp_path):
     with pytest.raises(InputError, match=r"no \*.safetensors in it"):
         VllmEngine(str(tmp_path), {}).settings()
+    with pytest.raises(InputError, match="no such folder"):
+        VllmEngine(str(tmp_path / "none"), {}).settings()
 
 
 # vLLM takes a process for itself: its engine is not made to be started and stopped beside other tests

@@ -131,12 +131,22 @@ def test_a_cross_encoder_teacher_is_one_override(small_prepare, tiny_model, tmp_
         ("split.dev_fraction=1.5", "dev_fraction is 1.5"),
         ("split.leak_guard=fial", "Did you mean 'fail'"),
         ("deduplicate.near_jaccard=0", "near_jaccard is 0"),
+        ("queries={a: {source: file, path: /none.jsonl}}", "queries.a: /none.jsonl: no such file"),
+        ("filter.consistency_retrievers=[bm52]", "Did you mean 'bm25'"),
+        ("teacher.weights={bm52: 1}", "Did you mean 'bm25'"),
     ],
 )
 def test_a_bad_setting_is_named_before_long_work(small_prepare, override, words):
     # Hydra wraps what a constructor raises; the command prints the innermost one
     with pytest.raises((InputError, InstantiationException), match=words):
         run([*(o for o in small_prepare if o.split("=")[0] != override.split("=")[0]), override])
+
+
+def test_filters_that_take_everything_are_told(small_prepare):
+    taken = ["filter.min_length=1000", "queries={synthetic: {source: generated}}"]
+    options = [o for o in small_prepare if not o.startswith(("queries", "filter="))]
+    with pytest.raises(InputError, match="No list is left"):
+        run([*options, *taken])
 
 
 def test_the_command_says_what_is_wrong_in_one_line(small_prepare):

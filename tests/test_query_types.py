@@ -131,6 +131,17 @@ def test_phrases_are_cut_to_five_distinct_whole_ones():
     assert clean_query("p53, lymphoma, apop", False, PASSAGE, KEYWORDS, [], "en") == ("p53, lymphoma", None)
 
 
+def test_a_script_without_spaces_is_counted_by_its_characters():
+    passage = "地中海の食事は心臓病の危険を減らすことが、大規模な試験で示された。"
+    assert clean_query("地中海食は心臓病を減らすか", True, passage, QUESTION, [], "ja") == (
+        "地中海食は心臓病を減らすか",
+        None,
+    )
+    assert clean_query("心" * 3 + "臓" * 60, True, passage, QUESTION, [], None)[1] == "too long"
+    copied = "大規模な試験で示された"
+    assert clean_query(copied, True, passage, QUESTION, [], None)[1] == "copied from the passage"
+
+
 @pytest.mark.parametrize(
     ("words", "run"), [("a b c", 3), ("x a b y", 2), ("c b a", 1), ("z", 0), ("", 0), ("b c a b c", 3), ("c d c d", 4)]
 )

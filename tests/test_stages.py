@@ -44,7 +44,7 @@ def rows(output, name):
 def written(tmp_path, name, table):
     """An output as a stage would leave it."""
     folder = tmp_path / name
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     pq.write_table(table, folder / f"{name}.parquet")
     manifest = {"outputs": {f"{name}.parquet": {"sha256": file_sha256(folder / f"{name}.parquet")}}}
     return Output(
@@ -141,7 +141,8 @@ def deduplicated(small, tmp_path):
 
 def draw(corpus, deduplicated, tmp_path, **options):
     return [
-        r["passage_id"] for r in rows(run_stage(Sample(corpus, deduplicated, **options), tmp_path), "passages.parquet")
+        r["passage_id"]
+        for r in rows(run_stage(Sample(corpus, "0", deduplicated, **options), tmp_path), "passages.parquet")
     ]
 
 
@@ -154,7 +155,7 @@ def test_a_sample_is_seeded_and_a_larger_one_holds_it(small, deduplicated, tmp_p
     (tmp_path / "out.txt").write_text("\n".join(few))
     assert draw(small[0], deduplicated, tmp_path, size=None, exclude=str(tmp_path / "out.txt")) == without
     with pytest.raises(InputError, match="'nobody' is not in the corpus"):
-        Sample(small[0], deduplicated, exclude=["nobody"])
+        Sample(*small, deduplicated, exclude=["nobody"])
 
 
 def test_strata_are_of_equal_share(small, deduplicated, tmp_path):
@@ -170,7 +171,7 @@ def test_strata_are_of_equal_share(small, deduplicated, tmp_path):
 
 @pytest.fixture
 def generate(small, deduplicated, tiny_chat_model, tmp_path):
-    sample = run_stage(Sample(small[0], deduplicated, size=12), tmp_path)
+    sample = run_stage(Sample(*small, deduplicated, size=12), tmp_path)
 
     def make(**options):
         sampling = {"temperature": 0.8, "max_tokens": 24, "stop": ["s", "t"]}
@@ -310,7 +311,9 @@ def test_the_runs_are_those_of_whole_searches(small, collected, tiny_encoder, tm
     np.testing.assert_allclose(run.scores, best, atol=2e-6)
     np.testing.assert_allclose(np.take_along_axis(scores, run.rows, 1), best, atol=2e-6)
     lexical = table_to_hits(pq.read_table(output.file("run.bm25.parquet")))
-    np.testing.assert_array_equal(lexical.rows, bm25_search(small[0].passages.to_pylist(), queries, 20).rows)
+    expected = bm25_search(small[0].passages.to_pylist(), queries, 20).rows
+    np.testing.assert_array_equal(lexical.rows, expected[:, : lexical.rows.shape[1]])
+    assert (expected[:, lexical.rows.shape[1] :] == -1).all()
     fused = table_to_hits(pq.read_table(output.file("candidates.parquet")))
     expected = fuse_ranks([lexical, run], [1, 1], 100)
     np.testing.assert_array_equal(fused.rows, expected.rows[:, : fused.rows.shape[1]])
@@ -322,6 +325,25 @@ def test_neither_chunks_nor_the_cache_change_the_candidates(small, collected, ti
         stage = mine(small, collected, tiny_encoder, tmp_path, chunk=chunk, keep=keep)
         found.append(pq.read_table(run_stage(stage, tmp_path / str(len(found))).file("candidates.parquet")))
     assert found[0]["rows"] == found[1]["rows"] == found[2]["rows"]
+
+
+def test_a_passage_without_a_word_of_the_query_is_no_hit():
+    passages = ["statins and strokes", "bees and pollen", "tides and the moon", "statins again"]
+    hits = bm25_search(passages, ["statins", "unheard of", "Mond und Biene"], 4)
+    assert [set(row[row >= 0].tolist()) for row in hits.rows] == [{0, 3}, set(), set()]
+    assert np.isfinite(hits.scores[0, :2]).all() and np.isneginf(hits.scores[hits.rows < 0]).all()
+    with pytest.raises(InputError, match=r"'engl'.*Did you mean 'english'"):
+        bm25_search(passages, ["statins"], 2, language="engl")
+
+
+def test_another_order_of_retrievers_is_another_stage(small, collected, tiny_encoder, tmp_path):
+    stages = []
+    for names in (("a", "b"), ("b", "a")):
+        retrievers = {n: Bm25(k1=0.9 if n == "a" else 2.0) for n in names}
+        stages.append(Mine(*small, collected, None, retrievers, depth=5))
+    assert stages[0].key() != stages[1].key()
+    runs = [pq.read_table(run_stage(s, tmp_path).file("run.a.parquet")) for s in stages]
+    assert runs[0].equals(runs[1])
 
 
 def test_fusion_by_rank_is_its_formula():
@@ -506,6 +528,9 @@ def test_each_filter_takes_what_it_should(tmp_path):
         "h": {"human": {"kept": 1}},
     }
     off = {"consistency_rank": None, "teacher_first": False, "min_length": 1, "min_top_quantile": None, "keep": None}
+    nothing = pa.concat_tables([table, scored_table(("h", "human", ["c"], [], [], None))])
+    empty = run_stage(Filter(written(tmp_path / "e", "scored", nothing), **options), tmp_path)
+    assert empty.manifest["counts"]["by_type"]["h"] == {"human": {"kept": 1, "short list": 1}}
     everything = run_stage(Filter(scored, **off), tmp_path)
     assert pq.read_table(everything.file("filtered.parquet")).equals(table)
 
@@ -574,6 +599,31 @@ def test_train_and_dev_are_split_by_passage(filtered, tmp_path):
     }
     assert not sources["train"] & sources["dev"] and 0.2 < len(sources["dev"]) / 201 < 0.4
     assert sum(map(len, parts.values())) == 204
+
+
+def test_what_else_is_in_the_lists_moves_no_passage(tmp_path, small_scifact):
+    test = load_evaluation_set(str(small_scifact), "test")
+    single = [("s", "web", [f"x{n}"], ["a", "b"], [1.0, 0.5], 1) for n in range(300)]
+    judged = [("h", "human", [f"x{n}", f"x{n + 1}"], ["a", "b"], [1.0, 0.5], 1) for n in range(0, 100, 2)]
+    bound = [row[2] for row in judged]
+    sides = []
+    for number, lines in enumerate((single, single[:150] + judged, judged)):
+        output = written(tmp_path / str(number), "filtered", scored_table(*lines))
+        options = {"guards": {"h": "drop", "s": "drop"}, "judgements": bound, "dev_fraction": 0.4}
+        done = run_stage(Split(output, output, "small", [(test, "0")], **options), tmp_path)
+        side = {}
+        for part in ("train", "dev"):
+            for group in ("h", "s"):
+                for x in read_query_lists(done.file(f"{group}.{part}.parquet")):
+                    side |= dict.fromkeys(x.positive_ids, part)
+        sides.append(side)
+    assert len(sides[0]) == 300 and set(sides[0].values()) == {"train", "dev"}
+    assert sides[1].items() <= sides[0].items() and sides[2].items() <= sides[0].items()
+
+
+def test_a_human_query_from_a_file_is_guarded_as_a_judged_one(filtered, tmp_path):
+    found = split(filtered, tmp_path, judged=[])
+    assert '"q0"' in found.file("leaks.jsonl").read_text()
 
 
 def test_a_leak_can_fail_the_run(filtered, tmp_path):

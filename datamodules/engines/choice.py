@@ -23,6 +23,7 @@ def choose_engine(
     packaged: Mapping[str, str] | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    chat_template: Mapping[str, Any] | None = None,
     vllm: Mapping[str, Any] | None = None,
     server: Mapping[str, Any] | None = None,
     transformers: Mapping[str, Any] | None = None,
@@ -38,19 +39,24 @@ def choose_engine(
             where that package is installed.
         revision: branch, tag or commit on the hub.
         trust_remote_code: run the Python code that the model brings. Off unless asked for.
+        chat_template: variables of the model's chat template, for example ``enable_thinking: false``.
         vllm: options of :class:`~datamodules.engines.vllm.VllmEngine`.
         server: options of :class:`~datamodules.engines.server.ServerEngine`.
         transformers: options of :class:`~datamodules.engines.transformers.TransformersEngine`.
     """
     choose("generator.engine", engine, ("auto", "vllm", "server", "transformers"))
+    common = {"chat_template": chat_template}
     if engine == "server":
-        return ServerEngine(model, sampling, **(server or {}))
+        return ServerEngine(model, sampling, **common, **(server or {}))
+    asked: dict[str, Any] = {"engine": "auto"} if engine == "auto" else {}
     if packaged:
         folder = unpacked_gguf(packaged["distribution"], packaged["file"], packaged["sha256"], cache_dir)
+        asked |= {"model": model, "files": packaged["sha256"], "revision": revision}
         model, revision = (str(folder), None) if folder else (model, revision)
-    local = {"revision": revision, "trust_remote_code": trust_remote_code}
+    common |= {"revision": revision, "trust_remote_code": trust_remote_code}
     if engine == "auto":
         engine = "vllm" if importlib.util.find_spec("vllm") else "transformers"
-    if engine == "vllm":
-        return VllmEngine(model, sampling, **local, **(vllm or {}))
-    return TransformersEngine(model, sampling, **local, **(transformers or {}))
+    made = VllmEngine if engine == "vllm" else TransformersEngine
+    found = made(model, sampling, **common, **((vllm if engine == "vllm" else transformers) or {}))
+    found.asked = asked
+    return found

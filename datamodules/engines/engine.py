@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,23 @@ class Answer:
 
 
 class Engine(ABC):
-    """A chat model that answers conversations. Nothing is loaded before the first call of :meth:`answer`."""
+    """A chat model that answers conversations. Nothing is loaded before the first call of :meth:`answer`.
 
-    @abstractmethod
+    Attributes:
+        asked: what the configuration leaves to the machine (engine ``auto``, a packaged model), in its own words.
+    """
+
+    def __init__(self) -> None:
+        self.asked: dict[str, Any] = {}
+
     def settings(self) -> dict[str, Any]:
-        """JSON values that decide what is answered: model, its content, sampling, how seeds work."""
+        """JSON values that decide what is answered, as asked for: the same on machines with and without a GPU."""
+        return self._settings | self.asked
+
+    @property
+    @abstractmethod
+    def _settings(self) -> dict[str, Any]:
+        """Model, its content, sampling, how seeds work."""
 
     @abstractmethod
     def answer(
@@ -53,12 +66,25 @@ class Engine(ABC):
         """Give the memory of a loaded model back, for the teacher that comes later."""
 
 
+def refused(model: str, error: Exception) -> InputError:
+    """What to say where a model takes no such conversation."""
+    return InputError(
+        f"{model} does not take these conversations: {' '.join(str(error).split())[:300]} A chat template without a "
+        "system role needs generate.system=null; a prompt that is too long a smaller generate.max_characters, or a "
+        "larger generator.vllm.max_model_len."
+    )
+
+
+@cache
 def model_identity(model: str, revision: str | None) -> dict[str, Any]:
-    """What a model is known by: a folder by its name and its weights' SHA-256, a hub model by name and revision."""
+    """What a model is known by: a folder by its name and its files' SHA-256, a hub model by name and revision."""
     folder = Path(model)
     if not folder.is_dir():
+        if folder.is_absolute() or model.startswith("."):
+            raise InputError(f"generator.model: {model}: no such folder.")
         return {"model": model, "revision": revision}
-    weights = sorted(p for p in folder.glob("*.safetensors") if p.is_file())
-    if not weights:
+    if not any(folder.glob("*.safetensors")):
         raise InputError(f"{folder}: no *.safetensors in it. Name a folder with weights, or a model on the hub.")
-    return {"model": folder.name, "weights": [file_sha256(p) for p in weights]}
+    # tokenizer, chat template and generation defaults decide as well as weights
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt"))
+    return {"model": folder.name, "files": {p.name: file_sha256(p) for p in files}}

@@ -20,6 +20,7 @@ class ServerEngine(Engine):
     Args:
         model: what the server calls it.
         sampling: of the chat completion.
+        chat_template: variables of the chat template, for servers that take ``chat_template_kwargs``, as vLLM does.
         base_url: for example ``http://host:8000/v1``.
         key_variable: environment variable that holds the key; the key itself stands in no file.
         parallel: requests under way at once.
@@ -32,12 +33,14 @@ class ServerEngine(Engine):
         model: str,
         sampling: Mapping[str, Any],
         *,
+        chat_template: Mapping[str, Any] | None = None,
         base_url: str | None = None,
         key_variable: str = "OPENAI_API_KEY",
         parallel: int = 64,
         retries: int = 5,
         timeout: float = 600.0,
     ) -> None:
+        super().__init__()
         for key in sampling:
             choose("generator.sampling: the key", key, _SAMPLING)
         require_positive(parallel=parallel, timeout=timeout)
@@ -45,15 +48,18 @@ class ServerEngine(Engine):
             raise InputError("generator.server.base_url is not set; name the server, as in http://host:8000/v1.")
         self.model = model
         self.sampling = dict(sampling)
+        self.chat_template = dict(chat_template or {})
         self.base_url = base_url
         self.key_variable = key_variable
         self.parallel = parallel
         self.retries = retries
         self.timeout = timeout
 
-    def settings(self) -> dict[str, Any]:
-        """Model and sampling; the address does not decide what is answered."""
-        return {"engine": "server", "model": self.model, "sampling": self.sampling}
+    @property
+    def _settings(self) -> dict[str, Any]:
+        # the address does not decide what is answered
+        own = {"sampling": self.sampling, "chat_template": self.chat_template}
+        return {"engine": "server", "model": self.model, **own}
 
     @cached_property
     def _client(self) -> Any:
@@ -79,8 +85,9 @@ class ServerEngine(Engine):
         from openai import OpenAIError
 
         def ask(conversation: Conversation, seed: int) -> Answer:
+            extra = {"extra_body": {"chat_template_kwargs": self.chat_template}} if self.chat_template else {}
             done = client.chat.completions.create(
-                model=self.model, messages=conversation, seed=seed, **self.sampling
+                model=self.model, messages=conversation, seed=seed, **self.sampling, **extra
             ).choices[0]
             advance(1)
             return Answer(done.message.content or "", done.finish_reason != "length")

@@ -7,8 +7,9 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 
-from datamodules.engines.engine import Answer, Conversation, Engine, model_identity
+from datamodules.engines.engine import Answer, Conversation, Engine, model_identity, refused
 from retriever.errors import InputError, choose, require_positive
 
 _SAMPLING = {"temperature": 0.8, "top_p": 1.0, "max_tokens": 50, "frequency_penalty": 0.0, "stop": ()}
@@ -23,6 +24,7 @@ class TransformersEngine(Engine):
             and left out here.
         revision: on the hub.
         trust_remote_code: run code that the model brings.
+        chat_template: variables of its chat template.
         batch_size: conversations at a time.
         dtype: of the weights; None takes float32 on a CPU, else what the model was saved in.
     """
@@ -34,12 +36,16 @@ class TransformersEngine(Engine):
         *,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        chat_template: Mapping[str, Any] | None = None,
         batch_size: int = 16,
         dtype: str | None = None,
     ) -> None:
+        super().__init__()
         for key in sampling:
             choose("generator.sampling: the key", key, _SAMPLING)
         require_positive(batch_size=batch_size)
+        self.chat_template = dict(chat_template or {})
+        self.asked_dtype = dtype
         self.model = model
         self.sampling = _SAMPLING | dict(sampling)
         self.revision = revision
@@ -48,13 +54,15 @@ class TransformersEngine(Engine):
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.dtype = dtype or ("float32" if self.device == "cpu" else "auto")
 
-    def settings(self) -> dict[str, Any]:
-        """Model, sampling and batch size, for a batch shares its random numbers."""
+    @property
+    def _settings(self) -> dict[str, Any]:
+        # a batch shares its random numbers
         return {
             "engine": "transformers",
             "sampling": {k: v for k, v in self.sampling.items() if k != "frequency_penalty"},
             "batch_size": self.batch_size,
-            "dtype": self.dtype,
+            "dtype": self.asked_dtype,
+            "chat_template": self.chat_template,
             **model_identity(self.model, self.revision),
         }
 
@@ -81,7 +89,13 @@ class TransformersEngine(Engine):
         """See :class:`Engine`."""
         tokenizer, _ = self._loaded
         # the template's own special tokens are all that a prompt needs
-        texts = [tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in conversations]
+        try:
+            texts = [
+                tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True, **self.chat_template)
+                for c in conversations
+            ]
+        except (ValueError, TemplateError) as error:
+            raise refused(self.model, error) from error
         prompts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         order = sorted(range(len(prompts)), key=lambda n: (-len(prompts[n]), n))
         answers: dict[int, Answer] = {}

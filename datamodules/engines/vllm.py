@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 
-from datamodules.engines.engine import Answer, Conversation, Engine, model_identity
+from datamodules.engines.engine import Answer, Conversation, Engine, model_identity, refused
 from retriever.errors import choose
-from retriever.vllm_loading import load_llm
+from retriever.vllm_loading import deciding_options, load_llm
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "frequency_penalty", "repetition_penalty", "stop")
 
@@ -26,6 +27,7 @@ class VllmEngine(Engine):
         sampling: of ``vllm.SamplingParams``.
         revision: on the hub.
         trust_remote_code: run code that the model brings.
+        chat_template: variables of its chat template.
         seeds: ``request``: each conversation has a seed of its own; ``block``: one seed for all conversations of a
             call, by which they come out alike as long as the call holds the same ones (vLLM 0.32 crashes on seeded
             requests on a CPU); ``auto``: by the device.
@@ -39,28 +41,31 @@ class VllmEngine(Engine):
         *,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        chat_template: Mapping[str, Any] | None = None,
         seeds: str = "auto",
         **options: Any,
     ) -> None:
+        super().__init__()
         for key in sampling:
             choose("generator.sampling: the key", key, _SAMPLING)
         self.model = model
         self.sampling = dict(sampling)
         self.revision = revision
         self.trust_remote_code = trust_remote_code
-        choose("generator.vllm.seeds", seeds, ("auto", "request", "block"))
+        self.chat_template = dict(chat_template or {})
+        self.asked_seeds = choose("generator.vllm.seeds", seeds, ("auto", "request", "block"))
         self.seeds = ("request" if torch.cuda.is_available() else "block") if seeds == "auto" else seeds
         self.options = {k: v for k, v in options.items() if v is not None}
 
-    def settings(self) -> dict[str, Any]:
-        """Model, sampling, and what of the options decides the answers."""
-        deciding = {k: self.options[k] for k in ("dtype", "quantization", "max_model_len") if k in self.options}
+    @property
+    def _settings(self) -> dict[str, Any]:
         return {
             "engine": "vllm",
-            "seeds": self.seeds,
+            "seeds": self.asked_seeds,
             "sampling": self.sampling,
+            "chat_template": self.chat_template,
             **model_identity(self.model, self.revision),
-            **deciding,
+            **deciding_options(self.options),
         }
 
     @cached_property
@@ -96,7 +101,10 @@ class VllmEngine(Engine):
         else:
             params = SamplingParams(**self.sampling)
             _seed_everything(sum(seeds) % 2**31)
-        found = llm.chat(list(conversations), params, use_tqdm=False)
+        try:
+            found = llm.chat(list(conversations), params, use_tqdm=False, chat_template_kwargs=self.chat_template)
+        except (ValueError, TemplateError) as error:
+            raise refused(self.model, error) from error
         advance(len(found))
         return [Answer(o.outputs[0].text, o.outputs[0].finish_reason != "length") for o in found]
 

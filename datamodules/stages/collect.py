@@ -59,6 +59,8 @@ class Collect(Stage):
                 raise InputError(f"queries.{name}: source is generated, but stage generate is switched off.")
             if options["source"] == "file" and not options.get("path"):
                 raise InputError(f"queries.{name}: source is file; name it in queries.{name}.path.")
+            if options["source"] == "file" and not Path(options["path"]).is_file():
+                raise InputError(f"queries.{name}: {options['path']}: no such file.")
         self.corpus = corpus
         self.corpus_sha256 = corpus_sha256
         self.dataset = dataset

@@ -91,7 +91,8 @@ class Filter(Stage):
         for rule, fails in self._rules(table):
             verdict[fails & ~exempt & np.equal(verdict, None)] = rule
         if self.min_top_quantile is not None:
-            low = self._low(table, [f"{g}\n{k}" for g, k in zip(group, kind, strict=True)], np.equal(verdict, None))
+            alive = np.equal(verdict, None) & (_lengths(table) > 0)
+            low = self._low(table, [f"{g}\n{k}" for g, k in zip(group, kind, strict=True)], alive)
             verdict[low & ~exempt] = "low score"
         # two candidates are what a list is
         verdict[(_lengths(table) < 2) & np.equal(verdict, None)] = "short list"

@@ -29,6 +29,7 @@ class Sample(Stage):
 
     Args:
         corpus: where the texts are.
+        corpus_sha256: its content.
         deduplicated: output of the stage before.
         size: passages at most (the paper: 100,000); None takes all.
         strata: passages are cut by length into so many groups of equal size, each of which gives an equal share; 1 is
@@ -43,6 +44,7 @@ class Sample(Stage):
     def __init__(
         self,
         corpus: Corpus,
+        corpus_sha256: str,
         deduplicated: Output,
         *,
         size: int | None = 100_000,
@@ -52,6 +54,7 @@ class Sample(Stage):
     ) -> None:
         require_positive(strata=strata, size=1 if size is None else size)
         self.corpus = corpus
+        self.corpus_sha256 = corpus_sha256
         self.deduplicated = deduplicated
         self.size = size
         self.strata = strata
@@ -68,7 +71,8 @@ class Sample(Stage):
 
     def inputs(self) -> dict[str, str]:
         """See :class:`Stage`."""
-        return {"passages": self.deduplicated.sha256("passages.parquet")}
+        lengths = {"corpus": self.corpus_sha256} if self.strata > 1 else {}
+        return {"passages": self.deduplicated.sha256("passages.parquet"), **lengths}
 
     def block_sizes(self) -> list[int]:
         """One block."""
@@ -81,7 +85,7 @@ class Sample(Stage):
         size = len(allowed) if self.size is None else min(self.size, len(allowed))
         place = np.array([_hash(i, self.seed) for i in allowed.to_pylist()])
         rows = self.corpus.rows(allowed)
-        length = pc.utf8_length(self.corpus.passages.take(pa.array(rows))).to_numpy(zero_copy_only=False)
+        length = pc.utf8_length(self.corpus.passages).to_numpy(zero_copy_only=False)[rows]
         by_length = np.array_split(np.lexsort((rows, length)), self.strata)
         chosen = [g[np.argsort(place[g], kind="stable")] for g in by_length]
         # as many of each group as there are, the rest from the groups that have more

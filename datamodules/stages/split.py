@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,7 +46,9 @@ class Split(Stage):
         evaluation: the sets that are evaluated on, each with the SHA-256 of its files.
         dev_fraction: share of dev, in [0, 1].
         guards: group → ``drop``, ``fail`` or ``off``.
-        judged: groups whose positives are human judgements.
+        judged: groups whose positives are human judgements; those of query type ``human`` are, too.
+        judgements: the relevant passages of each judged query of the corpus, whether it is in these lists or not:
+            passages that such a query binds together fall on one side. What else is in the lists moves no passage.
         jaccard: from which two queries are nearly equal.
         cosine: from which two queries are nearly equal by the encoder; None does not look.
         encoder: for ``cosine``.
@@ -66,6 +69,7 @@ class Split(Stage):
         dev_fraction: float = 0.1,
         guards: Mapping[str, str],
         judged: Sequence[str] = (),
+        judgements: Sequence[Sequence[str]] = (),
         jaccard: float = 0.6,
         cosine: float | None = None,
         encoder: TextEncoder | None = None,
@@ -84,6 +88,7 @@ class Split(Stage):
         self.dev_fraction = dev_fraction
         self.guards = dict(guards)
         self.judged = sorted(judged)
+        self.judgements = [list(ids) for ids in judgements]
         self.jaccard = jaccard
         self.cosine = cosine
         self.encoder = encoder
@@ -94,7 +99,8 @@ class Split(Stage):
         """See :class:`Stage`."""
         own = ("corpus_name", "dev_fraction", "guards", "judged", "jaccard", "cosine", "metadata")
         encoder = self.encoder.fingerprint() if self.cosine and self.encoder else None
-        return {**{name: getattr(self, name) for name in own}, "encoder": encoder}
+        bound = hashlib.sha256(json.dumps(self.judgements).encode()).hexdigest()
+        return {**{name: getattr(self, name) for name in own}, **self._teacher, "encoder": encoder, "judgements": bound}
 
     def inputs(self) -> dict[str, str]:
         """See :class:`Stage`."""
@@ -110,7 +116,9 @@ class Split(Stage):
         table = self._table
         group = np.array(table["group"].to_pylist(), dtype=object)
         positives = table["positive_ids"].to_pylist()
-        verdict = np.where(in_dev(positives, self.dev_fraction), "dev", "train").astype(object)
+        # one-passage queries bind nothing, so only judgements and own queries of several passages count
+        dev = in_dev([*positives, *self.judgements], self.dev_fraction)[: len(positives)]
+        verdict = np.where(dev, "dev", "train").astype(object)
         query, similarity = np.full(len(table), None, dtype=object), np.full(len(table), np.nan)
         for name in sorted(set(group)):
             inside = np.flatnonzero(group == name)
@@ -129,7 +137,7 @@ class Split(Stage):
         found = np.array(verdicts["verdict"].to_pylist(), dtype=object)
         group = np.array(self._table["group"].to_pylist(), dtype=object)
         counts: dict[str, Any] = {}
-        for name in dict.fromkeys(group.tolist()):
+        for name in self.guards:  # also a group that lost all its lists: its file says so
             for part in ("train", "dev"):
                 rows = np.flatnonzero((group == name) & (found == part))
                 path = folder / f"{name}.{part}.parquet"
@@ -143,7 +151,8 @@ class Split(Stage):
 
     def _leaks(self, table: pa.Table, judged: bool) -> list[Leak]:
         queries = table["query"].to_pylist()
-        positives = table["positive_ids"].to_pylist() if judged else None
+        human = (judged or kind == "human" for kind in table["query_type"].to_pylist())
+        positives = [p if h else [] for p, h in zip(table["positive_ids"].to_pylist(), human, strict=True)]
         found: dict[int, Leak] = {}
         for evaluation, _ in self.evaluation:
             relevant = evaluation.relevant() if evaluation.corpus.name == self.corpus_name else {}
@@ -194,14 +203,21 @@ class Split(Stage):
             )
 
     def _about(self, group: str, part: str) -> dict[str, Any]:
-        settings = self.scored.manifest["settings"]
         return {
             **self.metadata,
             "corpus": self.corpus_name,
             "group": group,
             "split": part,
             "dev_fraction": self.dev_fraction,
-            "teacher": settings["members"],
-            "teacher_weights": settings["weights"],
-            "truncated": self.scored.manifest["counts"]["truncated"],
+            **self._teacher,
+        }
+
+    @property
+    def _teacher(self) -> dict[str, Any]:
+        """What the lists' metadata say of the teacher."""
+        settings, counts = (self.scored.manifest.get(key, {}) for key in ("settings", "counts"))
+        return {
+            "teacher": settings.get("members"),
+            "teacher_weights": settings.get("weights"),
+            "truncated": counts.get("truncated"),
         }

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar
@@ -63,9 +64,15 @@ class Stage(ABC):
         """Write the output files from the blocks, in their order; return counts (JSON values) for the manifest."""
 
     def key(self) -> str:
-        """What the output is known by: SHA-256 over name, version, settings and inputs."""
-        content = [self.name, self.version, self.settings(), self.inputs()]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        """What the output is known by: SHA-256 over name, version, settings and inputs.
+
+        The order of the settings counts: it is that of retrievers, groups and types, and so of blocks.
+        """
+        return hashlib.sha256(json.dumps(self._content).encode()).hexdigest()
+
+    @cached_property
+    def _content(self) -> list[Any]:
+        return [self.name, self.version, self.settings(), self.inputs()]
 
 
 @dataclass(frozen=True)
@@ -161,16 +168,21 @@ def run_stage(stage: Stage, work: Path, shard: Shard | None = None) -> Output | 
         log.info("%s: unchanged (%s)", stage.name, found.folder)
         return found
     folder = stage_folder(stage, work)
-    (folder / "manifest.json").unlink(missing_ok=True)  # of an output that is no longer whole
+    folder.mkdir(parents=True, exist_ok=True)
     started = time.time()
-    sizes = stage.block_sizes()
-    left = _run_blocks(stage, folder, sizes, shard or Shard())
-    if left:
-        log.info("%s: %d of %d blocks are left to other processes", stage.name, left, len(sizes))
-        return None
     with FileLock(folder / "merge.lock"):
-        output = find_output(stage, work) or _merge(stage, folder, len(sizes), started)
-    shutil.rmtree(folder / "blocks", ignore_errors=True)
+        if find_output(stage, work) is None:  # another process may have ended in between
+            (folder / "manifest.json").unlink(missing_ok=True)  # of an output that is no longer whole
+    sizes = stage.block_sizes()
+    _run_blocks(stage, folder, sizes, shard or Shard())
+    with FileLock(folder / "merge.lock"):
+        output = find_output(stage, work)
+        left = 0 if output else sum(not _block(folder, n).is_file() for n in range(len(sizes)))
+        if left:
+            log.info("%s: %d of %d blocks are left to other processes", stage.name, left, len(sizes))
+            return None
+        output = output or _merge(stage, folder, len(sizes), started)
+        shutil.rmtree(folder / "blocks", ignore_errors=True)
     log.info("%s: %s (%s)", stage.name, summary(output.manifest["counts"]), output.folder)
     return output
 
@@ -192,7 +204,7 @@ def table_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table],
         yield append
 
 
-def _run_blocks(stage: Stage, folder: Path, sizes: list[int], shard: Shard) -> int:
+def _run_blocks(stage: Stage, folder: Path, sizes: list[int], shard: Shard) -> None:
     locks = folder / "locks"
     locks.mkdir(parents=True, exist_ok=True)
     order = shard.order(len(sizes))
@@ -203,9 +215,6 @@ def _run_blocks(stage: Stage, folder: Path, sizes: list[int], shard: Shard) -> i
                     _run_one(stage, folder, number, sizes[number], advance)
             except Timeout:  # another process is at it
                 advance(sizes[number])
-    if (folder / "manifest.json").is_file():
-        return 0
-    return sum(not _block(folder, n).is_file() for n in range(len(sizes)))
 
 
 def _run_one(stage: Stage, folder: Path, number: int, size: int, advance: Callable[[int], None]) -> None:
@@ -229,8 +238,8 @@ def _merge(stage: Stage, folder: Path, blocks: int, started: float) -> Output:
         "stage": stage.name,
         "key": stage.key(),
         "version": stage.version,
-        "settings": stage.settings(),
-        "inputs": stage.inputs(),
+        "settings": stage._content[2],
+        "inputs": stage._content[3],
         "outputs": {
             name: {"sha256": file_sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in names
         },

@@ -13,7 +13,7 @@ from retriever.errors import InputError, choose
 from retriever.teachers.base import PairScores, Teacher, check_finite, check_pairs
 from retriever.teachers.pair_tokens import PairTokenizer, TokenizedPairs
 from retriever.teachers.transformers_teacher import DTYPES, load_pretrained
-from retriever.vllm_loading import load_llm
+from retriever.vllm_loading import deciding_options, load_llm
 
 _BLOCK = 4_096  # pairs of one call; vLLM batches them itself
 
@@ -126,4 +126,4 @@ class VllmScorer(Teacher):
 
     def provenance(self) -> dict[str, Any]:
         """See :class:`Teacher`."""
-        return super().provenance() | {"dtype": self.dtype, "options": self.options}
+        return super().provenance() | {"dtype": self.dtype, "options": deciding_options(self.options)}
