@@ -115,7 +115,7 @@ def _fuse(runs: Sequence[Hits], shares: Sequence[np.ndarray], k: int) -> Hits:
 
 def _min_max(scores: np.ndarray) -> np.ndarray:
     there = np.isfinite(scores)
-    low = np.where(there, scores, np.inf).min(1, keepdims=True)
-    high = np.where(there, scores, -np.inf).max(1, keepdims=True)
-    scaled = (np.where(there, scores, low) - low) / np.where(high > low, high - low, 1.0)
-    return np.where(np.isfinite(scaled), scaled, 0.0)
+    low = scores.min(1, keepdims=True, initial=np.inf, where=there)
+    high = scores.max(1, keepdims=True, initial=-np.inf, where=there)
+    spread = np.where(high > low, high - np.where(there.any(1, keepdims=True), low, 0.0), 1.0)
+    return np.where(there, (np.where(there, scores, 0.0) - np.where(np.isfinite(low), low, 0.0)) / spread, 0.0)
