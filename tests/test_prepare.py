@@ -191,7 +191,7 @@ def test_kills_at_random_moments_leave_the_same_lists(small_prepare, whole, tmp_
 @pytest.mark.skipif(not importlib.util.find_spec("hydra_plugins.hydra_ray_launcher"), reason="hydra-ray-launcher")
 def test_a_stage_on_a_local_ray_with_two_workers_leaves_the_same_lists(small_prepare, whole, tmp_path):
     run([*small_prepare, "until=mine"])
-    two = ["hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=2"]
+    two = ["hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2"]
     done = command("-m", *small_prepare, "stage=score", "shard=0,1", *two)
     assert done.returncode == 0, done.stderr[-2000:]
     assert not list((tmp_path / "prepare").glob("score-*/blocks"))  # the last of the two has merged
