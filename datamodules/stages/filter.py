@@ -128,21 +128,25 @@ class Filter(Stage):
             whole = np.any if self.consistency_require == "any" else np.all
             yield "inconsistent", ~whole(inside, axis=0)
         if self.teacher_first:
-            firsts = [ids[0] if ids else None for ids in table["passage_ids"].to_pylist()]
+            ids, starts = _flat(table["passage_ids"])
+            full = _lengths(table) > 0
+            firsts = np.full(len(table), None, dtype=object)
+            firsts[full] = ids.take(pa.array(starts[full])).to_pylist()
             positives = table["positive_ids"].to_pylist()
             yield "not first", np.array([f not in p for f, p in zip(firsts, positives, strict=True)], dtype=bool)
         yield "short list", _lengths(table) < self.min_length
 
     def _low(self, table: pa.Table, groups: list[str], alive: np.ndarray) -> np.ndarray:
         """Lists whose best score is below the quantile of all scores of the lists that are alive in their group."""
-        scores = table["teacher_scores"].to_pylist()
+        scores, starts = _flat(table["teacher_scores"])
+        scores = scores.to_numpy(zero_copy_only=False).astype(np.float64)
+        number = np.repeat(np.arange(len(table)), _lengths(table))
         low = np.zeros(len(table), dtype=bool)
         for name in sorted(set(groups)):
-            inside = np.flatnonzero(alive & (np.array(groups, dtype=object) == name))
-            if len(inside):
-                everything = np.concatenate([scores[i] for i in inside])
-                floor = np.quantile(everything.astype(np.float64), self.min_top_quantile)
-                low[inside] = [scores[i][0] < floor for i in inside]
+            inside = alive & (np.array(groups, dtype=object) == name)
+            if inside.any():
+                floor = np.quantile(scores[inside[number]], self.min_top_quantile)
+                low[inside] = scores[starts[inside]] < floor  # a list's first score is its best
         return low
 
 
@@ -155,7 +159,13 @@ def _cut(table: pa.Table, keep: int | None) -> pa.Table:
         return table
     for name in table.column_names:
         if name in ("passage_ids", "teacher_scores") or name.startswith("scores."):
-            column = table[name].combine_chunks()
-            cut = [values[:keep] for values in column.to_pylist()]
-            table = table.set_column(table.schema.get_field_index(name), name, pa.array(cut, column.type))
+            cut = pc.list_slice(table[name], 0, keep, return_fixed_size_list=False).cast(table[name].type)
+            table = table.set_column(table.schema.get_field_index(name), name, cut)
     return table
+
+
+def _flat(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
+    """The values of all lists one after the other, and where each list begins."""
+    merged = column.combine_chunks()
+    lengths = merged.value_lengths().to_numpy(zero_copy_only=False)
+    return merged.flatten(), np.concatenate([[0], np.cumsum(lengths)])[:-1].astype(np.int64)

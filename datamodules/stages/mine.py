@@ -201,16 +201,26 @@ class Mine(Stage):
                 found = Hits(*merge_hits(parts, self.depth))
             runs[name] = found
         for name, hits in runs.items():
-            _write(folder / f"run.{name}.parquet", hits)
-        weights = [self.weights[name] for name in runs]
-        # dropped passages leave gaps, so more are fused than are kept
-        fuse = fuse_ranks if self.fusion == "reciprocal_rank" else fuse_scores
-        fused = self._without_dropped(fuse(list(runs.values()), weights, self.depth * len(runs)))
-        _write(folder / "candidates.parquet", fused)
-        lengths = (fused.rows >= 0).sum(1)
+            with table_writer(folder / f"run.{name}.parquet", RUN) as append:
+                for part in _slices(len(hits.rows)):
+                    append(hits_to_table(_part(hits, part)))
+        lengths = self._write_candidates(runs, folder / "candidates.parquet")
         ranks = {name: first_ranks(hits, self._positives) for name, hits in runs.items()}
         found = {f"positive in {name}": int((r <= self.depth).sum()) for name, r in ranks.items()}
         return {"queries": len(lengths), "candidates": int(lengths.sum()), "fewest": int(lengths.min()), **found}
+
+    def _write_candidates(self, runs: Mapping[str, Hits], path: Path) -> np.ndarray:
+        """Fuse and write some queries at a time; return how many candidates each has."""
+        fuse = fuse_ranks if self.fusion == "reciprocal_rank" else fuse_scores
+        weights, lengths = [self.weights[name] for name in runs], []
+        with table_writer(path, RUN) as append:
+            for part in _slices(len(self._positives)):
+                # dropped passages leave gaps, so more are fused than are kept
+                fused = fuse([_part(h, part) for h in runs.values()], weights, self.depth * len(runs))
+                kept = self._without_dropped(fused, part)
+                append(hits_to_table(kept))
+                lengths.append((kept.rows >= 0).sum(1))
+        return np.concatenate(lengths)
 
     @cached_property
     def _parts(self) -> list[tuple[str, range]]:
@@ -224,25 +234,41 @@ class Mine(Stage):
     def _positives(self) -> list[np.ndarray]:
         return positive_rows(self._queries, self.corpus)
 
-    def _without_dropped(self, hits: Hits) -> Hits:
-        same = np.arange(len(self.corpus))  # row → the row that stands for it
+    @cached_property
+    def _same(self) -> np.ndarray:
+        """Row → the row that stands for it, int64 [N]."""
+        same = np.arange(len(self.corpus))
         if self.deduplicated:
             removed = pq.read_table(self.deduplicated.file("removed.parquet"))
             removed = removed.filter(removed["kept_id"].is_valid())
-            same[self.corpus.rows(removed["passage_id"].combine_chunks())] = self.corpus.rows(
-                removed["kept_id"].combine_chunks()
-            )
-        own = self.corpus.rows(self._queries["query_id"].combine_chunks()) if self.drop_identical_ids else None
+            left, stays = (self.corpus.rows(removed[n].combine_chunks()) for n in ("passage_id", "kept_id"))
+            same[left] = stays
+        return same
+
+    @cached_property
+    def _own(self) -> np.ndarray:
+        """The row whose id is the query's, int64 [Q]; −1 where there is none."""
+        return self.corpus.rows(self._queries["query_id"].combine_chunks())
+
+    def _without_dropped(self, hits: Hits, part: slice) -> Hits:
         scores = np.full((len(hits.rows), self.candidates), -np.inf, np.float32)
         rows = np.full((len(hits.rows), self.candidates), -1, np.int64)
-        for query, (found, positives) in enumerate(zip(hits.rows, self._positives, strict=True)):
+        for query, (found, positives) in enumerate(zip(hits.rows, self._positives[part], strict=True)):
             keep = found >= 0
-            keep &= np.isin(found, positives) | ~np.isin(same[found], same[positives])
-            if own is not None and own[query] >= 0:
-                keep &= found != own[query]
+            keep &= np.isin(found, positives) | ~np.isin(self._same[found], self._same[positives])
+            if self.drop_identical_ids:
+                keep &= found != self._own[part.start + query]
             at = np.flatnonzero(keep)[: self.candidates]
             scores[query, : len(at)], rows[query, : len(at)] = hits.scores[query, at], found[at]
         return Hits(scores, rows)
+
+
+def _slices(count: int) -> list[slice]:
+    return [slice(start, min(start + _ROW_GROUP, count)) for start in range(0, count, _ROW_GROUP)]
+
+
+def _part(hits: Hits, part: slice) -> Hits:
+    return Hits(hits.scores[part], hits.rows[part])
 
 
 def positive_rows(queries: pa.Table, corpus: Corpus) -> list[np.ndarray]:
@@ -282,9 +308,3 @@ def table_to_hits(table: pa.Table) -> Hits:
     hits = Hits(np.full(there.shape, -np.inf, np.float32), np.full(there.shape, -1, np.int64))
     hits.rows[there], hits.scores[there] = rows.flatten().to_numpy(), scores.flatten().to_numpy()
     return hits
-
-
-def _write(path: Path, hits: Hits) -> None:
-    with table_writer(path, RUN) as append:
-        for start in range(0, len(hits.rows), _ROW_GROUP):
-            append(hits_to_table(Hits(hits.scores[start : start + _ROW_GROUP], hits.rows[start : start + _ROW_GROUP])))
