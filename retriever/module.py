@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmetrics.retrieval import RetrievalNormalizedDCG
 
 from retriever.batch import EncodedBatch, RetrievalBatch
+from retriever.cross_encoder import CrossEncoder
 from retriever.distributed import gather_sizes
 from retriever.encoder import TextEncoder
 from retriever.encoding import encode
@@ -142,7 +143,7 @@ class RetrieverModule(QueryListModule):
 
     def __init__(self, encoder: TextEncoder, *, train_passage_encoder: bool = True, **common) -> None:
         super().__init__(encoder, **common)
-        if not isinstance(encoder, TextEncoder):
+        if isinstance(encoder, CrossEncoder):
             raise InputError("This objective trains an encoder of single texts; a cross-encoder needs module=reranker.")
         self.train_passage_encoder = train_passage_encoder
         self.dev_ndcg = RetrievalNormalizedDCG(top_k=10, empty_target_action="skip")

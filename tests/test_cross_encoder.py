@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from sentence_transformers import CrossEncoder as TheirCrossEncoder
 from test_run import config_of, metrics, weights
@@ -569,3 +570,18 @@ def test_two_processes_train_and_rerank_as_one(teacher_run, tmp_path):
     assert close.mean() > 0.99
     assert figures[2]["base"] == figures[1]["base"]
     assert figures[2]["best"] == pytest.approx(figures[1]["best"], abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["module=distillation"], "a cross-encoder needs module=reranker"),
+        (["evaluation=scifact"], r"a cross-encoder .* needs evaluation=rerank"),
+        (["encoder=minilm"], "choose one, for example encoder=cross_minilm"),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_named(small_run, tmp_path, options, words):
+    fixed = [o for o in small_run if not o.startswith(("module.", "evaluation.", "encoder."))]
+    config = config_of("+exp=teacher/scifact", *fixed, *options, "evaluation.datasets=[{path: scifact}]")
+    with pytest.raises((InputError, InstantiationException), match=words):
+        train(config, tmp_path / "run")
