@@ -13,14 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
-from retriever.encoder import KINDS, set_dropout
-from retriever.encoding import device_of
+from retriever.encoder import KINDS, max_positions, set_dropout, update_with_weights
+from retriever.encoding import device_of, in_micro_batches
 from retriever.errors import InputError, choose
 from retriever.packaged_weights import packaged_folder
-from retriever.tokens import TokenizedTexts, micro_batches
+from retriever.tokens import TokenizedTexts
 
 
 @dataclass(frozen=True)
@@ -115,11 +114,7 @@ class CrossEncoder(nn.Module):
                 f"encoder.pair_max_length is {spec.pair_max_length}; beside a query of {spec.query_max_length} tokens "
                 f"it must be at least {least}, for a passage to have room."
             )
-        config = self.backbone.config
-        limit = getattr(config, "max_position_embeddings", None)
-        # RoBERTa-like backbones start positions behind the padding id, and so hold that many fewer tokens
-        if limit and config.model_type in ("roberta", "xlm-roberta", "mpnet", "camembert"):
-            limit -= config.pad_token_id + 1
+        limit = max_positions(self.backbone)
         longest = min(
             spec.pair_max_length, spec.query_max_length + spec.passage_max_length - 2 * single + template.size
         )
@@ -263,9 +258,7 @@ class CrossEncoder(nn.Module):
         origin = ("_name_or_path", "architectures", "sentence_transformers", "transformers_version")
         config = {key: value for key, value in self.backbone.config.to_dict().items() if key not in origin}
         digest = hashlib.sha256(json.dumps([config, asdict(self.spec)], sort_keys=True, default=str).encode())
-        for name, tensor in sorted(self.backbone.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        update_with_weights(digest, self.backbone)
         return digest.hexdigest()
 
 
@@ -289,20 +282,12 @@ def score_pairs(
     device = device_of(encoder)
     if not len(pairs):
         return torch.zeros(0, device=device)
-    parts = micro_batches(pairs.tokens.lengths, token_budget)
-    recompute = torch.is_grad_enabled() and len(parts) > 1
-    scores = []
-    for rows in parts:
-        ids, mask = pairs.tokens.padded(rows, encoder.pad_id, device)
+
+    def inputs(rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor | None]:
         types = None if pairs.types is None else pairs.types.padded(rows, 0, device)[0]
-        if recompute:
-            scores.append(checkpoint(encoder, ids, mask, types, use_reentrant=False, preserve_rng_state=True))
-        else:
-            scores.append(encoder(ids, mask, types))
-        if on_micro_batch:
-            on_micro_batch(len(rows))
-    order = np.argsort(np.concatenate(parts))
-    return torch.cat(scores)[torch.from_numpy(order).to(device)]
+        return *pairs.tokens.padded(rows, encoder.pad_id, device), types
+
+    return in_micro_batches(encoder, pairs.tokens.lengths, token_budget, inputs, on_micro_batch)
 
 
 def _template(tokenizer: PreTrainedTokenizerBase, backbone: nn.Module, name: str) -> _Template:

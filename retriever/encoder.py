@@ -90,10 +90,7 @@ class TextEncoder(nn.Module):
             raise InputError(f"encoder.truncate_dim is {spec.truncate_dim}, but {name} has {width} dimensions.")
         self.dimension = spec.truncate_dim or width
         self.train()  # from_pretrained leaves a backbone in evaluation mode, and Lightning keeps the mode it finds
-        limit = getattr(backbone.config, "max_position_embeddings", None)
-        # RoBERTa-like backbones start positions behind the padding id, and so hold that many fewer tokens
-        if limit and backbone.config.model_type in ("roberta", "xlm-roberta", "mpnet", "camembert"):
-            limit -= backbone.config.pad_token_id + 1
+        limit = max_positions(backbone)
         for kind in KINDS:
             if limit and spec.max_length(kind) > limit:
                 raise InputError(
@@ -218,10 +215,25 @@ class TextEncoder(nn.Module):
         relevant = replace(self.spec, query_prompt="", passage_prompt="", query_max_length=64, passage_max_length=64)
         digest = hashlib.sha256(json.dumps(asdict(relevant), sort_keys=True).encode())
         digest.update(json.dumps(self.backbone.config.to_dict(), sort_keys=True, default=str).encode())
-        for name, tensor in sorted(self.backbone.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        update_with_weights(digest, self.backbone)
         return digest.hexdigest()
+
+
+def max_positions(backbone: nn.Module) -> int | None:
+    """The longest text that a ``transformers`` backbone reads, in tokens; None where it has no such limit."""
+    config = backbone.config
+    limit = getattr(config, "max_position_embeddings", None)
+    # RoBERTa-like backbones start positions behind the padding id, and so hold that many fewer tokens
+    if limit and config.model_type in ("roberta", "xlm-roberta", "mpnet", "camembert"):
+        limit -= config.pad_token_id + 1
+    return limit
+
+
+def update_with_weights(digest: hashlib._Hash, module: nn.Module) -> None:
+    """Feed a module's names, types, shapes and weights to a hash."""
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
 
 
 def set_dropout(module: nn.Module, probability: float) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from retriever.encoder import TextEncoder
@@ -35,25 +35,51 @@ def encode(
     Returns:
         float32 [N, dimension] on the encoder's device, in the order of ``tokens``.
     """
-    if not len(tokens):
-        return torch.zeros(0, encoder.dimension, device=device_of(encoder))
     device = device_of(encoder)
-    parts = micro_batches(tokens.lengths, token_budget)
+    if not len(tokens):
+        return torch.zeros(0, encoder.dimension, device=device)
+
+    def inputs(rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        return tokens.padded(rows, encoder.pad_id, device)
+
+    return in_micro_batches(encoder, tokens.lengths, token_budget, inputs, on_micro_batch)
+
+
+def in_micro_batches(
+    model: nn.Module,
+    lengths: np.ndarray,
+    token_budget: int,
+    inputs: Callable[[np.ndarray], tuple[Tensor | None, ...]],
+    on_micro_batch: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Call a model on micro-batches of nearly one length, checkpointed as :func:`encode` says.
+
+    Args:
+        model: called with what ``inputs`` gives; a row of its output for each row.
+        lengths: tokens of each of N ≥ 1 rows.
+        token_budget: rows × longest row of a micro-batch, padding included.
+        inputs: rows of a micro-batch → the model's arguments.
+        on_micro_batch: called with the number of rows after each micro-batch.
+
+    Returns:
+        The outputs [N, …], in the order of ``lengths``.
+    """
+    parts = micro_batches(lengths, token_budget)
     recompute = torch.is_grad_enabled() and len(parts) > 1
-    embeddings = []
+    outputs = []
     for rows in parts:
-        ids, mask = tokens.padded(rows, encoder.pad_id, device)
+        arguments = inputs(rows)
         if recompute:
-            embeddings.append(checkpoint(encoder, ids, mask, use_reentrant=False, preserve_rng_state=True))
+            outputs.append(checkpoint(model, *arguments, use_reentrant=False, preserve_rng_state=True))
         else:
-            embeddings.append(encoder(ids, mask))
+            outputs.append(model(*arguments))
         if on_micro_batch:
             on_micro_batch(len(rows))
-    order = torch.from_numpy(_inverse(parts)).to(device)
-    return torch.cat(embeddings)[order]
+    together = torch.cat(outputs)
+    return together[torch.from_numpy(_inverse(parts)).to(together.device)]
 
 
-def device_of(encoder: TextEncoder) -> torch.device:
+def device_of(encoder: nn.Module) -> torch.device:
     """The device that the encoder's weights are on."""
     return next(encoder.parameters()).device
 

@@ -35,7 +35,7 @@ from datamodules.corpus import load_evaluation_set
 from datamodules.datamodule import QueryListDataModule
 from datamodules.mining import bm25_search
 from experiments.run import train
-from retriever import cross_encoder
+from retriever import encoding
 from retriever.batch import RetrievalBatch
 from retriever.cross_encoder import CrossEncoder, score_pairs
 from retriever.cross_encoder_module import CrossEncoderModule, choose_candidates
@@ -187,8 +187,8 @@ def test_exported_model_gives_the_same_logits_everywhere(family_model, scifact, 
 def test_checkpointed_micro_batches_give_the_gradient_of_the_whole(family_model, scifact, monkeypatch):
     pairs = pairs_of(tiny(family_model), *texts(scifact, 12))
     calls = []
-    original = cross_encoder.checkpoint
-    monkeypatch.setattr(cross_encoder, "checkpoint", lambda *a, **k: calls.append(1) or original(*a, **k))
+    original = encoding.checkpoint
+    monkeypatch.setattr(encoding, "checkpoint", lambda *a, **k: calls.append(1) or original(*a, **k))
     gradients = []
     for budget in (100_000, 200):
         encoder = tiny(family_model, dropout=0.0)
