@@ -248,6 +248,11 @@ def load_evaluation_set(
     return EvaluationSet(name or folder.name, corpus, {q: queries[q] for q in qrels}, qrels)
 
 
+def judgement_files(folder: Path, split: str) -> list[Path]:
+    """The files that a split's queries and qrels come from, sorted."""
+    return sorted([*folder.glob("queries.jsonl*"), *(folder / "qrels").glob(f"{split}.tsv*")])
+
+
 def _either(folder: Path, name: str) -> Path:
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():

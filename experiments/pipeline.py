@@ -12,7 +12,15 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from datamodules.corpus import Corpus, EvaluationSet, find_dataset, load_corpus, load_evaluation_set, load_qrels
+from datamodules.corpus import (
+    Corpus,
+    EvaluationSet,
+    find_dataset,
+    judgement_files,
+    load_corpus,
+    load_evaluation_set,
+    load_qrels,
+)
 from datamodules.engines import Engine
 from datamodules.query_types import load_query_types
 from datamodules.stages.collect import Collect
@@ -166,7 +174,7 @@ class Pipeline:
             dev_fraction=options.dev_fraction,
             guards=guards,
             judged=list(self.judged_groups()),
-            judgements=self._judgements(),
+            judgements=self._judgements,
             jaccard=options.leak_jaccard,
             cosine=options.leak_cosine,
             encoder=self._encoder if options.leak_cosine else None,
@@ -174,6 +182,7 @@ class Pipeline:
             metadata=self._about(),
         )
 
+    @cached_property
     def _judgements(self) -> list[list[str]]:
         """Relevant passages of each query that the corpus judges, the evaluation's apart."""
         chosen = self.config.split.evaluation or [{"path": self.config.corpus, "split": "test"}]
@@ -219,8 +228,8 @@ class Pipeline:
         found = []
         for spec in chosen:
             folder, split = find_dataset(spec["path"], self.config.data_dir), spec.get("split", "test")
-            paths = sorted([*folder.glob("queries.jsonl*"), *(folder / "qrels").glob(f"{split}.tsv*")])
-            digest = hashlib.sha256("".join(file_sha256(p) for p in paths).encode()).hexdigest()
+            digests = "".join(file_sha256(p) for p in judgement_files(folder, split))
+            digest = hashlib.sha256(digests.encode()).hexdigest()
             corpus = self.corpus if folder == self._folder else None
             found.append((load_evaluation_set(str(folder), split, corpus=corpus, unknown_qrels="keep"), digest))
         return found

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import gc
-import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from jinja2 import TemplateError
+from transformers import set_seed
 
 from datamodules.engines.engine import Answer, Conversation, Engine, model_identity, refused
 from retriever.errors import choose
@@ -100,16 +99,10 @@ class VllmEngine(Engine):
             params = [SamplingParams(seed=seed, **self.sampling) for seed in seeds]
         else:
             params = SamplingParams(**self.sampling)
-            _seed_everything(sum(seeds) % 2**31)
+            set_seed(sum(seeds) % 2**31)
         try:
             found = llm.chat(list(conversations), params, use_tqdm=False, chat_template_kwargs=self.chat_template)
         except (ValueError, TemplateError) as error:
             raise refused(self.model, error) from error
         advance(len(found))
         return [Answer(o.outputs[0].text, o.outputs[0].finish_reason != "length") for o in found]
-
-
-def _seed_everything(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)

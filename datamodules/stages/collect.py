@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datamodules.corpus import Corpus, find_dataset
+from datamodules.corpus import Corpus, find_dataset, judgement_files
 from datamodules.files import json_lines
 from datamodules.free_queries import QUERY_SOURCES, collect_queries
 from datamodules.stages.stage import Output, Stage, table_writer
@@ -82,9 +82,8 @@ class Collect(Stage):
                 found[name] = file_sha256(Path(options["path"]))
             elif options["source"] == "judged":
                 folder = find_dataset(self.dataset, self.data_dir)
-                split = options.get("split", "train")
-                paths = [*folder.glob("queries.jsonl*"), *(folder / "qrels").glob(f"{split}.tsv*")]
-                found[name] = " ".join(file_sha256(p) for p in sorted(paths))
+                paths = judgement_files(folder, options.get("split", "train"))
+                found[name] = " ".join(file_sha256(p) for p in paths)
         return found
 
     def block_sizes(self) -> list[int]:

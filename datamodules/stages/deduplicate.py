@@ -159,9 +159,9 @@ def near_duplicates(
     index = RMinHashLSH(threshold=threshold, num_perm=permutations, num_bands=_bands(threshold, permutations))
     for start in range(0, len(rows), _BLOCK):
         block = rows[start : start + _BLOCK]
-        hashes = RMinHash.from_token_sets([sorted(_shingles(texts[r])) for r in block], permutations, 1)
-        for row, found in zip(block, hashes, strict=True):
-            own = _shingles(texts[row])
+        shingles = [_shingles(texts[r]) for r in block]
+        hashes = RMinHash.from_token_sets([sorted(own) for own in shingles], permutations, 1)
+        for row, own, found in zip(block, shingles, hashes, strict=True):
             alike = (r for r in sorted(index.query(found)) if _jaccard(own, _shingles(texts[r])) >= threshold)
             other = next(alike, None)
             if other is None:
