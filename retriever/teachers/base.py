@@ -14,6 +14,7 @@ import numpy as np
 
 from retriever.errors import InputError
 from retriever.packaged_weights import file_sha256
+from retriever.teachers.pair_tokens import TokenizedPairs
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ class Teacher(ABC):
 
     kind: str
     meaning: str
+    dtype: str
+    block: int  # pairs that are tokenised together
 
     def __init__(
         self,
@@ -74,7 +77,6 @@ class Teacher(ABC):
             InputError: no such model, or one of another kind.
         """
 
-    @abstractmethod
     def score(
         self,
         queries: Sequence[str],
@@ -94,6 +96,25 @@ class Teacher(ABC):
         Raises:
             InputError: the model is missing or of another kind, or gave a score that is not finite.
         """
+        check_pairs(queries, passages)
+        self.load()
+        scores = np.zeros(len(queries), dtype=np.float32)
+        truncated = np.zeros(len(queries), dtype=bool)
+        cut_queries = 0
+        for start in range(0, len(queries), self.block):
+            block = slice(start, start + self.block)
+            scores[block], pairs = self._score_block(queries[block], passages[block], on_batch)
+            truncated[block] = pairs.truncated
+            cut_queries += int(pairs.query_truncated.sum())
+        self._warn_of_cut_queries(cut_queries, len(queries))
+        check_finite(scores, self.name, self.dtype)
+        return PairScores(scores, truncated)
+
+    @abstractmethod
+    def _score_block(
+        self, queries: Sequence[str], passages: Sequence[str], on_batch: Callable[[int], None] | None
+    ) -> tuple[np.ndarray, TokenizedPairs]:
+        """Scores float32 [n] of at most ``block`` pairs, and what was cut of them."""
 
     def provenance(self) -> dict[str, Any]:
         """JSON values that decide the scores, the same before and after loading.

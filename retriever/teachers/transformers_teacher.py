@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from retriever.errors import InputError, choose, require_positive
-from retriever.teachers.base import PairScores, Teacher, check_finite, check_pairs
+from retriever.teachers.base import Teacher
 from retriever.teachers.pair_tokens import PairTokenizer, TokenizedPairs
 from retriever.tokens import micro_batches
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_WINDOW = 65_536  # pairs that are tokenised and sorted together
 
 
 class TransformersTeacher(Teacher):
@@ -36,6 +35,7 @@ class TransformersTeacher(Teacher):
         **common: arguments of :class:`Teacher`.
     """
 
+    block = 65_536  # sorted by length together, too
     template: str | Sequence[str] | None = None
 
     def __init__(
@@ -93,27 +93,11 @@ class TransformersTeacher(Teacher):
         """See :class:`Teacher`."""
         _ = self.pair_tokenizer, self.model
 
-    def score(
-        self,
-        queries: Sequence[str],
-        passages: Sequence[str],
-        on_batch: Callable[[int], None] | None = None,
-    ) -> PairScores:
-        """See :class:`Teacher`."""
-        check_pairs(queries, passages)
-        self.load()
-        scores = np.zeros(len(queries), dtype=np.float32)
-        truncated = np.zeros(len(queries), dtype=bool)
-        cut_queries = 0
-        for start in range(0, len(queries), _WINDOW):
-            window = slice(start, start + _WINDOW)
-            pairs = self.pair_tokenizer(queries[window], passages[window])
-            scores[window] = self._score_tokens(pairs, on_batch)
-            truncated[window] = pairs.truncated
-            cut_queries += int(pairs.query_truncated.sum())
-        self._warn_of_cut_queries(cut_queries, len(queries))
-        check_finite(scores, self.name, self.dtype)
-        return PairScores(scores, truncated)
+    def _score_block(
+        self, queries: Sequence[str], passages: Sequence[str], on_batch: Callable[[int], None] | None
+    ) -> tuple[np.ndarray, TokenizedPairs]:
+        pairs = self.pair_tokenizer(queries, passages)
+        return self._score_tokens(pairs, on_batch), pairs
 
     @torch.inference_mode()
     def _score_tokens(self, pairs: TokenizedPairs, on_batch: Callable[[int], None] | None) -> np.ndarray:

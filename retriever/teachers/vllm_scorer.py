@@ -10,12 +10,10 @@ import numpy as np
 from transformers import AutoConfig, AutoTokenizer
 
 from retriever.errors import InputError, choose
-from retriever.teachers.base import PairScores, Teacher, check_finite, check_pairs
+from retriever.teachers.base import Teacher
 from retriever.teachers.pair_tokens import PairTokenizer, TokenizedPairs
 from retriever.teachers.transformers_teacher import DTYPES, load_pretrained
 from retriever.vllm_loading import deciding_options, load_llm
-
-_BLOCK = 4_096  # pairs of one call; vLLM batches them itself
 
 
 class VllmScorer(Teacher):
@@ -30,6 +28,7 @@ class VllmScorer(Teacher):
         **common: arguments of :class:`Teacher`.
     """
 
+    block = 4_096  # of one call; vLLM batches them itself
     kind = "vllm"
     meaning = "the logit of the one class"
 
@@ -85,31 +84,17 @@ class VllmScorer(Teacher):
         """See :class:`Teacher`."""
         _ = self._pair_tokenizer, self._llm
 
-    def score(
-        self,
-        queries: Sequence[str],
-        passages: Sequence[str],
-        on_batch: Callable[[int], None] | None = None,
-    ) -> PairScores:
-        """See :class:`Teacher`."""
-        check_pairs(queries, passages)
-        self.load()
+    def _score_block(
+        self, queries: Sequence[str], passages: Sequence[str], on_batch: Callable[[int], None] | None
+    ) -> tuple[np.ndarray, TokenizedPairs]:
         from vllm import PoolingParams
 
+        asked, texts, pairs = self._cut(queries, passages)
         raw = PoolingParams(use_activation=False)
-        scores, truncated, cut_queries = [], [], 0
-        for start in range(0, len(queries), _BLOCK):
-            asked, texts, pairs = self._cut(queries[start : start + _BLOCK], passages[start : start + _BLOCK])
-            outputs = self._llm.score(asked, texts, pooling_params=raw, use_tqdm=False)
-            scores += [output.outputs.score for output in outputs]
-            truncated += pairs.truncated.tolist()
-            cut_queries += int(pairs.query_truncated.sum())
-            if on_batch:
-                on_batch(len(asked))
-        self._warn_of_cut_queries(cut_queries, len(queries))
-        found = np.array(scores, dtype=np.float32)
-        check_finite(found, self.name, self.dtype)
-        return PairScores(found, np.array(truncated, dtype=bool))
+        outputs = self._llm.score(asked, texts, pooling_params=raw, use_tqdm=False)
+        if on_batch:
+            on_batch(len(asked))
+        return np.array([output.outputs.score for output in outputs], dtype=np.float32), pairs
 
     def _cut(self, queries: Sequence[str], passages: Sequence[str]) -> tuple[list[str], list[str], TokenizedPairs]:
         """Texts that fit, for vLLM takes no token ids here and would cut from the end, closing tokens first."""
