@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tiny_tokenizers import word_piece
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from datamodules.corpus import SHIPPED, load_corpus, load_qrels, load_queries
@@ -30,13 +31,7 @@ def scifact():
 def tiny_model(tmp_path_factory, scifact) -> Path:
     """A folder with a random two-layer BERT and a WordPiece tokenizer trained on SciFact's claims."""
     folder = tmp_path_factory.mktemp("tiny_model")
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    tokenizer.train_from_iterator(
-        scifact[1].values(), trainers.WordPieceTrainer(vocab_size=600, special_tokens=special, show_progress=False)
-    )
+    tokenizer = word_piece(scifact[1].values(), vocab_size=6000)
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"

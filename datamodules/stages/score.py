@@ -238,7 +238,9 @@ class Score(Stage):
         total = np.zeros(len(next(iter(raw.values()))))
         for name, scores in raw.items():
             whole = np.array([0, len(scores)])
-            total += self.weights[name] * normalize_scores(scores, whole, np.zeros(1, int), "percentile")
+            # in float64: a teacher's scores may lie in a band that is narrow beside their size
+            scaled = normalize_scores(scores.astype(np.float64), whole, np.zeros(1, int), "percentile")
+            total += self.weights[name] * scaled
         return total.astype(np.float32)
 
     def _is_first(self, ids: pa.Array, offsets: np.ndarray) -> Iterator[bool]:
