@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from retriever.distributed import gather_rows, gather_sizes, rank
+from retriever.query_blocks import in_query_blocks
 from retriever.tokens import TokenizedTexts
 
 
@@ -96,7 +97,12 @@ class EncodedBatch:
     @cached_property
     def list_scores(self) -> Tensor:
         """The student's scores of each query's own list, [Q, K]; arbitrary where masked."""
-        return torch.einsum("qd,qkd->qk", self.queries, self.passages[self.list_index])
+
+        def scores(queries: Tensor, list_index: Tensor) -> Tensor:
+            return torch.einsum("qd,qkd->qk", queries, self.passages[list_index])
+
+        numbers = self.list_index.shape[1] * self.passages.shape[1]
+        return in_query_blocks(scores, self.queries, self.list_index, numbers_per_query=numbers)
 
     def pool(self, positive: Tensor | None = None) -> Pool:
         """Gather the passages of all ranks. Every rank must call it, for it communicates.

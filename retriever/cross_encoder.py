@@ -267,6 +267,7 @@ def score_pairs(
     pairs: Pairs,
     token_budget: int = 16_384,
     on_micro_batch: Callable[[int], None] | None = None,
+    kept_tokens: int | None = None,
 ) -> Tensor:
     """Score pairs in micro-batches of nearly one length; with gradient under checkpointing, as texts are encoded.
 
@@ -275,6 +276,7 @@ def score_pairs(
         pairs: N pairs.
         token_budget: rows × longest row of a micro-batch, padding included.
         on_micro_batch: called with the number of pairs after each micro-batch (for progress bars).
+        kept_tokens: as for :func:`retriever.encoding.encode`.
 
     Returns:
         float32 [N] on the encoder's device, in the order of ``pairs``.
@@ -287,7 +289,7 @@ def score_pairs(
         types = None if pairs.types is None else pairs.types.padded(rows, 0, device)[0]
         return *pairs.tokens.padded(rows, encoder.pad_id, device), types
 
-    return in_micro_batches(encoder, pairs.tokens.lengths, token_budget, inputs, on_micro_batch)
+    return in_micro_batches(encoder, pairs.tokens.lengths, token_budget, inputs, on_micro_batch, kept_tokens)
 
 
 def _template(tokenizer: PreTrainedTokenizerBase, backbone: nn.Module, name: str) -> _Template:

@@ -18,18 +18,21 @@ def encode(
     tokens: TokenizedTexts,
     token_budget: int = 16_384,
     on_micro_batch: Callable[[int], None] | None = None,
+    kept_tokens: int | None = None,
 ) -> Tensor:
     """Embed texts, in micro-batches of at most ``token_budget`` tokens of nearly one length.
 
-    Where gradients are on and there is more than one micro-batch, each is encoded under activation checkpointing: its
-    activations are computed again in the backward pass, with the same dropout, so that memory holds one micro-batch at
-    a time and the gradient is exactly the full batch's (the effect of gradient caching, Gao et al. 2021, arXiv
-    2101.06983).
+    Where gradients are on, micro-batches are encoded under activation checkpointing: their activations are computed
+    again in the backward pass, with the same dropout, one micro-batch at a time, and the gradient is exactly the full
+    batch's (the effect of gradient caching, Gao et al. 2021, arXiv 2101.06983). The last ``kept_tokens`` tokens keep
+    their activations: the backward pass comes to them first, before it computes any others again, so memory is that of
+    the larger of the two, and a batch that fits is not computed twice.
 
     Args:
         encoder: in whichever mode (train, eval) the caller wants.
         tokens: N texts.
         token_budget: rows × longest row of a micro-batch, padding included.
+        kept_tokens: tokens, padding included, that are not computed again; None takes ``token_budget``.
         on_micro_batch: called with the number of texts after each micro-batch (for progress bars).
 
     Returns:
@@ -42,7 +45,7 @@ def encode(
     def inputs(rows: np.ndarray) -> tuple[Tensor, Tensor]:
         return tokens.padded(rows, encoder.pad_id, device)
 
-    return in_micro_batches(encoder, tokens.lengths, token_budget, inputs, on_micro_batch)
+    return in_micro_batches(encoder, tokens.lengths, token_budget, inputs, on_micro_batch, kept_tokens)
 
 
 def in_micro_batches(
@@ -51,6 +54,7 @@ def in_micro_batches(
     token_budget: int,
     inputs: Callable[[np.ndarray], tuple[Tensor | None, ...]],
     on_micro_batch: Callable[[int], None] | None = None,
+    kept_tokens: int | None = None,
 ) -> Tensor:
     """Call a model on micro-batches of nearly one length, checkpointed as :func:`encode` says.
 
@@ -60,16 +64,18 @@ def in_micro_batches(
         token_budget: rows × longest row of a micro-batch, padding included.
         inputs: rows of a micro-batch → the model's arguments.
         on_micro_batch: called with the number of rows after each micro-batch.
+        kept_tokens: as for :func:`encode`.
 
     Returns:
         The outputs [N, …], in the order of ``lengths``.
     """
     parts = micro_batches(lengths, token_budget)
-    recompute = torch.is_grad_enabled() and len(parts) > 1
+    sizes = [len(rows) * max(1, int(lengths[rows].max())) for rows in parts]
+    behind = np.cumsum(sizes[::-1])[::-1]  # tokens of this and all later micro-batches
     outputs = []
-    for rows in parts:
+    for rows, tokens in zip(parts, behind, strict=True):
         arguments = inputs(rows)
-        if recompute:
+        if torch.is_grad_enabled() and tokens > (token_budget if kept_tokens is None else kept_tokens):
             outputs.append(checkpoint(model, *arguments, use_reentrant=False, preserve_rng_state=True))
         else:
             outputs.append(model(*arguments))

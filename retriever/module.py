@@ -35,6 +35,8 @@ class QueryListModule(L.LightningModule):
         warmup_steps: optimiser steps of linear warm-up; None takes the paper's rule, capped for short runs.
         final_learning_rate: share of the peak at the end of the linear decay, in [0, 1].
         token_budget: tokens of a micro-batch, padding included; bounds the memory of a step.
+        kept_tokens: tokens of a step that are not computed again in the backward pass; None takes ``token_budget``,
+            which costs no memory. More of them save time where there is memory.
     """
 
     train_passage_encoder = True
@@ -50,9 +52,12 @@ class QueryListModule(L.LightningModule):
         warmup_steps: int | None = None,
         final_learning_rate: float = 0.1,
         token_budget: int = 16_384,
+        kept_tokens: int | None = None,
     ) -> None:
         super().__init__()
         require_positive(learning_rate=learning_rate, token_budget=token_budget)
+        if kept_tokens is not None and kept_tokens < 0:
+            raise InputError(f"module.kept_tokens is {kept_tokens}; it must not be negative, or null for token_budget.")
         if not 0 <= final_learning_rate <= 1:
             raise InputError(f"final_learning_rate is {final_learning_rate}; it must be in [0, 1].")
         if weight_decay < 0:
@@ -65,6 +70,7 @@ class QueryListModule(L.LightningModule):
         self.warmup_steps = warmup_steps
         self.final_learning_rate = final_learning_rate
         self.token_budget = token_budget
+        self.kept_tokens = kept_tokens
         self._dev_lists = 0
 
     def losses(self, batch: RetrievalBatch) -> dict[str, Tensor]:
@@ -160,13 +166,11 @@ class RetrieverModule(QueryListModule):
     def encode_batch(self, batch: RetrievalBatch) -> EncodedBatch:
         """Embed the queries and, unless their embeddings are given, the distinct passages, in one schedule."""
         if batch.passage_embeddings is not None:
-            queries = encode(self.encoder, batch.queries, self.token_budget)
+            queries = self.encode(batch.queries)
             passages = batch.passage_embeddings.to(queries.device)
         else:
             texts = TokenizedTexts.concatenate([batch.queries, batch.passages])
-            queries, passages = encode(self.encoder, texts, self.token_budget).split(
-                [len(batch.queries), len(batch.passages)]
-            )
+            queries, passages = self.encode(texts).split([len(batch.queries), len(batch.passages)])
         return EncodedBatch(
             queries=queries,
             passages=passages,
@@ -177,6 +181,10 @@ class RetrieverModule(QueryListModule):
             positive_index=batch.positive_index,
             labelled_keys=batch.labelled_keys,
         )
+
+    def encode(self, texts: TokenizedTexts) -> Tensor:
+        """Embeddings of texts, float32 [n, D], in micro-batches."""
+        return encode(self.encoder, texts, self.token_budget, kept_tokens=self.kept_tokens)
 
     def losses(self, batch: RetrievalBatch) -> dict[str, Tensor]:
         """The objective of the embedded batch."""

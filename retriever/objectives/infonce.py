@@ -9,6 +9,7 @@ from retriever.batch import EncodedBatch, Pool, matches
 from retriever.errors import InputError, choose
 from retriever.losses import infonce, likely_false_negatives
 from retriever.module import RetrieverModule
+from retriever.query_blocks import in_query_blocks
 from retriever.temperature import Temperature
 
 POSITIVES = ("teacher", "labelled")
@@ -81,12 +82,19 @@ class Contrast(torch.nn.Module):
         """InfoNCE of each query, [Q]."""
         positive = self._positive(batch)
         pool = batch.pool(positive)
-        return infonce(
-            batch.queries @ pool.embeddings.T,
+        counts = pool.counts if self.multiset else _once_each(pool)
+        temperature = self.temperature()
+
+        def losses(queries: Tensor, positive: Tensor, excluded_keys: Tensor) -> Tensor:
+            scores = queries @ pool.embeddings.T
+            return infonce(scores, positive, temperature, counts, excluded=matches(pool.keys, excluded_keys))
+
+        return in_query_blocks(
+            losses,
+            batch.queries,
             positive + pool.offset,
-            self.temperature(),
-            counts=pool.counts if self.multiset else _once_each(pool),
-            excluded=self._excluded(batch, pool, positive),
+            self._excluded_keys(batch, positive),
+            numbers_per_query=len(pool.keys),
         )
 
     def _positive(self, batch: EncodedBatch) -> Tensor:
@@ -100,15 +108,15 @@ class Contrast(torch.nn.Module):
         best = batch.teacher_scores.masked_fill(~batch.list_mask, float("-inf")).argmax(1, keepdim=True)
         return batch.list_index.gather(1, best).squeeze(1)
 
-    def _excluded(self, batch: EncodedBatch, pool: Pool, positive: Tensor) -> Tensor:
-        """Own positive elsewhere, likely false negatives of the own list, other labelled positives: bool [Q, P']."""
+    def _excluded_keys(self, batch: EncodedBatch, positive: Tensor) -> Tensor:
+        """Own positive, likely false negatives of the own list, other labelled positives: keys [Q, M], −1 for none."""
         chosen = [batch.passage_keys[positive].unsqueeze(1)]
         if self.positive == "labelled":
             chosen.append(batch.labelled_keys)
         if self.false_negative_threshold is not None:
             likely = likely_false_negatives(batch.teacher_scores, batch.list_mask, self.false_negative_threshold)
             chosen.append(batch.passage_keys[batch.list_index].masked_fill(~likely, -1))
-        return matches(pool.keys, torch.cat(chosen, 1))
+        return torch.cat(chosen, 1)
 
 
 def _once_each(pool: Pool) -> Tensor:
