@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
+from retriever import packing
 from retriever.encoder import KINDS, max_positions, set_dropout, update_with_weights
 from retriever.encoding import device_of, in_micro_batches
 from retriever.errors import InputError, choose
@@ -156,6 +157,8 @@ class CrossEncoder(nn.Module):
         options = {"revision": None if folder else revision, "trust_remote_code": trust_remote_code}
         for field in spec:
             choose("encoder option", field, PairSpec.__dataclass_fields__)
+        if attention == packing.NAME:
+            raise InputError("encoder.attention is 'packed', which text encoders offer; for a cross-encoder take sdpa.")
         try:
             backbone = AutoModelForSequenceClassification.from_pretrained(
                 source,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
+from retriever import packing
 from retriever import sentence_transformers_layout as layout
 from retriever.errors import InputError, choose
 from retriever.packaged_weights import packaged_folder
@@ -106,6 +107,7 @@ class TextEncoder(nn.Module):
         revision: str | None = None,
         trust_remote_code: bool = False,
         attention: str = "sdpa",
+        compile: Mapping[str, object] | None = None,
         dropout: float | None = 0.0,
         lora: Mapping[str, object] | None = None,
         **spec: object,
@@ -119,7 +121,10 @@ class TextEncoder(nn.Module):
                 where that package is installed, in place of the hub.
             revision: branch, tag or commit on the hub.
             trust_remote_code: run the Python code that the model folder brings. Off unless asked for.
-            attention: attention implementation of ``transformers`` (``sdpa``, ``eager``, ``flash_attention_2``, …).
+            attention: attention implementation of ``transformers`` (``sdpa``, ``eager``, ``flash_attention_2``, …), or
+                ``packed`` (:mod:`retriever.packing`): texts behind one another, no padding.
+            compile: options of ``torch.compile`` to compile the backbone with, for example ``{"dynamic": True}``; None
+                does not compile. Takes a minute at the first steps.
             dropout: probability set in every dropout layer; None keeps the model's own. The paper trains with 0.
             lora: arguments of ``peft.LoraConfig``; the backbone is then frozen, and the adapters learn.
             **spec: fields of :class:`EncoderSpec`.
@@ -131,6 +136,8 @@ class TextEncoder(nn.Module):
         source = str(folder or model)
         options = {"revision": None if folder else revision, "trust_remote_code": trust_remote_code}
         _check_folder(source)
+        if compile is not None and attention == packing.NAME:
+            raise InputError("encoder.compile and encoder.attention=packed exclude each other: choose one of them.")
         try:
             backbone = AutoModel.from_pretrained(source, dtype=torch.float32, attn_implementation=attention, **options)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
@@ -152,7 +159,16 @@ class TextEncoder(nn.Module):
         if "pooling" not in merged:
             raise InputError(f"{model!r} does not say how it pools; set encoder.pooling to one of {POOLINGS}.")
         encoder = cls(backbone, tokenizer, EncoderSpec(**merged), name=str(model))
-        return encoder.add_lora(lora) if lora else encoder
+        if encoder.packed and not _packs(backbone):
+            raise InputError(
+                f"encoder.attention is 'packed', but {model!r} gives other embeddings with it: its backbone offers no "
+                "attention over texts of several lengths in one row. Take encoder.attention=sdpa."
+            )
+        if lora:
+            encoder.add_lora(lora)
+        if compile is not None:
+            encoder.backbone.compile(**compile)
+        return encoder
 
     def add_lora(self, options: Mapping[str, object]) -> TextEncoder:
         """Freeze the backbone and put trainable low-rank adapters on it (peft)."""
@@ -182,17 +198,27 @@ class TextEncoder(nn.Module):
         """The token id that fills a micro-batch; masked, so any will do."""
         return self.tokenizer.pad_token_id or 0
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    @property
+    def packed(self) -> bool:
+        """Whether texts are packed behind one another instead of padded."""
+        return self.backbone.config._attn_implementation == packing.NAME
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, text_lengths: list[int] | None = None) -> Tensor:
         """Embed token ids.
 
         Args:
-            input_ids: int64 [n, L].
+            input_ids: int64 [n, L], padded on the right where the encoder packs.
             attention_mask: int64 [n, L], 1 for real tokens.
+            text_lengths: real tokens of each text, where the caller knows them (saves a packing GPU from being asked).
 
         Returns:
             float32 [n, dimension]; of length 1 where ``spec.normalize``.
         """
-        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        if self.packed:
+            lengths = attention_mask.sum(1).tolist() if text_lengths is None else text_lengths
+            hidden = packing.packed_hidden_states(self.backbone, input_ids, lengths, first_position(self.backbone))
+        else:
+            hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         embeddings = pool(hidden, attention_mask, self.spec.pooling)[:, : self.dimension]
         return nn.functional.normalize(embeddings, dim=-1) if self.spec.normalize else embeddings
 
@@ -223,10 +249,36 @@ def max_positions(backbone: nn.Module) -> int | None:
     """The longest text that a ``transformers`` backbone reads, in tokens; None where it has no such limit."""
     config = backbone.config
     limit = getattr(config, "max_position_embeddings", None)
-    # RoBERTa-like backbones start positions behind the padding id, and so hold that many fewer tokens
-    if limit and config.model_type in ("roberta", "xlm-roberta", "mpnet", "camembert"):
-        limit -= config.pad_token_id + 1
-    return limit
+    return limit - first_position(backbone) if limit else limit
+
+
+def first_position(backbone: nn.Module) -> int:
+    """The position of a text's first token: RoBERTa-like backbones start behind the padding id."""
+    config = backbone.config
+    return config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "mpnet", "camembert") else 0
+
+
+def _packs(backbone: nn.Module) -> bool:
+    """Whether texts in one row get the embeddings that they get alone and padded."""
+    limit = min(256, max_positions(backbone) or 256)
+    lengths = [limit, limit // 2, limit // 2, 3]
+    ids = torch.arange(sum(lengths)) % min(1000, backbone.config.vocab_size - 1)
+    ids += ids == backbone.config.pad_token_id  # RoBERTa-like backbones give padding no position
+    padded = torch.nn.utils.rnn.pad_sequence(ids.split(lengths), batch_first=True)
+    mask = torch.arange(limit) < torch.tensor(lengths).unsqueeze(1)
+    training = backbone.training
+    backbone.eval()
+    try:
+        with torch.inference_mode():
+            packed = packing.packed_hidden_states(backbone, padded, lengths, first_position(backbone))
+            backbone.set_attn_implementation("sdpa")
+            alone = backbone(input_ids=padded, attention_mask=mask.long()).last_hidden_state
+    except (TypeError, ValueError, NotImplementedError):
+        return False
+    finally:
+        backbone.set_attn_implementation(packing.NAME)
+        backbone.train(training)
+    return torch.allclose(packed[mask], alone[mask], rtol=1e-3, atol=1e-3)
 
 
 def update_with_weights(digest: hashlib._Hash, module: nn.Module) -> None:

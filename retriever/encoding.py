@@ -42,17 +42,19 @@ def encode(
     if not len(tokens):
         return torch.zeros(0, encoder.dimension, device=device)
 
-    def inputs(rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        return tokens.padded(rows, encoder.pad_id, device)
+    lengths = tokens.lengths
 
-    return in_micro_batches(encoder, tokens.lengths, token_budget, inputs, on_micro_batch, kept_tokens)
+    def inputs(rows: np.ndarray) -> tuple[Tensor, Tensor, list[int]]:
+        return *tokens.padded(rows, encoder.pad_id, device), lengths[rows].tolist()
+
+    return in_micro_batches(encoder, lengths, token_budget, inputs, on_micro_batch, kept_tokens)
 
 
 def in_micro_batches(
     model: nn.Module,
     lengths: np.ndarray,
     token_budget: int,
-    inputs: Callable[[np.ndarray], tuple[Tensor | None, ...]],
+    inputs: Callable[[np.ndarray], tuple[object, ...]],
     on_micro_batch: Callable[[int], None] | None = None,
     kept_tokens: int | None = None,
 ) -> Tensor:

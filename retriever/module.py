@@ -17,7 +17,7 @@ from retriever.encoding import encode
 from retriever.errors import InputError, require_positive
 from retriever.losses import listwise_distillation
 from retriever.schedule import default_warmup, learning_rate_factor
-from retriever.tokens import TokenizedTexts
+from retriever.tokens import TokenizedTexts, micro_batches, padding_share
 
 # The paper's temperatures; dev/kl is measured at these whatever the objective trains with, so that runs compare.
 STUDENT_TEMPERATURE, TEACHER_TEMPERATURE = 0.05, 0.3
@@ -165,12 +165,10 @@ class RetrieverModule(QueryListModule):
 
     def encode_batch(self, batch: RetrievalBatch) -> EncodedBatch:
         """Embed the queries and, unless their embeddings are given, the distinct passages, in one schedule."""
+        embeddings = self.encode(self._texts(batch))
+        queries, passages = embeddings[: len(batch)], embeddings[len(batch) :]
         if batch.passage_embeddings is not None:
-            queries = self.encode(batch.queries)
             passages = batch.passage_embeddings.to(queries.device)
-        else:
-            texts = TokenizedTexts.concatenate([batch.queries, batch.passages])
-            queries, passages = self.encode(texts).split([len(batch.queries), len(batch.passages)])
         return EncodedBatch(
             queries=queries,
             passages=passages,
@@ -186,6 +184,10 @@ class RetrieverModule(QueryListModule):
         """Embeddings of texts, float32 [n, D], in micro-batches."""
         return encode(self.encoder, texts, self.token_budget, kept_tokens=self.kept_tokens)
 
+    def _texts(self, batch: RetrievalBatch) -> TokenizedTexts:
+        """What is encoded for a batch: its queries and, unless their embeddings are given, its passages."""
+        return batch.queries if batch.passages is None else TokenizedTexts.concatenate([batch.queries, batch.passages])
+
     def losses(self, batch: RetrievalBatch) -> dict[str, Tensor]:
         """The objective of the embedded batch."""
         return self._objective_in_full_precision(self.encode_batch(batch))
@@ -193,7 +195,12 @@ class RetrieverModule(QueryListModule):
     def training_step(self, batch: RetrievalBatch, batch_idx: int) -> Tensor:
         """One objective on one batch."""
         loss = super().training_step(batch, batch_idx)
-        self.log("train/distinct_share", len(batch.passage_keys) / batch.list_mask.sum(), batch_size=len(batch))
+        lengths = self._texts(batch).lengths
+        shares = {
+            "train/distinct_share": len(batch.passage_keys) / batch.list_mask.sum(),
+            "train/padding_share": padding_share(lengths, micro_batches(lengths, self.token_budget)),
+        }
+        self.log_dict(shares, batch_size=len(batch))
         return loss
 
     def validation_step(self, batch: RetrievalBatch, batch_idx: int) -> None:

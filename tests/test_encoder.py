@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from retriever.encoding import encode
 from retriever.errors import InputError
 from retriever.packaged_weights import packaged_folder
 from retriever.pooling import pool
-from retriever.tokens import TokenizedTexts, micro_batches
+from retriever.tokens import TokenizedTexts, micro_batches, padding_share
 
 TEXTS = ["Aspirin lowers risk.", "a", "Cells divide in the presence of growth factors and other things, often.", ""]
 MINILM = {
@@ -55,6 +56,38 @@ def test_micro_batches_cover_all_texts_within_the_budget_with_little_padding():
     assert max(sizes) <= 4096
     assert sum(sizes) / lengths.sum() < 1.03
     assert [p.tolist() for p in micro_batches(np.array([50, 3]), 10)] == [[0], [1]]
+
+
+def test_padding_stays_below_three_percent_on_real_lengths(scifact, tiny_encoder):
+    tiny_encoder.spec = replace(tiny_encoder.spec, passage_max_length=128)
+    passages = tiny_encoder.tokenize(scifact[0].passages.to_pylist()[:1500], "passage")
+    queries = tiny_encoder.tokenize(list(scifact[1].values())[:1000], "query")
+    lengths = TokenizedTexts.concatenate([queries, passages]).lengths
+    parts = micro_batches(lengths, 16_384)
+    assert padding_share(lengths, [np.arange(len(lengths))]) > 0.3
+    assert 0 < padding_share(lengths, parts) < 0.03
+    exact = sum(len(rows) * lengths[rows].max() for rows in parts)
+    assert padding_share(lengths, parts) == pytest.approx(1 - lengths.sum() / exact)
+
+
+def calls_of(encoder, tokens, budget, kept):
+    """Rows of the forward calls of one step, those of the backward pass included."""
+    rows = []
+    handle = encoder.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    encode(encoder, tokens, budget, kept_tokens=kept).sum().backward()
+    handle.remove()
+    return rows
+
+
+def test_what_fits_is_not_computed_twice(tiny_encoder):
+    tokens = tiny_encoder.tokenize(TEXTS * 5, "passage")
+    parts = [len(p) for p in micro_batches(tokens.lengths, 40)]
+    assert calls_of(tiny_encoder, tokens, 40, 10**6) == parts
+    assert calls_of(tiny_encoder, tokens, 40, 0) == parts + parts[::-1]
+    sizes = [len(p) * tokens.lengths[p].max() for p in micro_batches(tokens.lengths, 40)]
+    last_three = sum(sizes[-3:])
+    assert calls_of(tiny_encoder, tokens, 40, last_three) == parts + parts[-4::-1]
+    assert calls_of(tiny_encoder, tokens, 40, None) == calls_of(tiny_encoder, tokens, 40, 40) != parts
 
 
 def test_embeddings_do_not_depend_on_the_micro_batches(tiny_encoder):
@@ -222,3 +255,73 @@ def test_packaged_weights_are_checked_and_match_sentence_transformers():
     with pytest.raises(InputError, match="sha256"):
         packaged_folder(MINILM["distribution"], MINILM["folder"], "0" * 64)
     assert packaged_folder("no-such-distribution", "x", "0" * 64) is None
+
+
+def tiny_backbone(kind):
+    """A random two-layer backbone that the tiny tokenizer's ids fit."""
+    from transformers import LlamaConfig, LlamaModel, MPNetConfig, MPNetModel, RobertaConfig, RobertaModel
+
+    common = {
+        "vocab_size": 6000,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 130,
+        "pad_token_id": 1,
+    }
+    torch.manual_seed(0)
+    if kind == "llama":
+        return LlamaModel(LlamaConfig(**common, num_key_value_heads=2))
+    if kind == "roberta":
+        return RobertaModel(RobertaConfig(**common), add_pooling_layer=False)
+    return MPNetModel(MPNetConfig(**common), add_pooling_layer=False)
+
+
+def save_backbone(kind, tiny_model, folder):
+    tiny_backbone(kind).save_pretrained(folder)
+    TextEncoder.from_pretrained(str(tiny_model), pooling="mean", **LENGTHS).tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+LENGTHS = {"passage_max_length": 64, "query_max_length": 64}
+
+
+@pytest.mark.parametrize(("kind", "pooling"), [("bert", "cls"), ("roberta", "mean"), ("llama", "last")])
+def test_packed_texts_give_the_embeddings_and_gradients_of_padded_ones(tiny_model, tmp_path, kind, pooling):
+    folder = str(tiny_model) if kind == "bert" else save_backbone(kind, tiny_model, tmp_path)
+    padded, packed = (
+        TextEncoder.from_pretrained(folder, pooling=pooling, attention=a, **LENGTHS) for a in ("sdpa", "packed")
+    )
+    assert packed.packed and not padded.packed
+    tokens = padded.tokenize(TEXTS * 3, "passage")
+    assert len(set(tokens.lengths)) > 3
+    np.testing.assert_allclose(embed(tokens, packed, 10_000), embed(tokens, padded, 10_000), atol=1e-5)
+    expected = gradients(padded, tokens, 10_000)
+    for budget in (10_000, 60):
+        got = gradients(packed, tokens, budget)
+        assert (got - expected).norm() < 1e-4 * expected.norm()
+    assert packed.fingerprint() == padded.fingerprint()
+    packed.save(tmp_path / "saved")
+    again = TextEncoder.from_pretrained(str(tmp_path / "saved"), **LENGTHS)
+    assert not again.packed
+    np.testing.assert_allclose(embed(tokens, again, 10_000), embed(tokens, padded, 10_000), atol=1e-5)
+
+
+def test_packing_is_refused_where_a_backbone_does_not_offer_it(tiny_model, tmp_path):
+    folder = save_backbone("mpnet", tiny_model, tmp_path)
+    with pytest.raises(InputError, match=r"encoder\.attention is 'packed', but"):
+        TextEncoder.from_pretrained(folder, pooling="mean", attention="packed", **LENGTHS)
+
+
+def test_compiled_backbone_gives_the_same_gradients_and_file_names(tiny_model):
+    plain, compiled = (
+        TextEncoder.from_pretrained(str(tiny_model), pooling="mean", compile=options, **LENGTHS)
+        for options in (None, {"dynamic": True, "backend": "aot_eager"})
+    )
+    tokens = plain.tokenize(TEXTS * 3, "passage")
+    expected, got = gradients(plain, tokens, 60), gradients(compiled, tokens, 60)
+    assert len(torch._dynamo.utils.counters["stats"]) and (got - expected).norm() < 1e-4 * expected.norm()
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    with pytest.raises(InputError, match="exclude each other"):
+        TextEncoder.from_pretrained(str(tiny_model), pooling="mean", compile={}, attention="packed", **LENGTHS)

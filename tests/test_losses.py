@@ -14,6 +14,7 @@ from fractions import Fraction
 import pytest
 import torch
 from torch.autograd import gradcheck
+from torch.utils.checkpoint import checkpoint
 
 from retriever.batch import EncodedBatch, matches
 from retriever.errors import InputError
@@ -756,6 +757,31 @@ def test_a_threshold_that_is_no_share_is_an_error_with_its_value(objective, valu
 def test_weights_that_are_negative_or_both_zero_are_an_error_with_their_values(weights):
     with pytest.raises(InputError, match=f"distillation_weight is {weights[0]} .*infonce_weight {weights[1]};"):
         module(CombinedObjective, distillation_weight=weights[0], infonce_weight=weights[1])
+
+
+# --------------------------------------------------------------------------------------------------------- blocks
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("numbers", [1, 14 * 4])  # a query at a time, and blocks that are not of one size
+def test_blocks_of_queries_change_neither_loss_nor_gradients(objective, numbers, monkeypatch):
+    example = random_example(3, "normal")
+
+    def loss_and_gradients():
+        batch = encoded(example, dtype=torch.float64)
+        batch.queries.requires_grad_(), batch.passages.requires_grad_()
+        chosen = module(objective, learnable_temperature=True).double()
+        loss = chosen.objective(batch)["loss"]
+        learned = [p for part in learned_temperatures(chosen).values() for p in part.parameters()]
+        return loss, *torch.autograd.grad(loss, [batch.queries, batch.passages, *learned])
+
+    whole = loss_and_gradients()
+    calls = []
+    monkeypatch.setattr("retriever.query_blocks.BLOCK_NUMBERS", numbers)
+    monkeypatch.setattr("retriever.query_blocks.checkpoint", lambda *a, **k: calls.append(a) or checkpoint(*a, **k))
+    for got, expected in zip(loss_and_gradients(), whole, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+    assert len(calls) >= 2
 
 
 # ------------------------------------------------------------------------------------------------------ precision
