@@ -1,0 +1,126 @@
+"""Corpus encoding, exact search and nDCG@10: this project's, sentence-transformers' and beir's; and search alone."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from beir.retrieval.evaluation import EvaluateRetrieval
+from beir.retrieval.search.dense import DenseRetrievalExactSearch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+
+from callbacks.scoring import score_run
+from datamodules.caches import embed
+from datamodules.corpus import EvaluationSet, load_evaluation_set
+from experiments.benchmarks.measuring import measure
+from retriever.encoder import TextEncoder
+from retriever.errors import choose
+from retriever.search import exact_search
+
+_HITS = 1000
+
+
+def run_evaluation(job: Mapping[str, Any], encoder: TextEncoder, device: torch.device) -> dict[str, Any]:
+    """Time one evaluation of the encoder by one system, from texts to nDCG@10, without any cache.
+
+    Args:
+        job: ``system`` (ours, st or beir), ``dataset``, ``passages`` (of the corpus; null takes all), ``token_budget``,
+            ``peer_batch``.
+        encoder: with the lengths to cut at.
+        device: where to run.
+    """
+    data = load_evaluation_set(job["dataset"])
+    system = {"ours": _ours, "st": _sentence_transformers, "beir": _beir}[
+        choose("bench.evaluation.systems", job["system"], ("ours", "st", "beir"))
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        call = system(job, data, encoder.eval(), str(encoder.save(Path(folder))), device)
+        ndcg, took = measure(call, device)
+    return {
+        "seconds": took.seconds,
+        "ndcg@10": ndcg,
+        "peak_bytes": took.peak_bytes,
+        "evaluation_bytes": took.peak_bytes - took.before_bytes,
+    }
+
+
+def run_search(job: Mapping[str, Any], encoder: TextEncoder, device: torch.device) -> dict[str, Any]:
+    """Time exact search over random embeddings of the encoder's size: ``job`` has ``queries`` and ``passages``."""
+    random = np.random.default_rng(0)
+    queries, passages = (
+        random.standard_normal((job[name], encoder.dimension), dtype=np.float32) for name in ("queries", "passages")
+    )
+    _, took = measure(lambda: exact_search(queries, passages, _HITS), device)
+    return {"seconds": took.seconds, "search_bytes": took.peak_bytes - took.before_bytes}
+
+
+def _ours(job: Mapping[str, Any], data: EvaluationSet, encoder: TextEncoder, folder: str, device: torch.device):
+    def evaluate() -> float:
+        embeddings = {
+            kind: embed(encoder.tokenize(texts, kind), encoder, job["token_budget"])
+            for kind, texts in (("query", list(data.queries.values())), ("passage", data.corpus.passages.to_pylist()))
+        }
+        scores, rows = exact_search(embeddings["query"], embeddings["passage"], _HITS)
+        ids = np.array(data.corpus.ids.to_pylist(), dtype=object)
+        run = {query: dict(zip(ids[rows[i]], scores[i].tolist(), strict=True)) for i, query in enumerate(data.queries)}
+        return score_run(data.qrels, run)[0]["ndcg@10"]
+
+    return evaluate
+
+
+def _sentence_transformers(
+    job: Mapping[str, Any], data: EvaluationSet, encoder: TextEncoder, folder: str, device: torch.device
+):
+    peer = SentenceTransformer(folder, device=str(device))
+    evaluator = InformationRetrievalEvaluator(
+        data.queries,
+        dict(zip(data.corpus.ids.to_pylist(), data.corpus.passages.to_pylist(), strict=True)),
+        data.relevant(),
+        batch_size=job["peer_batch"],
+        ndcg_at_k=[10],
+        accuracy_at_k=[10],
+        precision_recall_at_k=[100],
+        map_at_k=[100],
+        mrr_at_k=[10],
+        write_csv=False,
+    )
+    return lambda: next(value for name, value in evaluator(peer).items() if name.endswith("cosine_ndcg@10"))
+
+
+def _beir(job: Mapping[str, Any], data: EvaluationSet, encoder: TextEncoder, folder: str, device: torch.device):
+    logging.getLogger("beir").setLevel(logging.ERROR)
+    search = DenseRetrievalExactSearch(
+        _BeirModel(SentenceTransformer(folder, device=str(device))), batch_size=job["peer_batch"]
+    )
+    titles, texts = data.corpus.titles.to_pylist(), data.corpus.texts.to_pylist()
+    corpus = {
+        passage: {"title": title, "text": text}
+        for passage, title, text in zip(data.corpus.ids.to_pylist(), titles, texts, strict=True)
+    }
+
+    def evaluate() -> float:
+        retriever = EvaluateRetrieval(search, k_values=[10, _HITS], score_function="cos_sim")
+        run = retriever.retrieve(corpus, data.queries)
+        return retriever.evaluate(data.qrels, run, [10])[0]["NDCG@10"]
+
+    return evaluate
+
+
+class _BeirModel:
+    """What beir's search asks of a model. (Its own SentenceBERT stands beside a vLLM model whose import may fail.)"""
+
+    def __init__(self, model: SentenceTransformer) -> None:
+        self.model = model
+
+    def encode_queries(self, queries: list[str], batch_size: int, **options: Any) -> Any:
+        return self.model.encode(queries, batch_size=batch_size, **options)
+
+    def encode_corpus(self, corpus: list[dict[str, str]], batch_size: int, **options: Any) -> Any:
+        texts = [f"{passage['title']} {passage['text']}".strip() for passage in corpus]
+        return self.model.encode(texts, batch_size=batch_size, **options)

@@ -1,0 +1,143 @@
+"""Time, peak memory and matrix-multiply rate; and running what is measured in fresh processes, in turns."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from callbacks.run_record import peak_memory
+from datamodules.files import write_json
+from retriever.errors import InputError
+
+log = logging.getLogger(__name__)
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one call took.
+
+    Attributes:
+        seconds: wall time.
+        peak_bytes: most memory that the process held during the call: on a GPU what torch allocated there, else its
+            resident set.
+        before_bytes: what it held before.
+    """
+
+    seconds: float
+    peak_bytes: int
+    before_bytes: int
+
+
+def measure(call: Callable[[], Any], device: torch.device) -> tuple[Any, Measurement]:
+    """Call once; its result and what it took."""
+    _synchronize(device)
+    before = _reset_peak(device)
+    began = time.perf_counter()
+    result = call()
+    _synchronize(device)
+    seconds = time.perf_counter() - began
+    return result, Measurement(seconds, _peak(device), before)
+
+
+def matmul_rate(
+    device: torch.device, dtype: torch.dtype = torch.float32, size: int = 2048, seconds: float = 2.0
+) -> float:
+    """FLOP/s of a product of two ``size``² matrices, the best of several for ``seconds``."""
+    if device.type == "cuda":
+        size *= 4
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best, end = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        _, took = measure(lambda: left @ right, device)
+        best = max(best, 2 * size**3 / took.seconds)
+    return best
+
+
+def run_in_turns(
+    jobs: Mapping[str, Mapping[str, Any]], repeats: int, say: str, folder: Path
+) -> dict[str, list[dict[str, Any]]]:
+    """Run each job in a fresh process, all of them in turn, ``repeats`` times over.
+
+    Args:
+        jobs: name → the job that ``experiments.benchmarks.worker`` is to do.
+        repeats: rounds.
+        say: what the log says of them.
+        folder: where each result is kept; a job that has one there, for that round, is not done again.
+
+    Returns:
+        Name → one result per round.
+    """
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in jobs}
+    for number in range(repeats):
+        for name, job in jobs.items():
+            key = hashlib.sha256(json.dumps([job, number], sort_keys=True).encode()).hexdigest()[:16]
+            path = folder / f"{job['job']}-{key}.json"
+            if not path.is_file():
+                log.info("%s, round %d of %d: %s …", say, number + 1, repeats, name)
+                write_json(path, {"job": dict(job), "round": number, "result": run_worker(job)})
+            results[name].append(json.loads(path.read_text(encoding="utf-8"))["result"])
+            log.info("%s, round %d of %d: %s took %.2f s", say, number + 1, repeats, name, results[name][-1]["seconds"])
+    return results
+
+
+def run_worker(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Do one job in a fresh process; its result.
+
+    Raises:
+        InputError: the process failed (its last words), or was killed for want of memory.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        asked, answer = Path(folder) / "job.json", Path(folder) / "result.json"
+        asked.write_text(json.dumps(dict(job)), encoding="utf-8")
+        command = [sys.executable, "-m", "experiments.benchmarks.worker", str(asked), str(answer)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode:
+            last = "\n".join(done.stdout.strip().splitlines()[-8:])
+            why = "killed, most likely for want of memory" if done.returncode < 0 else last
+            told = {key: value for key, value in job.items() if key != "encoder"}
+            raise InputError(f"The benchmark {told} failed: {why}")
+        return json.loads(answer.read_text(encoding="utf-8"))
+
+
+def medians(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Median of every number over the rounds; what is no number is taken from the first."""
+    return {
+        key: statistics.median(r[key] for r in rounds) if isinstance(value, int | float) else value
+        for key, value in rounds[0].items()
+    }
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _reset_peak(device: torch.device) -> int:
+    """Begin to count the peak anew; what is held now."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    if _CLEAR.exists():
+        _CLEAR.write_text("5", encoding="utf-8")  # Linux: the high-water mark is set back to what is held now
+    return _peak(device)
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda" or not _STATUS.exists():
+        return peak_memory(device)
+    line = next(line for line in _STATUS.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024

@@ -1,0 +1,110 @@
+"""Tables (terminal and Markdown) and plots of what a benchmark measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from rich.console import Console
+from rich.table import Column, Table
+
+from datamodules.files import atomic_path
+
+_WORDS = {"ours": "this project", "st": "sentence-transformers", "plain": "plain loop", "beir": "beir"}
+
+
+def print_and_collect(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> str:
+    """Print a table and give it as Markdown."""
+    table = Table(*(Column(name, justify="left" if i == 0 else "right") for i, name in enumerate(columns)), title=title)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    lines = [f"| {' | '.join(columns)} |", f"|{'|'.join(['---'] + ['--:'] * (len(columns) - 1))}|"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    return f"### {title}\n\n" + "\n".join(lines) + "\n"
+
+
+def step_rows(cases: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Rows of the table of training steps."""
+    rows = []
+    for case in cases:
+        for name, result in case["results"].items():
+            kind, _, loss = name.partition("_")
+            ours = case["results"].get(f"ours_{loss}")
+            rows.append(
+                [
+                    f"{case['lists']} × {case['list_length']}, {case['max_length']} tokens, {loss}",
+                    _WORDS[kind] + ("" if kind != "ours" else case["variant"]),
+                    f"{result['seconds']:.1f}",
+                    _ratio(ours, result) if kind != "ours" else "",
+                    f"{result['step_bytes'] / 2**30:.2f}",
+                    _share(result.get("rate_share")),
+                    _share(result.get("distinct_share")),
+                    _share(result.get("padding_share")),
+                    f"{result['cosine']:.7f}" if "cosine" in result else "",
+                ]
+            )
+    return rows
+
+
+STEP_COLUMNS = (
+    "step",
+    "system",
+    "seconds",
+    "ours / it",
+    "GiB of the step",
+    "share of matmul rate",
+    "distinct",
+    "padding",
+    "gradient cosine to ours",
+)
+
+
+def evaluation_rows(results: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """Rows of the table of evaluations."""
+    return [
+        [
+            _WORDS[name],
+            f"{result['seconds']:.1f}",
+            _ratio(results.get("ours"), result) if name != "ours" else "",
+            f"{result['evaluation_bytes'] / 2**30:.2f}",
+            f"{result['ndcg@10']:.5f}",
+        ]
+        for name, result in results.items()
+    ]
+
+
+EVALUATION_COLUMNS = ("system", "seconds", "ours / it", "GiB of the evaluation", "nDCG@10")
+
+
+def plot_curves(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Time and peak memory against each thing that grows, one column of panels each."""
+    figure, axes = plt.subplots(2, len(curves), figsize=(4 * len(curves), 6), squeeze=False)
+    for column, (name, points) in enumerate(curves.items()):
+        for group in dict.fromkeys(p.get("group", "") for p in points):
+            chosen = [p for p in points if p.get("group", "") == group]
+            x = [p["x"] for p in chosen]
+            axes[0][column].plot(x, [p["seconds"] for p in chosen], marker="o", label=group)
+            axes[1][column].plot(x, [p["bytes"] / 2**30 for p in chosen], marker="o", label=group)
+        for row, what in enumerate(("seconds", "GiB above what was held before")):
+            axes[row][column].set(xlabel=name, ylabel=what, xscale="log", ylim=(0, None))
+            axes[row][column].grid(alpha=0.3)
+        if any("group" in p for p in points):
+            axes[0][column].legend()
+    figure.tight_layout()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    plt.close(figure)
+
+
+def _ratio(ours: dict[str, Any] | None, other: dict[str, Any]) -> str:
+    return "" if ours is None else f"{ours['seconds'] / other['seconds']:.3f}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}%"

@@ -1,0 +1,31 @@
+"""One job of a benchmark in a process of its own: python -m experiments.benchmarks.worker JOB.json RESULT.json."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+
+from experiments.benchmarks.corpus_evaluation import run_evaluation, run_search
+from experiments.benchmarks.training_step import run_step
+
+JOBS = {"step": run_step, "evaluation": run_evaluation, "search": run_search}
+
+
+def main() -> None:
+    """Read the job, do it, write its result."""
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    torch.set_num_threads(job["threads"])
+    device = torch.device(
+        "cuda" if job["device"] == "auto" and torch.cuda.is_available() else job["device"].replace("auto", "cpu")
+    )
+    encoder = instantiate(job["encoder"]).to(device)
+    result = JOBS[job["job"]](job, encoder, device)
+    Path(sys.argv[2]).write_text(json.dumps(result), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
