@@ -206,7 +206,7 @@ class ListBatches(Dataset):
         self, lists: QueryLists, at: np.ndarray, random: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         """Passage rows [Q, K], padded with −1, and scores [Q, K], padded with 0; best first."""
-        rows = _padded(*ragged_take(lists.rows, lists.offsets, at), -1)
+        rows = _padded(*ragged_take(lists.rows, lists.offsets, at), -1).astype(np.int64)
         scores = _padded(*ragged_take(lists.scores, lists.offsets, at), 0.0)
         if self.candidates == "sample" and rows.shape[1] > self.list_length:
             priority = np.where(rows >= 0, random.random(rows.shape), 2.0)
@@ -218,7 +218,7 @@ class ListBatches(Dataset):
 
 def _labels(lists: QueryLists, at: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Labelled positives [Q, M], padded with −1; a random one of each query first."""
-    labelled = _padded(*ragged_take(lists.positive_rows, lists.positive_offsets, at), -1, at_least=1)
+    labelled = _padded(*ragged_take(lists.positive_rows, lists.positive_offsets, at), -1, at_least=1).astype(np.int64)
     priority = np.where(labelled >= 0, random.random(labelled.shape), 2.0)
     return np.take_along_axis(labelled, np.argsort(priority, axis=1), 1)
 

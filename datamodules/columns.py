@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ _MARK = "whole.json"
 
 
 class ColumnWriter:
-    """Appends blocks to the columns of a folder.
+    """Appends blocks to the columns of an empty folder.
 
     A column of numbers is the file ``<name>.<dtype>``. A ragged column has ``<name>_offsets.int64`` [N + 1] beside it.
     Strings are a ragged column of UTF-8 bytes.
@@ -26,12 +27,12 @@ class ColumnWriter:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._files: dict[str, IO[bytes]] = {}
         self._ends: dict[str, int] = {}
 
     def append(self, name: str, values: np.ndarray, lengths: np.ndarray | None = None) -> None:
         """Add numbers to a column; with ``lengths`` (integers [n]) n ragged rows, one after the other."""
-        self._file(f"{name}.{values.dtype}").write(np.ascontiguousarray(values).data)
+        with open(self.folder / f"{name}.{values.dtype}", "ab") as file:
+            file.write(np.ascontiguousarray(values).data)
         if lengths is not None:
             begin = self._ends.get(name)
             ends = (begin or 0) + np.cumsum(lengths, dtype=np.int64)
@@ -42,16 +43,6 @@ class ColumnWriter:
         """Add strings to a column."""
         lengths, data = _lengths_and_bytes(_large(strings))
         self.append(name, data, lengths)
-
-    def close(self) -> None:
-        """Write what is not written yet."""
-        for file in self._files.values():
-            file.close()
-
-    def _file(self, name: str) -> IO[bytes]:
-        if name not in self._files:
-            self._files[name] = open(self.folder / name, "wb")
-        return self._files[name]
 
 
 def cached_columns(
@@ -66,17 +57,19 @@ def cached_columns(
     Returns:
         Name → read-only memory-mapped array (``<name>_offsets`` beside a ragged one), and the facts.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
         if not (folder / _MARK).is_file():  # written last: where it is, all is
-            writer = ColumnWriter(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
             try:
-                facts = make(writer)
-            finally:
-                writer.close()
+                facts = make(ColumnWriter(folder))
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
             write_json(folder / _MARK, facts)
     facts = json.loads((folder / _MARK).read_text(encoding="utf-8"))
-    return {path.stem: _map(path) for path in folder.iterdir() if path.name not in ("lock", _MARK)}, facts
+    return {path.stem: _map(path) for path in folder.iterdir() if path.name != _MARK}, facts
 
 
 def mapped_strings(columns: dict[str, np.ndarray], name: str) -> pa.LargeStringArray:

@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from datamodules.corpus import Corpus, load_corpus
