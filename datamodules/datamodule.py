@@ -58,6 +58,7 @@ class QueryListDataModule(L.LightningDataModule):
         min_top_quantile: leave out lists whose best raw score is below this quantile of all scores of their
             file and type (the paper: 0.25); None keeps all.
         order: ``shuffle`` or ``rotate``, see :class:`~datamodules.batches.BatchSampler`.
+        gather_shared: put lists that share passages into one batch, see :class:`~datamodules.batches.BatchSampler`.
         on_bad_list: ``error`` or ``drop``.
         leak_guard: ``drop`` leaves out, ``fail`` refuses, ``off`` keeps (with a warning) lists whose query gives away
             an evaluation query.
@@ -87,6 +88,7 @@ class QueryListDataModule(L.LightningDataModule):
         normalization: str = "percentile",
         min_top_quantile: float | None = None,
         order: str = "shuffle",
+        gather_shared: bool = False,
         on_bad_list: str = "error",
         leak_guard: str = "drop",
         leak_jaccard: float = 0.6,
@@ -116,6 +118,7 @@ class QueryListDataModule(L.LightningDataModule):
         self.train_files, self.dev_files, self.dev_fraction = list(train), dev, dev_fraction
         self.batch_size, self.list_length, self.candidates = batch_size, list_length, candidates
         self.normalization, self.min_top_quantile, self.order = normalization, min_top_quantile, order
+        self.gather_shared = gather_shared
         self.on_bad_list, self.leak_guard, self.leak_jaccard = on_bad_list, leak_guard, leak_jaccard
         self.human_types, self.evaluation = tuple(human_types), tuple(evaluation)
         self.empty_passages, self.unknown_qrels = empty_passages, unknown_qrels
@@ -199,6 +202,7 @@ class QueryListDataModule(L.LightningDataModule):
             order,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
+            gather_shared=self.gather_shared,
         )
         return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=self.num_workers)
 

@@ -76,9 +76,9 @@ def count_reasons(leaks: Sequence[Leak]) -> dict[str, int]:
 def _nearest(queries: Sequence[str] | pa.Array, others: Sequence[str], jaccard: float):
     """Position, nearest of the others, token Jaccard similarity; for queries with at least ``jaccard`` to one.
 
-    Two sets of a and b words with that similarity share at least jaccard · max(a, b) words. So they share one of the
-    first a − ⌈jaccard · a⌉ + 1 of the one and of the first b − ⌈jaccard · b⌉ + 1 of the other, in any order of all
-    words. With the rarest first, few pairs do, and only those are compared.
+    Two sets of a and b words with that similarity share at least s = ⌈jaccard · max(a, b)⌉ words. So, in any order of
+    all words, the first a − ⌈jaccard · a⌉ + 2 words of the one and the first b − ⌈jaccard · b⌉ + 2 of the other share
+    two (one, where s is 1). With the rarest first, few pairs do, and only those are compared.
     """
     other_words = [set(_WORD.findall(text.lower())) for text in others]
     counts = Counter(word for words in other_words for word in words)
@@ -91,9 +91,12 @@ def _nearest(queries: Sequence[str] | pa.Array, others: Sequence[str], jaccard: 
         words = [set(_WORD.findall(text.lower())) for text in block.to_pylist()]
         left, sizes, first = _incidence(words, vocabulary, jaccard)
         pairs = (first @ right_first).tocoo()
-        shared = left[pairs.row].multiply(right[pairs.col]).sum(axis=1)
-        similarity = shared / (sizes[pairs.row] + right_sizes[pairs.col] - shared)
-        row, col, similarity = (a[similarity >= jaccard] for a in (pairs.row, pairs.col, similarity))
+        least = np.ceil(jaccard * np.maximum(sizes[pairs.row], right_sizes[pairs.col]) - 1e-9)
+        close = pairs.data >= np.minimum(least, 2)
+        row, col = pairs.row[close], pairs.col[close]
+        shared = left[row].multiply(right[col]).sum(axis=1)
+        similarity = shared / (sizes[row] + right_sizes[col] - shared)
+        row, col, similarity = (a[similarity >= jaccard] for a in (row, col, similarity))
         order = np.lexsort((col, -similarity, row))
         best = np.concatenate([[True], np.diff(row[order]) > 0]) if len(order) else np.array([], bool)
         for at in order[best]:
@@ -109,7 +112,7 @@ def _incidence(
     """
     columns = [sorted(vocabulary[w] for w in words if w in vocabulary) for words in word_sets]
     sizes, known = (np.array([len(x) for x in sets], np.int64) for sets in (word_sets, columns))
-    firsts = sizes - np.ceil(jaccard * sizes - 1e-9).astype(np.int64) + 1 - (sizes - known)
+    firsts = sizes - np.ceil(jaccard * sizes - 1e-9).astype(np.int64) + 2 - (sizes - known)
     shape = len(word_sets), len(vocabulary)
     indices = np.fromiter(chain.from_iterable(columns), np.int64, known.sum())
     indptr = np.concatenate([[0], np.cumsum(known)])
