@@ -131,7 +131,7 @@ class BatchSampler(Sampler[Draw]):
         return batches if self.order is None else [batches[i] for i in random.permutation(len(batches))]
 
     def _gathered(self, numbers: list[int], places: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
-        """An order of a corpus' places in which lists that share passages stand together."""
+        """An order of a corpus' places in which lists that share passages, as they are stored, stand together."""
         begins = np.cumsum([0, *(len(self.sources[n].lists) for n in numbers)])
         rows = np.concatenate([self.sources[n].lists.rows for n in numbers])
         lengths = np.concatenate([np.diff(self.sources[n].lists.offsets) for n in numbers])

@@ -37,9 +37,10 @@ def cached_tokens(texts: Sequence[str], encoder: TextEncoder, kind: str, cache_d
         cache_dir: the cache's folder.
 
     Returns:
-        Ids as uint16 where the vocabulary has no more than 65,536 entries, else int32.
+        Ids as uint16 where no token has a higher one than 65,535, else as int32.
     """
-    dtype = np.dtype(np.uint16 if len(encoder.tokenizer) <= 2**16 else np.int32)
+    # a vocabulary may have gaps, so its size says too little
+    dtype = np.dtype(np.uint16 if max(encoder.tokenizer.get_vocab().values()) < 2**16 else np.int32)
     digest = hashlib.sha256(f"{dtype} {_tokenizer_fingerprint(encoder, kind)}".encode())
     update_digest(digest, texts)
     folder = Path(cache_dir) / "tokens" / digest.hexdigest()[:32]
