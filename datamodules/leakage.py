@@ -15,7 +15,7 @@ from scipy.sparse import csr_array
 from datamodules.columns import string_blocks
 
 _WORD = re.compile(r"\w+")
-_BLOCK = 10_000
+_BLOCK = 2_000
 
 
 @dataclass(frozen=True)
