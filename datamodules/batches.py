@@ -17,6 +17,8 @@ from retriever.tokens import TokenizedTexts
 
 ORDERS = ("shuffle", "rotate")
 CANDIDATES = ("top", "sample")
+_MOST_BITS = 24
+_SPREADINGS = 8
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,10 @@ class BatchSampler(Sampler[Draw]):
             has none left; None keeps the files' order and every list once (for dev).
         rank: this process's number.
         world_size: number of processes.
+        gather_shared: put lists that share passages into one batch, so that fewer distinct passages are encoded; see
+            :func:`gathered`. Every list stands as often in an epoch as without, and neighbours change with the epoch.
+            A batch is no uniform draw of lists then: in-batch negatives come from the neighbourhood, so they are harder
+            and more often positives that nobody labelled, and a step's gradient leans to one region of the corpus.
     """
 
     def __init__(
@@ -72,6 +78,7 @@ class BatchSampler(Sampler[Draw]):
         order: str | None = "shuffle",
         rank: int = 0,
         world_size: int = 1,
+        gather_shared: bool = False,
     ) -> None:
         if order is not None:
             choose("data.order", order, ORDERS)
@@ -83,6 +90,7 @@ class BatchSampler(Sampler[Draw]):
         self.order = order
         self.rank = rank
         self.world_size = world_size
+        self.gather_shared = gather_shared
         self.epoch = 0
         self.done: tuple[int, int] | None = None  # (epoch, batches) that a resumed run has behind it
 
@@ -109,12 +117,37 @@ class BatchSampler(Sampler[Draw]):
             places = np.concatenate([self._places(n, random) for n in numbers])
             if self.order is not None:
                 places = random.permutation(places)
-            queues.append(np.array_split(places, -(-len(places) // self.batch_size)) if len(places) else [])
+            count = -(-len(places) // self.batch_size)
+            if self.order is not None and self.gather_shared:
+                places = places[self._gathered(numbers, places, count, random)]
+            batches = np.array_split(places, count) if count else []
+            if self.order == "rotate" and self.gather_shared:
+                batches = [batches[i] for i in random.permutation(count)]
+            queues.append(batches)
         if self.order == "rotate":
             longest = max(map(len, queues))
             return [queue[turn] for turn in range(longest) for queue in queues if turn < len(queue)]
         batches = [batch for queue in queues for batch in queue]
         return batches if self.order is None else [batches[i] for i in random.permutation(len(batches))]
+
+    def _gathered(self, numbers: list[int], places: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+        """An order of a corpus' places in which lists that share passages, as they are stored, stand together."""
+        begins = np.cumsum([0, *(len(self.sources[n].lists) for n in numbers)])
+        rows = np.concatenate([self.sources[n].lists.rows for n in numbers])
+        lengths = np.concatenate([np.diff(self.sources[n].lists.offsets) for n in numbers])
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        chosen = places[:, 1] + begins[np.searchsorted(numbers, places[:, 0])]
+        # the first of all lists, then their second passes, and so on: a batch holds no list twice
+        by_list = np.argsort(chosen, kind="stable")
+        counts = np.unique(chosen, return_counts=True)[1]
+        passes = np.empty(len(chosen), np.int64)
+        passes[by_list] = np.arange(len(chosen)) - np.repeat(np.cumsum(counts) - counts, counts)
+        order = []
+        for number in range(counts.max(initial=0)):
+            members = np.flatnonzero(passes == number)
+            parts = -(-count * len(members) // len(chosen))
+            order.append(members[gathered(*ragged_take(rows, offsets, chosen[members]), parts, random)])
+        return np.concatenate(order) if order else np.arange(0)
 
     def _places(self, number: int, random: np.random.Generator) -> np.ndarray:
         """Lists of a source in this epoch: ⌊w⌋ times each, and a random share w − ⌊w⌋ of them once more."""
@@ -137,6 +170,42 @@ class BatchSampler(Sampler[Draw]):
         for number, source in enumerate(self.sources):
             groups.setdefault(source.corpus.name, []).append(number)
         return groups
+
+
+def gathered(rows: np.ndarray, offsets: np.ndarray, parts: int, random: np.random.Generator) -> np.ndarray:
+    """An order of N lists whose consecutive parts hold few distinct passages; another for every state of ``random``.
+
+    Lists are cut into four, each part into four, and so on, down to ``parts``. For a cut every passage begins with a
+    random number; then, some times over, a list takes the mean of its passages, and a passage the mean of its lists'
+    ranks. So numbers spread to where passages are shared, and lists are cut at the quartiles of theirs.
+
+    Args:
+        rows: integers [T], the passages of all lists one after the other.
+        offsets: int64 [N + 1]; no list is empty.
+        parts: number of batches to be cut.
+        random: where the passages' first numbers come from.
+
+    Returns:
+        int64 [N], a permutation.
+    """
+    n, lengths = len(offsets) - 1, np.diff(offsets)
+    bits = min(_MOST_BITS, len(rows).bit_length() + 1)
+    order, part_of, have = np.arange(n), np.zeros(n, np.uint64), 1
+    while have < parts:
+        # a passage has a number in each part; two of them share one by chance, rarely
+        slots = np.repeat(part_of, lengths) * np.uint64(0x9E3779B97F4A7C15) + rows.astype(np.uint64)
+        slots = (slots * np.uint64(0xBF58476D1CE4E5B9) >> np.uint64(64 - bits)).astype(np.int32)
+        value = random.random(1 << bits, np.float32)
+        times = np.maximum(np.bincount(slots, minlength=len(value)), 1)
+        rank = np.empty(n, np.float32)
+        for _ in range(_SPREADINGS):
+            mean = np.add.reduceat(value[slots], offsets[:-1]) / lengths
+            order = np.lexsort((mean, part_of))
+            rank[order] = np.arange(n) / n
+            value = (np.bincount(slots, np.repeat(rank, lengths), len(value)) / times).astype(np.float32)
+        have = min(4 * have, parts)
+        part_of[order] = np.arange(n) * have // n
+    return order
 
 
 class ListBatches(Dataset):
@@ -206,7 +275,7 @@ class ListBatches(Dataset):
         self, lists: QueryLists, at: np.ndarray, random: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         """Passage rows [Q, K], padded with −1, and scores [Q, K], padded with 0; best first."""
-        rows = _padded(*ragged_take(lists.rows, lists.offsets, at), -1)
+        rows = _padded(*ragged_take(lists.rows, lists.offsets, at), -1).astype(np.int64)
         scores = _padded(*ragged_take(lists.scores, lists.offsets, at), 0.0)
         if self.candidates == "sample" and rows.shape[1] > self.list_length:
             priority = np.where(rows >= 0, random.random(rows.shape), 2.0)
@@ -218,7 +287,7 @@ class ListBatches(Dataset):
 
 def _labels(lists: QueryLists, at: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Labelled positives [Q, M], padded with −1; a random one of each query first."""
-    labelled = _padded(*ragged_take(lists.positive_rows, lists.positive_offsets, at), -1, at_least=1)
+    labelled = _padded(*ragged_take(lists.positive_rows, lists.positive_offsets, at), -1, at_least=1).astype(np.int64)
     priority = np.where(labelled >= 0, random.random(labelled.shape), 2.0)
     return np.take_along_axis(labelled, np.argsort(priority, axis=1), 1)
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
+from datamodules.columns import update_digest
 from datamodules.files import atomic_path
 from datamodules.progress import progress_bar
 from retriever.encoder import TextEncoder
@@ -22,50 +25,75 @@ _EMBEDDING_BLOCK = 2_048
 
 
 def cached_tokens(texts: Sequence[str], encoder: TextEncoder, kind: str, cache_dir: str | Path) -> TokenizedTexts:
-    """Tokenise once per (texts, tokenizer, prompt, maximum length); afterwards a memory-mapped file.
+    """Tokenise once per (texts, tokenizer, prompt, maximum length); afterwards memory-mapped files.
+
+    Tokenises in blocks that any process takes which nobody else has taken, so ranks share the work. Each finished block
+    is kept, so that a killed run goes on where it stopped.
 
     Args:
         texts: N texts (a list, or an Arrow string array).
         encoder: whose tokenizer and specification are used.
         kind: ``query`` or ``passage``.
         cache_dir: the cache's folder.
+
+    Returns:
+        Ids as uint16 where no token has a higher one than 65,535, else as int32.
     """
-    digest = hashlib.sha256(_tokenizer_fingerprint(encoder, kind).encode())
-    for start in range(0, len(texts), _TEXT_BLOCK):
-        for text in _strings(texts[start : start + _TEXT_BLOCK]):
-            digest.update(hashlib.sha256(text.encode()).digest())
+    # a vocabulary may have gaps, so its size says too little
+    dtype = np.dtype(np.uint16 if max(encoder.tokenizer.get_vocab().values()) < 2**16 else np.int32)
+    digest = hashlib.sha256(f"{dtype} {_tokenizer_fingerprint(encoder, kind)}".encode())
+    update_digest(digest, texts)
     folder = Path(cache_dir) / "tokens" / digest.hexdigest()[:32]
-    return _load_or_make(folder, lambda: _tokenize(texts, encoder, kind, folder))
+    if not _is_whole(folder, dtype):
+        _tokenize_blocks(texts, encoder, kind, folder, dtype)
+        with FileLock(folder / "lock"):
+            if not _is_whole(folder, dtype):
+                _merge_tokens(folder, -(-len(texts) // _TEXT_BLOCK), dtype)
+    offsets = np.load(folder / "offsets.npy", mmap_mode="r")
+    return TokenizedTexts(np.memmap(folder / "ids.bin", dtype, "r") if offsets[-1] else np.zeros(0, dtype), offsets)
 
 
-def _tokenize(texts: Sequence[str], encoder: TextEncoder, kind: str, folder: Path) -> TokenizedTexts:
-    lengths = []
-    with (
-        atomic_path(folder / "ids.bin") as temporary,
-        open(temporary, "wb") as file,
-        progress_bar(f"tokenise {kind} texts", len(texts), "texts") as advance,
-    ):
-        for start in range(0, len(texts), _TEXT_BLOCK):
-            tokens = encoder.tokenize(_strings(texts[start : start + _TEXT_BLOCK]), kind)
-            file.write(tokens.ids.astype(np.int32).tobytes())
-            lengths.append(tokens.lengths)
-            advance(len(tokens))
-    with atomic_path(folder / "offsets.npy") as temporary, open(temporary, "wb") as file:
-        np.save(file, np.concatenate([[0], np.cumsum(np.concatenate(lengths or [[]]))]).astype(np.int64))
-    return _open_tokens(folder)
-
-
-def _load_or_make(folder: Path, make: Callable[[], TokenizedTexts]) -> TokenizedTexts:
+def _tokenize_blocks(texts: Sequence[str], encoder: TextEncoder, kind: str, folder: Path, dtype: np.dtype) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):
-        # the offsets are written last: where they are, all is
-        return _open_tokens(folder) if (folder / "offsets.npy").is_file() else make()
+    left = list(range(-(-len(texts) // _TEXT_BLOCK)))
+    with progress_bar(f"tokenise {kind} texts", len(texts), "texts") as advance:
+        for patience in (0, -1):  # first what nobody has taken; then wait for the others, and do what a dead one left
+            for number in left.copy():
+                block = texts[number * _TEXT_BLOCK : (number + 1) * _TEXT_BLOCK]
+                with suppress(Timeout), FileLock(folder / f"{number:06d}.lock", timeout=patience):
+                    if not (_token_block(folder, number).is_file() or _is_whole(folder, dtype)):
+                        tokens = encoder.tokenize(_strings(block), kind)
+                        with atomic_path(_token_block(folder, number)) as temporary, open(temporary, "wb") as file:
+                            np.save(file, tokens.lengths)
+                            np.save(file, tokens.ids)
+                    left.remove(number)
+                    advance(len(block))
 
 
-def _open_tokens(folder: Path) -> TokenizedTexts:
-    offsets = np.load(folder / "offsets.npy")
-    ids = np.memmap(folder / "ids.bin", np.int32, "r") if offsets[-1] else np.zeros(0, np.int32)
-    return TokenizedTexts(ids, offsets)
+def _merge_tokens(folder: Path, blocks: int, dtype: np.dtype) -> None:
+    lengths = [np.zeros(1, np.int64)]
+    with atomic_path(folder / "ids.bin") as temporary, open(temporary, "wb") as merged:
+        for number in range(blocks):
+            with open(_token_block(folder, number), "rb") as file:
+                lengths.append(np.load(file))
+                merged.write(np.load(file).astype(dtype).data)
+    with atomic_path(folder / "offsets.npy") as temporary, open(temporary, "wb") as file:
+        np.save(file, np.cumsum(np.concatenate(lengths)))
+    shutil.rmtree(folder / "blocks", ignore_errors=True)
+    for lock in folder.glob("*[0-9].lock"):
+        lock.unlink()
+
+
+def _is_whole(folder: Path, dtype: np.dtype) -> bool:
+    """Whether the offsets are there, which are written last, and all the ids that they speak of."""
+    ids, offsets = folder / "ids.bin", folder / "offsets.npy"
+    if not (ids.is_file() and offsets.is_file()):
+        return False
+    return ids.stat().st_size == np.load(offsets, mmap_mode="r")[-1] * dtype.itemsize
+
+
+def _token_block(folder: Path, number: int) -> Path:
+    return folder / "blocks" / f"{number:06d}.npy"
 
 
 def cached_embeddings(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,9 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from datamodules.columns import ColumnWriter, cached_columns, mapped_strings, update_digest
 from datamodules.files import json_lines, lines
+from datamodules.string_index import StringIndex, string_hashes
 from retriever.errors import InputError, choose
+from retriever.packaged_weights import file_sha256
 
+_BLOCK = 10_000
 SHIPPED = Path(__file__).parent / "data"
 _BEIR_ADDRESS = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/{}.zip"
 BEIR_NAMES = [
@@ -43,12 +49,14 @@ class Corpus:
         ids: string array [N].
         titles: string array [N], empty strings where there is none.
         texts: string array [N], the passage without its title.
+        mapped_passages: string array [N] of :attr:`passages` where they are memory-mapped, else None.
     """
 
     name: str
     ids: pa.Array
     titles: pa.Array
     texts: pa.Array
+    mapped_passages: pa.Array | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -56,12 +64,22 @@ class Corpus:
     @cached_property
     def passages(self) -> pa.Array:
         """What an encoder or BM25 reads: title, a space, text [N]."""
-        return pc.utf8_trim_whitespace(pc.binary_join_element_wise(self.titles, self.texts, " "))
+        return _joined(self.titles, self.texts) if self.mapped_passages is None else self.mapped_passages
+
+    @cached_property
+    def ids_sha256(self) -> str:
+        """Hash of the ids in their order: what rows of this corpus mean."""
+        digest = hashlib.sha256()
+        update_digest(digest, self.ids)
+        return digest.hexdigest()
+
+    @cached_property
+    def _index(self) -> StringIndex:
+        return StringIndex(self.ids)
 
     def rows(self, passage_ids: pa.Array | list[str]) -> np.ndarray:
-        """Rows of passages, int64; −1 for an unknown id."""
-        found = pc.index_in(pa.array(passage_ids, pa.string()), value_set=self.ids)
-        return pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+        """Rows of passages, int64; −1 for an unknown id. The first call makes an index of 16 bytes a passage."""
+        return self._index.find_all(passage_ids)
 
 
 @dataclass(frozen=True)
@@ -123,13 +141,20 @@ def find_file(path: str | Path) -> Path:
     raise InputError(f"{path}: no such file, and none of the shipped ones ({', '.join(shipped) or 'none'}).")
 
 
-def load_corpus(folder: str | Path, name: str | None = None, empty_passages: str = "error") -> Corpus:
+def load_corpus(
+    folder: str | Path,
+    name: str | None = None,
+    empty_passages: str = "error",
+    cache_dir: str | Path | None = None,
+) -> Corpus:
     """Read ``corpus.jsonl`` or ``corpus.jsonl.gz``: ``_id``, ``title`` (may be missing) and ``text``.
 
     Args:
         folder: BEIR-layout folder.
         name: the corpus's name; None takes the folder's.
         empty_passages: ``error``, or ``keep`` to let passages without title and text stand.
+        cache_dir: where a memory-mapped copy is kept, by the file's content: it is made once, and takes no memory
+            afterwards. None reads the corpus into memory.
 
     Raises:
         InputError: with file and line, for a line that is not JSON, has no id, repeats an id, or holds no text.
@@ -137,9 +162,37 @@ def load_corpus(folder: str | Path, name: str | None = None, empty_passages: str
     choose("empty_passages", empty_passages, ("error", "keep"))
     folder = Path(folder)
     path = _either(folder, "corpus.jsonl")
-    ids, titles, texts, seen = [], [], [], {}
+    if cache_dir is None:
+        blocks = list(_passage_blocks(path, empty_passages, {}))
+        columns = (pa.array([value for block in blocks for value in block[i]], pa.string()) for i in range(3))
+        return Corpus(name or folder.name, *columns)
+    copy = Path(cache_dir) / "corpora" / f"{file_sha256(path)[:32]}-{empty_passages}"
+    columns, _ = cached_columns(copy, lambda writer: _write_corpus(path, empty_passages, writer))
+    return Corpus(name or folder.name, *(mapped_strings(columns, n) for n in ("ids", "titles", "texts", "passages")))
+
+
+def _write_corpus(path: Path, empty_passages: str, writer: ColumnWriter) -> dict[str, int]:
+    hashes = []
+    for ids, titles, texts in _passage_blocks(path, empty_passages, None):
+        for name, column in {"ids": ids, "titles": titles, "texts": texts}.items():
+            writer.append_strings(name, column)
+        writer.append_strings("passages", _joined(*(pa.array(c, pa.string()) for c in (titles, texts))))
+        hashes.append(string_hashes(ids))
+    hashes = np.concatenate(hashes)
+    if len(np.unique(hashes)) < len(hashes):
+        for _ in _passage_blocks(path, empty_passages, {}):  # says which id stands where
+            pass
+    return {"passages": len(hashes)}
+
+
+def _passage_blocks(
+    path: Path, empty_passages: str, seen: dict[str, int] | None
+) -> Iterator[tuple[list[str], list[str], list[str]]]:
+    """Ids, titles and texts, checked. ``seen`` (a line for every id) takes memory; None lets ids repeat."""
+    block: tuple[list[str], list[str], list[str]] = ([], [], [])
+    number = None
     for number, record in json_lines(path):
-        passage_id = _id(path, number, record, seen)
+        passage_id = _id(path, number, record, {} if seen is None else seen)
         title, text = record.get("title") or "", record.get("text") or ""
         if not isinstance(title, str) or not isinstance(text, str):
             raise InputError(f"{path}:{number}: title and text of passage {passage_id!r} must be strings.")
@@ -148,12 +201,19 @@ def load_corpus(folder: str | Path, name: str | None = None, empty_passages: str
                 f"{path}:{number}: passage {passage_id!r} has neither title nor text. Remove it, or let it stand "
                 "with data.empty_passages=keep."
             )
-        ids.append(passage_id)
-        titles.append(title)
-        texts.append(text)
-    if not ids:
+        for column, value in zip(block, (passage_id, title, text), strict=True):
+            column.append(value)
+        if len(block[0]) == _BLOCK:
+            yield block
+            block = ([], [], [])
+    if number is None:
         raise InputError(f"{path}: no passage in it.")
-    return Corpus(name or folder.name, *(pa.array(column, pa.string()) for column in (ids, titles, texts)))
+    if block[0]:
+        yield block
+
+
+def _joined(titles: pa.Array, texts: pa.Array) -> pa.Array:
+    return pc.utf8_trim_whitespace(pc.binary_join_element_wise(titles, texts, pa.scalar(" ", titles.type)))
 
 
 def load_queries(folder: str | Path) -> dict[str, str]:
@@ -210,6 +270,7 @@ def load_evaluation_set(
     unknown_qrels: str = "error",
     empty_passages: str = "error",
     corpus: Corpus | None = None,
+    cache_dir: str | Path | None = None,
 ) -> EvaluationSet:
     """Load corpus, queries and one split's qrels, and check that they belong together.
 
@@ -223,13 +284,14 @@ def load_evaluation_set(
             queries.
         empty_passages: as for :func:`load_corpus`.
         corpus: the corpus, if it is loaded already.
+        cache_dir: as for :func:`load_corpus`.
 
     Raises:
         InputError: with file and line.
     """
     choose("unknown_qrels", unknown_qrels, ("error", "keep"))
     folder = find_dataset(path, data_dir)
-    corpus = corpus or load_corpus(folder, empty_passages=empty_passages)
+    corpus = corpus or load_corpus(folder, empty_passages=empty_passages, cache_dir=cache_dir)
     queries = load_queries(folder)
     qrels_path, judged = load_qrels(folder, split)
     if unknown_qrels == "error":

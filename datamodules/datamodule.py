@@ -9,6 +9,8 @@ from pathlib import Path
 
 import lightning as L
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from torch.utils.data import DataLoader
 
 from datamodules.batches import BatchSampler, ListBatches, ListSource
@@ -17,7 +19,7 @@ from datamodules.corpus import Corpus, find_dataset, find_file, load_corpus, loa
 from datamodules.leakage import count_reasons, find_leaks
 from datamodules.normalization import confident, normalize_scores
 from datamodules.query_lists import QueryLists, open_query_lists
-from datamodules.splits import in_dev
+from datamodules.splits import rows_in_dev
 from retriever.encoder import TextEncoder
 from retriever.errors import InputError, choose, require_positive
 from retriever.tokens import TokenizedTexts
@@ -56,6 +58,7 @@ class QueryListDataModule(L.LightningDataModule):
         min_top_quantile: leave out lists whose best raw score is below this quantile of all scores of their
             file and type (the paper: 0.25); None keeps all.
         order: ``shuffle`` or ``rotate``, see :class:`~datamodules.batches.BatchSampler`.
+        gather_shared: put lists that share passages into one batch, see :class:`~datamodules.batches.BatchSampler`.
         on_bad_list: ``error`` or ``drop``.
         leak_guard: ``drop`` leaves out, ``fail`` refuses, ``off`` keeps (with a warning) lists whose query gives away
             an evaluation query.
@@ -65,7 +68,7 @@ class QueryListDataModule(L.LightningDataModule):
         evaluation: the evaluation sets to guard: mappings with ``path`` and ``split``.
         empty_passages: ``error`` or ``keep``.
         unknown_qrels: ``error`` or ``keep``, for the guarded sets.
-        cache_dir: where token ids, embeddings and memory-mapped lists are kept.
+        cache_dir: where token ids, embeddings and memory-mapped corpora and lists are kept.
         data_dir: where downloaded data sets lie.
         token_budget: tokens of a micro-batch where passages are encoded once.
         num_workers: of the data loaders; making a batch is cheap, so 0 does on a laptop.
@@ -85,6 +88,7 @@ class QueryListDataModule(L.LightningDataModule):
         normalization: str = "percentile",
         min_top_quantile: float | None = None,
         order: str = "shuffle",
+        gather_shared: bool = False,
         on_bad_list: str = "error",
         leak_guard: str = "drop",
         leak_jaccard: float = 0.6,
@@ -114,6 +118,7 @@ class QueryListDataModule(L.LightningDataModule):
         self.train_files, self.dev_files, self.dev_fraction = list(train), dev, dev_fraction
         self.batch_size, self.list_length, self.candidates = batch_size, list_length, candidates
         self.normalization, self.min_top_quantile, self.order = normalization, min_top_quantile, order
+        self.gather_shared = gather_shared
         self.on_bad_list, self.leak_guard, self.leak_jaccard = on_bad_list, leak_guard, leak_jaccard
         self.human_types, self.evaluation = tuple(human_types), tuple(evaluation)
         self.empty_passages, self.unknown_qrels = empty_passages, unknown_qrels
@@ -132,7 +137,10 @@ class QueryListDataModule(L.LightningDataModule):
             return
         train = [self._open(spec) for spec in self.train_files]
         if self.dev_files is None:
-            masks = [in_dev(_positive_ids(lists, corpus), self.dev_fraction) for _, corpus, lists in train]
+            masks = [
+                rows_in_dev(lists.positive_rows, lists.positive_offsets, corpus.ids, self.dev_fraction)
+                for _, corpus, lists in train
+            ]
             dev = [(s, c, lists.select(m)) for (s, c, lists), m in zip(train, masks, strict=True) if m.any()]
             train = [(s, c, lists.select(~m)) for (s, c, lists), m in zip(train, masks, strict=True) if not m.all()]
         else:
@@ -194,6 +202,7 @@ class QueryListDataModule(L.LightningDataModule):
             order,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
+            gather_shared=self.gather_shared,
         )
         return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=self.num_workers)
 
@@ -219,7 +228,9 @@ class QueryListDataModule(L.LightningDataModule):
 
     def _corpus(self, path: str) -> Corpus:
         if path not in self._corpora:
-            corpus = load_corpus(find_dataset(path, self.data_dir), empty_passages=self.empty_passages)
+            corpus = load_corpus(
+                find_dataset(path, self.data_dir), empty_passages=self.empty_passages, cache_dir=self.cache_dir
+            )
             twin = [p for p, other in self._corpora.items() if other.name == corpus.name]
             if twin:
                 raise InputError(f"Two corpora are named {corpus.name!r}: {twin[0]} and {path}. Rename one folder.")
@@ -245,28 +256,35 @@ class QueryListDataModule(L.LightningDataModule):
             dev = [self._without_leaks(*part, against) for part in dev]
         for _, corpus, lists in dev:
             queries = dict(zip(lists.query_ids.to_pylist(), lists.queries.to_pylist(), strict=True))
-            ids = zip(queries, _positive_ids(lists, corpus), self._human(lists), strict=True)
-            against = _Guarded("the dev lists", corpus.name, queries, {q: p for q, p, human in ids if human})
+            human = lists.select(self._human(lists))
+            relevant = dict(zip(human.query_ids.to_pylist(), _positive_ids(human, corpus), strict=True))
+            against = _Guarded("the dev lists", corpus.name, queries, relevant)
             train = [self._without_leaks(*part, against) for part in train]
         return train, dev
 
     def _human(self, lists: QueryLists) -> np.ndarray:
-        return np.isin(lists.query_types.to_numpy(zero_copy_only=False), self.human_types)
+        human = pa.array(self.human_types, lists.query_types.type)
+        return pc.is_in(lists.query_types, value_set=human).to_numpy(zero_copy_only=False)
 
     def _without_leaks(
         self, spec: Mapping, corpus: Corpus, lists: QueryLists, against: _Guarded
     ) -> tuple[Mapping, Corpus, QueryLists]:
-        # passage ids mean the same passage within one corpus alone
-        shared = self._human(lists) & (corpus.name == against.corpus)
-        judged = [ids if s else () for ids, s in zip(_positive_ids(lists, corpus), shared, strict=True)]
-        texts = lists.queries.to_pylist()
-        leaks = find_leaks(texts, judged, against.queries, against.relevant, self.leak_jaccard)
+        judged: list[Collection[str]] = [()] * len(lists)
+        if corpus.name == against.corpus:  # passage ids mean the same passage within one corpus alone
+            relevant = corpus.rows(sorted(set().union(*against.relevant.values())))
+            number = np.repeat(np.arange(len(lists)), np.diff(lists.positive_offsets))
+            sharing = np.bincount(number, np.isin(lists.positive_rows, relevant), len(lists)) > 0
+            concerned = np.flatnonzero(sharing & self._human(lists))
+            for position, ids in zip(concerned, _positive_ids(lists.select(concerned), corpus), strict=True):
+                judged[position] = ids
+        leaks = find_leaks(lists.queries, judged, against.queries, against.relevant, self.leak_jaccard)
         if not leaks:
             return spec, corpus, lists
         first = leaks[0]
         if self.leak_guard == "fail":
             raise InputError(
-                f"{lists.source}:{lists.line[first.position]}: {texts[first.position]!r} {first.reason} the query "
+                f"{lists.source}:{lists.line[first.position]}: {lists.queries[first.position].as_py()!r} "
+                f"{first.reason} the query "
                 f"{first.evaluation_query!r} of {against.name} ({len(leaks)} lists like this). Remove them, or set "
                 "data.leak_guard=drop."
             )
@@ -323,9 +341,11 @@ class QueryListDataModule(L.LightningDataModule):
 
 def _by_type(lists: QueryLists) -> tuple[np.ndarray, np.ndarray]:
     """The query types, and each list's as a number into them."""
-    return np.unique(lists.query_types.to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
+    encoded = lists.query_types.dictionary_encode()
+    types, place = np.unique(encoded.dictionary.to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
+    return types, place[encoded.indices.to_numpy()]
 
 
 def _positive_ids(lists: QueryLists, corpus: Corpus) -> list[list[str]]:
-    ids = corpus.ids.take(lists.positive_rows).to_pylist()
+    ids = corpus.ids.take(pa.array(lists.positive_rows)).to_pylist()
     return [ids[a:b] for a, b in zip(lists.positive_offsets[:-1], lists.positive_offsets[1:], strict=True)]

@@ -6,12 +6,16 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
+import pyarrow as pa
 from scipy.sparse import csr_array
 
+from datamodules.columns import string_blocks
+
 _WORD = re.compile(r"\w+")
-_BLOCK = 10_000
+_BLOCK = 2_000
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Leak:
 
 
 def find_leaks(
-    queries: Sequence[str],
+    queries: Sequence[str] | pa.Array,
     positive_ids: Sequence[Collection[str]] | None,
     evaluation_queries: Mapping[str, str],
     evaluation_relevant: Mapping[str, Collection[str]],
@@ -41,7 +45,7 @@ def find_leaks(
     """Find training queries that share a relevant passage with, or nearly equal, an evaluation query.
 
     Args:
-        queries: N training queries.
+        queries: N training queries (a list, or an Arrow string array).
         positive_ids: N collections of labelled positives; an empty one skips the shared-passage rule for that query
             (a synthetic query may share its source with an evaluation query); None skips it for all.
         evaluation_queries: id → text.
@@ -55,12 +59,11 @@ def find_leaks(
     leaks: dict[int, Leak] = {}
     owner = {p: q for q, passages in evaluation_relevant.items() for p in passages}
     for position, ids in enumerate(positive_ids or ()):
-        shared = sorted(p for p in ids if p in owner)
-        if shared:
+        if ids and (shared := sorted(p for p in ids if p in owner)):
             leaks[position] = Leak(position, "shares a relevant passage with", owner[shared[0]], 1.0)
     names = list(evaluation_queries)
-    for position, nearest, similarity in _nearest(queries, [evaluation_queries[n] for n in names]):
-        if similarity >= jaccard and position not in leaks:
+    for position, nearest, similarity in _nearest(queries, [evaluation_queries[n] for n in names], jaccard):
+        if position not in leaks:
             leaks[position] = Leak(position, "is nearly equal to", names[nearest], similarity)
     return [leaks[position] for position in sorted(leaks)]
 
@@ -70,25 +73,50 @@ def count_reasons(leaks: Sequence[Leak]) -> dict[str, int]:
     return dict(Counter(leak.reason for leak in leaks))
 
 
-def _nearest(queries: Sequence[str], others: Sequence[str]):
-    """Position, nearest of the others, token Jaccard similarity; for queries that share a word with one."""
+def _nearest(queries: Sequence[str] | pa.Array, others: Sequence[str], jaccard: float):
+    """Position, nearest of the others, token Jaccard similarity; for queries with at least ``jaccard`` to one.
+
+    Two sets of a and b words with that similarity share at least s = ⌈jaccard · max(a, b)⌉ words. So, in any order of
+    all words, the first a − ⌈jaccard · a⌉ + 2 words of the one and the first b − ⌈jaccard · b⌉ + 2 of the other share
+    two (one, where s is 1). With the rarest first, few pairs do, and only those are compared.
+    """
     other_words = [set(_WORD.findall(text.lower())) for text in others]
-    vocabulary = {w: i for i, w in enumerate(sorted(set().union(*other_words)))} if other_words else {}
-    right = _incidence(other_words, vocabulary).T.tocsc()
-    right_sizes = np.array([len(w) for w in other_words])
-    for start in range(0, len(queries), _BLOCK):
-        words = [set(_WORD.findall(text.lower())) for text in queries[start : start + _BLOCK]]
-        shared = (_incidence(words, vocabulary) @ right).tocoo()
-        sizes = np.array([len(w) for w in words])
-        similarity = shared.data / (sizes[shared.row] + right_sizes[shared.col] - shared.data)
-        order = np.lexsort((shared.col, -similarity, shared.row))
-        first = np.concatenate([[True], np.diff(shared.row[order]) > 0]) if len(order) else np.array([], bool)
-        for at in order[first]:
-            yield start + int(shared.row[at]), int(shared.col[at]), float(similarity[at])
+    counts = Counter(word for words in other_words for word in words)
+    vocabulary = {w: i for i, w in enumerate(sorted(counts, key=lambda w: (counts[w], w)))}
+    if not vocabulary or jaccard > 1:
+        return
+    right, right_sizes, right_first = _incidence(other_words, vocabulary, jaccard)
+    right_first = right_first.T.tocsr()
+    for number, block in enumerate(string_blocks(queries, _BLOCK)):
+        words = [set(_WORD.findall(text.lower())) for text in block.to_pylist()]
+        left, sizes, first = _incidence(words, vocabulary, jaccard)
+        pairs = (first @ right_first).tocoo()
+        least = np.ceil(jaccard * np.maximum(sizes[pairs.row], right_sizes[pairs.col]) - 1e-9)
+        close = pairs.data >= np.minimum(least, 2)
+        row, col = pairs.row[close], pairs.col[close]
+        shared = left[row].multiply(right[col]).sum(axis=1)
+        similarity = shared / (sizes[row] + right_sizes[col] - shared)
+        row, col, similarity = (a[similarity >= jaccard] for a in (row, col, similarity))
+        order = np.lexsort((col, -similarity, row))
+        best = np.concatenate([[True], np.diff(row[order]) > 0]) if len(order) else np.array([], bool)
+        for at in order[best]:
+            yield number * _BLOCK + int(row[at]), int(col[at]), float(similarity[at])
 
 
-def _incidence(word_sets: Sequence[set[str]], vocabulary: Mapping[str, int]) -> csr_array:
-    columns = [[vocabulary[w] for w in words if w in vocabulary] for words in word_sets]
-    indptr = np.concatenate([[0], np.cumsum([len(c) for c in columns])]).astype(np.int64)
-    indices = np.array([c for row in columns for c in row], dtype=np.int64)
-    return csr_array((np.ones(len(indices)), indices, indptr), shape=(len(word_sets), max(1, len(vocabulary))))
+def _incidence(
+    word_sets: Sequence[set[str]], vocabulary: Mapping[str, int], jaccard: float
+) -> tuple[csr_array, np.ndarray, csr_array]:
+    """Which set holds which word [n, V], the sizes [n], and the same of each set's first words alone [n, V].
+
+    Words outside of the vocabulary count as the rarest.
+    """
+    columns = [sorted(vocabulary[w] for w in words if w in vocabulary) for words in word_sets]
+    sizes, known = (np.array([len(x) for x in sets], np.int64) for sets in (word_sets, columns))
+    firsts = sizes - np.ceil(jaccard * sizes - 1e-9).astype(np.int64) + 2 - (sizes - known)
+    shape = len(word_sets), len(vocabulary)
+    indices = np.fromiter(chain.from_iterable(columns), np.int64, known.sum())
+    indptr = np.concatenate([[0], np.cumsum(known)])
+    whole = csr_array((np.ones(len(indices)), indices, indptr), shape=shape)
+    inside = np.arange(len(indices)) - np.repeat(indptr[:-1], known) < np.repeat(firsts, known)
+    ends = np.concatenate([[0], np.cumsum(np.clip(firsts, 0, known))])
+    return whole, sizes, csr_array((np.ones(inside.sum()), indices[inside], ends), shape=shape)

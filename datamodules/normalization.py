@@ -7,6 +7,7 @@ import numpy as np
 from retriever.errors import choose
 
 NORMALIZATIONS = ("percentile", "list_minmax", "none")
+_BLOCK = 100_000
 
 
 def normalize_scores(scores: np.ndarray, offsets: np.ndarray, groups: np.ndarray, method: str) -> np.ndarray:
@@ -25,23 +26,34 @@ def normalize_scores(scores: np.ndarray, offsets: np.ndarray, groups: np.ndarray
     choose("data.normalization", method, NORMALIZATIONS)
     if method == "none":
         return scores
-    number = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     if method == "list_minmax":
-        low, high = np.minimum.reduceat(scores, offsets[:-1])[number], np.maximum.reduceat(scores, offsets[:-1])[number]
+        low, high = np.minimum.reduceat(scores, offsets[:-1]), np.maximum.reduceat(scores, offsets[:-1])
     else:
-        low, high = np.empty_like(scores), np.empty_like(scores)
+        low, high = np.empty((2, len(groups)), scores.dtype)
         for group in np.unique(groups):
-            inside = groups[number] == group
-            low[inside], high[inside] = np.percentile(scores[inside].astype(np.float64), [1, 99])
+            values = _scores_of(scores, offsets, groups == group)
+            low[groups == group], high[groups == group] = np.percentile(values, [1, 99], overwrite_input=True)
     spread = np.where(high > low, high - low, 1.0)
-    return np.clip((scores - low) / spread, 0.0, 1.0).astype(np.float32)
+    normalized = np.empty(len(scores), np.float32)
+    for begin in range(0, len(groups), _BLOCK):  # one bound per score takes more memory than the scores
+        part = slice(begin, begin + _BLOCK)
+        ends = offsets[begin : begin + _BLOCK + 1]
+        inside, lengths = slice(ends[0], ends[-1]), np.diff(ends)
+        relative = (scores[inside] - np.repeat(low[part], lengths)) / np.repeat(spread[part], lengths)
+        normalized[inside] = np.clip(relative, 0.0, 1.0)
+    return normalized
 
 
 def confident(scores: np.ndarray, offsets: np.ndarray, groups: np.ndarray, quantile: float) -> np.ndarray:
     """Lists whose best score is not below a quantile of all scores of their group (the paper: 0.25), bool [N]."""
     best = np.maximum.reduceat(scores, offsets[:-1])
-    number = np.repeat(np.arange(len(best)), np.diff(offsets))
     floor = np.empty(len(best))
     for group in np.unique(groups):
-        floor[groups == group] = np.quantile(scores[groups[number] == group].astype(np.float64), quantile)
+        values = _scores_of(scores, offsets, groups == group)
+        floor[groups == group] = np.quantile(values, quantile, overwrite_input=True)
     return best >= floor
+
+
+def _scores_of(scores: np.ndarray, offsets: np.ndarray, lists: np.ndarray) -> np.ndarray:
+    """The scores of some lists (bool [N]) as a copy in float64."""
+    return scores[np.repeat(lists, np.diff(offsets))].astype(np.float64)

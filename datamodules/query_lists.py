@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -12,12 +13,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.ipc
 import pyarrow.parquet as pq
-from filelock import FileLock
 
+from datamodules.columns import ColumnWriter, cached_columns, mapped_strings
 from datamodules.corpus import Corpus
 from datamodules.files import atomic_path, json_lines
+from datamodules.string_index import string_hashes
 from retriever.errors import InputError, choose
 from retriever.packaged_weights import file_sha256
 
@@ -34,6 +35,8 @@ SCHEMA = pa.schema(
 )
 _METADATA_KEY = b"query_lists"
 _BLOCK = 10_000
+_TAKEN = 100_000
+_STRINGS = ("query_ids", "queries", "query_types")
 
 
 @dataclass(frozen=True)
@@ -63,25 +66,27 @@ class QueryList:
 class QueryLists:
     """N lists of one corpus as columns; passages as rows of the corpus, each list best first by the teacher.
 
+    Opened lists are memory-mapped, selected ones are in memory.
+
     Attributes:
         source: the file, for messages.
         line: int64 [N], line (or Parquet row) of each list in it, from 1.
-        query_ids: string array [N] (memory-mapped, as the next two, until lists are selected).
+        query_ids: string array [N].
         queries: string array [N].
         query_types: string array [N].
-        rows: int64 [T], the candidates of all lists one after the other.
+        rows: int32 [T] (int64 where the corpus is too large), the candidates of all lists one after the other.
         scores: float32 [T], their raw teacher scores.
         offsets: int64 [N + 1], where each list begins.
-        positive_rows: int64 [T'], the labelled positives of all lists.
+        positive_rows: as ``rows`` [T'], the labelled positives of all lists.
         positive_offsets: int64 [N + 1].
         metadata: what the file says of the teacher.
     """
 
     source: Path
     line: np.ndarray
-    query_ids: pa.ChunkedArray
-    queries: pa.ChunkedArray
-    query_types: pa.ChunkedArray
+    query_ids: pa.Array
+    queries: pa.Array
+    query_types: pa.Array
     rows: np.ndarray
     scores: np.ndarray
     offsets: np.ndarray
@@ -98,7 +103,7 @@ class QueryLists:
         rows, offsets = ragged_take(self.rows, self.offsets, keep)
         scores, _ = ragged_take(self.scores, self.offsets, keep)
         positive_rows, positive_offsets = ragged_take(self.positive_rows, self.positive_offsets, keep)
-        columns = (c.take(pa.array(keep)) for c in (self.query_ids, self.queries, self.query_types))
+        columns = (getattr(self, name).take(pa.array(keep)) for name in _STRINGS)
         return QueryLists(
             self.source,
             self.line[keep],
@@ -165,12 +170,12 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 def open_query_lists(
     path: str | Path, corpus: Corpus, cache_dir: str | Path, on_bad_list: str = "error"
 ) -> tuple[QueryLists, dict[str, int]]:
-    """Open a file of lists for training: checked, ids resolved, strings memory-mapped.
+    """Open a file of lists for training: checked and ids resolved, once; afterwards memory-mapped.
 
     Args:
         path: ``.parquet`` or ``.jsonl`` file.
         corpus: the corpus that the lists were made from.
-        cache_dir: where the memory-mapped copy is kept, by the file's content.
+        cache_dir: where the resolved copy is kept, by the contents of the file and of the corpus's ids.
         on_bad_list: ``error``, or ``drop`` to leave out lists that fail a check.
 
     Returns:
@@ -183,16 +188,106 @@ def open_query_lists(
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file.")
-    table = _memory_mapped(path, Path(cache_dir))
-    if not len(table):
+    key = json.dumps([file_sha256(path), corpus.name, corpus.ids_sha256, on_bad_list])
+    folder = Path(cache_dir) / "query_lists" / hashlib.sha256(key.encode()).hexdigest()[:32]
+    columns, facts = cached_columns(folder, lambda writer: _resolve(path, corpus, on_bad_list, writer))
+    lists = QueryLists(
+        source=path,
+        line=columns["line"],
+        **{name: mapped_strings(columns, name) for name in _STRINGS},
+        rows=columns["rows"],
+        scores=columns["scores"],
+        offsets=columns["rows_offsets"],
+        positive_rows=columns["positive_rows"],
+        positive_offsets=columns["positive_rows_offsets"],
+        metadata=read_metadata(path),
+    )
+    return lists, facts["dropped"]
+
+
+def ragged_take(values: np.ndarray, offsets: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows ``keep`` (integers [n]) of a ragged array (values [T], offsets [N + 1]) as a new one."""
+    starts = offsets[keep]
+    new = _offsets(offsets[keep + 1] - starts)
+    taken = np.empty(new[-1], values.dtype)
+    for begin in range(0, len(keep), _TAKEN):  # the places of all values take more memory than the values
+        part = slice(begin, begin + _TAKEN)
+        ends = new[begin : begin + _TAKEN + 1]
+        places = np.repeat(starts[part] - ends[:-1], np.diff(ends)) + np.arange(ends[0], ends[-1])
+        taken[ends[0] : ends[-1]] = values[places]
+    return taken, new
+
+
+def _resolve(path: Path, corpus: Corpus, on_bad_list: str, writer: ColumnWriter) -> dict[str, Any]:
+    """Check and resolve a file block by block; write the good lists, and say how many each check dropped."""
+    row_type = np.int32 if len(corpus) <= np.iinfo(np.int32).max else np.int64
+    hashes, failures, kept = [], _Failures(), 0
+    for table, numbers in _tables(path):
+        _refuse_other_corpora(path, table, corpus)
+        hashes.append(string_hashes(table["query_id"]))
+        lists, candidate_ids, positive_ids = _resolved(path, corpus, table, np.array(numbers, np.int64), row_type)
+        bad = failures.add(lists, _check(lists, candidate_ids, positive_ids))
+        lists = _best_first(lists.select(~bad) if bad.any() else lists)
+        writer.append("line", lists.line)
+        for name in _STRINGS:
+            writer.append_strings(name, getattr(lists, name))
+        writer.append("rows", lists.rows, np.diff(lists.offsets))
+        writer.append("scores", lists.scores)
+        writer.append("positive_rows", lists.positive_rows, np.diff(lists.positive_offsets))
+        kept += len(lists)
+    if not hashes:
         raise InputError(f"{path}: no list in it.")
-    foreign = set(table["corpus"].unique().to_pylist()) - {corpus.name}
-    if foreign:
-        raise InputError(
-            f"{path}: lists of the corpus {min(map(str, foreign))!r}, but it is read with the corpus {corpus.name!r}. "
-            "Name the right corpus beside this file in data.train."
-        )
-    _check_query_ids(path, table)
+    hashes = np.concatenate(hashes)
+    if len(np.unique(hashes)) < len(hashes):
+        _refuse_repeated_query_ids(path)
+    if on_bad_list == "error":
+        failures.refuse()
+    if not kept:
+        raise InputError(f"{path}: every list fails a check ({failures.dropped()}).")
+    return {"dropped": failures.dropped()}
+
+
+class _Failures:
+    """What the blocks of a file failed: per check the first message, how many lists, and how many it drops."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, str] = {}
+        self._failing: dict[str, int] = {}
+        self._dropped: dict[str, int] = {}
+
+    def add(self, lists: QueryLists, checks: Mapping[str, tuple[np.ndarray, Callable[[int], str]]]) -> np.ndarray:
+        """Take a block's checks; return which of its lists are bad, bool [N]."""
+        bad = np.zeros(len(lists), dtype=bool)
+        for name, (failing, say) in checks.items():
+            if len(failing) and not self._failing.get(name):
+                at = int(failing[0])
+                self._first[name] = (
+                    f"{lists.source}:{lists.line[at]}: list of query {lists.query_ids[at].as_py()!r}: {say(at)}. "
+                )
+            self._failing[name] = self._failing.get(name, 0) + len(failing)
+            # a list that fails two checks is dropped by the first
+            self._dropped[name] = self._dropped.get(name, 0) + int((~bad[failing]).sum())
+            bad[failing] = True
+        return bad
+
+    def dropped(self) -> dict[str, int]:
+        """Check → how many lists it drops."""
+        return {name: count for name, count in self._dropped.items() if count}
+
+    def refuse(self) -> None:
+        """Raise an error for the first check that a list fails."""
+        for name, count in self._failing.items():
+            if count:
+                raise InputError(
+                    f"{self._first[name]}({count} list(s) like this.) Mend the file, or leave them out with "
+                    "data.on_bad_list=drop."
+                )
+
+
+def _resolved(
+    path: Path, corpus: Corpus, table: pa.Table, line: np.ndarray, row_type: type[np.signedinteger]
+) -> tuple[QueryLists, pa.Array, pa.Array]:
+    """A block of lists, not checked, and the ids of their candidates and positives."""
     candidate_ids, lengths = _ragged(table["passage_ids"])
     scores, score_lengths = _ragged(table["teacher_scores"])
     positive_ids, positive_lengths = _ragged(table["positive_ids"])
@@ -200,37 +295,38 @@ def open_query_lists(
     if len(unequal):
         at = unequal[0]
         raise InputError(
-            f"{path}:{table['line'][at].as_py()}: {lengths[at]} passage_ids but {score_lengths[at]} teacher_scores. "
+            f"{path}:{line[at]}: {lengths[at]} passage_ids but {score_lengths[at]} teacher_scores. "
             "Each candidate needs one score."
         )
     lists = QueryLists(
         source=path,
-        line=table["line"].to_numpy(),
+        line=line,
         query_ids=table["query_id"],
         queries=table["query"],
         query_types=table["query_type"],
-        rows=corpus.rows(candidate_ids),
+        rows=corpus.rows(candidate_ids).astype(row_type),
         scores=scores.to_numpy(zero_copy_only=False).astype(np.float32),
         offsets=_offsets(lengths),
-        positive_rows=corpus.rows(positive_ids),
+        positive_rows=corpus.rows(positive_ids).astype(row_type),
         positive_offsets=_offsets(positive_lengths),
-        metadata=read_metadata(path),
+        metadata={},
     )
-    lists, dropped = _check(lists, candidate_ids, positive_ids, on_bad_list)
-    return _best_first(lists), dropped
+    return lists, candidate_ids, positive_ids
 
 
-def ragged_take(values: np.ndarray, offsets: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows ``keep`` of a ragged array (values [T], offsets [N + 1]) as a new one."""
-    lengths = np.diff(offsets)[keep]
-    new = _offsets(lengths)
-    within = np.arange(new[-1]) - np.repeat(new[:-1], lengths)
-    return values[np.repeat(offsets[keep], lengths) + within], new
+def _refuse_other_corpora(path: Path, table: pa.Table, corpus: Corpus) -> None:
+    foreign = set(table["corpus"].unique().to_pylist()) - {corpus.name}
+    if foreign:
+        raise InputError(
+            f"{path}: lists of the corpus {min(map(str, foreign))!r}, but it is read with the corpus {corpus.name!r}. "
+            "Name the right corpus beside this file in data.train."
+        )
 
 
 def _check(
-    lists: QueryLists, candidate_ids: pa.Array, positive_ids: pa.Array, on_bad_list: str
-) -> tuple[QueryLists, dict[str, int]]:
+    lists: QueryLists, candidate_ids: pa.Array, positive_ids: pa.Array
+) -> dict[str, tuple[np.ndarray, Callable[[int], str]]]:
+    """Check → the lists that fail it, and what to say of one of them."""
     number = np.repeat(np.arange(len(lists)), np.diff(lists.offsets))
     positive_number = np.repeat(np.arange(len(lists)), np.diff(lists.positive_offsets))
     finite = np.isfinite(lists.scores)
@@ -243,8 +339,7 @@ def _check(
     def unknown(ids: pa.Array, rows: np.ndarray, numbers: np.ndarray, at: int) -> str:
         return repr(ids[int(np.flatnonzero((numbers == at) & (rows < 0))[0])].as_py())
 
-    # name → (lists that fail, what to say of one of them)
-    checks = {
+    return {
         "fewer than two candidates": (
             np.flatnonzero(np.diff(lists.offsets) < 2),
             lambda at: f"{np.diff(lists.offsets)[at]} candidate(s); a list needs at least 2",
@@ -272,53 +367,23 @@ def _check(
             lambda at: f"all teacher scores are {lowest[at]}, so the teacher says nothing here",
         ),
     }
-    bad = np.zeros(len(lists), dtype=bool)
-    dropped = {}
-    for name, (failing, say) in checks.items():
-        if len(failing) and on_bad_list == "error":
-            at = int(failing[0])
-            raise InputError(
-                f"{lists.source}:{lists.line[at]}: list of query {lists.query_ids[at].as_py()!r}: {say(at)}. "
-                f"({len(failing)} list(s) like this.) Mend the file, or leave them out with data.on_bad_list=drop."
-            )
-        new = failing[~bad[failing]]
-        if len(new):
-            dropped[name] = len(new)
-        bad[new] = True
-    if bad.all():
-        raise InputError(f"{lists.source}: every list fails a check ({dropped}).")
-    return (lists.select(~bad) if bad.any() else lists), dropped
 
 
-def _check_query_ids(path: Path, table: pa.Table) -> None:
-    ids = table["query_id"]
-    if len(ids.unique()) == len(ids):
-        return
+def _refuse_repeated_query_ids(path: Path) -> None:
     seen: dict[str, int] = {}
-    for value, line in zip(ids.to_pylist(), table["line"].to_pylist(), strict=True):
-        if value in seen:
-            raise InputError(
-                f"{path}:{line}: the query_id {value!r} stands already in line {seen[value]}. Ids must differ."
-            )
-        seen[value] = line
+    for table, numbers in _tables(path):
+        for value, line in zip(table["query_id"].to_pylist(), numbers, strict=True):
+            if value in seen:
+                raise InputError(
+                    f"{path}:{line}: the query_id {value!r} stands already in line {seen[value]}. Ids must differ."
+                )
+            seen[value] = line
 
 
 def _best_first(lists: QueryLists) -> QueryLists:
     number = np.repeat(np.arange(len(lists)), np.diff(lists.offsets))
     order = np.lexsort((-lists.scores, number))  # stable: tied candidates stay in the file's order
     return replace(lists, rows=lists.rows[order], scores=lists.scores[order])
-
-
-def _memory_mapped(path: Path, cache_dir: Path) -> pa.Table:
-    copy = cache_dir / "query_lists" / f"{file_sha256(path)}.arrow"
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{copy}.lock"):
-        if not copy.is_file():
-            schema = SCHEMA.append(pa.field("line", pa.int64()))
-            with atomic_path(copy) as temporary, pa.ipc.new_file(temporary, schema) as writer:
-                for table, numbers in _tables(path):
-                    writer.write_table(table.append_column("line", pa.array(numbers, pa.int64())))
-    return pa.ipc.open_file(pa.memory_map(str(copy))).read_all()
 
 
 def _tables(path: Path) -> Iterator[tuple[pa.Table, list[int]]]:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -24,20 +25,37 @@ def in_dev(source_ids: Sequence[Sequence[str]], fraction: float) -> np.ndarray:
         bool [N]; queries without a source passage are train.
     """
     passages = {p: i for i, p in enumerate(sorted({p for ids in source_ids for p in ids}))}
-    n = len(source_ids)
-    pairs = [(q, n + passages[p]) for q, ids in enumerate(source_ids) for p in ids]
-    if not pairs:
+    offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in source_ids])]).astype(np.int64)
+    places = np.fromiter((passages[p] for ids in source_ids for p in ids), np.int64, offsets[-1])
+    return _by_smallest_hash(places, offsets, list(passages), fraction)
+
+
+def rows_in_dev(source_rows: np.ndarray, offsets: np.ndarray, passage_ids: pa.Array, fraction: float) -> np.ndarray:
+    """As :func:`in_dev`, for the sources of N queries as rows of a corpus.
+
+    Args:
+        source_rows: integers [T], those of all queries one after the other.
+        offsets: int64 [N + 1].
+        passage_ids: string array, the ids of the corpus.
+        fraction: share of dev, in [0, 1].
+    """
+    distinct, places = np.unique(source_rows, return_inverse=True)
+    return _by_smallest_hash(places, offsets, passage_ids.take(pa.array(distinct)).to_pylist(), fraction)
+
+
+def _by_smallest_hash(places: np.ndarray, offsets: np.ndarray, passages: list[str], fraction: float) -> np.ndarray:
+    n, lengths = len(offsets) - 1, np.diff(offsets)
+    if not len(places):
         return np.zeros(n, dtype=bool)
-    left, right = np.array(pairs).T
-    graph = coo_array((np.ones(len(pairs)), (left, right)), shape=(n + len(passages),) * 2)
+    left = np.repeat(np.arange(n), lengths)
+    graph = coo_array((np.ones(len(places)), (left, n + places)), shape=(n + len(passages),) * 2)
     _, component = connected_components(graph, directed=False)
     smallest = np.ones(component.max() + 1)
     np.minimum.at(smallest, component[n:], [_hash(p) for p in passages])
     # the minimum of m uniform hashes is below x with probability 1 − (1 − x)^m: undo that, to keep to the fraction
     size = np.bincount(component[n:], minlength=len(smallest))
     chance = 1 - (1 - smallest) ** np.maximum(size, 1)
-    has_source = np.array([len(ids) > 0 for ids in source_ids])
-    return has_source & (chance[component[:n]] < fraction)
+    return (lengths > 0) & (chance[component[:n]] < fraction)
 
 
 def _hash(passage_id: str) -> float:

@@ -185,16 +185,7 @@ class CrossEncoder(nn.Module):
 
     def tokenize(self, texts: Sequence[str], kind: str) -> TokenizedTexts:
         """Token ids of texts of one kind alone, special tokens included, so that caches serve every kind of model."""
-        if not len(texts):
-            return TokenizedTexts.from_lists([])
-        encoded = self.tokenizer(
-            list(texts),
-            truncation=True,
-            max_length=self.spec.max_length(kind),
-            padding=False,
-            return_attention_mask=False,
-        )
-        return TokenizedTexts.from_lists(encoded["input_ids"])
+        return TokenizedTexts.from_texts(self.tokenizer, texts, self.spec.max_length(kind))
 
     def pairs(
         self, queries: TokenizedTexts, passages: TokenizedTexts, query_rows: np.ndarray, passage_rows: np.ndarray

@@ -182,16 +182,7 @@ class TextEncoder(nn.Module):
     def tokenize(self, texts: Sequence[str], kind: str) -> TokenizedTexts:
         """Token ids of texts of one kind, prompt in front, cut at that kind's maximum length."""
         prompt = self.spec.prompt(kind)
-        if not len(texts):
-            return TokenizedTexts.from_lists([])
-        encoded = self.tokenizer(
-            [prompt + text for text in texts],
-            truncation=True,
-            max_length=self.spec.max_length(kind),
-            padding=False,
-            return_attention_mask=False,
-        )
-        return TokenizedTexts.from_lists(encoded["input_ids"])
+        return TokenizedTexts.from_texts(self.tokenizer, [prompt + t for t in texts], self.spec.max_length(kind))
 
     @property
     def pad_id(self) -> int:

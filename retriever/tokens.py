@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -15,8 +17,8 @@ class TokenizedTexts:
     """N texts of together T tokens, ragged.
 
     Attributes:
-        ids: integer array [T], the token ids of all texts one after the other (may be memory-mapped).
-        offsets: int64 array [N + 1]; text ``i`` is ``ids[offsets[i]:offsets[i + 1]]``.
+        ids: int32 or uint16 array [T], the token ids of all texts one after the other (may be memory-mapped).
+        offsets: int64 array [N + 1] (may be memory-mapped); text ``i`` is ``ids[offsets[i]:offsets[i + 1]]``.
     """
 
     ids: np.ndarray
@@ -27,7 +29,7 @@ class TokenizedTexts:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each text, int64 [N]."""
+        """Tokens of each text, int64 [N]; reads the offsets of all of them."""
         return np.diff(self.offsets)
 
     @classmethod
@@ -35,8 +37,23 @@ class TokenizedTexts:
         """Build from one list of token ids per text."""
         offsets = np.zeros(len(sequences) + 1, dtype=np.int64)
         np.cumsum([len(s) for s in sequences], out=offsets[1:])
-        flat = np.fromiter((t for s in sequences for t in s), dtype=np.int32, count=int(offsets[-1]))
+        flat = np.fromiter(chain.from_iterable(sequences), dtype=np.int32, count=int(offsets[-1]))
         return cls(flat, offsets)
+
+    @classmethod
+    def from_texts(cls, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> TokenizedTexts:
+        """Tokenise, special tokens included, cutting at ``max_length`` tokens; ids int32."""
+
+        def call(some: Sequence[str]) -> list[list[int]]:
+            options = {"truncation": True, "max_length": max_length, "padding": False, "return_attention_mask": False}
+            return tokenizer(list(some), **options)["input_ids"] if len(some) else []
+
+        # The call builds lists of masks, types and words that nobody reads. It leaves its truncation set in the
+        # backend, which gives the ids alone; a tokenizer that does more than its backend is seen by its first text.
+        backend, first = getattr(tokenizer, "backend_tokenizer", None), call(texts[:1])
+        if backend is None or [e.ids for e in backend.encode_batch_fast(list(texts[:1]))] != first:
+            return cls.from_lists(call(texts))
+        return cls.from_lists([e.ids for e in backend.encode_batch_fast(list(texts))])
 
     @classmethod
     def concatenate(cls, parts: Sequence[TokenizedTexts]) -> TokenizedTexts:
@@ -46,8 +63,7 @@ class TokenizedTexts:
 
     def select(self, rows: np.ndarray) -> TokenizedTexts:
         """Copy the texts in ``rows`` (integers [n]) into a new set, in that order."""
-        rows = np.asarray(rows, dtype=np.int64)
-        lengths = self.lengths[rows]
+        rows, lengths = self._lengths_of(rows)
         offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int64)
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
         return TokenizedTexts(np.asarray(self.ids[np.repeat(self.offsets[rows], lengths) + within]), offsets)
@@ -58,8 +74,7 @@ class TokenizedTexts:
         Right padding is used for every tokenizer, also those that pad left by default: real tokens then keep
         the positions 0, 1, 2, … in backbones with absolute position embeddings.
         """
-        rows = np.asarray(rows, dtype=np.int64)
-        lengths = self.lengths[rows]
+        rows, lengths = self._lengths_of(rows)
         columns = np.arange(max(1, int(lengths.max(initial=1))))
         mask = columns[None, :] < lengths[:, None]
         where = np.where(mask, self.offsets[rows][:, None] + columns[None, :], 0)
@@ -68,6 +83,10 @@ class TokenizedTexts:
             torch.from_numpy(ids).to(device, non_blocking=True),
             torch.from_numpy(mask.astype(np.int64)).to(device, non_blocking=True),
         )
+
+    def _lengths_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.asarray(rows, dtype=np.int64)
+        return rows, self.offsets[rows + 1] - self.offsets[rows]
 
 
 def micro_batches(lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:

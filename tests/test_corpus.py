@@ -1,12 +1,15 @@
 """Corpora, queries and qrels: what is read and what is refused; and the data that ships."""
 
+import gzip
 import hashlib
 import json
 
+import pyarrow as pa
 import pytest
 
 from datamodules.corpus import SHIPPED, find_dataset, find_file, load_corpus, load_evaluation_set, load_queries
 from datamodules.files import open_text
+from datamodules.string_index import StringIndex
 from retriever.errors import InputError
 
 
@@ -80,3 +83,73 @@ def test_shipped_scifact_is_beirs():
     assert len(load_corpus(SHIPPED / "scifact")) == 5183 and len(load_queries(SHIPPED / "scifact")) == 1109
     assert len(load_evaluation_set("scifact").queries) == 300
     assert "CC BY 4.0" in (SHIPPED / "scifact" / "ATTRIBUTION.md").read_text()
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz"])
+def test_mapped_corpus_equals_the_one_in_memory(tmp_path, monkeypatch, ending):
+    monkeypatch.setattr("datamodules.corpus._BLOCK", 2)
+    records = [
+        {"_id": "d1", "title": " T ", "text": "one"},
+        {"_id": "d2", "text": "é 漢字 🙂 "},
+        {"_id": "3", "text": ""},
+    ]
+    folder_with(tmp_path, corpus=[*records, {"_id": "d4", "title": "only", "text": ""}, {"_id": "d5", "text": "five"}])
+    if ending == "jsonl.gz":
+        (tmp_path / "corpus.jsonl.gz").write_bytes(gzip.compress((tmp_path / "corpus.jsonl").read_bytes()))
+        (tmp_path / "corpus.jsonl").unlink()
+    memory = load_corpus(tmp_path, "c", "keep")
+    mapped = load_corpus(tmp_path, "c", "keep", cache_dir=tmp_path / "cache")
+    assert (mapped.name, len(mapped)) == ("c", 5)
+    for name in ("ids", "titles", "texts", "passages"):
+        assert getattr(mapped, name).to_pylist() == getattr(memory, name).to_pylist()
+    assert mapped.passages.take([4, 0]).to_pylist() == ["five", "T  one"]
+    assert mapped.passages[1:3].to_pylist() == ["é 漢字 🙂", ""]
+    assert mapped.ids_sha256 == memory.ids_sha256
+    asked = ["d5", "zz", "3", "d5", "d1"]
+    assert mapped.rows(asked).tolist() == memory.rows(pa.array(asked)).tolist() == [4, -1, 2, 4, 0]
+
+
+def test_mapped_corpus_is_read_once_and_follows_its_file(tmp_path):
+    folder_with(tmp_path)
+
+    def stamps():
+        return {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").glob("corpora/*/*")}
+
+    load_evaluation_set(str(tmp_path), cache_dir=tmp_path / "cache")
+    first = stamps()
+    assert len(load_corpus(tmp_path, cache_dir=tmp_path / "cache")) == 2 and stamps() == first != {}
+    with open(tmp_path / "corpus.jsonl", "a") as file:
+        file.write(json.dumps({"_id": "d3", "text": "three"}) + "\n")
+    assert load_corpus(tmp_path, cache_dir=tmp_path / "cache").ids.to_pylist() == ["d1", "d2", "d3"]
+    assert len(stamps()) == 2 * len(first)
+
+
+@pytest.mark.parametrize(
+    "corpus",
+    [
+        [{"_id": "d1", "text": "x"}, {"_id": "d2", "text": "y"}, {"_id": "d1", "text": "z"}],
+        [{"_id": "d1", "text": "x"}, {"text": "x"}],
+        [{"_id": "d1", "text": "x"}, {"_id": "d2", "text": " "}],
+        [{"_id": "d1", "title": 3, "text": "x"}],
+        [],
+    ],
+)
+def test_mapped_corpus_is_refused_in_the_same_words_and_leaves_nothing(tmp_path, monkeypatch, corpus):
+    monkeypatch.setattr("datamodules.corpus._BLOCK", 1)
+    folder_with(tmp_path, corpus=corpus)
+    messages = []
+    for options in ({}, {"cache_dir": tmp_path / "cache"}, {"cache_dir": tmp_path / "cache"}):
+        with pytest.raises(InputError) as caught:
+            load_corpus(tmp_path, **options)
+        messages.append(str(caught.value))
+    assert len(set(messages)) == 1 and "corpus.jsonl" in messages[0]
+    assert [p.suffix for p in (tmp_path / "cache" / "corpora").iterdir()] == [".lock"]
+
+
+def test_index_tells_apart_strings_of_one_hash(monkeypatch):
+    monkeypatch.setattr("datamodules.string_index.hash", len, raising=False)
+    monkeypatch.setattr("datamodules.string_index._BLOCK", 2)
+    index = StringIndex(pa.array(["aa", "b", "cc", "aa", "dd"]))
+    asked = ["dd", "aa", "cc", "ee", "b", "fff"]
+    assert index.find_all(asked).tolist() == [index.find(value) for value in asked] == [4, 0, 2, -1, 1, -1]
+    assert index.find_all([]).tolist() == StringIndex(pa.array([], pa.string())).find_all([]).tolist() == []

@@ -2,17 +2,23 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
+from threading import Barrier
 
 import numpy as np
 import pytest
+from transformers import ByT5Tokenizer
 
 from datamodules import QueryListDataModule
-from datamodules.batches import BatchSampler, ListBatches
+from datamodules.batches import BatchSampler, ListBatches, gathered
 from datamodules.caches import cached_embeddings, cached_tokens, embed
 from datamodules.normalization import confident, normalize_scores
 from datamodules.query_lists import QueryList, read_query_lists, write_query_lists
+from retriever.encoder import TextEncoder
 from retriever.errors import InputError
+from retriever.tokens import TokenizedTexts
 
 
 @pytest.fixture
@@ -256,3 +262,143 @@ def test_two_corpora_of_one_name_are_refused(make_data, small_scifact, small_lis
     files = [{"path": str(small_lists), "corpus": str(folder)} for folder in (small_scifact, twin)]
     with pytest.raises(InputError, match="Two corpora are named 'small'"):
         make_data(train=files)
+
+
+@pytest.mark.parametrize("kind", ["fast", "slow"])
+def test_tokens_are_those_of_the_tokenizers_call(tiny_encoder, kind):
+    tokenizer = tiny_encoder.tokenizer if kind == "fast" else ByT5Tokenizer()
+    assert tokenizer.is_fast == (kind == "fast")
+    texts = ["Aspirin lowers risk.", "", "cells divide " * 100, "é 漢字 🙂 [SEP] </s>"]
+    expected = tokenizer(texts, truncation=True, max_length=20, padding=False)["input_ids"]
+    for _ in range(2):
+        got = TokenizedTexts.from_texts(tokenizer, texts, 20)
+        assert [got.ids[a:b].tolist() for a, b in pairwise(got.offsets)] == expected
+        tokenizer(texts, padding=True)  # what another call leaves behind changes nothing
+    assert got.ids.dtype == np.int32 and len(TokenizedTexts.from_texts(tokenizer, [], 20)) == 0
+
+
+def test_token_ids_take_two_bytes_where_the_vocabulary_allows(tiny_encoder, tmp_path):
+    small = cached_tokens(["cells divide"], tiny_encoder, "passage", tmp_path)
+    tiny_encoder.tokenizer.add_tokens([f"token{i}" for i in range(2**16 - len(tiny_encoder.tokenizer))])
+    full = cached_tokens(["cells divide token3"], tiny_encoder, "passage", tmp_path)
+    tiny_encoder.tokenizer.add_tokens(["onemore"])
+    large = cached_tokens(["cells onemore"], tiny_encoder, "passage", tmp_path)
+    assert (small.ids.dtype, full.ids.dtype, large.ids.dtype) == (np.uint16, np.uint16, np.int32)
+    assert all(isinstance(t.offsets, np.memmap) and t.offsets.dtype == np.int64 for t in (small, full, large))
+    assert 2**16 in large.ids and large.ids.tolist() == tiny_encoder.tokenize(["cells onemore"], "passage").ids.tolist()
+    ids, _ = TokenizedTexts.concatenate([small, large]).padded(np.array([0, 1]), 0)
+    assert ids[1, : len(large.ids)].tolist() == large.ids.tolist()
+
+
+def test_token_cache_resumes_after_a_kill_with_the_same_bytes(tiny_encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr("datamodules.caches._TEXT_BLOCK", 4)
+    texts = [f"text {'word ' * (i % 7)} {i}" for i in range(11)]
+    cached_tokens(texts, tiny_encoder, "passage", tmp_path / "whole")
+    tokenize, calls = tiny_encoder.tokenize, []
+
+    def counted(part, kind):
+        calls.append(len(part))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return tokenize(part, kind)
+
+    monkeypatch.setattr(tiny_encoder, "tokenize", counted)
+    with pytest.raises(KeyboardInterrupt):
+        cached_tokens(texts, tiny_encoder, "passage", tmp_path / "killed")
+    for _ in range(2):
+        cached_tokens(texts, tiny_encoder, "passage", tmp_path / "killed")
+        assert calls == [4, 4, 3, 3], "only the unfinished block is tokenised again"
+    whole, killed = (
+        {p.name: p.read_bytes() for p in (tmp_path / side / "tokens").glob("*/*") if p.name != "lock"}
+        for side in ("whole", "killed")
+    )
+    assert whole == killed and sorted(whole) == ["ids.bin", "offsets.npy"]
+    ids = next((tmp_path / "killed" / "tokens").glob("*/ids.bin"))
+    ids.write_bytes(whole["ids.bin"][:-2])
+    cached_tokens(texts, tiny_encoder, "passage", tmp_path / "killed")
+    assert ids.read_bytes() == whole["ids.bin"], "a torn file is made again"
+
+
+def test_processes_share_the_tokenising(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("datamodules.caches._TEXT_BLOCK", 2)
+    texts = [f"text {i}" for i in range(12)]
+    encoders = [
+        TextEncoder.from_pretrained(str(tiny_model), pooling="mean", passage_max_length=64, query_max_length=64)
+        for _ in range(2)
+    ]
+    calls, both = ([], []), Barrier(2)
+    for encoder, own in zip(encoders, calls, strict=True):
+
+        def tokenize(part, kind, encoder=encoder, own=own):
+            own.append(part[0])
+            if len(own) == 1:
+                both.wait(10)  # each holds a block at the same time
+            return TextEncoder.tokenize(encoder, part, kind)
+
+        monkeypatch.setattr(encoder, "tokenize", tokenize)
+    with ThreadPoolExecutor(2) as pool:
+        got = list(pool.map(lambda e: cached_tokens(texts, e, "passage", tmp_path), encoders))
+    assert sorted(calls[0] + calls[1]) == sorted(texts[::2]) and min(map(len, calls)) > 0
+    monkeypatch.undo()
+    for tokens in got:
+        np.testing.assert_array_equal(tokens.ids, encoders[0].tokenize(texts, "passage").ids)
+
+
+def test_normalisation_in_blocks_is_exact(monkeypatch):
+    monkeypatch.setattr("datamodules.normalization._BLOCK", 3)
+    random = np.random.default_rng(0)
+    offsets = np.concatenate([[0], np.cumsum(random.integers(2, 9, 40))])
+    scores, groups = random.normal(size=offsets[-1]).astype(np.float32) * 5, random.integers(0, 3, 40)
+    number = np.repeat(np.arange(40), np.diff(offsets))
+    low, high = np.empty_like(scores), np.empty_like(scores)
+    for group in range(3):
+        inside = groups[number] == group
+        low[inside], high[inside] = np.percentile(scores[inside].astype(np.float64), [1, 99])
+    expected = np.clip((scores - low) / (high - low), 0, 1)
+    got = normalize_scores(scores, offsets, groups, "percentile")
+    assert got.dtype == expected.dtype == np.float32 and (got == expected).all()
+
+
+@pytest.mark.parametrize("parts", [4, 13, 32])
+def test_gathered_lists_share_passages(parts):
+    random = np.random.default_rng(0)
+    neighbourhood = random.permutation(np.repeat(np.arange(32), 25))
+    rows = neighbourhood[:, None] * 40 + random.integers(0, 40, (800, 10))
+    offsets = np.arange(0, 8001, 10)
+    order = gathered(rows.ravel(), offsets, parts, np.random.default_rng(1))
+    assert sorted(order) == list(range(800))
+
+    def distinct(order):
+        return sum(len(np.unique(rows[part])) for part in np.array_split(order, parts))
+
+    assert distinct(order) < 0.75 * distinct(random.permutation(800))
+    assert order.tolist() == gathered(rows.ravel(), offsets, parts, np.random.default_rng(1)).tolist()
+    assert order.tolist() != gathered(rows.ravel(), offsets, parts, np.random.default_rng(2)).tolist()
+
+
+@pytest.mark.parametrize("order", ["shuffle", "rotate"])
+def test_gathering_keeps_counts_ranks_and_resumption(make_data, small_scifact, small_lists, order):
+    files = [{"path": str(small_lists), "corpus": str(small_scifact), "weight": 2.0}]
+    data = make_data(train=files, dev=files, gather_shared=True, order=order)
+
+    def draws(epoch, seed=3, **options):
+        sampler = BatchSampler(data._train, 8, seed, order, gather_shared=True, **options)
+        sampler.set_epoch(epoch)
+        return [draw.places.tolist() for draw in sampler]
+
+    whole = draws(1)
+    counts = np.bincount([place for batch in whole for _, place in batch])
+    assert counts.tolist() == [2] * 40 and {len(batch) for batch in whole} == {8}
+    assert all(len({place for _, place in batch}) == 8 for batch in whole), "no batch holds a list twice"
+    assert whole == draws(1) and whole != draws(2) and whole != draws(1, seed=4)
+    together = [{frozenset(p for _, p in batch) for batch in draws(epoch)} for epoch in (1, 2)]
+    assert together[0] != together[1], "another epoch has other neighbours"
+    parts = [draws(1, rank=rank, world_size=2) for rank in (0, 1)]
+    assert [sorted(a + b) for a, b in zip(*parts, strict=True)] == [sorted(batch) for batch in whole]
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(1)
+    every = [draw.places.tolist() for draw in loader.sampler]
+    data.load_state_dict({"epoch": 1, "batches": 3})
+    resumed = data.train_dataloader()
+    resumed.sampler.set_epoch(1)
+    assert [draw.places.tolist() for draw in resumed.sampler] == every[3:]

@@ -3,13 +3,14 @@
 import re
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from datamodules import QueryListDataModule
 from datamodules.corpus import SHIPPED, load_evaluation_set
 from datamodules.leakage import find_leaks
 from datamodules.query_lists import read_metadata, read_query_lists
-from datamodules.splits import in_dev
+from datamodules.splits import in_dev, rows_in_dev
 from retriever.errors import InputError
 
 LISTS = sorted((SHIPPED / "scifact" / "lists").glob("*.parquet"))
@@ -43,6 +44,22 @@ def test_guard_equals_brute_force_on_scifact(scifact):
     }
     assert {leak.position for leak in leaks} == brute
     assert (len(train), len(train) - len(brute)) == (809, 535)
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.35, 0.5, 0.6, 0.7, 1.0, 1.1])
+def test_guard_finds_the_nearest_of_all_similar_queries(threshold):
+    random = np.random.default_rng(0)
+    queries, others = (
+        [" ".join(random.choice(list("abcdefghijkl"), k)) for k in random.integers(0, 12, n)] for n in (300, 40)
+    )
+    names = {f"t{i}": text for i, text in enumerate(others)}
+    found = {leak.position: leak for leak in find_leaks(queries, None, names, {}, threshold)}
+    for position, query in enumerate(queries):
+        similarity = np.array([jaccard(query, other) for other in others])
+        assert (position in found) == (similarity.max() >= threshold)
+        if position in found:
+            assert found[position].similarity == similarity.max()
+            assert found[position].evaluation_query == f"t{similarity.argmax()}"
 
 
 @pytest.mark.parametrize("path", LISTS, ids=lambda p: p.name)
@@ -106,6 +123,11 @@ def test_split_keeps_sources_together_and_keeps_to_the_fraction():
     # the side of a passage does not depend on what else is there
     assert in_dev([["s5"], ["s6"]], 0.2).tolist() == singles[5:7].tolist()
     assert in_dev([[], []], 0.5).tolist() == [False, False]
+    # and passages may be named by their rows
+    ids = [f"p{i}" for i in range(5000)]
+    rows = np.array([int(p[1:]) for passages in sources for p in passages], np.int32)
+    offsets = np.concatenate([[0], np.cumsum([len(passages) for passages in sources])])
+    assert rows_in_dev(rows, offsets, pa.array(ids), 0.2).tolist() == dev.tolist()
 
 
 def test_shipped_synthetic_queries_are_none_of_the_test_queries(scifact):

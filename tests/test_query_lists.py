@@ -1,5 +1,6 @@
 """Query list files: round trips, memory mapping, and what is said of a bad one."""
 
+import itertools
 import json
 from dataclasses import asdict, replace
 
@@ -13,6 +14,7 @@ from datamodules.query_lists import (
     SCHEMA,
     QueryList,
     open_query_lists,
+    ragged_take,
     read_metadata,
     read_query_lists,
     write_query_lists,
@@ -143,3 +145,58 @@ def test_failed_write_leaves_the_file_that_was_there(tmp_path):
         write_query_lists(path, broken(), {})
     assert list(read_query_lists(path)) == [GOOD]
     assert [p.name for p in tmp_path.iterdir()] == ["l.parquet"]
+
+
+def test_lists_are_resolved_once_per_file_and_corpus(tmp_path):
+    path, cache = tmp_path / "l.parquet", tmp_path / "cache"
+    write_query_lists(path, [GOOD, OTHER], {"teacher": "fusion"})
+
+    def stamps():
+        return {p: p.stat().st_mtime_ns for p in (cache / "query_lists").glob("*/*")}
+
+    first, _ = open_query_lists(path, CORPUS, cache)
+    made = stamps()
+    again, _ = open_query_lists(path, CORPUS, cache)
+    assert stamps() == made != {}
+    for lists in (first, again):
+        assert isinstance(lists.rows, np.memmap) and (lists.rows.dtype, lists.scores.dtype) == (np.int32, np.float32)
+    assert again.queries.to_pylist() == [GOOD.query, OTHER.query] and again.metadata == {"teacher": "fusion"}
+    other = Corpus("small", pa.array(list("edcba")), CORPUS.titles, CORPUS.texts)
+    assert open_query_lists(path, other, cache)[0].rows.tolist() == [4, 2, 3, 0, 1]
+    open_query_lists(path, CORPUS, cache, "drop")
+    assert len(stamps()) == 3 * len(made)
+
+
+def test_blocks_are_checked_as_the_whole_file(tmp_path, monkeypatch):
+    bad = [replace(BAD[name][0], query_id=f"bad {name} {i}") for i in (0, 1) for name in BAD]
+    both = replace(OTHER, query_id="both", passage_ids=["d", "zz"], teacher_scores=[0.5, float("nan")])
+    good = [replace(GOOD, query_id=f"good {i}") for i in range(3)]
+    path = tmp_path / "l.parquet"
+    write_query_lists(path, [good[0], *bad[:3], good[1], *bad[3:], both, good[2]], {})
+    opened = []
+    for block in (100, 3):
+        monkeypatch.setattr("datamodules.query_lists._BLOCK", block)
+        with pytest.raises(InputError) as caught:
+            open_query_lists(path, CORPUS, tmp_path / f"cache {block}")
+        opened.append((str(caught.value), *open_query_lists(path, CORPUS, tmp_path / f"cache {block}", "drop")))
+    (message, whole, dropped), (other_message, parts, other_dropped) = opened
+    assert message == other_message and f"{path}:2: list of query 'bad one candidate 0'" in message
+    assert "(2 list(s) like this.)" in message
+    assert dropped == other_dropped and sum(dropped.values()) == len(bad) + 1 and dropped["unknown passage"] == 3
+    assert parts.query_ids.to_pylist() == [g.query_id for g in good] and parts.line.tolist() == [1, 5, 18]
+    for name in ("line", "rows", "scores", "offsets", "positive_rows", "positive_offsets"):
+        np.testing.assert_array_equal(getattr(whole, name), getattr(parts, name))
+    write_query_lists(path, [*good, good[0]], {})
+    with pytest.raises(InputError, match=r":4: the query_id 'good 0' stands already in line 1"):
+        open_query_lists(path, CORPUS, tmp_path / "cache")
+
+
+def test_lists_taken_in_blocks_are_the_lists(monkeypatch):
+    monkeypatch.setattr("datamodules.query_lists._TAKEN", 3)
+    random = np.random.default_rng(0)
+    rows = [random.integers(0, 99, k) for k in random.integers(0, 5, 20)]
+    offsets = np.concatenate([[0], np.cumsum([len(r) for r in rows])])
+    keep = random.integers(0, 20, 11)
+    values, new = ragged_take(np.concatenate(rows), offsets, keep)
+    for at, (begin, end) in zip(keep, itertools.pairwise(new), strict=True):
+        assert values[begin:end].tolist() == rows[at].tolist()

@@ -10,16 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from datamodules.corpus import Corpus, load_corpus
 from datamodules.files import atomic_path
 from datamodules.list_layouts.stated import StatedPassage, shown
+from datamodules.string_index import StringIndex
 from retriever.errors import InputError
-
-_BLOCK = 100_000
 
 
 class CorpusPassages:
@@ -65,12 +62,12 @@ class CorpusPassages:
         return self.corpus.passages[self._row(passage_id, where)].as_py()
 
     @cached_property
-    def _ids(self) -> _Index:
-        return _Index(self.corpus.ids)
+    def _ids(self) -> StringIndex:
+        return StringIndex(self.corpus.ids)
 
     @cached_property
-    def _texts(self) -> list[_Index]:
-        return [_Index(self.corpus.passages), _Index(pc.utf8_trim_whitespace(self.corpus.texts))]
+    def _texts(self) -> list[StringIndex]:
+        return [StringIndex(self.corpus.passages), StringIndex(pc.utf8_trim_whitespace(self.corpus.texts))]
 
     def _row(self, passage_id: str, where: str) -> int:
         row = self._ids.find(passage_id)
@@ -167,28 +164,6 @@ def new_corpus(folder: str | Path) -> Iterator[NewCorpus]:
             for row in zip(there.ids, there.titles, there.texts, strict=True):
                 corpus.write(*(value.as_py() for value in row))
         yield corpus
-
-
-class _Index:
-    """Value → row by sorted hashes: 16 bytes a row, where a dictionary of the strings would hold them all again."""
-
-    def __init__(self, values: pa.Array):
-        self._values = values
-        starts = range(0, len(values), _BLOCK)
-        hashes = (hash(value) for at in starts for value in values.slice(at, _BLOCK).to_pylist())
-        hashes = np.fromiter(hashes, np.int64, len(values))
-        self._rows = np.argsort(hashes, kind="stable")
-        self._hashes = hashes[self._rows]
-
-    def find(self, value: str) -> int:
-        """The first row with this value; −1 where none has it."""
-        hashed = hash(value)
-        at = int(np.searchsorted(self._hashes, hashed))
-        while at < len(self._hashes) and self._hashes[at] == hashed:
-            if self._values[int(self._rows[at])].as_py() == value:
-                return int(self._rows[at])
-            at += 1
-        return -1
 
 
 def _collapsed(text: str) -> str:
