@@ -14,10 +14,11 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils.logging import disable_progress_bar
 
-from callbacks import BeirEvaluation, ExportBest, RunRecord, StepSeeds, StopWhenNoneImproves
+from callbacks import AtomicCheckpoints, BeirEvaluation, ExportBest, RunRecord, StepSeeds, StopWhenNoneImproves
 from datamodules.files import atomic_path
 from experiments.compare import compare, print_tables
 from experiments.hydra_errors import run_kindly
@@ -38,7 +39,6 @@ def train(config: DictConfig, folder: Path) -> dict:
     """
     _check(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
-    _save_config(config, folder)
     encoder = instantiate(config.encoder)
     module = instantiate(config.module, encoder=encoder)
     data = instantiate(config.data, encoder=encoder)
@@ -50,7 +50,11 @@ def train(config: DictConfig, folder: Path) -> dict:
         logger=_loggers(config, folder),
         enable_progress_bar=os.isatty(2),
         enable_checkpointing=config.save_checkpoints,
+        plugins=[AtomicCheckpoints()],
     )
+    if trainer.is_global_zero:
+        _save_config(config, folder)
+        _keep_metrics(folder)
     checkpoint = None if config.resume is None else str(_last_checkpoint(config.resume))
     if checkpoint is None:
         trainer.validate(module, datamodule=data, verbose=False)  # the base model, on the same curves
@@ -127,8 +131,8 @@ def _callbacks(config: DictConfig, folder: Path, evaluation: BeirEvaluation) -> 
 
 
 def _loggers(config: DictConfig, folder: Path) -> list[Logger]:
-    _keep_metrics(folder)
-    loggers: list[Logger] = [CSVLogger(folder, name="", version="")]
+    # every row is written at once: a kill must not lose those of steps that a checkpoint has behind it
+    loggers: list[Logger] = [CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)]
     options = config.logger.wandb
     if options is not None:
         import wandb
@@ -156,7 +160,7 @@ def _loggers(config: DictConfig, folder: Path) -> list[Logger]:
 def _keep_metrics(folder: Path) -> None:
     """Rename an earlier part's metrics.csv, which Lightning's logger would delete."""
     old = folder / "metrics.csv"
-    if old.is_file() and int(os.environ.get("LOCAL_RANK", 0)) == 0:
+    if old.is_file():
         part = next(n for n in range(1, 10_000) if not (folder / f"metrics-part{n}.csv").exists())
         old.rename(folder / f"metrics-part{part}.csv")
 
@@ -188,7 +192,7 @@ def application(config: DictConfig) -> None:
     log.info("%s, seed %d → %s", config.name, config.seed, folder)
     train(config, folder)
     alone = HydraConfig.get().mode == RunMode.RUN  # a sweep ends with one table of all
-    if alone and int(os.environ.get("LOCAL_RANK", 0)) == 0:
+    if alone and rank_zero_only.rank == 0:
         print_tables(compare([folder]), "best")
 
 
