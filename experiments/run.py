@@ -186,6 +186,8 @@ def application(config: DictConfig) -> None:
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # inside Lightning
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # the run folder
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    if rank_zero_only.rank > 0:
+        logging.getLogger().setLevel(logging.WARNING)  # the first rank speaks for all
     disable_progress_bar()
     # a resumed run goes on in its own folder, where its earlier figures are
     folder = Path(config.resume or HydraConfig.get().runtime.output_dir).absolute()
