@@ -54,7 +54,7 @@ def train(config: DictConfig, folder: Path) -> dict:
     )
     if trainer.is_global_zero:
         _save_config(config, folder)
-        _keep_metrics(folder)
+        _tidy(folder)
     checkpoint = None if config.resume is None else str(_last_checkpoint(config.resume))
     if checkpoint is None:
         trainer.validate(module, datamodule=data, verbose=False)  # the base model, on the same curves
@@ -157,12 +157,14 @@ def _loggers(config: DictConfig, folder: Path) -> list[Logger]:
     return loggers
 
 
-def _keep_metrics(folder: Path) -> None:
-    """Rename an earlier part's metrics.csv, which Lightning's logger would delete."""
+def _tidy(folder: Path) -> None:
+    """Rename an earlier part's metrics.csv, which Lightning's logger would delete; remove what a kill left half done."""
     old = folder / "metrics.csv"
     if old.is_file():
         part = next(n for n in range(1, 10_000) if not (folder / f"metrics-part{n}.csv").exists())
         old.rename(folder / f"metrics-part{part}.csv")
+    for torn in (folder / "checkpoints").glob(".*.tmp"):
+        torn.unlink()
 
 
 def _save_config(config: DictConfig, folder: Path) -> None:
