@@ -158,7 +158,7 @@ def _loggers(config: DictConfig, folder: Path) -> list[Logger]:
 
 
 def _tidy(folder: Path) -> None:
-    """Rename an earlier part's metrics.csv, which Lightning's logger would delete; remove what a kill left half done."""
+    """Rename an earlier part's metrics.csv, lest the logger delete it; remove what a kill left half done."""
     old = folder / "metrics.csv"
     if old.is_file():
         part = next(n for n in range(1, 10_000) if not (folder / f"metrics-part{n}.csv").exists())

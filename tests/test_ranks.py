@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import socket
+from collections import Counter, defaultdict
+from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from lightning.pytorch.strategies import DDPStrategy
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+import experiments
 from datamodules import QueryListDataModule
 from datamodules.batches import BatchSampler, ListBatches
 from retriever.encoder import TextEncoder
@@ -75,3 +85,101 @@ def test_two_ranks_give_the_gradient_of_one(both, name):
         whole, parts = one[name, number], two[name, number]
         assert whole.norm() > 0
         assert (parts - whole).norm() < 1e-5 * whole.norm()
+
+
+CONF = Path(experiments.__file__).parent / "conf"
+MODULES = sorted(path.stem for path in (CONF / "module").glob("[!_]*.yaml"))
+
+
+class Watch(L.Callback):
+    """Counts micro-batches and, under DDP, the elements that each all-reduce of gradients carries, by step."""
+
+    def __init__(self):
+        self.forwards, self.reduced = Counter(), defaultdict(list)
+
+    def on_train_start(self, trainer, pl_module):
+        pl_module.encoder.register_forward_hook(lambda *_: self.forwards.update([trainer.global_step]))
+        if isinstance(trainer.strategy, DDPStrategy):
+            trainer.strategy.model.register_comm_hook(trainer, self.all_reduce)
+
+    def all_reduce(self, trainer, bucket):
+        self.reduced[trainer.global_step].append(bucket.buffer().numel())
+        return allreduce_hook(None, bucket)
+
+
+def fit(name, overrides, **trainer):
+    """Three steps through Lightning with SGD, since Adam makes whole steps of rounding: the weights, and the watch."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("run", [f"module={name}", *overrides])
+    torch.manual_seed(0)
+    encoder = instantiate(config.encoder)
+    module = instantiate(config.module, encoder=encoder)
+    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.5, momentum=0.9)
+    watch = Watch()
+    off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "use_distributed_sampler")
+    trainer = L.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        gradient_clip_val=0.5,
+        limit_val_batches=0,
+        callbacks=[watch],
+        **dict.fromkeys(off, False),
+        **trainer,
+    )
+    trainer.fit(module, datamodule=instantiate(config.data, encoder=encoder))
+    return trainer.strategy.lightning_module_state_dict(), watch
+
+
+def fit_as_rank(rank, world_size, port, cases, out):
+    """One of the processes of ``world_size``: trains every case, and keeps what the first rank has."""
+    torch.set_num_threads(1)
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    found = {}
+    for name, overrides in cases.items():
+        weights, watch = fit(name, overrides, devices=world_size, strategy="ddp")
+        found[name] = weights, dict(watch.forwards), dict(watch.reduced)
+    torch.save(found, f"{out}.{rank}")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model, small_scifact, small_lists, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    classifier = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1)
+    classifier.save_pretrained(folder / "cross")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder / "cross")
+    cases = {}
+    for name in MODULES:
+        encoder = [f"encoder.model={tiny_model}", "encoder.packaged=null", "encoder.passage_max_length=64"]
+        if name == "reranker":
+            encoder = ["encoder=cross", f"encoder.model={folder}/cross", "encoder.passage_max_length=64"]
+            encoder += ["encoder.pair_max_length=100", "encoder.dropout=0"]
+        cases[name] = [
+            *encoder,
+            f"data.train=[{{path: {small_lists}, corpus: {small_scifact}}}]",
+            "data.dev=null",
+            "data.dev_fraction=0.25",
+            "data.batch_size=13",
+            "data.leak_guard=off",
+            "token_budget=700",
+            f"cache_dir={folder}/cache",
+        ]
+    one = {name: fit(name, overrides)[0] for name, overrides in cases.items()}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(fit_as_rank, (2, port, cases, folder / "two"), nprocs=2)
+    return one, [torch.load(folder / f"two.{rank}", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_training_on_two_ranks_gives_the_weights_of_one_and_reduces_gradients_once_a_step(trained, name):
+    one, ranks = trained
+    whole = torch.cat([w.flatten() for w in one[name].values()])
+    for weights, forwards, reduced in (rank[name] for rank in ranks):
+        parts = torch.cat([weights[key].flatten() for key in one[name]])
+        assert (parts - whole).norm() < 1e-5 * whole.norm()
+        assert forwards.keys() == reduced.keys() == {0, 1, 2}
+        assert min(forwards.values()) >= 3
+        parameters = sum(w.numel() for key, w in weights.items())
+        assert all(sum(sizes) == parameters for sizes in reduced.values())

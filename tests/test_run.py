@@ -215,7 +215,7 @@ def test_killed_process_resumes_to_the_same_bits(small_run, tmp_path):
 
 def rows_by_step(folder):
     """(step, columns) → the row of the last part that has one."""
-    parts = sorted(folder.glob("metrics-part*.csv"), key=lambda p: int(p.stem[12:])) + [folder / "metrics.csv"]
+    parts = [*sorted(folder.glob("metrics-part*.csv"), key=lambda p: int(p.stem[12:])), folder / "metrics.csv"]
     rows = {}
     for part in parts:
         with open(part) as file:
