@@ -57,6 +57,7 @@ def load_whole_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None
     if not _sharded(module):
         module.load_state_dict(weights)
         return
+    release_weights(module)
     set_model_state_dict(module, dict(weights), options=StateDictOptions(full_state_dict=True))
     gather_weights(module)
 
