@@ -14,7 +14,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.trainer.states import TrainerStatus
 
 from callbacks.beir_evaluation import BeirEvaluation
 from callbacks.scoring import METRICS
@@ -99,9 +98,6 @@ def best_checkpoint_step(trainer: L.Trainer) -> int:
 def load_best_weights(trainer: L.Trainer, module: L.LightningModule) -> None:
     """Put the weights of that checkpoint into the module; without one, they stay as they are."""
     path = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    if path and trainer.state.status == TrainerStatus.RUNNING:
-        # Lightning calls it last; a last.ckpt that a resumed part still owes would get these weights
-        trainer.checkpoint_callback.on_train_end(trainer, module)
     if path:
         weights = torch.load(path, map_location=trainer.strategy.root_device, weights_only=True)["state_dict"]
         load_whole_weights(module, weights)

@@ -107,16 +107,11 @@ def _callbacks(config: DictConfig, folder: Path, evaluation: BeirEvaluation) -> 
     if config.early_stopping.patience is not None:
         callbacks.append(StopWhenNoneImproves(config.early_stopping.monitors, config.early_stopping.patience))
     if config.save_checkpoints:
-        callbacks.append(
-            ModelCheckpoint(
-                folder / "checkpoints",
-                filename="step-{step:06d}",
-                auto_insert_metric_name=False,
-                monitor=config.criterion,
-                mode=config.criterion_mode,
-                save_last=True,
-            )
-        )
+        checkpoints = folder / "checkpoints"
+        best = {"monitor": config.criterion, "mode": config.criterion_mode, "auto_insert_metric_name": False}
+        callbacks.append(ModelCheckpoint(checkpoints, filename="step-{step:06d}", **best))
+        # save_last would write it only where the best one is written: a kill could lose many validations
+        callbacks.append(ModelCheckpoint(checkpoints, filename="last", enable_version_counter=False))
     extra = {
         **facts,
         "encoder": config.encoder.model,

@@ -1,6 +1,6 @@
-"""FSDP for encoders: each rank keeps a share of weights, gradients and optimiser state, and gathers the weights to encode.
+"""FSDP for encoders: each rank keeps a share of weights, gradients and optimiser state.
 
-Ranks encode different numbers of micro-batches, so no forward or backward pass may wait for the other ranks. The weights
+Ranks encode different numbers of micro-batches, so no forward or backward pass may wait for the other ranks. Weights
 are therefore gathered once, before a step or an evaluation; a gradient leaves a layer when all micro-batches have added
 to it, once a step and in the same order on every rank.
 """

@@ -199,6 +199,7 @@ def test_killed_process_resumes_to_the_same_bits(small_run, tmp_path):
     expected, got = (
         torch.load(tmp_path / run / "checkpoints" / "last.ckpt", weights_only=True) for run in ("whole", "cut")
     )
+    assert expected["global_step"] == 40  # though the best step was long before
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step"):
         torch.testing.assert_close(got[part], expected[part], rtol=0, atol=0)
     assert rows_by_step(folder) == rows_by_step(tmp_path / "whole")
@@ -282,6 +283,24 @@ def test_two_processes_give_the_figures_of_one_however_they_are_started(small_ru
         assert json.loads((run / "results.json").read_text())["datasets"] == figures
         torch.testing.assert_close(weights(run), two, rtol=0, atol=0)
         assert not list(run.glob("metrics-part*"))  # one rank kept the record
+
+
+def test_bfloat16_trains_to_nearly_the_same_losses_which_are_float32(small_run, tmp_path, monkeypatch):
+    losses, types = {}, set()
+    step = RetrieverModule.training_step
+
+    def watched(self, batch, batch_idx):
+        loss = step(self, batch, batch_idx)
+        types.add((torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None, loss.dtype))
+        return loss
+
+    monkeypatch.setattr(RetrieverModule, "training_step", watched)
+    for precision in ("32-true", "bf16-mixed"):
+        train(config_of(*small_run, f"trainer.precision={precision}", "export=false"), tmp_path / precision)
+        losses[precision] = [float(row["train/loss"]) for row in metrics(tmp_path / precision) if row["train/loss"]]
+    assert types == {(None, torch.float32), (torch.bfloat16, torch.float32)}
+    assert losses["bf16-mixed"] != losses["32-true"]
+    assert losses["bf16-mixed"] == pytest.approx(losses["32-true"], rel=0.1)
 
 
 def test_nan_loss_stops_the_run_and_names_the_queries(small_run, tmp_path):
