@@ -126,8 +126,7 @@ def _callbacks(config: DictConfig, folder: Path, evaluation: BeirEvaluation) -> 
 
 
 def _loggers(config: DictConfig, folder: Path) -> list[Logger]:
-    # every row is written at once: a kill must not lose those of steps that a checkpoint has behind it
-    loggers: list[Logger] = [CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)]
+    loggers: list[Logger] = [CSVLogger(folder, name="", version="")]
     options = config.logger.wandb
     if options is not None:
         import wandb
