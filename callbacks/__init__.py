@@ -1,5 +1,6 @@
 """What happens beside training: BEIR evaluation, stopping, export and run records."""
 
+from callbacks.atomic_checkpoints import AtomicCheckpoints
 from callbacks.beir_evaluation import BeirEvaluation
 from callbacks.export import ExportBest
 from callbacks.rerank_evaluation import RerankEvaluation
@@ -7,4 +8,12 @@ from callbacks.run_record import RunRecord
 from callbacks.step_seeds import StepSeeds
 from callbacks.stopping import StopWhenNoneImproves
 
-__all__ = ["BeirEvaluation", "ExportBest", "RerankEvaluation", "RunRecord", "StepSeeds", "StopWhenNoneImproves"]
+__all__ = [
+    "AtomicCheckpoints",
+    "BeirEvaluation",
+    "ExportBest",
+    "RerankEvaluation",
+    "RunRecord",
+    "StepSeeds",
+    "StopWhenNoneImproves",
+]

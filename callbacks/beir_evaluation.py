@@ -17,6 +17,7 @@ from callbacks.scoring import METRICS, score_run, without_self_hits
 from datamodules.caches import cached_embeddings, cached_tokens, embed
 from datamodules.corpus import EvaluationSet, load_evaluation_set
 from datamodules.files import atomic_path, write_json
+from retriever.encoding import device_of
 from retriever.errors import InputError, require_positive
 from retriever.module import RetrieverModule
 from retriever.search import exact_search, merge_hits
@@ -187,7 +188,8 @@ class BeirEvaluation(L.Callback):
         return flat
 
     def _cached(self, trainer: L.Trainer, module: RetrieverModule, tokens: TokenizedTexts, name: str) -> np.ndarray:
-        module.encoder.to(trainer.strategy.root_device)
+        if device_of(module.encoder) != trainer.strategy.root_device:  # to() takes a sharded encoder's weights apart
+            module.encoder.to(trainer.strategy.root_device)
         with trainer.precision_plugin.forward_context():
             return cached_embeddings(tokens, module.encoder, self.cache_dir, self.token_budget, f"encode {name}")
 

@@ -101,6 +101,7 @@ class ExportBest(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: QueryListModule) -> None:
         """Export, on the first rank."""
         load_best_weights(trainer, pl_module)
+        pl_module.end_sharding()
         if not trainer.is_global_zero:
             return
         target, temporary = self.folder / "model", self.folder / ".model.tmp"

@@ -18,6 +18,7 @@ import torch
 from callbacks.beir_evaluation import BeirEvaluation
 from callbacks.scoring import METRICS
 from datamodules.files import write_json
+from retriever.sharding import load_whole_weights
 
 
 class RunRecord(L.Callback):
@@ -98,7 +99,8 @@ def load_best_weights(trainer: L.Trainer, module: L.LightningModule) -> None:
     """Put the weights of that checkpoint into the module; without one, they stay as they are."""
     path = getattr(trainer.checkpoint_callback, "best_model_path", "")
     if path:
-        module.load_state_dict(torch.load(path, map_location=module.device, weights_only=True)["state_dict"])
+        weights = torch.load(path, map_location=trainer.strategy.root_device, weights_only=True)["state_dict"]
+        load_whole_weights(module, weights)
 
 
 def environment(device: torch.device) -> dict[str, Any]:

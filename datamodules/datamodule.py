@@ -126,6 +126,7 @@ class QueryListDataModule(L.LightningDataModule):
         self.token_budget, self.num_workers, self.seed = token_budget, num_workers, seed
         self.report: dict[str, object] = {}
         self._done: tuple[int, int] | None = None
+        self._sampler: BatchSampler | None = None
         self._train: list[ListSource] = []
         self._dev: list[ListSource] = []
         self._corpora: dict[str, Corpus] = {}
@@ -166,7 +167,8 @@ class QueryListDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """One item is one batch of this rank."""
         loader = self._loader(self._train, self.order)
-        loader.sampler.done = self._done
+        self._sampler = loader.sampler
+        self._sampler.done = self._done
         return loader
 
     def state_dict(self) -> dict[str, int]:
@@ -177,6 +179,8 @@ class QueryListDataModule(L.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Take up a resumed run."""
         self._done = state_dict["epoch"], state_dict["batches"]
+        if self._sampler is not None:  # under FSDP, the loader is there before the checkpoint is read
+            self._sampler.done = self._done
 
     def val_dataloader(self) -> DataLoader:
         """The dev lists in their order, each once."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -140,6 +141,8 @@ class CompareSweep(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Print the comparison of all runs of the sweep, and keep it in the sweep's folder."""
+        if rank_zero_only.rank > 0:
+            return
         folder = Path(config.hydra.sweep.dir)
         table = compare([folder])
         print_tables(table, "best")

@@ -14,10 +14,11 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils.logging import disable_progress_bar
 
-from callbacks import BeirEvaluation, ExportBest, RunRecord, StepSeeds, StopWhenNoneImproves
+from callbacks import AtomicCheckpoints, BeirEvaluation, ExportBest, RunRecord, StepSeeds, StopWhenNoneImproves
 from datamodules.files import atomic_path
 from experiments.compare import compare, print_tables
 from experiments.hydra_errors import run_kindly
@@ -38,7 +39,6 @@ def train(config: DictConfig, folder: Path) -> dict:
     """
     _check(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
-    _save_config(config, folder)
     encoder = instantiate(config.encoder)
     module = instantiate(config.module, encoder=encoder)
     data = instantiate(config.data, encoder=encoder)
@@ -50,7 +50,11 @@ def train(config: DictConfig, folder: Path) -> dict:
         logger=_loggers(config, folder),
         enable_progress_bar=os.isatty(2),
         enable_checkpointing=config.save_checkpoints,
+        plugins=[AtomicCheckpoints()],
     )
+    if trainer.is_global_zero:
+        _save_config(config, folder)
+        _tidy(folder)
     checkpoint = None if config.resume is None else str(_last_checkpoint(config.resume))
     if checkpoint is None:
         trainer.validate(module, datamodule=data, verbose=False)  # the base model, on the same curves
@@ -103,16 +107,11 @@ def _callbacks(config: DictConfig, folder: Path, evaluation: BeirEvaluation) -> 
     if config.early_stopping.patience is not None:
         callbacks.append(StopWhenNoneImproves(config.early_stopping.monitors, config.early_stopping.patience))
     if config.save_checkpoints:
-        callbacks.append(
-            ModelCheckpoint(
-                folder / "checkpoints",
-                filename="step-{step:06d}",
-                auto_insert_metric_name=False,
-                monitor=config.criterion,
-                mode=config.criterion_mode,
-                save_last=True,
-            )
-        )
+        checkpoints = folder / "checkpoints"
+        best = {"monitor": config.criterion, "mode": config.criterion_mode, "auto_insert_metric_name": False}
+        callbacks.append(ModelCheckpoint(checkpoints, filename="step-{step:06d}", **best))
+        # save_last would write it only where the best one is written: a kill could lose many validations
+        callbacks.append(ModelCheckpoint(checkpoints, filename="last", enable_version_counter=False))
     extra = {
         **facts,
         "encoder": config.encoder.model,
@@ -127,7 +126,6 @@ def _callbacks(config: DictConfig, folder: Path, evaluation: BeirEvaluation) -> 
 
 
 def _loggers(config: DictConfig, folder: Path) -> list[Logger]:
-    _keep_metrics(folder)
     loggers: list[Logger] = [CSVLogger(folder, name="", version="")]
     options = config.logger.wandb
     if options is not None:
@@ -153,12 +151,14 @@ def _loggers(config: DictConfig, folder: Path) -> list[Logger]:
     return loggers
 
 
-def _keep_metrics(folder: Path) -> None:
-    """Rename an earlier part's metrics.csv, which Lightning's logger would delete."""
+def _tidy(folder: Path) -> None:
+    """Rename an earlier part's metrics.csv, lest the logger delete it; remove what a kill left half done."""
     old = folder / "metrics.csv"
-    if old.is_file() and int(os.environ.get("LOCAL_RANK", 0)) == 0:
+    if old.is_file():
         part = next(n for n in range(1, 10_000) if not (folder / f"metrics-part{n}.csv").exists())
         old.rename(folder / f"metrics-part{part}.csv")
+    for torn in (folder / "checkpoints").glob(".*.tmp"):
+        torn.unlink()
 
 
 def _save_config(config: DictConfig, folder: Path) -> None:
@@ -182,13 +182,15 @@ def application(config: DictConfig) -> None:
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # inside Lightning
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # the run folder
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    if rank_zero_only.rank > 0:
+        logging.getLogger().setLevel(logging.WARNING)  # the first rank speaks for all
     disable_progress_bar()
     # a resumed run goes on in its own folder, where its earlier figures are
     folder = Path(config.resume or HydraConfig.get().runtime.output_dir).absolute()
     log.info("%s, seed %d → %s", config.name, config.seed, folder)
     train(config, folder)
     alone = HydraConfig.get().mode == RunMode.RUN  # a sweep ends with one table of all
-    if alone and int(os.environ.get("LOCAL_RANK", 0)) == 0:
+    if alone and rank_zero_only.rank == 0:
         print_tables(compare([folder]), "best")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 
 import lightning as L
@@ -17,6 +18,7 @@ from retriever.encoding import encode
 from retriever.errors import InputError, require_positive
 from retriever.losses import listwise_distillation
 from retriever.schedule import default_warmup, learning_rate_factor
+from retriever.sharding import gather_weights, release_weights, shard, whole_weights
 from retriever.tokens import TokenizedTexts, micro_batches, padding_share
 
 # The paper's temperatures; dev/kl is measured at these whatever the objective trains with, so that runs compare.
@@ -72,6 +74,52 @@ class QueryListModule(L.LightningModule):
         self.token_budget = token_budget
         self.kept_tokens = kept_tokens
         self._dev_lists = 0
+        self._whole_encoder: list[torch.nn.Module] | None = None
+
+    def configure_model(self) -> None:
+        """Under FSDP (``trainer=fsdp``), spread the encoder over the ranks.
+
+        Raises:
+            InputError: a temperature is learned; FSDP shards no scalars.
+        """
+        if self.device_mesh is None:
+            return
+        if self._whole_encoder is not None:
+            release_weights(self.encoder)  # the optimiser is made next, and a validation before may have gathered them
+            return
+        if any(p.requires_grad and p.ndim == 0 for p in self.parameters()):
+            raise InputError("module.learnable_temperature: FSDP cannot shard a scalar. Fix it, or train under DDP.")
+        # a list, so that it is no part of this module
+        self._whole_encoder = [copy.deepcopy(self.encoder)] if self.trainer.is_global_zero else []
+        shard(self.encoder, self.trainer.strategy.root_device)
+
+    def on_validation_start(self) -> None:
+        """Under FSDP, have whole weights wherever something is encoded: ranks encode different numbers of texts."""
+        gather_weights(self.encoder)
+
+    def on_train_batch_start(self, batch: RetrievalBatch, batch_idx: int) -> None:
+        """Likewise; saving a checkpoint took them apart."""
+        gather_weights(self.encoder)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Under FSDP, clip and step with the shares."""
+        release_weights(self.encoder)
+
+    def on_train_batch_end(self, outputs: Tensor, batch: RetrievalBatch, batch_idx: int) -> None:
+        """Under FSDP, have whole weights for what callbacks encode."""
+        gather_weights(self.encoder)
+
+    def end_sharding(self) -> None:
+        """Under FSDP, give the first rank a whole encoder on the CPU, with the weights as they are; training is over.
+
+        All ranks must take part.
+        """
+        if self._whole_encoder is None:
+            return
+        weights = whole_weights(self.encoder)
+        for encoder in self._whole_encoder:
+            encoder.load_state_dict(weights)
+            self.encoder = encoder
 
     def losses(self, batch: RetrievalBatch) -> dict[str, Tensor]:
         """Name → scalar; each a mean over the batch's own queries. ``loss`` is minimised, the others are logged."""
@@ -120,8 +168,8 @@ class QueryListModule(L.LightningModule):
             [{"params": others}, {"params": scalars, "weight_decay": 0.0}] if scalars else others,
             lr=self.learning_rate,
             weight_decay=self.weight_decay,
-            # one pass over the weights; but float16's gradient scaler cannot clip what a fused step unscales
-            fused=self.trainer.precision != "16-mixed",
+            # one pass over the weights; but under mixed precision, Lightning refuses to clip for a fused step
+            fused=not self.trainer.precision.endswith("-mixed"),
         )
         total = self.trainer.estimated_stepping_batches
         per_epoch = max(1, self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)

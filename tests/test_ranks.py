@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import os
 import socket
+from collections import Counter, defaultdict
+from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+import experiments
 from datamodules import QueryListDataModule
 from datamodules.batches import BatchSampler, ListBatches
+from experiments.run import train
 from retriever.encoder import TextEncoder
+from retriever.module import RetrieverModule
 from retriever.objectives import CombinedObjective, InfoNCE, ListwiseDistillation
 
 OBJECTIVES = {
@@ -75,3 +88,156 @@ def test_two_ranks_give_the_gradient_of_one(both, name):
         whole, parts = one[name, number], two[name, number]
         assert whole.norm() > 0
         assert (parts - whole).norm() < 1e-5 * whole.norm()
+
+
+CONF = Path(experiments.__file__).parent / "conf"
+MODULES = sorted(path.stem for path in (CONF / "module").glob("[!_]*.yaml"))
+
+
+class Watch(L.Callback):
+    """Counts micro-batches and, under DDP, the elements that each all-reduce of gradients carries, by step."""
+
+    def __init__(self):
+        self.forwards, self.reduced = Counter(), defaultdict(list)
+
+    def on_train_start(self, trainer, pl_module):
+        pl_module.encoder.register_forward_hook(lambda *_: self.forwards.update([trainer.global_step]))
+        if isinstance(trainer.strategy, DDPStrategy):
+            trainer.strategy.model.register_comm_hook(trainer, self.all_reduce)
+
+    def all_reduce(self, trainer, bucket):
+        self.reduced[trainer.global_step].append(bucket.buffer().numel())
+        return allreduce_hook(None, bucket)
+
+
+def fit(name, overrides, **trainer):
+    """Three steps through Lightning with SGD, since Adam makes whole steps of rounding: the weights, and the watch."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("run", [f"module={name}", *overrides])
+    torch.manual_seed(0)
+    encoder = instantiate(config.encoder)
+    module = instantiate(config.module, encoder=encoder)
+    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.5, momentum=0.9)
+    watch = Watch()
+    off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "use_distributed_sampler")
+    trainer = L.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        gradient_clip_val=0.5,
+        limit_val_batches=0,
+        callbacks=[watch],
+        **dict.fromkeys(off, False),
+        **trainer,
+    )
+    trainer.fit(module, datamodule=instantiate(config.data, encoder=encoder))
+    return trainer.strategy.lightning_module_state_dict(), watch
+
+
+def fit_as_rank(rank, world_size, port, cases, out):
+    """One of the processes of ``world_size``: trains every case, and runs one experiment under FSDP."""
+    torch.set_num_threads(1)
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    found = {}
+    for name, overrides in cases.items():
+        weights, watch = fit(name, overrides, devices=world_size, strategy="ddp")
+        found[name] = weights, dict(watch.forwards), dict(watch.reduced)
+    for name in ("combined", "reranker"):
+        strategy = ModelParallelStrategy(save_distributed_checkpoint=False)
+        weights, watch = fit(name, cases[name], devices=world_size, strategy=strategy)
+        found[name, "fsdp"] = weights, dict(watch.forwards)
+    torch.save(found, f"{out}.{rank}")
+    run_under_fsdp(Path(out).parent, cases["combined"])
+    dist.destroy_process_group()
+
+
+def run_under_fsdp(folder, overrides):
+    """A whole run, and one that is cut off inside its second epoch and resumed."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        data = overrides[3].split("corpus: ")[1].rstrip("}]")
+        options = [f"evaluation.datasets=[{{path: {data}}}]", "encoder.dropout=0.1", "logger=csv", "name=fsdp"]
+        options += ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=2"]
+        options += ["trainer.max_steps=6", "trainer.val_check_interval=2"]  # ends between two validations
+        config = compose("run", ["module=combined", *overrides, *options])
+        resumed = compose("run", ["module=combined", *overrides, *options, f"resume={folder}/cut"])
+    train(config, folder / "whole")
+    step = RetrieverModule.training_step
+
+    def killed(self, batch, batch_idx):
+        if self.global_step == 4:  # the last checkpoint is at 2
+            raise RuntimeError("killed")
+        return step(self, batch, batch_idx)
+
+    RetrieverModule.training_step = killed
+    with pytest.raises(RuntimeError, match="killed"):
+        train(config, folder / "cut")
+    RetrieverModule.training_step = step
+    train(resumed, folder / "cut")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("trained")
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model, small_scifact, small_lists, folder):
+    classifier = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1)
+    classifier.save_pretrained(folder / "cross")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder / "cross")
+    cases = {}
+    for name in MODULES:
+        encoder = [f"encoder.model={tiny_model}", "encoder.packaged=null", "encoder.passage_max_length=64"]
+        if name == "reranker":
+            encoder = ["encoder=cross", f"encoder.model={folder}/cross", "encoder.passage_max_length=64"]
+            encoder += ["encoder.pair_max_length=100", "encoder.dropout=0"]
+        cases[name] = [
+            *encoder,
+            f"data.train=[{{path: {small_lists}, corpus: {small_scifact}}}]",
+            "data.dev=null",
+            "data.dev_fraction=0.25",
+            "data.batch_size=13",
+            "data.leak_guard=off",
+            "token_budget=700",
+            f"cache_dir={folder}/cache",
+        ]
+    one = {name: fit(name, overrides)[0] for name, overrides in cases.items()}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(fit_as_rank, (2, port, cases, folder / "two"), nprocs=2)
+    return one, [torch.load(folder / f"two.{rank}", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_training_on_two_ranks_gives_the_weights_of_one_and_reduces_gradients_once_a_step(trained, name):
+    one, ranks = trained
+    whole = torch.cat([w.flatten() for w in one[name].values()])
+    for weights, forwards, reduced in (rank[name] for rank in ranks):
+        parts = torch.cat([weights[key].flatten() for key in one[name]])
+        assert (parts - whole).norm() < 1e-5 * whole.norm()
+        assert forwards.keys() == reduced.keys() == {0, 1, 2}
+        assert min(forwards.values()) >= 3
+        parameters = sum(w.numel() for key, w in weights.items())
+        assert all(sum(sizes) == parameters for sizes in reduced.values())
+
+
+@pytest.mark.parametrize("name", ["combined", "reranker"])
+def test_fsdp_with_uneven_micro_batches_gives_the_weights_of_one(trained, name):
+    one, ranks = trained
+    weights, forwards = ranks[0][name, "fsdp"]
+    whole = torch.cat([w.flatten() for w in one[name].values()])
+    parts = torch.cat([weights[key].flatten() for key in one[name]])
+    assert (parts - whole).norm() < 1e-5 * whole.norm()
+    assert forwards != ranks[1][name, "fsdp"][1]  # ranks that waited for one another in a micro-batch would hang
+
+
+def test_fsdp_run_resumes_and_leaves_a_whole_model(trained, folder):
+    last = {run: torch.load(folder / run / "checkpoints" / "last.ckpt", weights_only=True) for run in ("whole", "cut")}
+    for part in ("state_dict", "optimizer_states", "global_step"):
+        torch.testing.assert_close(last["cut"][part], last["whole"][part], rtol=0, atol=0)
+    results = {run: json.loads((folder / run / "results.json").read_text()) for run in ("whole", "cut")}
+    assert results["cut"]["datasets"] == results["whole"]["datasets"] and results["whole"]["steps"]["last"] == 6
+    best = torch.load(next((folder / "whole" / "checkpoints").glob("step-*.ckpt")), weights_only=True)
+    exported = TextEncoder.from_pretrained(str(folder / "whole" / "model"), passage_max_length=64)
+    for name, weight in exported.state_dict().items():
+        assert torch.equal(weight, best["state_dict"][f"encoder.{name}"])

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
+import multiprocessing
+import os
+import random
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +24,7 @@ from sentence_transformers import SentenceTransformer
 from wandb.proto import wandb_internal_pb2
 
 import experiments
+from callbacks import AtomicCheckpoints
 from callbacks.scoring import score_run
 from datamodules.caches import embed
 from datamodules.corpus import load_evaluation_set
@@ -158,22 +165,142 @@ def test_last_steps_are_evaluated_where_training_ends_between_validations(small_
     assert kept["steps"]["best"] == 8 and not (tmp_path / "kept" / "checkpoints").exists()
 
 
-def test_two_processes_give_the_figures_of_one(small_run, tmp_path):
-    command = [sys.executable, "-m", "experiments.run", *small_run, "encoder.dropout=0", "export=false"]
-    figures = {}
-    for devices in (1, 2):
-        folder = tmp_path / f"devices{devices}"
-        extra = [f"trainer.devices={devices}", f"hydra.run.dir={folder}"] + ["trainer.strategy=ddp"] * (devices == 2)
-        done = subprocess.run(command + extra, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr[-3000:]
-        figures[devices] = json.loads((folder / "results.json").read_text())["datasets"]
-        figures[devices, "weights"] = weights(folder)
-    one, two = figures[1, "weights"], figures[2, "weights"]
+def start(folder, *arguments, module="experiments.run", **variables):
+    """A process of its own, with one thread; its output goes to a file beside the run folder."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CONF.parents[1]), **variables}
+    with open(f"{folder}.{time.monotonic_ns()}.log", "w") as log:
+        line = [sys.executable, "-m", module, *arguments]
+        return subprocess.Popen(line, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+
+def finish(folder, *processes):
+    for process in processes:
+        assert process.wait(timeout=300) == 0, "".join(p.read_text() for p in folder.parent.glob("*.log"))[-5000:]
+
+
+def test_killed_process_resumes_to_the_same_bits(small_run, tmp_path):
+    options = [*small_run, "trainer.max_epochs=10", "trainer.val_check_interval=2", "encoder.dropout=0.1"]
+    options.append("export=false")
+    whole = train(config_of(*options), tmp_path / "whole")
+    folder = tmp_path / "cut"
+    last = folder / "checkpoints" / "last.ckpt"
+    moments, seen, resume = random.Random(7), 0, []
+    for _ in range(2):
+        process = start(folder, *options, f"hydra.run.dir={folder}", *resume)
+        deadline = time.monotonic() + 120
+        while (not last.is_file() or last.stat().st_mtime_ns == seen) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        seen, resume = last.stat().st_mtime_ns, [f"resume={folder}"]
+    assert 0 < torch.load(last, weights_only=True)["global_step"] < 40
+    finish(folder, start(folder, *options, *resume))
+    expected, got = (
+        torch.load(tmp_path / run / "checkpoints" / "last.ckpt", weights_only=True) for run in ("whole", "cut")
+    )
+    assert expected["global_step"] == 40  # though the best step was long before
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step"):
+        torch.testing.assert_close(got[part], expected[part], rtol=0, atol=0)
+    assert rows_by_step(folder) == rows_by_step(tmp_path / "whole")
+    differing = {"wall_time_s", "peak_memory_bytes"}
+    resumed = json.loads((folder / "results.json").read_text())
+    assert {k: v for k, v in resumed.items() if k not in differing} == {
+        k: v for k, v in whole.items() if k not in differing
+    }
+    for kind in ("trec_runs", "per_query"):
+        files = sorted(p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole" / kind).rglob("step-*"))
+        assert len(files) == 21
+        assert all((folder / file).read_bytes() == (tmp_path / "whole" / file).read_bytes() for file in files)
+
+
+def rows_by_step(folder):
+    """(step, columns) → the row of the last part that has one."""
+    parts = [*sorted(folder.glob("metrics-part*.csv"), key=lambda p: int(p.stem[12:])), folder / "metrics.csv"]
+    rows = {}
+    for part in parts:
+        with open(part) as file:
+            for row in csv.DictReader(file):
+                filled = {column: value for column, value in row.items() if value}
+                rows[row["step"], frozenset(filled)] = filled
+    return rows
+
+
+def save_again_and_again(path):
+    weights = torch.zeros(2_000_000)
+    for number in range(10_000):
+        AtomicCheckpoints().save_checkpoint({"weights": weights, "number": torch.tensor(number)}, path)
+
+
+def test_checkpoint_is_whole_whenever_the_process_is_killed(tmp_path):
+    path, moments = tmp_path / "last.ckpt", random.Random(3)
+    for _ in range(10):
+        process = multiprocessing.get_context("fork").Process(target=save_again_and_again, args=(path,))
+        process.start()
+        while not path.is_file():
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.1))
+        process.kill()
+        process.join()
+        assert torch.load(path, weights_only=True)["weights"].shape == (2_000_000,)
+
+
+def test_two_processes_give_the_figures_of_one_however_they_are_started(small_run, tmp_path):
+    options = [*small_run, "encoder.dropout=0", "export=false"]
+    folder = tmp_path / "one"
+    finish(folder, start(folder, *options, f"hydra.run.dir={folder}"))
+    one, figure = weights(folder), json.loads((folder / "results.json").read_text())["datasets"]["small"]["ndcg@10"]
+    folder = tmp_path / "lightning"
+    finish(folder, start(folder, *options, "trainer.devices=2", f"hydra.run.dir={folder}"))
+    two, figures = weights(folder), json.loads((folder / "results.json").read_text())["datasets"]
     # Adam divides by the root of the squared gradient: where that is nearly 0, rounding moves a weight by up to lr
     close = torch.cat([((one[key] - two[key]).abs() < 1e-4).float().flatten() for key in one])
     assert close.mean() > 0.999
-    assert figures[2]["small"]["ndcg@10"]["base"] == figures[1]["small"]["ndcg@10"]["base"]
-    assert figures[2]["small"]["ndcg@10"]["last"] == pytest.approx(figures[1]["small"]["ndcg@10"]["last"], abs=0.03)
+    assert figures["small"]["ndcg@10"]["base"] == figure["base"]
+    assert figures["small"]["ndcg@10"]["last"] == pytest.approx(figure["last"], abs=0.03)
+
+    def two_nodes(folder, rank):
+        torchrun = ["--nnodes=2", f"--node_rank={rank}", f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_backend=c10d"]
+        torchrun += ["--rdzv_id=test", "-m", "experiments.run"]
+        return start(folder, *torchrun, *named, "trainer.num_nodes=2", module="torch.distributed.run")
+
+    def slurm_tasks(folder, rank):
+        variables = {"NTASKS": 2, "NTASKS_PER_NODE": 2, "NNODES": 1, "PROCID": rank, "LOCALID": rank, "NODEID": 0}
+        variables |= {"JOB_ID": port - 15000, "JOB_NAME": "train", "NODELIST": "127.0.0.1"}
+        environment = {f"SLURM_{name}": str(value) for name, value in variables.items()}
+        return start(folder, *named, "trainer.devices=2", MASTER_PORT=str(port), **environment)
+
+    for launch in (two_nodes, slurm_tasks):
+        folder = tmp_path / launch.__name__
+        named = [*options, f"hydra.run.dir={folder}/${{now:%S}}"]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        first = launch(folder, 0)
+        time.sleep(1.1)  # the ranks would name their folders differently
+        finish(folder, first, launch(folder, 1))
+        [run] = folder.iterdir()
+        assert json.loads((run / "results.json").read_text())["datasets"] == figures
+        torch.testing.assert_close(weights(run), two, rtol=0, atol=0)
+        assert not list(run.glob("metrics-part*"))  # one rank kept the record
+
+
+def test_bfloat16_trains_to_nearly_the_same_losses_which_are_float32(small_run, tmp_path, monkeypatch):
+    losses, types = {}, set()
+    step = RetrieverModule.training_step
+
+    def watched(self, batch, batch_idx):
+        loss = step(self, batch, batch_idx)
+        types.add((torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None, loss.dtype))
+        return loss
+
+    monkeypatch.setattr(RetrieverModule, "training_step", watched)
+    for precision in ("32-true", "bf16-mixed"):
+        train(config_of(*small_run, f"trainer.precision={precision}", "export=false"), tmp_path / precision)
+        losses[precision] = [float(row["train/loss"]) for row in metrics(tmp_path / precision) if row["train/loss"]]
+    assert types == {(None, torch.float32), (torch.bfloat16, torch.float32)}
+    assert losses["bf16-mixed"] != losses["32-true"]
+    assert losses["bf16-mixed"] == pytest.approx(losses["32-true"], rel=0.1)
 
 
 def test_nan_loss_stops_the_run_and_names_the_queries(small_run, tmp_path):
@@ -292,3 +419,25 @@ def test_sweep_trains_every_arm_and_ends_with_a_table(small_run, monkeypatch, ca
     assert "| infonce | 1, 2 |" in table and "| distillation | 1, 2 |" in table and "| base |" in table
     assert len(list((tmp_path / "sweep").glob("*/results.json"))) == 4
     assert "difference to base" in capsys.readouterr().out
+
+
+LAUNCHERS = sorted(path.stem for path in (CONF / "hydra" / "launcher").glob("*.yaml"))
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("hydra_plugins"), reason="the extra 'cluster'")
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_every_launcher_composes(name):
+    options = ["trainer=gpu", "trainer.devices=4", "trainer.num_nodes=2", f"hydra/launcher={name}"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        launcher = compose("run", options, return_hydra_config=True).hydra.launcher
+    assert launcher._target_.startswith("hydra_plugins.")
+    if name == "slurm_gpu":
+        assert (launcher.nodes, launcher.tasks_per_node, launcher.gpus_per_node) == (2, 4, 4)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("hydra_plugins"), reason="the extra 'cluster'")
+@pytest.mark.parametrize("name", ["local_processes", "ray_cpu"])
+def test_sweep_on_other_processes_ends_with_the_table(small_run, tmp_path, name):
+    options = ["trainer.max_epochs=1", "seed=1,2", "export=false", f"hydra.sweep.dir={tmp_path}/sweep"]
+    finish(tmp_path / "sweep", start(tmp_path / "sweep", "-m", *small_run, *options, f"hydra/launcher={name}"))
+    assert "| small | 1, 2 |" in (tmp_path / "sweep" / "comparison.md").read_text()
