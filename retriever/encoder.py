@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from retriever.pooling import POOLINGS, pool
 from retriever.tokens import TokenizedTexts
 
 KINDS = ("query", "passage")
+# a fast tokenizer keeps the last call's truncation, so two threads must not be in one at once
+_TOKENIZER_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -168,13 +171,14 @@ class TextEncoder(nn.Module):
         prompt = self.spec.prompt(kind)
         if not len(texts):
             return TokenizedTexts.from_lists([])
-        encoded = self.tokenizer(
-            [prompt + text for text in texts],
-            truncation=True,
-            max_length=self.spec.max_length(kind),
-            padding=False,
-            return_attention_mask=False,
-        )
+        with _TOKENIZER_LOCK:
+            encoded = self.tokenizer(
+                [prompt + text for text in texts],
+                truncation=True,
+                max_length=self.spec.max_length(kind),
+                padding=False,
+                return_attention_mask=False,
+            )
         return TokenizedTexts.from_lists(encoded["input_ids"])
 
     @property
