@@ -347,10 +347,8 @@ class BeirEvaluation(L.Callback):
             return prepared.base[rows]
         if trainer.global_step == 0:
             return self._corpus_embeddings(trainer, module, prepared)[rows]
-        everything = prepared.passages
-        tokens = (
-            everything.select(rows) if prepared.rows is not None else token_range(everything, rows.start, rows.stop)
-        )
+        tokens = prepared.passages
+        tokens = token_range(tokens, share.start, share.stop) if prepared.rows is None else tokens.select(rows)
         out = self._room(len(tokens), module.encoder.dimension)
         with trainer.precision_plugin.forward_context():
             return embed(tokens, module.encoder, self.token_budget, f"encode {prepared.data.name}", out)

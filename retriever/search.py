@@ -16,8 +16,8 @@ def exact_search(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the ``k`` passages with the highest inner product for each query.
 
-    The score matrix is never held: memory is that of one chunk of passages and 2k hits per query. On the GPU where faiss
-    has one and ``k`` is at most 2,048, else on the CPU.
+    The score matrix is never held: memory is that of one chunk of passages and 2k hits per query. Runs on the GPU where
+    faiss has one and ``k`` is at most 2,048, else on the CPU.
 
     Args:
         queries: float32 [Q, D].
