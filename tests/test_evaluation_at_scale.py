@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -375,6 +376,26 @@ def test_sampled_runs_report_the_whole_corpus_and_validate_on_the_sample(
     assert exported[0] == exported[1]
     card = (folder / "model" / "README.md").read_text()
     assert f"| small | {plain['datasets']['small']['ndcg@10']['base']:.4f} |" in card and "small-sample" not in card
+
+
+def test_two_ranks_draw_one_sample_and_have_the_figures_of_one(small_run, small_scifact, tmp_path):
+    datasets = f"evaluation.datasets=[{{path: {small_scifact}, sample: {{size: 60, depth: 1}}}}]"
+    extra = ["encoder.dropout=0", "export=false", "trainer.max_epochs=1", "evaluation.embedding_storage=disk"]
+    found = {}
+    for devices in (1, 2):
+        folder = tmp_path / f"devices{devices}"
+        ranks = [f"trainer.devices={devices}", f"hydra.run.dir={folder}", f"cache_dir={folder}/cache"]
+        ranks += ["trainer.strategy=ddp"] * (devices == 2)
+        command = [sys.executable, "-m", "experiments.run", *small_run, datasets, *extra, *ranks]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr[-3000:]
+        found[devices] = json.loads((folder / "results.json").read_text())["samples"]["small"]
+    one, two = (found[devices].pop("figures") for devices in (1, 2))
+    assert found[1] == found[2]
+    for metric in one:
+        assert two[metric]["base"] == one[metric]["base"]
+        assert two[metric]["last"]["whole"] == pytest.approx(one[metric]["last"]["whole"], abs=0.03)
+        assert two[metric]["last"]["sample"] == pytest.approx(one[metric]["last"]["sample"], abs=0.03)
 
 
 def test_resumed_run_keeps_its_sample(small_run, small_scifact, tmp_path, monkeypatch):
