@@ -184,9 +184,9 @@ def _encode_in_blocks(
             with atomic_path(names[number]) as temporary, open(temporary, "wb") as file:
                 np.save(file, embeddings.float().cpu().numpy().astype(dtype, copy=False))
 
-        held = run_free_blocks(folder / "blocks", range(len(rows)), run)
+        held = run_free_blocks(folder / "locks", range(len(rows)), run)
         # by now only others are at work: wait for them, and do what a killed one left undone
-        run_free_blocks(folder / "blocks", held, run, wait_for_others=True)
+        run_free_blocks(folder / "locks", held, run, wait_for_others=True)
     with FileLock(folder / "merge.lock"):
         if not whole.is_file():
             with atomic_path(whole) as temporary:
@@ -194,7 +194,7 @@ def _encode_in_blocks(
                 for name, where in zip(names, rows, strict=True):
                     merged[where] = np.load(name)
                 merged.flush()
-        shutil.rmtree(folder / "blocks", ignore_errors=True)
+        shutil.rmtree(folder / "blocks", ignore_errors=True)  # the locks stay: another process may just take one
 
 
 def _precision(encoder: TextEncoder) -> str:
