@@ -2,39 +2,58 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import numpy as np
-import torch.distributed as dist
+from filelock import FileLock
 
-from callbacks.scoring import METRICS, score_run, without_self_hits
-from datamodules.caches import cached_embeddings, cached_tokens, embed
+from callbacks.best_checkpoint import best_checkpoint_step, best_weights
+from callbacks.block_search import search_and_score, trec_file
+from callbacks.scoring import METRICS, Run, mean_scores
+from datamodules.caches import cached_embeddings, cached_tokens, embed, token_range, update_with_tokens
 from datamodules.corpus import EvaluationSet, load_evaluation_set
 from datamodules.files import atomic_path, write_json
+from datamodules.mining import bm25_search
+from datamodules.one_ahead import one_ahead
+from datamodules.sampled_corpus import Sample, SampleSpec, draw_sample, sampled_set, update_with_evaluation_set
 from retriever.encoding import device_of
-from retriever.errors import InputError, require_positive
+from retriever.errors import InputError, choose, require_positive
 from retriever.module import RetrieverModule
-from retriever.search import exact_search, merge_hits
+from retriever.search import exact_search
 from retriever.tokens import TokenizedTexts
 
 log = logging.getLogger(__name__)
-_OPTIONS = ("path", "split", "name", "queries")
+DTYPES = ("float32", "float16")
+STORAGES = ("memory", "disk")
 
 
-@dataclass
+@dataclass(frozen=True)
 class PreparedSet:
-    """An evaluation set with its token ids, and its passage embeddings where the passage encoder is frozen."""
+    """An evaluation set with its token ids.
+
+    Attributes:
+        data: queries, judgements, and the passages that are searched.
+        queries: token ids.
+        passages: token ids of the whole corpus.
+        base: passage embeddings of the whole corpus by the base weights, [N, D], memory-mapped; None where nothing
+            searches with them.
+        rows: the passages that are searched, as rows of the whole corpus; None: all.
+    """
 
     data: EvaluationSet
     queries: TokenizedTexts
     passages: TokenizedTexts
-    frozen: np.ndarray | None
+    base: np.ndarray | None = None
+    rows: np.ndarray | None = None
 
 
 class BeirEvaluation(L.Callback):
@@ -42,26 +61,35 @@ class BeirEvaluation(L.Callback):
 
     Logs ``val/<dataset>/<metric>`` and ``val/<dataset>/ndcg@10_delta``, the difference to the base model. Keeps
     per-query values and a TREC run file of every evaluation in the run folder. Passages are spread over the ranks and
-    the hits merged. What has not changed (base weights, a frozen passage encoder) is encoded once, then read from the
-    cache.
+    the hits merged, some queries at a time. What has not changed (base weights, a frozen passage encoder) is encoded
+    once, by all processes together, then read from the cache.
+
+    A data set with ``sample`` is validated on a sample of its corpus (``val/<dataset>-sample/…``): the judged passages,
+    the best ``depth`` hits of the base model and of BM25 for each query, and a random rest up to ``size``. The base
+    model, the best and the last step are measured on the whole corpus, too, so that the sample's error is known.
 
     Args:
         datasets: mappings with ``path`` (a BEIR-layout folder, a shipped or a BEIR name) and, as options, ``split``
-            (default test), ``name`` (for the metric names), and ``queries: dev``: only the queries of the data
-            module's dev lists, for choosing settings without looking at test queries.
+            (default test), ``name`` (for the metric names), ``queries: dev``: only the queries of the data module's dev
+            lists, for choosing settings without looking at test queries, and ``sample``: a mapping with ``size``,
+            ``depth`` (default 100) and ``seed`` (default 1).
         folder: the run folder.
         hits: hits kept per query (BEIR: 1,000).
         ignore_identical_ids: take the query's own id out of its hits (BEIR's default).
         unknown_qrels: ``error`` or ``keep``, see :func:`~datamodules.corpus.load_evaluation_set`.
         empty_passages: ``error`` or ``keep``.
         run_hits: hits per query in the TREC run files.
-        cache_dir: where token ids and embeddings are kept.
+        embedding_dtype: ``float32`` or ``float16``, in which passage embeddings are stored; scores are float32.
+        embedding_storage: where passage embeddings of tuned weights are while they are searched: ``memory``, or
+            ``disk``: a temporary file in ``cache_dir``. Those of base weights are in the cache on disk anyway.
+        cache_dir: where token ids, embeddings and samples are kept.
         data_dir: where downloaded data sets lie.
         token_budget: tokens of a micro-batch.
     """
 
     module_class: type[L.LightningModule] = RetrieverModule
     mismatch = "This evaluation searches with embeddings; a cross-encoder (module=reranker) needs evaluation=rerank."
+    options: ClassVar[tuple[str, ...]] = ("split", "name", "queries", "sample")  # of a data set, beside its path
 
     def __init__(
         self,
@@ -73,6 +101,8 @@ class BeirEvaluation(L.Callback):
         unknown_qrels: str = "error",
         empty_passages: str = "error",
         run_hits: int = 100,
+        embedding_dtype: str = "float32",
+        embedding_storage: str = "memory",
         cache_dir: str | Path = "outputs/cache",
         data_dir: str | Path = "data",
         token_budget: int = 16_384,
@@ -84,9 +114,11 @@ class BeirEvaluation(L.Callback):
         self.hits = hits
         self.ignore_identical_ids = ignore_identical_ids
         self.run_hits = run_hits
+        self.embedding_dtype = choose("evaluation.embedding_dtype", embedding_dtype, DTYPES)
+        self.embedding_storage = choose("evaluation.embedding_storage", embedding_storage, STORAGES)
         self.cache_dir = Path(cache_dir)
         self.token_budget = token_budget
-        self.specs = [_checked(spec) for spec in datasets]
+        self.specs = [_checked(spec, self.options) for spec in datasets]
         corpora: dict[str, Any] = {}
         self.data: list[EvaluationSet] = []
         for spec in self.specs:
@@ -102,6 +134,7 @@ class BeirEvaluation(L.Callback):
             corpora[spec["path"]] = loaded.corpus
             self.data.append(loaded)
         names = [data.name for data in self.data]
+        names += [f"{n}-sample" for n, spec in zip(names, self.specs, strict=True) if _sample_spec(spec) is not None]
         if len(set(names)) < len(names):
             raise InputError(
                 f"evaluation.datasets: two have one name ({', '.join(names)}). Give one a name: of its own."
@@ -109,38 +142,56 @@ class BeirEvaluation(L.Callback):
         self.base: dict[str, dict[str, float]] = {}
         self.history: list[dict[str, Any]] = []
         self._prepared: list[PreparedSet] | None = None
+        self._samples: dict[str, dict[str, int]] = {}  # data set → how its sample is made up
 
     def setup(self, trainer: L.Trainer, pl_module: RetrieverModule, stage: str) -> None:
-        """Tokenise, and encode what is frozen, while the weights are the base model's: before a checkpoint is read."""
+        """Tokenise and encode while the weights are the base model's: before a checkpoint is read.
+
+        One set is tokenised while the one before it is encoded.
+        """
         if not isinstance(pl_module, self.module_class):
             raise InputError(self.mismatch)
         if self._prepared is not None:
             return
-        self._prepared = []
         for number, (spec, data) in enumerate(zip(self.specs, self.data, strict=True)):
             if spec.get("queries") == "dev":
-                data = self.data[number] = _only(data, trainer.datamodule.dev_query_ids(data.corpus.name))
+                self.data[number] = _only(data, trainer.datamodule.dev_query_ids(data.corpus.name))
+
+        def tokenize(data: EvaluationSet) -> PreparedSet:
             queries = cached_tokens(list(data.queries.values()), pl_module.encoder, "query", self.cache_dir)
             passages = cached_tokens(data.corpus.passages, pl_module.encoder, "passage", self.cache_dir)
-            frozen = None
-            if not pl_module.train_passage_encoder:
-                frozen = self._cached(trainer, pl_module, passages, data.name)
-            self._prepared.append(PreparedSet(data, queries, passages, frozen))
+            return PreparedSet(data, queries, passages)
+
+        self._prepared = []
+        for spec, tokens in zip(self.specs, one_ahead(tokenize, self.data), strict=True):
+            whole = self._with_base(trainer, pl_module, tokens)
+            self._prepared.append(whole)
+            sample = _sample_spec(spec)
+            if sample is not None:
+                self._prepared.append(self._sampled(trainer, pl_module, whole, sample))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: RetrieverModule) -> None:
         """Evaluate the base model, unless a validation before training or an earlier part of this run did."""
         if not self.base:
-            self._log_directly(trainer, pl_module)
+            self._log_directly(trainer, pl_module, trainer.global_step)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: RetrieverModule) -> None:
-        """Evaluate and log."""
-        if not trainer.sanity_checking:
-            pl_module.log_dict(self._evaluate_and_keep(trainer, pl_module))
+        """Evaluate and log; once the base model is known, sampled corpora by their samples alone."""
+        if trainer.sanity_checking:
+            return
+        due = [p for p in self._prepared if not self.base or p.data.name not in self._samples]
+        pl_module.log_dict(self._evaluate_and_keep(trainer, pl_module, trainer.global_step, due))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: RetrieverModule) -> None:
-        """Evaluate the last step, where training ended between two validations."""
-        if self.history[-1]["step"] != trainer.global_step:
-            self._log_directly(trainer, pl_module)
+        """Evaluate what is still unknown of the last and of the best step.
+
+        That is all of the last step where training ended between two validations, and whole corpora that are sampled.
+        """
+        self._log_directly(trainer, pl_module, trainer.global_step)
+        best = best_checkpoint_step(trainer)
+        if self._unknown(best):
+            with best_weights(trainer, pl_module):
+                self._log_directly(trainer, pl_module, best)
 
     def state_dict(self) -> dict[str, Any]:
         """The base model's figures and the history, so that a resumed run keeps them."""
@@ -150,108 +201,205 @@ class BeirEvaluation(L.Callback):
         """Take up a resumed run's figures."""
         self.base, self.history = state_dict["base"], state_dict["history"]
 
-    def evaluate(self, trainer: L.Trainer, module: RetrieverModule, step: int) -> dict[str, dict[str, float]]:
+    def evaluate(
+        self, trainer: L.Trainer, module: RetrieverModule, step: int, sets: Sequence[PreparedSet]
+    ) -> dict[str, dict[str, float]]:
         """Evaluate the module as it is now: data set → metric → value, in [0, 1]. Files are written for ``step``."""
+        by_corpus: dict[int, list[PreparedSet]] = {}
+        for prepared in sets:
+            by_corpus.setdefault(id(prepared.data.corpus), []).append(prepared)
         results = {}
-        encoded: dict[int, np.ndarray] = {}  # sets over one corpus share its embeddings
-        for prepared in self._prepared:
-            corpus = id(prepared.data.corpus)
-            if corpus not in encoded:
-                encoded[corpus] = self._passages(trainer, module, prepared)
-            run = self._search(trainer, module, prepared, encoded[corpus])
-            if self.ignore_identical_ids:
-                run = without_self_hits(run)
-            results[prepared.data.name], per_query = score_run(prepared.data.qrels, run)
-            if trainer.is_global_zero:
-                self._write(prepared.data.name, step, run, per_query)
-        return results
+        for group in by_corpus.values():  # sets over one corpus share its embeddings, which then are let go
+            passages = self._passages(trainer, module, group[0])
+            for prepared in group:
+                results[prepared.data.name] = self._score(trainer, module, step, prepared, passages)
+        return {prepared.data.name: results[prepared.data.name] for prepared in sets}
 
-    def _log_directly(self, trainer: L.Trainer, module: RetrieverModule) -> None:
-        """Evaluate and log outside of validation, where the module's own ``log`` may not be called."""
-        figures = self._evaluate_and_keep(trainer, module)
-        for logger in trainer.loggers:
-            logger.log_metrics(figures, trainer.global_step)
+    def sample_report(self, steps: Mapping[str, int]) -> dict[str, Any]:
+        """Data set → how its sample is made up, and metric → point → figures on the whole corpus and on the sample.
 
-    def _evaluate_and_keep(self, trainer: L.Trainer, module: RetrieverModule) -> dict[str, float]:
-        """Evaluate at this step and remember it; what to log."""
-        step = trainer.global_step
-        results = self.evaluate(trainer, module, step)
+        Args:
+            steps: point (``base``, …) → its step; evaluated on both.
+        """
+        by_step = {entry["step"]: entry["metrics"] for entry in self.history}
+        report: dict[str, Any] = {}
+        for name, facts in self._samples.items():
+            report[name] = {**facts, "figures": {metric: {} for metric in METRICS}}
+            for metric, figures in report[name]["figures"].items():
+                for point, step in steps.items():
+                    whole, sample = (by_step[step][key][metric] for key in (name, f"{name}-sample"))
+                    figures[point] = {"whole": whole, "sample": sample, "error": round(sample - whole, 5)}
+        return report
+
+    def _log_directly(self, trainer: L.Trainer, module: RetrieverModule, step: int) -> None:
+        """Evaluate what is unknown of a step, outside of validation, where the module's ``log`` may not be called."""
+        unknown = self._unknown(step)
+        if unknown:
+            figures = self._evaluate_and_keep(trainer, module, step, unknown)
+            for logger in trainer.loggers:
+                logger.log_metrics(figures, step)
+
+    def _unknown(self, step: int) -> list[PreparedSet]:
+        """Sets that have not been evaluated at this step."""
+        known = next((entry["metrics"] for entry in self.history if entry["step"] == step), {})
+        return [prepared for prepared in self._prepared if prepared.data.name not in known]
+
+    def _evaluate_and_keep(
+        self, trainer: L.Trainer, module: RetrieverModule, step: int, sets: Sequence[PreparedSet]
+    ) -> dict[str, float]:
+        """Evaluate the module, whose weights are those of this step, and remember it; what to log."""
+        results = self.evaluate(trainer, module, step, sets)
         self.base = self.base or results
-        self.history = [h for h in self.history if h["step"] != step] + [{"step": step, "metrics": results}]
+        metrics = {entry["step"]: entry["metrics"] for entry in self.history}
+        metrics[step] = metrics.get(step, {}) | results
+        self.history = [{"step": number, "metrics": metrics[number]} for number in sorted(metrics)]
         flat = {}
-        for name, metrics in results.items():
-            flat |= {f"val/{name}/{metric}": metrics[metric] for metric in METRICS}
-            flat[f"val/{name}/ndcg@10_delta"] = metrics["ndcg@10"] - self.base[name]["ndcg@10"]
+        for name, values in results.items():
+            flat |= {f"val/{name}/{metric}": values[metric] for metric in METRICS}
+            flat[f"val/{name}/ndcg@10_delta"] = values["ndcg@10"] - self.base[name]["ndcg@10"]
             log.info(
-                "step %d: %s nDCG@10 %.4f (%+.4f)", step, name, metrics["ndcg@10"], flat[f"val/{name}/ndcg@10_delta"]
+                "step %d: %s nDCG@10 %.4f (%+.4f)", step, name, values["ndcg@10"], flat[f"val/{name}/ndcg@10_delta"]
             )
+        for name in self._samples:
+            if {name, f"{name}-sample"} <= metrics[step].keys():
+                error = metrics[step][f"{name}-sample"]["ndcg@10"] - metrics[step][name]["ndcg@10"]
+                log.info("step %d: %s nDCG@10 on the sample is off by %+.4f", step, name, error)
         return flat
 
-    def _cached(self, trainer: L.Trainer, module: RetrieverModule, tokens: TokenizedTexts, name: str) -> np.ndarray:
+    def _with_base(self, trainer: L.Trainer, module: RetrieverModule, prepared: PreparedSet) -> PreparedSet:
+        return replace(prepared, base=self._corpus_embeddings(trainer, module, prepared))
+
+    def _corpus_embeddings(self, trainer: L.Trainer, module: RetrieverModule, prepared: PreparedSet) -> np.ndarray:
+        """Passage embeddings of the whole corpus by the weights as they are now, [N, D]; from or to the cache."""
+        title = f"encode {prepared.data.name}"
+        return self._cached(trainer, module, prepared.passages, title, self.embedding_dtype)
+
+    def _cached(
+        self, trainer: L.Trainer, module: RetrieverModule, tokens: TokenizedTexts, title: str, dtype: str
+    ) -> np.ndarray:
         if device_of(module.encoder) != trainer.strategy.root_device:  # to() takes a sharded encoder's weights apart
             module.encoder.to(trainer.strategy.root_device)
         with trainer.precision_plugin.forward_context():
-            return cached_embeddings(tokens, module.encoder, self.cache_dir, self.token_budget, f"encode {name}")
+            return cached_embeddings(tokens, module.encoder, self.cache_dir, self.token_budget, title, dtype)
 
-    def _search(
-        self, trainer: L.Trainer, module: RetrieverModule, prepared: PreparedSet, passages: np.ndarray
-    ) -> dict[str, dict[str, float]]:
-        queries = self._embeddings(trainer, module, prepared.queries, f"{prepared.data.name} queries")
-        own = self._own(trainer, prepared)
-        found = exact_search(queries, passages, self.hits + 1, first_row=int(own[0]) if len(own) else 0)
-        if trainer.world_size > 1:
-            parts: list = [None] * trainer.world_size
-            dist.all_gather_object(parts, found)
-            found = merge_hits(parts, self.hits + 1)
-        scores, rows = found
-        ids = prepared.data.corpus.ids.take(rows.ravel()).to_pylist()
-        width = rows.shape[1]
-        return {
-            query: dict(zip(ids[i * width : (i + 1) * width], scores[i].tolist(), strict=True))
-            for i, query in enumerate(prepared.data.queries)
-        }
+    def _sampled(
+        self, trainer: L.Trainer, module: RetrieverModule, whole: PreparedSet, spec: SampleSpec
+    ) -> PreparedSet:
+        """The set over a sample of its corpus, drawn once per content and settings, by one rank."""
+        digest = hashlib.sha256(
+            repr((spec, module.encoder.fingerprint(), trainer.precision, self.embedding_dtype)).encode()
+        )
+        for tokens in (whole.queries, whole.passages):
+            update_with_tokens(digest, tokens)
+        update_with_evaluation_set(digest, whole.data)
+        path = self.cache_dir / "samples" / f"{digest.hexdigest()[:32]}.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if not path.is_file():
+                drawn = self._draw(trainer, module, whole, spec)
+                with atomic_path(path) as temporary, open(temporary, "wb") as file:
+                    np.savez(file, rows=drawn.rows, **drawn.counts)
+        with np.load(path) as file:
+            stored = dict(file)
+        rows, total = stored.pop("rows"), len(whole.data.corpus)
+        counts = {name: int(count) for name, count in stored.items()}
+        self._samples[whole.data.name] = {"passages": len(rows), "of": total, **asdict(spec), **counts}
+        log.info(
+            "%s: validations search %d of %d passages (%s)",
+            whole.data.name,
+            len(rows),
+            total,
+            ", ".join(f"{count} {name}" for name, count in counts.items()),
+        )
+        return replace(whole, data=sampled_set(whole.data, rows), rows=rows)
 
-    def _own(self, trainer: L.Trainer, prepared: PreparedSet) -> np.ndarray:
-        """Rows of this rank's share of the passages."""
-        return np.array_split(np.arange(len(prepared.passages)), trainer.world_size)[trainer.global_rank]
+    def _draw(self, trainer: L.Trainer, module: RetrieverModule, whole: PreparedSet, spec: SampleSpec) -> Sample:
+        title = f"encode {whole.data.name} queries"
+        queries = self._cached(trainer, module, whole.queries, title, "float32")
+        depth = spec.depth + self.ignore_identical_ids  # a query's own passage is none of its hits
+        _, base = exact_search(queries, whole.base, depth)
+        bm25 = bm25_search(whole.data.corpus.passages.to_pylist(), list(whole.data.queries.values()), depth)
+        return draw_sample(whole.data, base, bm25.rows, spec)
+
+    def _score(
+        self, trainer: L.Trainer, module: RetrieverModule, step: int, prepared: PreparedSet, passages: np.ndarray
+    ) -> dict[str, float]:
+        """Search, score and write; the means, on every rank."""
+        name = prepared.data.name
+        with self._run_file(name, step) if trainer.is_global_zero else nullcontext(lambda run: None) as keep_run:
+            per_query = search_and_score(
+                prepared.data,
+                self._query_embeddings(trainer, module, prepared),
+                passages,
+                self.hits,
+                first_row=_share(trainer, prepared).start,
+                ignore_identical_ids=self.ignore_identical_ids,
+                keep_run=keep_run,
+                device=trainer.strategy.root_device,
+            )
+        if trainer.is_global_zero:
+            write_json(self._per_query_file(name, step), per_query)
+        return trainer.strategy.broadcast(mean_scores(per_query))
 
     def _passages(self, trainer: L.Trainer, module: RetrieverModule, prepared: PreparedSet) -> np.ndarray:
-        """Embeddings of this rank's share of the passages, float32 [n, D]."""
-        own = self._own(trainer, prepared)
-        if prepared.frozen is not None:
-            return prepared.frozen[own[0] : own[-1] + 1] if len(own) else prepared.frozen[:0]
-        tokens = prepared.passages.select(own) if trainer.world_size > 1 else prepared.passages
-        return self._embeddings(trainer, module, tokens, prepared.data.name)
-
-    def _embeddings(self, trainer: L.Trainer, module: RetrieverModule, tokens: TokenizedTexts, name: str) -> np.ndarray:
-        """Embeddings by the weights as they are now: from the cache where these are the base model's."""
+        """Embeddings of this rank's share of the passages that are searched, [n, D]."""
+        share = _share(trainer, prepared)
+        rows = share if prepared.rows is None else prepared.rows[share]
+        if not module.train_passage_encoder:
+            return prepared.base[rows]
         if trainer.global_step == 0:
-            return self._cached(trainer, module, tokens, name)
+            return self._corpus_embeddings(trainer, module, prepared)[rows]
+        tokens = prepared.passages
+        tokens = token_range(tokens, share.start, share.stop) if prepared.rows is None else tokens.select(rows)
+        out = self._room(len(tokens), module.encoder.dimension)
         with trainer.precision_plugin.forward_context():
-            return embed(tokens, module.encoder, self.token_budget, f"encode {name}")
+            return embed(tokens, module.encoder, self.token_budget, f"encode {prepared.data.name}", out)
 
-    def _write(self, name: str, step: int, run: dict[str, dict[str, float]], per_query: dict) -> None:
-        write_json(self.folder / "per_query" / name / f"step-{step:06d}.json", per_query)
-        with (
-            atomic_path(self.folder / "trec_runs" / name / f"step-{step:06d}.trec") as temporary,
-            open(temporary, "w", encoding="utf-8") as file,
-        ):
-            for query, hits in run.items():
-                # trec_eval's order: by score, ties by descending id
-                ranked = sorted(hits.items(), key=lambda item: (item[1], item[0]), reverse=True)
-                for place, (passage, score) in enumerate(ranked[: self.run_hits], 1):
-                    file.write(f"{query} Q0 {passage} {place} {score:.9g} step-{step}\n")
+    def _room(self, rows: int, dimension: int) -> np.ndarray:
+        """An array for passage embeddings, where the settings want it."""
+        if self.embedding_storage == "memory" or not rows:
+            return np.empty((rows, dimension), self.embedding_dtype)
+        # without a name: it is gone as soon as nobody looks at it any more, also after a kill
+        with tempfile.TemporaryFile(dir=self.cache_dir) as file:
+            return np.memmap(file, self.embedding_dtype, "w+", shape=(rows, dimension))
+
+    def _query_embeddings(self, trainer: L.Trainer, module: RetrieverModule, prepared: PreparedSet) -> np.ndarray:
+        """Embeddings of all queries by the weights as they are now, float32 [Q, D]."""
+        title = f"encode {prepared.data.name} queries"
+        if trainer.global_step == 0:
+            return self._cached(trainer, module, prepared.queries, title, "float32")
+        with trainer.precision_plugin.forward_context():
+            return embed(prepared.queries, module.encoder, self.token_budget, title)
+
+    def _run_file(self, name: str, step: int) -> AbstractContextManager[Callable[[Run], None]]:
+        path = self.folder / "trec_runs" / name / f"step-{step:06d}.trec"
+        return trec_file(path, f"step-{step}", self.run_hits)
+
+    def _per_query_file(self, name: str, step: int) -> Path:
+        return self.folder / "per_query" / name / f"step-{step:06d}.json"
 
 
-def _checked(spec: Mapping) -> Mapping:
-    unknown = sorted(set(spec) - set(_OPTIONS))
+def _share(trainer: L.Trainer, prepared: PreparedSet) -> slice:
+    """This rank's part of the passages that are searched."""
+    total, ranks = len(prepared.data.corpus), trainer.world_size
+    return slice(total * trainer.global_rank // ranks, total * (trainer.global_rank + 1) // ranks)
+
+
+def _checked(spec: Mapping, options: Sequence[str]) -> Mapping:
+    unknown = sorted(set(spec) - {"path", *options})
     if unknown or "path" not in spec:
         raise InputError(
-            f"evaluation.datasets: {dict(spec)} must have path, may have {', '.join(_OPTIONS[1:])}, and no more."
+            f"evaluation.datasets: {dict(spec)} must have path, may have {', '.join(options)}, and no more."
         )
     if spec.get("queries") not in (None, "dev"):
         raise InputError(f"evaluation.datasets: queries is {spec['queries']!r}; it is 'dev' or left out.")
+    _sample_spec(spec)
     return spec
+
+
+def _sample_spec(spec: Mapping) -> SampleSpec | None:
+    sample = spec.get("sample")
+    return None if sample is None else SampleSpec.parse(sample, f"evaluation.datasets: {spec['path']}")
 
 
 def _only(data: EvaluationSet, query_ids: list[str]) -> EvaluationSet:

@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 
 from callbacks.beir_evaluation import BeirEvaluation
-from callbacks.run_record import best_checkpoint_step, load_best_weights
+from callbacks.best_checkpoint import best_checkpoint_step, load_best_weights
 from retriever.cross_encoder import CrossEncoder
 from retriever.module import QueryListModule
 
@@ -117,7 +117,8 @@ class ExportBest(L.Callback):
         history = {entry["step"]: entry["metrics"] for entry in evaluation.history} if evaluation else {}
         step = best_checkpoint_step(trainer)
         chosen = history.get(step, {})
-        rows = [f"| {d} | {evaluation.base[d]['ndcg@10']:.4f} | {m['ndcg@10']:.4f} |" for d, m in chosen.items()]
+        names = [data.name for data in evaluation.data if data.name in chosen] if evaluation else []
+        rows = [f"| {d} | {evaluation.base[d]['ndcg@10']:.4f} | {chosen[d]['ndcg@10']:.4f} |" for d in names]
         report = trainer.datamodule.report
         card = _CROSS_ENCODER_CARD if isinstance(module.encoder, CrossEncoder) else _CARD
         return card.format(

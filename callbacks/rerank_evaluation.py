@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from callbacks.beir_evaluation import BeirEvaluation, PreparedSet
-from callbacks.run_record import best_checkpoint_step, load_best_weights
-from callbacks.scoring import METRICS, score_run
-from datamodules.caches import cached_embeddings, cached_tokens
+from callbacks.best_checkpoint import best_checkpoint_step, load_best_weights
+from callbacks.scoring import METRICS, PerQuery, Run, score_run
+from datamodules.caches import cached_embeddings, cached_tokens, update_with_tokens
 from datamodules.corpus import EvaluationSet
 from datamodules.files import atomic_path, write_json
 from datamodules.mining import Hits, bm25_search, fuse_scores
@@ -32,7 +32,6 @@ from retriever.search import exact_search
 
 log = logging.getLogger(__name__)
 _BLOCK = 10  # queries whose scores are kept together; a killed evaluation loses at most one block
-Run = dict[str, dict[str, float]]
 
 
 class RerankEvaluation(BeirEvaluation):
@@ -58,6 +57,7 @@ class RerankEvaluation(BeirEvaluation):
 
     module_class = CrossEncoderModule
     mismatch = "evaluation=rerank re-ranks by a cross-encoder; it needs module=reranker."
+    options = ("split", "name", "queries")
 
     def __init__(
         self,
@@ -197,8 +197,7 @@ class RerankEvaluation(BeirEvaluation):
         """What the scores depend on: weights, lengths, precision, token ids and candidates."""
         digest = hashlib.sha256(f"{module.encoder.fingerprint()} {trainer.precision} {_BLOCK} {rows.shape}".encode())
         for texts in (prepared.queries, prepared.passages):
-            digest.update(np.ascontiguousarray(texts.offsets).tobytes())
-            digest.update(np.ascontiguousarray(texts.ids).tobytes())
+            update_with_tokens(digest, texts)
         digest.update(np.ascontiguousarray(rows).tobytes())
         return digest.hexdigest()[:32]
 
@@ -241,6 +240,15 @@ class RerankEvaluation(BeirEvaluation):
         best = Hits(whole.scores[:, :depth], whole.rows[:, :depth])
         fused = fuse_scores([bm25, same], weights, depth), fuse_scores([bm25, best], weights, 2 * depth)
         return {"dense": (same, whole), "fused": fused}
+
+    def _with_base(self, trainer: L.Trainer, module: CrossEncoderModule, prepared: PreparedSet) -> PreparedSet:
+        """As it is: a cross-encoder has no embeddings."""
+        return prepared
+
+    def _write(self, name: str, step: int, run: Run, per_query: PerQuery) -> None:
+        write_json(self._per_query_file(name, step), per_query)
+        with self._run_file(name, step) as keep_run:
+            keep_run(run)
 
     def _run(self, data: EvaluationSet, hits: Hits) -> Run:
         """Query id → passage id → score."""

@@ -16,16 +16,17 @@ import lightning as L
 import torch
 
 from callbacks.beir_evaluation import BeirEvaluation
+from callbacks.best_checkpoint import best_checkpoint_step
 from callbacks.scoring import METRICS
 from datamodules.files import write_json
-from retriever.sharding import load_whole_weights
 
 
 class RunRecord(L.Callback):
     """Writes what was run, on what, and what came out.
 
     ``results.json`` holds per data set and metric the values of the base model, of the step that the dev criterion
-    chose (``best``) and of the last evaluated step (``last``); and seed, objective, wall time and peak memory.
+    chose (``best``) and of the last evaluated step (``last``), on the whole corpus; ``samples`` how far those on a
+    sample of it are off; and seed, objective, wall time and peak memory.
 
     Args:
         folder: the run folder.
@@ -54,6 +55,7 @@ class RunRecord(L.Callback):
         by_step = {entry["step"]: entry["metrics"] for entry in evaluation.history}
         best_step = best_checkpoint_step(trainer)
         last_step = max(by_step)
+        steps = {"base": 0, "best": best_step, "last": last_step}
         points = {
             "base": evaluation.base,
             "best": by_step[best_step],
@@ -63,12 +65,13 @@ class RunRecord(L.Callback):
             "name": self.name,
             "seed": self.seed,
             **self.config,
-            "steps": {"base": 0, "best": best_step, "last": last_step},
+            "steps": steps,
             "optimiser_steps": trainer.global_step,
             "datasets": {
-                dataset: {m: {point: values[dataset][m] for point, values in points.items()} for m in METRICS}
-                for dataset in evaluation.base
+                data.name: {m: {point: values[data.name][m] for point, values in points.items()} for m in METRICS}
+                for data in evaluation.data
             },
+            "samples": evaluation.sample_report(steps),
             "data": trainer.datamodule.report,
             "wall_time_s": round(self.seconds_before + time.perf_counter() - self.started, 1),
             "peak_memory_bytes": peak_memory(trainer.strategy.root_device),
@@ -87,20 +90,6 @@ class RunRecord(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a resumed run."""
         self.seconds_before = state_dict["seconds"]
-
-
-def best_checkpoint_step(trainer: L.Trainer) -> int:
-    """The optimiser step of the checkpoint that the dev criterion chose; the last step where there is none."""
-    path = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    return torch.load(path, map_location="cpu", weights_only=True)["global_step"] if path else trainer.global_step
-
-
-def load_best_weights(trainer: L.Trainer, module: L.LightningModule) -> None:
-    """Put the weights of that checkpoint into the module; without one, they stay as they are."""
-    path = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    if path:
-        weights = torch.load(path, map_location=trainer.strategy.root_device, weights_only=True)["state_dict"]
-        load_whole_weights(module, weights)
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
+from datamodules.blocks import run_free_blocks
 from datamodules.columns import update_digest
 from datamodules.files import atomic_path
 from datamodules.progress import progress_bar
@@ -22,6 +23,8 @@ from retriever.tokens import TokenizedTexts
 
 _TEXT_BLOCK = 10_000
 _EMBEDDING_BLOCK = 2_048
+_EMBED_PART = 65_536
+_HASHED_IDS = 2**24
 
 
 def cached_tokens(texts: Sequence[str], encoder: TextEncoder, kind: str, cache_dir: str | Path) -> TokenizedTexts:
@@ -55,19 +58,20 @@ def cached_tokens(texts: Sequence[str], encoder: TextEncoder, kind: str, cache_d
 
 def _tokenize_blocks(texts: Sequence[str], encoder: TextEncoder, kind: str, folder: Path, dtype: np.dtype) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    left = list(range(-(-len(texts) // _TEXT_BLOCK)))
     with progress_bar(f"tokenise {kind} texts", len(texts), "texts") as advance:
-        for patience in (0, -1):  # first what nobody has taken; then wait for the others, and do what a dead one left
-            for number in left.copy():
-                block = texts[number * _TEXT_BLOCK : (number + 1) * _TEXT_BLOCK]
-                with suppress(Timeout), FileLock(folder / f"{number:06d}.lock", timeout=patience):
-                    if not (_token_block(folder, number).is_file() or _is_whole(folder, dtype)):
-                        tokens = encoder.tokenize(_strings(block), kind)
-                        with atomic_path(_token_block(folder, number)) as temporary, open(temporary, "wb") as file:
-                            np.save(file, tokens.lengths)
-                            np.save(file, tokens.ids)
-                    left.remove(number)
-                    advance(len(block))
+
+        def tokenize(number: int) -> None:
+            block = texts[number * _TEXT_BLOCK : (number + 1) * _TEXT_BLOCK]
+            if not (_token_block(folder, number).is_file() or _is_whole(folder, dtype)):
+                tokens = encoder.tokenize(_strings(block), kind)
+                with atomic_path(_token_block(folder, number)) as temporary, open(temporary, "wb") as file:
+                    np.save(file, tokens.lengths)
+                    np.save(file, tokens.ids)
+            advance(len(block))
+
+        # first what nobody has taken; then wait for the others, and do what a dead one left
+        held = run_free_blocks(folder / "locks", range(-(-len(texts) // _TEXT_BLOCK)), tokenize)
+        run_free_blocks(folder / "locks", held, tokenize, wait_for_others=True)
 
 
 def _merge_tokens(folder: Path, blocks: int, dtype: np.dtype) -> None:
@@ -80,8 +84,6 @@ def _merge_tokens(folder: Path, blocks: int, dtype: np.dtype) -> None:
     with atomic_path(folder / "offsets.npy") as temporary, open(temporary, "wb") as file:
         np.save(file, np.cumsum(np.concatenate(lengths)))
     shutil.rmtree(folder / "blocks", ignore_errors=True)
-    for lock in folder.glob("*[0-9].lock"):
-        lock.unlink()
 
 
 def _is_whole(folder: Path, dtype: np.dtype) -> bool:
@@ -97,70 +99,127 @@ def _token_block(folder: Path, number: int) -> Path:
 
 
 def cached_embeddings(
-    tokens: TokenizedTexts, encoder: TextEncoder, cache_dir: str | Path, token_budget: int, title: str
+    tokens: TokenizedTexts,
+    encoder: TextEncoder,
+    cache_dir: str | Path,
+    token_budget: int,
+    title: str,
+    dtype: str = "float32",
 ) -> np.ndarray:
-    """Encode once per (weights, specification, precision, token ids); afterwards a memory-mapped file.
+    """Encode once per (weights, specification, precision, dtype, token ids); afterwards a memory-mapped file.
 
     Encodes in blocks of texts of nearly one length; each finished block is kept, so that a killed run goes on where it
-    stopped. In evaluation mode and without gradient, whatever mode the encoder is in.
+    stopped. Processes that want the same embeddings at the same time share the blocks. In evaluation mode and without
+    gradient, whatever mode the encoder is in.
 
     Args:
         tokens: N texts.
         encoder: stays as it is.
-        cache_dir: the cache's folder.
+        cache_dir: the cache's folder; several processes share the work where they share it.
         token_budget: as for :func:`retriever.encoding.encode`.
         title: what the progress bar says.
+        dtype: ``float32`` or ``float16``, of the file.
 
     Returns:
-        float32 [N, D], memory-mapped, read-only.
+        [N, D] of ``dtype``, memory-mapped, read-only.
     """
-    digest = hashlib.sha256(f"{encoder.fingerprint()} {_precision(encoder)}".encode())
-    digest.update(np.ascontiguousarray(tokens.offsets).tobytes())
-    digest.update(np.ascontiguousarray(tokens.ids).tobytes())
+    digest = hashlib.sha256(f"{encoder.fingerprint()} {_precision(encoder)} {dtype}".encode())
+    update_with_tokens(digest, tokens)
     folder = Path(cache_dir) / "embeddings" / digest.hexdigest()[:32]
-    folder.mkdir(parents=True, exist_ok=True)
     whole = folder / "embeddings.npy"
-    with FileLock(folder / "lock"):
-        if not whole.is_file():
-            _encode_in_blocks(tokens, encoder, folder, whole, token_budget, title)
+    if not whole.is_file():
+        _encode_in_blocks(tokens, encoder, folder, whole, token_budget, title, np.dtype(dtype))
     return np.load(whole, mmap_mode="r")
 
 
-def embed(tokens: TokenizedTexts, encoder: TextEncoder, token_budget: int, title: str | None = None) -> np.ndarray:
-    """Encode in evaluation mode, without gradient: float32 [N, D]; with a progress bar where ``title`` is given."""
+def embed(
+    tokens: TokenizedTexts,
+    encoder: TextEncoder,
+    token_budget: int,
+    title: str | None = None,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Encode in evaluation mode, without gradient; with a progress bar where ``title`` is given.
+
+    Args:
+        tokens: N texts.
+        encoder: stays as it is.
+        token_budget: as for :func:`retriever.encoding.encode`.
+        title: what the progress bar says.
+        out: [N, D] of any floating type, to be filled (may be memory-mapped); None makes a float32 array.
+
+    Returns:
+        ``out``.
+    """
+    if out is None:
+        out = np.empty((len(tokens), encoder.dimension), np.float32)
+    with _evaluating(encoder), progress_bar(title, len(tokens), "texts") as advance:
+        # the encoder's device holds the embeddings of one part at a time
+        for start in range(0, len(tokens), _EMBED_PART):
+            part = token_range(tokens, start, min(start + _EMBED_PART, len(tokens)))
+            embeddings = encode(encoder, part, token_budget, on_micro_batch=advance)
+            out[start : start + _EMBED_PART] = embeddings.float().cpu().numpy()
+    return out
+
+
+def token_range(tokens: TokenizedTexts, start: int, stop: int) -> TokenizedTexts:
+    """The texts from ``start`` up to ``stop``, without a copy of their ids."""
+    offsets = tokens.offsets[start : stop + 1]
+    return TokenizedTexts(tokens.ids[offsets[0] : offsets[-1]], offsets - offsets[0])
+
+
+def update_with_tokens(digest: hashlib._Hash, tokens: TokenizedTexts) -> None:
+    """Feed texts' token ids to a hash, some at a time: they may be more than the memory holds."""
+    digest.update(np.ascontiguousarray(tokens.offsets))
+    for start in range(0, len(tokens.ids), _HASHED_IDS):
+        digest.update(np.ascontiguousarray(tokens.ids[start : start + _HASHED_IDS], dtype=np.int32))
+
+
+@contextmanager
+def _evaluating(encoder: TextEncoder) -> Iterator[None]:
     training = encoder.training
     encoder.eval()
     try:
-        with torch.inference_mode(), progress_bar(title, len(tokens), "texts") as advance:
-            return encode(encoder, tokens, token_budget, on_micro_batch=advance).float().cpu().numpy()
+        with torch.inference_mode():
+            yield
     finally:
         encoder.train(training)
 
 
 def _encode_in_blocks(
-    tokens: TokenizedTexts, encoder: TextEncoder, folder: Path, whole: Path, token_budget: int, title: str
+    tokens: TokenizedTexts,
+    encoder: TextEncoder,
+    folder: Path,
+    whole: Path,
+    token_budget: int,
+    title: str,
+    dtype: np.dtype,
 ) -> None:
     order = np.argsort(-tokens.lengths, kind="stable")
-    blocks = [order[start : start + _EMBEDDING_BLOCK] for start in range(0, len(order), _EMBEDDING_BLOCK)]
-    names = [folder / f"block-{number:06d}.npy" for number in range(len(blocks))]
-    training = encoder.training
-    encoder.eval()
-    with torch.inference_mode(), progress_bar(title, len(tokens), "texts") as advance:
-        for name, rows in zip(names, blocks, strict=True):
-            if name.is_file():
-                advance(len(rows))
-                continue
-            embeddings = encode(encoder, tokens.select(rows), token_budget, on_micro_batch=advance)
-            with atomic_path(name) as temporary, open(temporary, "wb") as file:
-                np.save(file, embeddings.float().cpu().numpy())
-    encoder.train(training)
-    with atomic_path(whole) as temporary:
-        merged = np.lib.format.open_memmap(temporary, "w+", np.float32, (len(tokens), encoder.dimension))
-        for name, rows in zip(names, blocks, strict=True):
-            merged[rows] = np.load(name)
-        merged.flush()
-    for name in names:
-        name.unlink()
+    rows = [order[start : start + _EMBEDDING_BLOCK] for start in range(0, len(order), _EMBEDDING_BLOCK)]
+    names = [folder / "blocks" / f"{number:06d}.npy" for number in range(len(rows))]
+    with _evaluating(encoder), progress_bar(title, len(tokens), "texts") as advance:
+
+        def run(number: int) -> None:
+            # in this order: another process may just have merged and be deleting the blocks
+            if names[number].is_file() or whole.is_file():
+                advance(len(rows[number]))
+                return
+            embeddings = encode(encoder, tokens.select(rows[number]), token_budget, on_micro_batch=advance)
+            with atomic_path(names[number]) as temporary, open(temporary, "wb") as file:
+                np.save(file, embeddings.float().cpu().numpy().astype(dtype, copy=False))
+
+        held = run_free_blocks(folder / "locks", range(len(rows)), run)
+        # by now only others are at work: wait for them, and do what a killed one left undone
+        run_free_blocks(folder / "locks", held, run, wait_for_others=True)
+    with FileLock(folder / "merge.lock"):
+        if not whole.is_file():
+            with atomic_path(whole) as temporary:
+                merged = np.lib.format.open_memmap(temporary, "w+", dtype, (len(tokens), encoder.dimension))
+                for name, where in zip(names, rows, strict=True):
+                    merged[where] = np.load(name)
+                merged.flush()
+        shutil.rmtree(folder / "blocks", ignore_errors=True)  # the locks stay: another process may just take one
 
 
 def _precision(encoder: TextEncoder) -> str:

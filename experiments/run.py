@@ -73,6 +73,7 @@ def train(config: DictConfig, folder: Path) -> dict:
 def _check(config: DictConfig) -> None:
     choose("criterion_mode", config.criterion_mode, ("min", "max"))
     sets = {spec.get("name") or Path(spec.path).name: spec for spec in config.evaluation.datasets}
+    sets = {f"{name}-sample": spec for name, spec in sets.items()} | sets
     for name, metric in _watched(config):
         chosen_by_test = metric.startswith("val/") and sets.get(metric.split("/")[1], {}).get("queries") != "dev"
         if chosen_by_test and not config.allow_test_selection:

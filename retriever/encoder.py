@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from retriever.pooling import POOLINGS, pool
 from retriever.tokens import TokenizedTexts
 
 KINDS = ("query", "passage")
+# a fast tokenizer keeps the last call's truncation, so two threads must not be in one at once
+_TOKENIZER_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,8 @@ class TextEncoder(nn.Module):
     def tokenize(self, texts: Sequence[str], kind: str) -> TokenizedTexts:
         """Token ids of texts of one kind, prompt in front, cut at that kind's maximum length."""
         prompt = self.spec.prompt(kind)
-        return TokenizedTexts.from_texts(self.tokenizer, [prompt + t for t in texts], self.spec.max_length(kind))
+        with _TOKENIZER_LOCK:
+            return TokenizedTexts.from_texts(self.tokenizer, [prompt + t for t in texts], self.spec.max_length(kind))
 
     @property
     def pad_id(self) -> int:

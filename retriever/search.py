@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import faiss
 import numpy as np
+import torch
+
+_GPU_MAX_HITS = 2048  # faiss' kernels know no more
 
 
 def exact_search(
@@ -11,7 +16,8 @@ def exact_search(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the ``k`` passages with the highest inner product for each query.
 
-    The score matrix is never held: memory is that of one chunk of passages and 2k hits per query.
+    The score matrix is never held: memory is that of one chunk of passages and 2k hits per query. Runs on the GPU where
+    faiss has one and ``k`` is at most 2,048, else on the CPU.
 
     Args:
         queries: float32 [Q, D].
@@ -27,7 +33,7 @@ def exact_search(
     best = None
     for start in range(0, len(passages), chunk):
         block = np.ascontiguousarray(passages[start : start + chunk], dtype=np.float32)
-        scores, rows = faiss.knn(queries, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
+        scores, rows = _nearest(queries, block, min(k, len(block)))
         found = scores, rows + (start + first_row)
         best = found if best is None else merge_hits([best, found], k)
     if best is None:
@@ -49,3 +55,17 @@ def merge_hits(parts: list[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.n
     rows = np.concatenate([p[1] for p in parts], axis=1)
     order = np.lexsort((rows, -scores), axis=1)[:, :k]
     return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+
+
+def _nearest(queries: np.ndarray, passages: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    resources = _gpu_resources() if k <= _GPU_MAX_HITS else None
+    if resources is None:
+        return faiss.knn(queries, passages, k, metric=faiss.METRIC_INNER_PRODUCT)
+    device = torch.cuda.current_device() if torch.cuda.is_available() else -1  # this rank's
+    return faiss.knn_gpu(resources, queries, passages, k, metric=faiss.METRIC_INNER_PRODUCT, device=device)
+
+
+@cache
+def _gpu_resources() -> object | None:
+    """Kept for as long as the process lives: they hold scratch memory. None where faiss has no GPU."""
+    return faiss.StandardGpuResources() if getattr(faiss, "get_num_gpus", lambda: 0)() else None

@@ -19,8 +19,9 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
+from datamodules.blocks import run_free_blocks
 from datamodules.files import atomic_path, write_json
 from datamodules.progress import progress_bar
 from retriever.errors import InputError
@@ -205,16 +206,12 @@ def table_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table],
 
 
 def _run_blocks(stage: Stage, folder: Path, sizes: list[int], shard: Shard) -> None:
-    locks = folder / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
     order = shard.order(len(sizes))
     with progress_bar(stage.name, sum(sizes[n] for n in order), stage.unit) as advance:
-        for number in order:
-            try:
-                with FileLock(locks / f"{number:06d}.lock", timeout=0):
-                    _run_one(stage, folder, number, sizes[number], advance)
-            except Timeout:  # another process is at it
-                advance(sizes[number])
+        held = run_free_blocks(
+            folder / "locks", order, lambda number: _run_one(stage, folder, number, sizes[number], advance)
+        )
+        advance(sum(sizes[n] for n in held))  # other processes are at these
 
 
 def _run_one(stage: Stage, folder: Path, number: int, size: int, advance: Callable[[int], None]) -> None:
