@@ -82,7 +82,7 @@ class BeirEvaluation(L.Callback):
         embedding_dtype: ``float32`` or ``float16``, in which passage embeddings are stored; scores are float32.
         embedding_storage: where passage embeddings of tuned weights are while they are searched: ``memory``, or
             ``disk``: a temporary file in ``cache_dir``. Those of base weights are in the cache on disk anyway.
-        cache_dir: where token ids, embeddings and samples are kept.
+        cache_dir: where memory-mapped corpora, token ids, embeddings and samples are kept.
         data_dir: where downloaded data sets lie.
         token_budget: tokens of a micro-batch.
     """
@@ -130,6 +130,7 @@ class BeirEvaluation(L.Callback):
                 unknown_qrels=unknown_qrels,
                 empty_passages=empty_passages,
                 corpus=corpora.get(spec["path"]),
+                cache_dir=self.cache_dir,
             )
             corpora[spec["path"]] = loaded.corpus
             self.data.append(loaded)

@@ -99,7 +99,7 @@ class Pipeline:
     @cached_property
     def corpus(self) -> Corpus:
         """The corpus, loaded once."""
-        return load_corpus(self._folder)
+        return load_corpus(self._folder, cache_dir=self.config.cache_dir)
 
     def _check(self) -> None:
         """Build every stage on nothing, so that a wrong setting of the last one shows before the first one runs."""

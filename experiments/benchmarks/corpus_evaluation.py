@@ -15,7 +15,8 @@ from beir.retrieval.search.dense import DenseRetrievalExactSearch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
-from callbacks.scoring import score_run
+from callbacks.block_search import search_and_score
+from callbacks.scoring import mean_scores
 from datamodules.caches import embed
 from datamodules.corpus import EvaluationSet, load_evaluation_set
 from experiments.benchmarks.measuring import measure
@@ -66,10 +67,8 @@ def _ours(job: Mapping[str, Any], data: EvaluationSet, encoder: TextEncoder, fol
             kind: embed(encoder.tokenize(texts, kind), encoder, job["token_budget"])
             for kind, texts in (("query", list(data.queries.values())), ("passage", data.corpus.passages.to_pylist()))
         }
-        scores, rows = exact_search(embeddings["query"], embeddings["passage"], _HITS)
-        ids = np.array(data.corpus.ids.to_pylist(), dtype=object)
-        run = {query: dict(zip(ids[rows[i]], scores[i].tolist(), strict=True)) for i, query in enumerate(data.queries)}
-        return score_run(data.qrels, run)[0]["ndcg@10"]
+        per_query = search_and_score(data, embeddings["query"], embeddings["passage"], _HITS)
+        return mean_scores(per_query)["ndcg@10"]
 
     return evaluate
 
