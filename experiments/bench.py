@@ -49,6 +49,30 @@ class Bench:
         rows = report.step_rows(self.report["step"])
         return report.print_and_collect(title, report.STEP_COLUMNS, rows, self.console)
 
+    def profile(self) -> str:
+        """Where the time of a step of ours goes."""
+        options = self.config["profile"]
+        job = self._job(
+            "profile",
+            self._encoder(self.config["max_length"]),
+            files=self.config["files"],
+            corpus=self.config["corpus"],
+            size=options["lists"],
+            list_length=self.config["list_length"],
+            kept_tokens=options["kept_tokens"],
+        )
+        result = run_in_turns({"ours": job}, 1, f"profile of {options['lists']} lists", self.folder / "measured")[
+            "ours"
+        ][0]
+        self.report["profile"] = {**options, **result}
+        rows = [
+            [kind, f"{seconds:.2f}", f"{100 * seconds / result['seconds']:.1f}%"]
+            for kind, seconds in result["kinds"].items()
+        ]
+        kept = options["kept_tokens"] if options["kept_tokens"] is not None else self.config["token_budget"]
+        title = f"Where a step of {options['lists']} lists spends its time ({kept} tokens not computed again)"
+        return report.print_and_collect(title, ("kind of operation", "seconds", "share"), rows, self.console)
+
     def evaluation(self) -> str:
         """Corpus encoding, exact search and nDCG@10 of each system."""
         options = self.config["evaluation"]
@@ -175,7 +199,11 @@ class Bench:
             )
         rounds = run_in_turns(jobs, case["rounds"], f"step of {case['lists']} lists", self.folder / "measured")
         results = {name: medians(r) for name, r in rounds.items()}
+        kept = case.get("kept_tokens", self.config["token_budget"])
         for name, result in results.items():
+            if "rate_share" in result:
+                twice = needed_and_recomputed(result, kept) / result["needed_flops"]
+                result["rate_share_with_recomputed"] = twice * result["rate_share"]
             ours = "ours_" + name.partition("_")[2]
             if name != ours and ours in results:
                 result["cosine"] = _cosine(jobs[ours]["gradient"], jobs[name]["gradient"])
@@ -212,7 +240,7 @@ def _cosine(left: str, right: str) -> float:
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
-PARTS = ("step", "evaluation", "curves", "cost")
+PARTS = ("step", "profile", "evaluation", "curves", "cost")
 
 
 def bench(config: DictConfig, folder: Path) -> dict[str, Any]:

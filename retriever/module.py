@@ -168,9 +168,11 @@ class QueryListModule(L.LightningModule):
             [{"params": others}, {"params": scalars, "weight_decay": 0.0}] if scalars else others,
             lr=self.learning_rate,
             weight_decay=self.weight_decay,
-            # one pass over the weights; but under mixed precision, Lightning refuses to clip for a fused step
-            fused=not self.trainer.precision.endswith("-mixed"),
+            # one pass over the weights; but float16's gradient scaler cannot clip what a fused step unscales
+            fused=self.trainer.precision != "16-mixed",
         )
+        # by this mark Lightning knows such a step and refuses to clip, also where bfloat16 needs no scaler
+        optimizer._step_supports_amp_scaling = False
         total = self.trainer.estimated_stepping_batches
         per_epoch = max(1, self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)
         factor = partial(

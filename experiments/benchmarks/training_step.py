@@ -187,10 +187,10 @@ def run_step(job: Mapping[str, Any], encoder: TextEncoder, device: torch.device)
     torch.manual_seed(job["seed"])
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     with autocast:
-        _one_step(_system(job, encoder, lists, min(8, job["size"]), device))  # libraries load, threads start
+        one_step(_system(job, encoder, lists, min(8, job["size"]), device))  # libraries load, threads start
         system = _system(job, encoder, lists, job["size"], device)
         before = matmul_rate(device, dtype, seconds=job["rate_seconds"])
-        (loss, gradient), took = measure(lambda: _one_step(system), device)
+        (loss, gradient), took = measure(lambda: one_step(system), device)
         rate = (before + matmul_rate(device, dtype, seconds=job["rate_seconds"])) / 2
     if job.get("gradient"):
         np.save(job["gradient"], gradient)
@@ -207,7 +207,7 @@ def run_step(job: Mapping[str, Any], encoder: TextEncoder, device: torch.device)
     }
 
 
-def _one_step(system: Ours | SentenceTransformers | PlainLoop) -> tuple[float, np.ndarray]:
+def one_step(system: Ours | SentenceTransformers | PlainLoop) -> tuple[float, np.ndarray]:
     """Loss, backward pass, clipping and AdamW; with a learning rate of 0, so that every step sees the same weights."""
     optimizer = torch.optim.AdamW(system.parameters, lr=0.0, fused=True)
     optimizer.zero_grad()

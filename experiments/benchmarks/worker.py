@@ -10,10 +10,11 @@ import torch
 from hydra.utils import instantiate
 
 from experiments.benchmarks.corpus_evaluation import run_evaluation, run_search
+from experiments.benchmarks.step_profile import run_profile
 from experiments.benchmarks.training_step import run_step
 from retriever.host_memory import give_freed_memory_back
 
-JOBS = {"step": run_step, "evaluation": run_evaluation, "search": run_search}
+JOBS = {"step": run_step, "evaluation": run_evaluation, "search": run_search, "profile": run_profile}
 
 
 def main() -> None:
