@@ -23,7 +23,6 @@ from datamodules.files import atomic_path
 from experiments.compare import compare, print_tables
 from experiments.hydra_errors import run_kindly
 from retriever.errors import InputError, choose
-from retriever.host_memory import give_freed_memory_back
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +38,6 @@ def train(config: DictConfig, folder: Path) -> dict:
         The content of ``results.json``.
     """
     _check(config)
-    give_freed_memory_back()
     L.seed_everything(config.seed, workers=True, verbose=False)
     encoder = instantiate(config.encoder)
     module = instantiate(config.module, encoder=encoder)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from retriever.encoder import TextEncoder
+from retriever.host_memory import give_freed_memory_back
 from retriever.tokens import TokenizedTexts, micro_batches
 
 
@@ -74,13 +75,21 @@ def in_micro_batches(
     parts = micro_batches(lengths, token_budget)
     sizes = [len(rows) * max(1, int(lengths[rows].max())) for rows in parts]
     behind = np.cumsum(sizes[::-1])[::-1]  # tokens of this and all later micro-batches
+    with_gradient = torch.is_grad_enabled()
+    on_host = device_of(model).type == "cpu"
+
+    def run(*arguments: object) -> Tensor:
+        if with_gradient and on_host:
+            give_freed_memory_back()
+        return model(*arguments)
+
     outputs = []
     for rows, tokens in zip(parts, behind, strict=True):
         arguments = inputs(rows)
-        if torch.is_grad_enabled() and tokens > (token_budget if kept_tokens is None else kept_tokens):
-            outputs.append(checkpoint(model, *arguments, use_reentrant=False, preserve_rng_state=True))
+        if with_gradient and tokens > (token_budget if kept_tokens is None else kept_tokens):
+            outputs.append(checkpoint(run, *arguments, use_reentrant=False, preserve_rng_state=True))
         else:
-            outputs.append(model(*arguments))
+            outputs.append(run(*arguments))
         if on_micro_batch:
             on_micro_batch(len(rows))
     together = torch.cat(outputs)

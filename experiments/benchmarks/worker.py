@@ -12,7 +12,6 @@ from hydra.utils import instantiate
 from experiments.benchmarks.corpus_evaluation import run_evaluation, run_search
 from experiments.benchmarks.step_profile import run_profile
 from experiments.benchmarks.training_step import run_step
-from retriever.host_memory import give_freed_memory_back
 
 JOBS = {"step": run_step, "evaluation": run_evaluation, "search": run_search, "profile": run_profile}
 
@@ -21,7 +20,6 @@ def main() -> None:
     """Read the job, do it, write its result."""
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     torch.set_num_threads(job["threads"])
-    give_freed_memory_back()  # for every system alike
     device = torch.device(
         "cuda" if job["device"] == "auto" and torch.cuda.is_available() else job["device"].replace("auto", "cpu")
     )
