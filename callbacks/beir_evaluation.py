@@ -29,6 +29,7 @@ from retriever.encoding import device_of
 from retriever.errors import InputError, choose, require_positive
 from retriever.module import RetrieverModule
 from retriever.search import exact_search
+from retriever.sharding import gather_weights
 from retriever.tokens import TokenizedTexts
 
 log = logging.getLogger(__name__)
@@ -173,6 +174,12 @@ class BeirEvaluation(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: RetrieverModule) -> None:
         """Evaluate the base model, unless a validation before training or an earlier part of this run did."""
+        new = sorted({prepared.data.name for prepared in self._prepared} - self.base.keys())
+        if self.base and new:
+            raise InputError(
+                f"evaluation.datasets: {new[0]} is new in this resumed run, whose base model was evaluated without it. "
+                "Resume with the data sets that the run began with."
+            )
         if not self.base:
             self._log_directly(trainer, pl_module, trainer.global_step)
 
@@ -188,6 +195,7 @@ class BeirEvaluation(L.Callback):
 
         That is all of the last step where training ended between two validations, and whole corpora that are sampled.
         """
+        gather_weights(pl_module)  # saving a checkpoint took a sharded encoder's apart
         self._log_directly(trainer, pl_module, trainer.global_step)
         best = best_checkpoint_step(trainer)
         if self._unknown(best):
@@ -288,7 +296,15 @@ class BeirEvaluation(L.Callback):
     ) -> PreparedSet:
         """The set over a sample of its corpus, drawn once per content and settings, by one rank."""
         digest = hashlib.sha256(
-            repr((spec, module.encoder.fingerprint(), trainer.precision, self.embedding_dtype)).encode()
+            repr(
+                (
+                    spec,
+                    self.ignore_identical_ids,
+                    module.encoder.fingerprint(),
+                    trainer.precision,
+                    self.embedding_dtype,
+                )
+            ).encode()
         )
         for tokens in (whole.queries, whole.passages):
             update_with_tokens(digest, tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import lightning as L
 import torch
@@ -14,15 +15,14 @@ from retriever.sharding import gather_weights, load_whole_weights, release_weigh
 def best_checkpoint_step(trainer: L.Trainer) -> int:
     """The optimiser step of the checkpoint that the dev criterion chose; the last step where there is none."""
     path = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    return torch.load(path, map_location="cpu", weights_only=True)["global_step"] if path else trainer.global_step
+    return _read(path)["global_step"] if path else trainer.global_step
 
 
 def load_best_weights(trainer: L.Trainer, module: L.LightningModule) -> None:
     """Put the weights of that checkpoint into the module; without one, they stay as they are."""
     path = getattr(trainer.checkpoint_callback, "best_model_path", "")
     if path:
-        weights = torch.load(path, map_location=trainer.strategy.root_device, weights_only=True)["state_dict"]
-        load_whole_weights(module, weights)
+        load_whole_weights(module, _read(path)["state_dict"])
 
 
 @contextmanager
@@ -37,3 +37,8 @@ def best_weights(trainer: L.Trainer, module: L.LightningModule) -> Iterator[None
         release_weights(module)
         module.load_state_dict(last)
         gather_weights(module)
+
+
+def _read(path: str) -> dict[str, Any]:
+    """The checkpoint, memory-mapped: the optimiser's part is never read."""
+    return torch.load(path, map_location="cpu", mmap=True, weights_only=True)

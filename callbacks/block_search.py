@@ -12,7 +12,7 @@ import torch
 from callbacks.scoring import PerQuery, Run, in_trec_order, score_queries, without_self_hits
 from datamodules.corpus import EvaluationSet
 from datamodules.files import atomic_path
-from retriever.distributed import gather_rows, gather_sizes, rank
+from retriever.distributed import gather_rows, gather_sizes, rank, world_size
 from retriever.search import exact_search, merge_hits
 
 # Each block of queries searched reads all passages again, so it is large: 50 MB of hits at 1,000 a query. Hits as
@@ -47,8 +47,9 @@ def search_and_score(
         Metric → query id → value on the first rank, {} on others.
     """
     names, per_query = list(data.queries), {}
-    for start in range(0, len(names), _SEARCHED):
-        found = exact_search(queries[start : start + _SEARCHED], passages, hits + 1, first_row=first_row)
+    searched = max(_SCORED, _SEARCHED // world_size())  # every rank gets the hits of all
+    for start in range(0, len(names), searched):
+        found = exact_search(queries[start : start + searched], passages, hits + 1, first_row=first_row)
         scores, rows = _of_all_ranks(found, hits + 1, device)
         if rank() != 0:
             continue

@@ -137,7 +137,7 @@ class BatchSampler(Sampler[Draw]):
         lengths = np.concatenate([np.diff(self.sources[n].lists.offsets) for n in numbers])
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         chosen = places[:, 1] + begins[np.searchsorted(numbers, places[:, 0])]
-        # the first of all lists, then their second passes, and so on: a batch holds no list twice
+        # the first of all lists, then their second passes, and so on: a batch holds a list twice only where two meet
         by_list = np.argsort(chosen, kind="stable")
         counts = np.unique(chosen, return_counts=True)[1]
         passes = np.empty(len(chosen), np.int64)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from datamodules.columns import update_digest
 from datamodules.corpus import Corpus, EvaluationSet
 from retriever.errors import InputError, choose
 
@@ -95,6 +96,5 @@ def sampled_set(data: EvaluationSet, rows: np.ndarray) -> EvaluationSet:
 def update_with_evaluation_set(digest: hashlib._Hash, data: EvaluationSet) -> None:
     """Feed ids and texts of passages, queries and judgements to a hash."""
     for column in (data.corpus.ids, data.corpus.titles, data.corpus.texts):
-        for start in range(0, len(column), 10_000):
-            digest.update(repr(column[start : start + 10_000].to_pylist()).encode())
+        update_digest(digest, column)
     digest.update(repr([data.queries, data.qrels]).encode())

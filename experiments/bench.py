@@ -11,7 +11,6 @@ from typing import Any
 
 import hydra
 import numpy as np
-import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -20,11 +19,17 @@ from callbacks.run_record import environment
 from datamodules.files import atomic_path, write_json
 from experiments.benchmarks import report
 from experiments.benchmarks.cost_model import estimate, needed_and_recomputed, paper_workload
-from experiments.benchmarks.measuring import medians, run_in_turns
+from experiments.benchmarks.measuring import chosen_device, medians, run_in_turns
 from experiments.hydra_errors import run_kindly
 from retriever.errors import InputError, choose
 
 log = logging.getLogger(__name__)
+_ESTIMATED = {
+    "training_hours": "training, hours",
+    "evaluation_hours": "one evaluation, hours",
+    "training_gibibytes": "GiB per GPU in training",
+    "evaluation_gibibytes": "GiB of passage embeddings per GPU",
+}
 
 
 class Bench:
@@ -32,12 +37,14 @@ class Bench:
 
     Args:
         config: as composed from ``experiments/conf/bench.yaml``.
-        folder: where the report goes; what is there already is not measured again.
+        folder: where the report goes; what this revision measured there already is not measured again.
+        revision: the code's, by git.
     """
 
-    def __init__(self, config: DictConfig, folder: Path) -> None:
+    def __init__(self, config: DictConfig, folder: Path, revision: str | None) -> None:
         self.config = OmegaConf.to_container(config, resolve=True)
         self.folder = folder
+        self.revision = revision
         self.console = Console(width=None if sys.stdout.isatty() else 160)
         self.threads = self.config["threads"] or os.cpu_count()
         self.report: dict[str, Any] = {}
@@ -140,7 +147,7 @@ class Bench:
         workload = paper_workload(options, budget)
         # activations grow with tokens, layers and width; their number per token is that of the measured step
         size = options["layers"] * options["width"] / (large["layers"] * large["width"])
-        flops, activations = options["gpu_flops"] * options["utilisation"], large["step_bytes"] * size
+        flops, activations = options["gpu_flops"] * options["utilisation"], large["activation_bytes"] * size
         estimates = [estimate(workload, n, flops, activations) for n in options["gpus"]]
         check = {"rate": rate, "measured_seconds": large["seconds"], "predicted_seconds": predicted}
         self.report["cost"] = {"assumptions": options, "check": check, "estimates": estimates}
@@ -151,15 +158,12 @@ class Bench:
             f"{budget} tokens as measured here, scaled by layers and width."
         )
         self.console.print(said)
-        rows = [
-            [str(e["gpus"]), *(f"{e[k]:.2f}" for k in ("training_hours", "evaluation_hours", "gibibytes_per_gpu"))]
-            for e in estimates
-        ]
+        rows = [[str(e["gpus"]), *(f"{e[k]:.2f}" for k in _ESTIMATED)] for e in estimates]
         title = (
             f"The paper's run: {options['lists']:,} lists of {options['list_length']}, {options['epochs']} epoch(s); "
             f"{options['corpus']:,} passages evaluated once"
         )
-        columns = ("GPUs", "training, hours", "one evaluation, hours", "GiB per GPU")
+        columns = ("GPUs", *_ESTIMATED.values())
         return report.print_and_collect(title, columns, rows, self.console) + f"\n{said}\n"
 
     def _measured_steps(self) -> list[dict[str, Any]]:
@@ -225,7 +229,8 @@ class Bench:
         common = {
             k: self.config[k] for k in ("device", "seed", "token_budget", "peer_batch", "rate_seconds", "cache_dir")
         }
-        return {"job": kind, "threads": self.threads, "encoder": encoder, **common, **options}
+        common |= {"threads": self.threads, "revision": self.revision}
+        return {"job": kind, "encoder": encoder, **common, **options}
 
 
 def _point(case: dict[str, Any], x: int) -> dict[str, Any]:
@@ -247,11 +252,8 @@ def bench(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Measure the parts asked for; write ``report.json``, ``report.md`` and ``curves.png`` into the folder."""
     for part in config.parts:
         choose("parts", part, PARTS)
-    device = torch.device(
-        "cuda" if config.device == "auto" and torch.cuda.is_available() else config.device.replace("auto", "cpu")
-    )
-    measured = Bench(config, folder)
-    facts = environment(device)
+    facts = environment(chosen_device(config.device))
+    measured = Bench(config, folder, facts["git"])
     measured.report["environment"] = {k: facts[k] for k in ("python", "platform", "processor", "device", "git")} | {
         "cores": os.cpu_count(),
         "threads": measured.threads,

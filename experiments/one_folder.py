@@ -49,7 +49,7 @@ def _first_ranks(config: DictConfig, place: DictConfig) -> tuple[str, int]:
     HydraConfig.instance().set_config(config)  # the folder's name may refer to it
     own = str(Path(place.dir).absolute())
     try:
-        folder, number = _agree(own, config.trainer.num_nodes)
+        folder, number = _agree(own, config.trainer.get("num_nodes", 1))
     except Exception as error:  # of which Hydra would make a warning, and every rank take a folder of its own
         sys.exit(f"error: the ranks found no common run folder ({error}). Look at MASTER_ADDR and MASTER_PORT.")
     os.environ[_VARIABLE] = folder

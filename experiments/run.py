@@ -50,7 +50,7 @@ def train(config: DictConfig, folder: Path) -> dict:
         logger=_loggers(config, folder),
         enable_progress_bar=os.isatty(2),
         enable_checkpointing=config.save_checkpoints,
-        plugins=[AtomicCheckpoints()],
+        plugins=[*instantiate(config.trainer.get("plugins") or [], _convert_="all"), AtomicCheckpoints()],
     )
     if trainer.is_global_zero:
         _save_config(config, folder)
@@ -80,6 +80,12 @@ def _check(config: DictConfig) -> None:
             raise InputError(
                 f"{name} is {metric!r}: the queries that are reported would choose the checkpoint. "
                 "Choose by dev lists (dev/loss, dev/kl), by a set with queries: dev, or say allow_test_selection=true."
+            )
+        name_in_metric = metric.split("/")[1] if metric.startswith("val/") else ""
+        if sets.get(name_in_metric, {}).get("sample") is not None and not name_in_metric.endswith("-sample"):
+            raise InputError(
+                f"{name} is {metric!r}, but validations search the sample of {name_in_metric} alone. "
+                f"Choose by {metric.replace(name_in_metric, name_in_metric + '-sample')!r}."
             )
     if config.resume is not None:
         _last_checkpoint(config.resume)

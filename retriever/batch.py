@@ -124,17 +124,18 @@ class EncodedBatch:
         )
 
 
-def matches(keys: Tensor, chosen: Tensor) -> Tensor:
+def matches(keys: Tensor, chosen: Tensor, unique: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """Which columns hold one of a query's chosen passages.
 
     Args:
         keys: int64 [P'], the passages of the columns, not negative; equal keys may occur.
         chosen: int64 [Q, M], passage keys; −1 chooses nothing.
+        unique: ``torch.unique(keys, return_inverse=True)``, where the caller asks for several blocks of queries.
 
     Returns:
         bool [Q, P'].
     """
-    distinct, column_of = torch.unique(keys, return_inverse=True)
+    distinct, column_of = torch.unique(keys, return_inverse=True) if unique is None else unique
     place = torch.searchsorted(distinct, chosen).clamp(max=len(distinct) - 1)
     present = distinct[place] == chosen
     found = torch.zeros(len(chosen), len(distinct), dtype=torch.int32, device=keys.device)

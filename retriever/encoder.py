@@ -162,6 +162,8 @@ class TextEncoder(nn.Module):
         if "pooling" not in merged:
             raise InputError(f"{model!r} does not say how it pools; set encoder.pooling to one of {POOLINGS}.")
         encoder = cls(backbone, tokenizer, EncoderSpec(**merged), name=str(model))
+        if encoder.packed and torch.cuda.is_available():
+            packing.check_flash()
         if encoder.packed and not _packs(backbone):
             raise InputError(
                 f"encoder.attention is 'packed', but {model!r} gives other embeddings with it: its backbone offers no "

@@ -90,6 +90,7 @@ class QueryListModule(L.LightningModule):
         if any(p.requires_grad and p.ndim == 0 for p in self.parameters()):
             raise InputError("module.learnable_temperature: FSDP cannot shard a scalar. Fix it, or train under DDP.")
         # a list, so that it is no part of this module
+        self.encoder.cpu()  # evaluation may have moved it; the copy waits there, and what is sharded moves back
         self._whole_encoder = [copy.deepcopy(self.encoder)] if self.trainer.is_global_zero else []
         shard(self.encoder, self.trainer.strategy.root_device)
 
@@ -246,9 +247,10 @@ class RetrieverModule(QueryListModule):
         """One objective on one batch."""
         loss = super().training_step(batch, batch_idx)
         lengths = self._texts(batch).lengths
+        padding = 0.0 if self.encoder.packed else padding_share(lengths, micro_batches(lengths, self.token_budget))
         shares = {
             "train/distinct_share": len(batch.passage_keys) / batch.list_mask.sum(),
-            "train/padding_share": padding_share(lengths, micro_batches(lengths, self.token_budget)),
+            "train/padding_share": padding,
         }
         self.log_dict(shares, batch_size=len(batch))
         return loss
@@ -257,7 +259,8 @@ class RetrieverModule(QueryListModule):
         """The objective and the agreement with the teacher, on dev lists."""
         encoded = self.encode_batch(batch)
         parts = self._objective_in_full_precision(encoded)
-        scores, teacher, mask = encoded.list_scores.float(), encoded.teacher_scores, encoded.list_mask
+        with torch.autocast(encoded.queries.device.type, enabled=False):
+            scores, teacher, mask = encoded.list_scores, encoded.teacher_scores, encoded.list_mask
         low = torch.finfo(scores.dtype).min
         first = scores.masked_fill(~mask, low).argmax(1, keepdim=True)
         best = teacher.masked_fill(~mask, low).amax(1, keepdim=True)

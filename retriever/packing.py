@@ -7,12 +7,15 @@ is computed for padding, and attention needs no mask.
 
 from __future__ import annotations
 
+import inspect
 from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
+
+from retriever.errors import InputError
 
 NAME = "packed"
 
@@ -82,6 +85,25 @@ def _flash(
     window, gqa = (-1, 0) if causal else (-1, -1), q.shape[1] != k.shape[1]
     out = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling, window_size=window, enable_gqa=gqa)
     return out.unsqueeze(0)
+
+
+def check_flash() -> None:
+    """Whether this torch has the variable-length attention that a GPU is to use.
+
+    Raises:
+        InputError: it has not, or an older one.
+    """
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+
+        offered = {"scale", "window_size", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys()
+    except ImportError:
+        offered = False
+    if not offered:
+        raise InputError(
+            f"encoder.attention is 'packed', but torch {torch.__version__} lacks the variable-length attention for "
+            "GPUs that it needs (2.13 has it). Take encoder.attention=sdpa, or a newer torch."
+        )
 
 
 def packed_hidden_states(

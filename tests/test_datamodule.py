@@ -332,7 +332,7 @@ def test_processes_share_the_tokenising(tiny_model, tmp_path, monkeypatch):
         def tokenize(part, kind, encoder=encoder, own=own):
             own.append(part[0])
             if len(own) == 1:
-                both.wait(10)  # each holds a block at the same time
+                both.wait(60)  # each holds a block at the same time
             return TextEncoder.tokenize(encoder, part, kind)
 
         monkeypatch.setattr(encoder, "tokenize", tokenize)

@@ -154,6 +154,14 @@ def load_tiny(model):
     return TextEncoder.from_pretrained(str(model), pooling="mean", query_max_length=64, passage_max_length=64)
 
 
+def wait_until(condition, seconds=120):
+    """Wait, but not for ever."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def encoding_process(rank, model, folder, seconds):
     """Encode with others; note each block in a file."""
     torch.set_num_threads(1)
@@ -167,14 +175,13 @@ def encoding_process(rank, model, folder, seconds):
 
     caches.encode = slow
     (folder / f"ready-{rank}").touch()
-    while len(list(folder.glob("ready-*"))) < 2:
-        time.sleep(0.01)
+    wait_until(lambda: len(list(folder.glob("ready-*"))) == 2)
     got = cached_embeddings(encoder.tokenize(TEXTS, "passage"), encoder, folder / "cache", 100, "encode")
     np.save(folder / f"result-{rank}.npy", got)
 
 
 def test_two_processes_share_the_blocks_and_have_one_result(tiny_model, tiny_encoder, tmp_path):
-    mp.spawn(encoding_process, (tiny_model, tmp_path, 0.1), nprocs=2)
+    mp.spawn(encoding_process, (tiny_model, tmp_path, 0.3), nprocs=2)
     blocks = [path.name.split("-")[1] for path in tmp_path.glob("block-*")]
     assert len(blocks) == 11, "each block is encoded once"
     assert len(set(blocks)) == 2 and min(blocks.count(process) for process in blocks) >= 3
@@ -190,14 +197,12 @@ def test_the_block_of_a_killed_process_is_taken_again(tiny_model, tiny_encoder, 
     (tmp_path / "ready-main").touch()
     other = mp.get_context("spawn").Process(target=encoding_process, args=(0, tiny_model, tmp_path, 600))
     other.start()
-    while not list(tmp_path.glob("block-*")):  # it now holds its first block, and sleeps
-        time.sleep(0.05)
+    wait_until(lambda: list(tmp_path.glob("block-*")))  # it now holds its first block, and sleeps
     done = []
     monkeypatch.setattr(caches, "encode", lambda *args, **kwargs: done.append(1) or encode(*args, **kwargs))
 
     def kill_when_all_else_is_done():
-        while len(done) < 10:
-            time.sleep(0.01)
+        wait_until(lambda: len(done) >= 10)
         os.kill(other.pid, signal.SIGKILL)
 
     killer = threading.Thread(target=kill_when_all_else_is_done)
@@ -439,6 +444,27 @@ def test_resumed_run_keeps_its_sample(small_run, small_scifact, tmp_path, monkey
 def test_wrong_options_are_named(tmp_path, options, message):
     with pytest.raises(InputError, match=message):
         BeirEvaluation(folder=tmp_path, **options)
+
+
+def test_a_sampled_dev_set_chooses_by_its_sample(small_run, small_scifact, tmp_path):
+    dev = f"{{path: {small_scifact}, split: train, name: dev, queries: dev, sample: {{size: 60, depth: 5}}}}"
+    options = [o for o in small_run if not o.startswith("evaluation")] + [f"evaluation.datasets=[{dev}]"]
+    with pytest.raises(InputError, match="Choose by 'val/dev-sample/ndcg@10'"):
+        train(config_of(*options, "criterion=val/dev/ndcg@10", "criterion_mode=max"), tmp_path / "run")
+    chosen = ["criterion=val/dev-sample/ndcg@10", "criterion_mode=max", "export=false"]
+    assert train(config_of(*options, *chosen), tmp_path / "run")["samples"]["dev"]["passages"] >= 60
+
+
+def test_a_sample_depends_on_whether_own_ids_are_hits(small_run, small_scifact, tmp_path):
+    options = [o for o in small_run if not o.startswith("evaluation")] + [
+        f"evaluation.datasets=[{{path: {small_scifact}, sample: {{size: 40, depth: 3}}}}]",
+        "trainer.max_epochs=1",
+        "export=false",
+    ]
+    for ignore in (True, False):
+        train(config_of(*options, f"evaluation.ignore_identical_ids={ignore}"), tmp_path / str(ignore))
+    samples = sorted((tmp_path / "cache" / "samples").glob("*.npz"))
+    assert len(samples) == 2
 
 
 def test_the_sample_of_a_test_set_chooses_no_checkpoint(small_run, small_scifact, tmp_path):

@@ -33,6 +33,7 @@ from experiments.compare import compare
 from experiments.run import train
 from retriever.encoder import TextEncoder
 from retriever.errors import InputError
+from retriever.losses import listwise_distillation
 from retriever.module import RetrieverModule
 from retriever.search import exact_search
 
@@ -283,6 +284,20 @@ def test_two_processes_give_the_figures_of_one_however_they_are_started(small_ru
         assert json.loads((run / "results.json").read_text())["datasets"] == figures
         torch.testing.assert_close(weights(run), two, rtol=0, atol=0)
         assert not list(run.glob("metrics-part*"))  # one rank kept the record
+
+
+def test_dev_figures_are_float32_under_bfloat16(small_run, tmp_path, monkeypatch):
+    seen = []
+
+    def watched(scores, *rest):
+        seen.append(scores)
+        return listwise_distillation(scores, *rest)
+
+    monkeypatch.setattr("retriever.module.listwise_distillation", watched)
+    options = ["module=infonce", "trainer.precision=bf16-mixed", "trainer.max_epochs=1", "export=false"]
+    train(config_of(*small_run, *options), tmp_path / "run")
+    assert seen and all(scores.dtype == torch.float32 for scores in seen)
+    assert all((scores.bfloat16().float() != scores).any() for scores in seen)
 
 
 def test_bfloat16_trains_to_nearly_the_same_losses_which_are_float32(small_run, tmp_path, monkeypatch):

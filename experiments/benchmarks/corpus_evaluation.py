@@ -19,7 +19,7 @@ from callbacks.block_search import search_and_score
 from callbacks.scoring import mean_scores
 from datamodules.caches import embed
 from datamodules.corpus import EvaluationSet, load_evaluation_set
-from experiments.benchmarks.measuring import measure
+from experiments.benchmarks.measuring import autocast, measure
 from retriever.encoder import TextEncoder
 from retriever.errors import choose
 from retriever.search import exact_search
@@ -31,8 +31,7 @@ def run_evaluation(job: Mapping[str, Any], encoder: TextEncoder, device: torch.d
     """Time one evaluation of the encoder by one system, from texts to nDCG@10, without any cache.
 
     Args:
-        job: ``system`` (ours, st or beir), ``dataset``, ``passages`` (of the corpus; null takes all), ``token_budget``,
-            ``peer_batch``.
+        job: ``system`` (ours, st or beir), ``dataset``, ``token_budget``, ``peer_batch``.
         encoder: with the lengths to cut at.
         device: where to run.
     """
@@ -42,7 +41,8 @@ def run_evaluation(job: Mapping[str, Any], encoder: TextEncoder, device: torch.d
     ]
     with tempfile.TemporaryDirectory() as folder:
         call = system(job, data, encoder.eval(), str(encoder.save(Path(folder))), device)
-        ndcg, took = measure(call, device)
+        with autocast(device):
+            ndcg, took = measure(call, device)
     return {
         "seconds": took.seconds,
         "ndcg@10": ndcg,

@@ -25,7 +25,8 @@ class Workload:
         steps: optimiser steps.
         evaluation_flops: operations of encoding corpus and queries, and of exact search.
         parameters: of the encoder.
-        embedding_bytes: of a step's embeddings and their gradients, over all ranks.
+        embedding_bytes: of a step's embeddings and their gradients, which every rank gathers.
+        evaluation_bytes: of the corpus' embeddings in float32, over all ranks.
     """
 
     step_flops: float
@@ -34,6 +35,7 @@ class Workload:
     evaluation_flops: float
     parameters: int
     embedding_bytes: float
+    evaluation_bytes: float
 
 
 def paper_workload(config: Mapping[str, Any], token_budget: int) -> Workload:
@@ -60,6 +62,7 @@ def paper_workload(config: Mapping[str, Any], token_budget: int) -> Workload:
         evaluation_flops=whole + search,
         parameters=sum(p.numel() for p in backbone.parameters()),
         embedding_bytes=2.0 * 4 * config["width"] * len(lengths),
+        evaluation_bytes=4.0 * config["width"] * config["corpus"],
     )
 
 
@@ -77,7 +80,8 @@ def estimate(workload: Workload, gpus: int, flops: float, activation_bytes: floa
         "gpus": gpus,
         "training_hours": seconds / 3600,
         "evaluation_hours": workload.evaluation_flops / (gpus * flops) / 3600,
-        "gibibytes_per_gpu": (_BYTES_PER_PARAMETER * workload.parameters + workload.embedding_bytes + activation_bytes)
+        "evaluation_gibibytes": workload.evaluation_bytes / gpus / 2**30,
+        "training_gibibytes": (_BYTES_PER_PARAMETER * workload.parameters + workload.embedding_bytes + activation_bytes)
         / 2**30,
     }
 

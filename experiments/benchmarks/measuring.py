@@ -53,6 +53,16 @@ def measure(call: Callable[[], Any], device: torch.device) -> tuple[Any, Measure
     return result, Measurement(seconds, _peak(device), before)
 
 
+def chosen_device(name: str) -> torch.device:
+    """The device that ``device: auto`` or another name stands for."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 on a GPU; on a CPU float32 stays."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
 def matmul_rate(
     device: torch.device, dtype: torch.dtype = torch.float32, size: int = 2048, seconds: float = 2.0
 ) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from experiments.benchmarks.measuring import autocast
 from experiments.benchmarks.training_step import Lists, Ours, SameInfoNCE, one_step
 from retriever.encoder import TextEncoder
 
@@ -34,11 +35,12 @@ def run_profile(job: Mapping[str, Any], encoder: TextEncoder, device: torch.devi
     """
     lists = Lists(job["files"], job["corpus"], encoder, job["list_length"], job["cache_dir"], job["seed"])
     module = SameInfoNCE(encoder, token_budget=job["token_budget"], kept_tokens=job["kept_tokens"])
-    one_step(Ours(module, lists.batch(min(8, job["size"])).to(device)))
-    step = Ours(module, lists.batch(job["size"]).to(device))
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
-    with profile(activities=activities, acc_events=True) as profiler:
-        one_step(step)
+    with autocast(device):
+        one_step(Ours(module, lists.batch(min(8, job["size"])).to(device)))
+        step = Ours(module, lists.batch(job["size"]).to(device))
+        with profile(activities=activities, acc_events=True) as profiler:
+            one_step(step)
     seconds: dict[str, float] = {}
     for event in profiler.key_averages():
         kind = next((k for k, names in KINDS.items() if event.key.startswith(names)), "all else")

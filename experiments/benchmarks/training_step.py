@@ -23,7 +23,7 @@ from datamodules.caches import cached_tokens
 from datamodules.corpus import Corpus, find_dataset, find_file, load_corpus
 from datamodules.query_lists import open_query_lists
 from experiments.benchmarks.flops import forward_flops
-from experiments.benchmarks.measuring import matmul_rate, measure
+from experiments.benchmarks.measuring import autocast, matmul_rate, measure
 from retriever.batch import EncodedBatch, RetrievalBatch
 from retriever.encoder import TextEncoder, set_dropout
 from retriever.errors import InputError, choose
@@ -67,7 +67,7 @@ class Lists:
     def batch(self, count: int) -> RetrievalBatch:
         """The first ``count`` lists as a batch."""
         if count > len(self.places):
-            raise InputError(f"bench.step.sizes: {count} lists asked for; the files hold {len(self.places)}.")
+            raise InputError(f"step.cases: {count} lists asked for; the files hold {len(self.places)}.")
         return ListBatches(self.sources, self.list_length, "top", with_labels=False)[Draw(self.places[:count], (0,))]
 
     def texts(self, batch: RetrievalBatch) -> tuple[list[str], list[list[str]]]:
@@ -119,6 +119,7 @@ class Ours:
             "distinct_share": len(self.batch.passage_keys) / float(self.batch.list_mask.sum()),
             "padding_share": padding_share(lengths, parts),
             "micro_batches": len(parts),
+            "texts": len(lengths),
             "needed_tokens": int(lengths.sum()),
             "layers": self.module.encoder.backbone.config.num_hidden_layers,
             "width": self.module.encoder.backbone.config.hidden_size,
@@ -183,10 +184,9 @@ def run_step(job: Mapping[str, Any], encoder: TextEncoder, device: torch.device)
         device: where to run; on a GPU both sides run under bfloat16 autocast.
     """
     lists = Lists(job["files"], job["corpus"], encoder, job["list_length"], job["cache_dir"], job["seed"])
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
     torch.manual_seed(job["seed"])
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    with autocast:
+    with autocast(device):
         one_step(_system(job, encoder, lists, min(8, job["size"]), device))  # libraries load, threads start
         system = _system(job, encoder, lists, job["size"], device)
         before = matmul_rate(device, dtype, seconds=job["rate_seconds"])
@@ -195,12 +195,16 @@ def run_step(job: Mapping[str, Any], encoder: TextEncoder, device: torch.device)
     if job.get("gradient"):
         np.save(job["gradient"], gradient)
     facts = system.facts()
+    step_bytes = took.peak_bytes - took.before_bytes
     if "needed_flops" in facts:
         facts["rate_share"] = facts["needed_flops"] / took.seconds / rate
+        # gradient, both moments and the copy of the gradient; embeddings and their gradients
+        others = 16 * len(gradient) + 8 * encoder.dimension * facts["texts"]
+        facts["activation_bytes"] = step_bytes - others
     return {
         "seconds": took.seconds,
         "peak_bytes": took.peak_bytes,
-        "step_bytes": took.peak_bytes - took.before_bytes,
+        "step_bytes": step_bytes,
         "matmul_flops": rate,
         "loss": loss,
         **facts,
@@ -222,7 +226,7 @@ def one_step(system: Ours | SentenceTransformers | PlainLoop) -> tuple[float, np
 def _system(
     job: Mapping[str, Any], encoder: TextEncoder, lists: Lists, size: int, device: torch.device
 ) -> Ours | SentenceTransformers | PlainLoop:
-    kind, _, loss = choose("bench.step.systems", job["system"], SYSTEMS).partition("_")
+    kind, _, loss = choose("step.cases: a system", job["system"], SYSTEMS).partition("_")
     batch = lists.batch(size)
     options = {"token_budget": job["token_budget"], "kept_tokens": job["kept_tokens"]}
     if kind == "ours":

@@ -10,6 +10,7 @@ import torch
 from hydra.utils import instantiate
 
 from experiments.benchmarks.corpus_evaluation import run_evaluation, run_search
+from experiments.benchmarks.measuring import chosen_device
 from experiments.benchmarks.step_profile import run_profile
 from experiments.benchmarks.training_step import run_step
 
@@ -20,9 +21,7 @@ def main() -> None:
     """Read the job, do it, write its result."""
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     torch.set_num_threads(job["threads"])
-    device = torch.device(
-        "cuda" if job["device"] == "auto" and torch.cuda.is_available() else job["device"].replace("auto", "cpu")
-    )
+    device = chosen_device(job["device"])
     encoder = instantiate(job["encoder"]).to(device)
     result = JOBS[job["job"]](job, encoder, device)
     Path(sys.argv[2]).write_text(json.dumps(result), encoding="utf-8")

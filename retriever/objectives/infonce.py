@@ -84,10 +84,11 @@ class Contrast(torch.nn.Module):
         pool = batch.pool(positive)
         counts = pool.counts if self.multiset else _once_each(pool)
         temperature = self.temperature()
+        unique = torch.unique(pool.keys, return_inverse=True)
 
         def losses(queries: Tensor, positive: Tensor, excluded_keys: Tensor) -> Tensor:
             scores = queries @ pool.embeddings.T
-            return infonce(scores, positive, temperature, counts, excluded=matches(pool.keys, excluded_keys))
+            return infonce(scores, positive, temperature, counts, matches(pool.keys, excluded_keys, unique))
 
         return in_query_blocks(
             losses,
