@@ -176,7 +176,7 @@ class Bench:
         return [{**c["results"]["ours_infonce"], "lists": c["lists"]} for c in (cases[0], cases[-1])]
 
     def _step_case(self, case: dict[str, Any]) -> dict[str, Any]:
-        known = {"lists", "rounds", "systems", "max_length", "list_length", "attention", "kept_tokens"}
+        known = {"lists", "rounds", "systems", "max_length", "list_length", "attention", "kept_tokens", "peer_batch"}
         for key in case:
             choose("a key of step.cases", key, known)
         max_length = case.get("max_length", self.config["max_length"])
@@ -199,6 +199,7 @@ class Bench:
                 size=case["lists"],
                 list_length=list_length,
                 kept_tokens=case.get("kept_tokens"),
+                peer_batch=case.get("peer_batch", self.config["peer_batch"]),
                 gradient=str(gradients / f"{name}.npy"),
             )
         rounds = run_in_turns(jobs, case["rounds"], f"step of {case['lists']} lists", self.folder / "measured")
