@@ -303,7 +303,8 @@ def test_embeddings_on_disk_give_the_figures_of_those_in_memory(small_run, tmp_p
     assert figures["memory"] == figures["disk"]
     assert found["memory"] == [(np.memmap, dtype), (np.ndarray, dtype)]
     assert found["disk"] == [(np.memmap, dtype)] * 2
-    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"embeddings", "query_lists", "tokens"}
+    kinds = {path.name for path in (tmp_path / "cache").iterdir()}
+    assert kinds == {"corpora", "embeddings", "query_lists", "tokens"}, "none of tuned weights is left"
 
 
 def test_sample_holds_what_is_judged_and_found_and_a_random_rest(small_scifact):
