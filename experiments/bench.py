@@ -66,7 +66,7 @@ class Bench:
             corpus=self.config["corpus"],
             size=options["lists"],
             list_length=self.config["list_length"],
-            kept_tokens=options["kept_tokens"],
+            kept_tokens=self.config["kept_tokens"],
         )
         result = run_in_turns({"ours": job}, 1, f"profile of {options['lists']} lists", self.folder / "measured")[
             "ours"
@@ -76,7 +76,7 @@ class Bench:
             [kind, f"{seconds:.2f}", f"{100 * seconds / result['seconds']:.1f}%"]
             for kind, seconds in result["kinds"].items()
         ]
-        kept = options["kept_tokens"] if options["kept_tokens"] is not None else self.config["token_budget"]
+        kept = self.config["kept_tokens"]
         title = f"Where a step of {options['lists']} lists spends its time ({kept} tokens not computed again)"
         return report.print_and_collect(title, ("kind of operation", "seconds", "share"), rows, self.console)
 
@@ -141,7 +141,7 @@ class Bench:
         """The paper's run from operations and rates, and the same model checked against steps measured here."""
         options = self.config["cost"]
         small, large = self._measured_steps()
-        budget = self.config["token_budget"]
+        budget = self.config["kept_tokens"]
         rate = needed_and_recomputed(small, budget) / small["seconds"]
         predicted = needed_and_recomputed(large, budget) / rate
         workload = paper_workload(options, budget)
@@ -198,13 +198,13 @@ class Bench:
                 corpus=self.config["corpus"],
                 size=case["lists"],
                 list_length=list_length,
-                kept_tokens=case.get("kept_tokens"),
+                kept_tokens=case.get("kept_tokens", self.config["kept_tokens"]),
                 peer_batch=case.get("peer_batch", self.config["peer_batch"]),
                 gradient=str(gradients / f"{name}.npy"),
             )
         rounds = run_in_turns(jobs, case["rounds"], f"step of {case['lists']} lists", self.folder / "measured")
         results = {name: medians(r) for name, r in rounds.items()}
-        kept = case.get("kept_tokens", self.config["token_budget"])
+        kept = case.get("kept_tokens", self.config["kept_tokens"])
         for name, result in results.items():
             if "rate_share" in result:
                 twice = needed_and_recomputed(result, kept) / result["needed_flops"]

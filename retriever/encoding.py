@@ -13,6 +13,8 @@ from retriever.encoder import TextEncoder
 from retriever.host_memory import give_freed_memory_back
 from retriever.tokens import TokenizedTexts, micro_batches
 
+_TRIM_TOKENS = 2**15  # between two trims of the heap: each makes the next micro-batches fault their memory in again
+
 
 def encode(
     encoder: TextEncoder,
@@ -78,9 +80,14 @@ def in_micro_batches(
     with_gradient = torch.is_grad_enabled()
     on_host = device_of(model).type == "cpu"
 
+    untrimmed = 0
+
     def run(*arguments: object) -> Tensor:
-        if with_gradient and on_host:
+        nonlocal untrimmed
+        untrimmed += arguments[0].numel()
+        if with_gradient and on_host and untrimmed >= _TRIM_TOKENS:
             give_freed_memory_back()
+            untrimmed = 0
         return model(*arguments)
 
     outputs = []

@@ -12,7 +12,7 @@ def give_freed_memory_back() -> None:
     """Have glibc give the freed parts of its heap back to the system (elsewhere nothing is done).
 
     Tensors below 32 MiB come from a heap that micro-batches of ever other shapes tear into pieces: on a CPU, a step of
-    4,096 short lists held 5.1 GB where its tensors need 2.8. Once a micro-batch, this costs no time that shows.
+    4,096 short lists held 5.1 GB where its tensors need 2.8.
     """
     if _trim is not None:
         _trim(0)
