@@ -94,7 +94,8 @@ def micro_batches(lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:
 
     Texts are sorted by length, the longest first, so that a budget that is too large for the memory fails at once. A
     micro-batch ends early where the next text is more than 3% shorter than its longest, unless it has fewer than
-    256 tokens; so hardly any padding is computed. A text longer than the budget stands alone.
+    256 tokens (or an eighth of the budget); so hardly any padding is computed. A text longer than the budget stands
+    alone.
 
     Args:
         lengths: tokens of each text, [N].
@@ -109,7 +110,7 @@ def micro_batches(lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:
     while start < len(order):
         longest = int(falling[start])
         alike = int(np.searchsorted(-falling, -0.97 * longest, side="right")) - start
-        enough = -(-min(token_budget, 256) // longest)
+        enough = -(-min(token_budget // 8, 256) // longest)
         size = max(1, min(token_budget // longest, max(alike, enough)))
         batches.append(order[start : start + size])
         start += size
