@@ -181,6 +181,7 @@ class Bench:
             choose("a key of step.cases", key, known)
         max_length = case.get("max_length", self.config["max_length"])
         list_length = case.get("list_length", self.config["list_length"])
+        kept = case.get("kept_tokens", self.config["kept_tokens"])
         variant = {k: case[k] for k in ("attention", "kept_tokens") if k in case}
         gradients = self.folder / "gradients"
         gradients.mkdir(parents=True, exist_ok=True)
@@ -198,13 +199,12 @@ class Bench:
                 corpus=self.config["corpus"],
                 size=case["lists"],
                 list_length=list_length,
-                kept_tokens=case.get("kept_tokens", self.config["kept_tokens"]),
+                kept_tokens=kept,
                 peer_batch=case.get("peer_batch", self.config["peer_batch"]),
                 gradient=str(gradients / f"{name}.npy"),
             )
         rounds = run_in_turns(jobs, case["rounds"], f"step of {case['lists']} lists", self.folder / "measured")
         results = {name: medians(r) for name, r in rounds.items()}
-        kept = case.get("kept_tokens", self.config["kept_tokens"])
         for name, result in results.items():
             if "rate_share" in result:
                 twice = needed_and_recomputed(result, kept) / result["needed_flops"]

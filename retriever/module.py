@@ -89,8 +89,8 @@ class QueryListModule(L.LightningModule):
             return
         if any(p.requires_grad and p.ndim == 0 for p in self.parameters()):
             raise InputError("module.learnable_temperature: FSDP cannot shard a scalar. Fix it, or train under DDP.")
-        # a list, so that it is no part of this module
         self.encoder.cpu()  # evaluation may have moved it; the copy waits there, and what is sharded moves back
+        # a list, so that it is no part of this module
         self._whole_encoder = [copy.deepcopy(self.encoder)] if self.trainer.is_global_zero else []
         shard(self.encoder, self.trainer.strategy.root_device)
 

@@ -12,9 +12,7 @@ from torch.utils.checkpoint import checkpoint
 BLOCK_NUMBERS = 2**22
 
 
-def in_query_blocks(
-    function: Callable[..., Tensor], *rows: Tensor, numbers_per_query: int, block_numbers: int | None = None
-) -> Tensor:
+def in_query_blocks(function: Callable[..., Tensor], *rows: Tensor, numbers_per_query: int) -> Tensor:
     """Call a function on blocks of queries and put its results behind one another.
 
     Where gradients are on and there is more than one block, each is called under activation checkpointing: what it
@@ -24,12 +22,11 @@ def in_query_blocks(
         function: rows of some queries → a row for each; what it does for one query must not depend on the others.
         rows: tensors with a row for each of Q ≥ 1 queries.
         numbers_per_query: numbers that the function's largest matrix holds for each query.
-        block_numbers: numbers that it may hold at a time; None takes ``BLOCK_NUMBERS``.
 
     Returns:
         [Q, …].
     """
-    size = max(1, (block_numbers or BLOCK_NUMBERS) // max(1, numbers_per_query))
+    size = max(1, BLOCK_NUMBERS // max(1, numbers_per_query))
     blocks = list(zip(*(r.split(size) for r in rows), strict=True))
     if len(blocks) == 1 or not torch.is_grad_enabled():
         return torch.cat([function(*block) for block in blocks])
