@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from callbacks.beir_evaluation import read_per_query
+from callbacks.statistics import Difference, mean_over_seeds, paired_difference
 from datamodules.files import atomic_path
-from experiments.statistics import Difference, mean_over_seeds, paired_difference
 from retriever.errors import InputError
 
 log = logging.getLogger(__name__)

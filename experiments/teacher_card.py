@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from callbacks.scoring import score_run
+from callbacks.statistics import paired_difference
 from datamodules.corpus import find_dataset, load_evaluation_set
 from datamodules.mining import Hits
 from datamodules.stages.mine import table_to_hits
 from experiments.pipeline import Pipeline
-from experiments.statistics import paired_difference
 
 Run = dict[str, dict[str, float]]
 

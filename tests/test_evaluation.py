@@ -9,9 +9,9 @@ import pytrec_eval
 
 from callbacks import BeirEvaluation
 from callbacks.scoring import score_run, without_self_hits
+from callbacks.statistics import mean_over_seeds, paired_difference
 from experiments.compare import compare, find_runs, markdown
 from experiments.compare import main as compare_main
-from experiments.statistics import mean_over_seeds, paired_difference
 from retriever.errors import InputError
 from retriever.search import exact_search, merge_hits
 
