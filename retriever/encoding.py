@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from retriever.encoder import TextEncoder
-from retriever.host_memory import give_freed_memory_back
+from retriever.host_memory import give_freed_memory_back, reuse_freed_memory
 from retriever.tokens import TokenizedTexts, micro_batches
 
 _TRIM_TOKENS = 2**15  # between two trims of the heap: each makes the next micro-batches fault their memory in again
@@ -79,6 +79,8 @@ def in_micro_batches(
     behind = np.cumsum(sizes[::-1])[::-1]  # tokens of this and all later micro-batches
     with_gradient = torch.is_grad_enabled()
     on_host = device_of(model).type == "cpu"
+    if on_host:
+        reuse_freed_memory()
 
     untrimmed = 0
 
@@ -90,17 +92,27 @@ def in_micro_batches(
             untrimmed = 0
         return model(*arguments)
 
-    outputs = []
-    for rows, tokens in zip(parts, behind, strict=True):
+    def output(rows: np.ndarray, tokens: int) -> Tensor:
         arguments = inputs(rows)
         if with_gradient and tokens > (token_budget if kept_tokens is None else kept_tokens):
-            outputs.append(checkpoint(run, *arguments, use_reentrant=False, preserve_rng_state=True))
+            return checkpoint(run, *arguments, use_reentrant=False, preserve_rng_state=True)
+        return run(*arguments)
+
+    outputs, together = [], None
+    for rows, tokens in zip(parts, behind, strict=True):
+        part = output(rows, tokens)
+        if with_gradient:
+            outputs.append(part)
         else:
-            outputs.append(run(*arguments))
+            # written where they belong: thousands of small tensors that stay would break up the heap between large ones
+            together = part.new_empty(len(lengths), *part.shape[1:]) if together is None else together
+            together[torch.from_numpy(rows).to(part.device)] = part
         if on_micro_batch:
             on_micro_batch(len(rows))
-    together = torch.cat(outputs)
-    return together[torch.from_numpy(_inverse(parts)).to(together.device)]
+    if together is None:
+        together = torch.cat(outputs)
+        together = together[torch.from_numpy(_inverse(parts)).to(together.device)]
+    return together
 
 
 def device_of(encoder: nn.Module) -> torch.device:

@@ -1,11 +1,27 @@
-"""How the C library gives memory back on Linux."""
+"""How the C library keeps freed memory, and gives it back, on Linux."""
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import sys
 
-_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+_trim = getattr(_libc, "malloc_trim", None)
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names of glibc's malloc.h
+
+
+@functools.cache
+def reuse_freed_memory() -> None:
+    """Have glibc keep up to 1 GiB of freed heap for what is allocated next (elsewhere nothing is done).
+
+    By default it gives all but 64 MiB back at once, and each micro-batch faults its memory in again, page by page: on a
+    CPU that took an eighth of the time of encoding. Tensors of 32 MiB and more are mapped one by one, as before.
+    """
+    mallopt = getattr(_libc, "mallopt", None)
+    if mallopt is not None and _trim is not None:
+        mallopt(_M_TRIM_THRESHOLD, 2**30)
+        mallopt(_M_MMAP_THRESHOLD, 2**25)
 
 
 def give_freed_memory_back() -> None:

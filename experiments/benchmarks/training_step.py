@@ -72,16 +72,12 @@ class Lists:
 
     def texts(self, batch: RetrievalBatch) -> tuple[list[str], list[list[str]]]:
         """Queries [Q] and, column by column, the passages [K][Q] of a batch's lists."""
-        query_of = {
-            query_id: query
-            for source in self.sources
-            for query_id, query in zip(
-                source.lists.query_ids.to_pylist(), source.lists.queries.to_pylist(), strict=True
-            )
-        }
         rows = batch.passage_keys[batch.list_index].numpy()
         columns = [self.corpus.passages.take(column).to_pylist() for column in rows.T]
-        return [query_of[query_id] for query_id in batch.query_ids], columns
+        # by place: two files may name different queries alike
+        lists = [(self.sources[number].lists, row) for number, row in self.places[: len(batch)]]
+        assert [found.query_ids[row].as_py() for found, row in lists] == list(batch.query_ids)
+        return [found.queries[row].as_py() for found, row in lists], columns
 
 
 class SameInfoNCE(RetrieverModule):
