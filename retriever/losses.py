@@ -132,7 +132,8 @@ def excess_of_unknown(
 
     log( (1 + Σ_u c_u max(β_u, r)) / (1 + Σ_u c_u r) ), where β_u = e^{s_u/τ_s} / Σ_l e^{s_l/τ_s} are the student's odds
     of the passage u against the list as a whole, and r = e^{(t_min − margin)/τ_t} / Σ_l e^{t_l/τ_t} bounds the
-    teacher's, t_min being the list's lowest teacher score. Derivation: :class:`~retriever.objectives.InBatchDistillation`.
+    teacher's, t_min being the list's lowest teacher score (derived at
+    :class:`~retriever.objectives.InBatchDistillation`).
 
     Args:
         scores: the student's of a pool of passages, [Q, P].

@@ -46,10 +46,10 @@ class InBatchDistillation(RetrieverModule):
     terms add up to KL(p, 0 ‖ q) over L ∪ U, the common practice that takes unknown for irrelevant. In between, a near
     duplicate or an unlisted answer may stand as high as the list's end at no cost.
 
-    **What can break the bound.** ``data.candidates=sample`` leaves out candidates that the teacher likes better than the
-    list's lowest; raise no margin there. Answers that mining missed may deserve a place above the list's end: labelled
-    positives are taken out of U, and ``false_negative_share`` takes out what the student puts near the teacher's first.
-    That is off by default, for it also takes out what drift has lifted, which is what the term is there to see.
+    **What can break the bound.** ``data.candidates=sample`` leaves out candidates that the teacher may like better than
+    the list's lowest; keep the margin at 0 there. Answers that mining missed may deserve a place above the list's end:
+    labelled positives are taken out of U, and ``false_negative_share`` takes out what the student puts near the
+    teacher's first. That is off by default, for it also takes out what drift has lifted, which is to be seen here.
 
     Args:
         encoder: what is trained.
