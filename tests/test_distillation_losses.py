@@ -254,7 +254,7 @@ def test_in_batch_distillation_of_one_list_is_plain_distillation():
 
 
 def test_in_batch_distillation_that_takes_unknown_for_irrelevant_is_one_divergence_over_the_pool():
-    example = replace(random_example(5), labelled=[[] for _ in range(6)])
+    example = random_example(5)
     everywhere = sorted({key for pairs in example.lists for key, _ in pairs})
     expected = []
     for q, pairs in enumerate(example.lists):

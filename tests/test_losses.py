@@ -473,13 +473,11 @@ def test_positive_aware_limits_are_a_share_of_the_positives_score_and_a_margin_b
 
 def test_positive_aware_takes_more_out_of_the_pool_than_no_limit():
     example = random_example(1, passages=10)
-    losses = [
-        reference_infonce_objective(example, "labelled", None, scorer=s, share="0.931") for s in (None, "teacher")
-    ]
-    losses.append(reference_infonce_objective(example, "labelled", None, scorer="student", share="0.931"))
+    scorers = (None, "teacher", "student")
+    losses = [reference_infonce_objective(example, "labelled", None, scorer=s, share="0.931") for s in scorers]
     assert losses[0] > losses[1] + 1e-2 and losses[0] > losses[2] + 1e-2
     arguments = {"positive": "labelled", "false_negative_threshold": None, "negative_share": 0.931}
-    for scorer, expected in zip((None, "teacher", "student"), losses, strict=True):
+    for scorer, expected in zip(scorers, losses, strict=True):
         assert_close(loss_of(InfoNCE, encoded(example), positive_aware=scorer, **arguments), expected)
 
 

@@ -88,5 +88,5 @@ def test_dimensions_out_of_range_are_an_error_with_their_values(dimensions):
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -1.0], [1.0, math.inf], []])
 def test_wrong_weights_are_an_error_with_their_values(weights):
-    with pytest.raises(InputError, match="matryoshka_weights is .* for each of matryoshka_dimensions"):
+    with pytest.raises(InputError, match=r"matryoshka_weights is .* for each of matryoshka_dimensions"):
         wide(InfoNCE, matryoshka_dimensions=[3, 2], matryoshka_weights=weights)
