@@ -145,7 +145,7 @@ class Contrast(torch.nn.Module):
         return batch.list_index.gather(1, best).squeeze(1)
 
     def _excluded_keys(self, batch: EncodedBatch, positive: Tensor) -> Tensor:
-        """Own positive, likely false negatives of the own list, other labelled positives: keys [Q, M], −1 for none."""
+        """Own positive, own list's likely false negatives, other labelled positives: keys [Q, M], −1 for none."""
         list_keys = batch.passage_keys[batch.list_index]
         chosen = [batch.passage_keys[positive].unsqueeze(1)]
         if self.positive == "labelled":
