@@ -74,6 +74,16 @@ class Pool:
     counts: Tensor
     offset: int
 
+    @property
+    def once_each(self) -> Tensor:
+        """Counts [P'] by which the rows of one passage (one row per rank that holds it) sum to 1, float32.
+
+        Passages that stand in no candidate set have 0.
+        """
+        distinct, column_of, rows = torch.unique(self.keys, return_inverse=True, return_counts=True)
+        present = torch.zeros(len(distinct), device=self.counts.device).index_add(0, column_of, self.counts) > 0
+        return present[column_of] / rows[column_of]
+
 
 @dataclass(frozen=True)
 class EncodedBatch:

@@ -6,9 +6,11 @@ divided by a temperature.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax
+from torch.nn.functional import log_softmax, pad
 
 
 def infonce(
@@ -69,9 +71,95 @@ def listwise_distillation(
     """
     student = masked_log_softmax(at_least_float32(scores), list_mask, temperature)
     teacher = masked_log_softmax(at_least_float32(teacher_scores), list_mask, teacher_temperature)
-    # both are -inf where masked; 0 · (−inf − −inf) would be nan
-    difference = (teacher - student).masked_fill(~list_mask, 0.0)
-    return (teacher.exp() * difference).sum(1)
+    return _divergence(teacher, student, list_mask)
+
+
+def listwise_reverse_kl(
+    scores: Tensor,
+    teacher_scores: Tensor,
+    list_mask: Tensor,
+    temperature: float | Tensor,
+    teacher_temperature: float | Tensor,
+) -> Tensor:
+    """KL divergence the other way round: of the teacher's distribution over a list from the student's.
+
+    KL( softmax(scores / τ_s) ‖ softmax(teacher / τ_t) ) (for distillation: Gu et al. 2023, arXiv 2306.08543). It is
+    large where the student puts weight that the teacher does not, and lets it leave out some of what the teacher likes.
+    Arguments and result as in :func:`listwise_distillation`.
+    """
+    student = masked_log_softmax(at_least_float32(scores), list_mask, temperature)
+    teacher = masked_log_softmax(at_least_float32(teacher_scores), list_mask, teacher_temperature)
+    return _divergence(student, teacher, list_mask)
+
+
+def listwise_jensen_shannon(
+    scores: Tensor,
+    teacher_scores: Tensor,
+    list_mask: Tensor,
+    temperature: float | Tensor,
+    teacher_temperature: float | Tensor,
+) -> Tensor:
+    """Jensen–Shannon divergence between the student's and the teacher's distribution over a list.
+
+    (KL(p ‖ m) + KL(q ‖ m)) / 2 with m = (p + q) / 2 (Lin 1991, "Divergence measures based on the Shannon entropy").
+    Arguments as in :func:`listwise_distillation`; the result is at most log 2.
+    """
+    student = masked_log_softmax(at_least_float32(scores), list_mask, temperature)
+    teacher = masked_log_softmax(at_least_float32(teacher_scores), list_mask, teacher_temperature)
+    # finite where masked: the gradient of log-add-exp at two −inf is nan
+    middle = torch.logaddexp(student.masked_fill(~list_mask, 0.0), teacher.masked_fill(~list_mask, 0.0)) - math.log(2)
+    return (_divergence(teacher, middle, list_mask) + _divergence(student, middle, list_mask)) / 2
+
+
+def _divergence(log_p: Tensor, log_q: Tensor, mask: Tensor) -> Tensor:
+    """KL(p ‖ q) over the real entries of each row, [Q]."""
+    # where masked, 0 · (−inf − −inf) would be nan
+    return (log_p.exp() * (log_p - log_q).masked_fill(~mask, 0.0)).sum(1)
+
+
+def excess_of_unknown(
+    scores: Tensor,
+    counts: Tensor,
+    excluded: Tensor,
+    list_scores: Tensor,
+    teacher_scores: Tensor,
+    list_mask: Tensor,
+    temperature: float | Tensor,
+    teacher_temperature: float | Tensor,
+    margin: float = 0.0,
+) -> Tensor:
+    """How far passages that the teacher never scored stand above what it can have thought of them.
+
+    log( (1 + Σ_u c_u max(β_u, r)) / (1 + Σ_u c_u r) ), where β_u = e^{s_u/τ_s} / Σ_l e^{s_l/τ_s} are the student's odds
+    of the passage u against the list as a whole, and r = e^{(t_min − margin)/τ_t} / Σ_l e^{t_l/τ_t} bounds the
+    teacher's, t_min being the list's lowest teacher score (derived at
+    :class:`~retriever.objectives.InBatchDistillation`).
+
+    Args:
+        scores: the student's of a pool of passages, [Q, P].
+        counts: [P], not negative: how often each passage stands in the pool (parts of 1 where several rows are one).
+        excluded: bool [Q, P], True where a passage is not unknown, as those of the list.
+        list_scores: the student's of the list, [Q, K].
+        teacher_scores: [Q, K]; values where ``list_mask`` is False are not looked at.
+        list_mask: bool [Q, K], True for real entries; at least one in each row.
+        temperature: τ_s > 0.
+        teacher_temperature: τ_t > 0.
+        margin: in units of teacher scores, not negative; infinity says that whatever is unknown is irrelevant.
+
+    Returns:
+        [Q], each at least 0; 0 where no unknown passage is above the bound, or there is none.
+    """
+    scores, list_scores = at_least_float32(scores), at_least_float32(list_scores)
+    student = masked_log_softmax(list_scores, list_mask, temperature)
+    teacher = masked_log_softmax(at_least_float32(teacher_scores), list_mask, teacher_temperature)
+    # log β by way of the list's best, so that differences are taken before the division
+    best = list_scores.masked_fill(~list_mask, float("-inf")).argmax(1, keepdim=True)
+    odds = (scores - list_scores.gather(1, best)) / temperature + student.gather(1, best)
+    bound = teacher.masked_fill(~list_mask, float("inf")).amin(1, keepdim=True) - margin / teacher_temperature
+    log_counts = counts.to(odds.dtype).log().expand_as(odds).masked_fill(excluded, float("-inf"))
+    # a first column of 0 for the list itself
+    above, least = (pad(x + log_counts, (1, 0)).logsumexp(1) for x in (torch.maximum(odds, bound), bound))
+    return above - least
 
 
 def masked_log_softmax(scores: Tensor, mask: Tensor, temperature: float | Tensor) -> Tensor:
@@ -97,6 +185,25 @@ def likely_false_negatives(teacher_scores: Tensor, list_mask: Tensor, threshold:
     """
     best = teacher_scores.masked_fill(~list_mask, float("-inf")).amax(1, keepdim=True)
     return list_mask & (teacher_scores > threshold * best)
+
+
+def above_positive(scores: Tensor, positive_scores: Tensor, share: float, margin: float) -> Tensor:
+    """Passages that score too near their query's positive to pass for negatives.
+
+    Above s⁺ − (1 − share) · |s⁺| − margin: the positive-aware limits of arXiv 2407.15831, a share of the positive's
+    score (TopK-PercPos, there 0.95) and a margin below it (TopK-MarginPos), in one. The absolute value keeps the limit
+    below a positive whose score is negative.
+
+    Args:
+        scores: [Q, P], of a teacher or of the student itself.
+        positive_scores: [Q, 1], likewise.
+        share: in [0, 1]; 1 leaves the margin alone.
+        margin: not negative; 0 leaves the share alone.
+
+    Returns:
+        bool [Q, P].
+    """
+    return scores > positive_scores - (1 - share) * positive_scores.abs() - margin
 
 
 def listwise_cross_entropy(scores: Tensor, positive: Tensor, mask: Tensor) -> Tensor:

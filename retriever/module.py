@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from functools import partial
 
 import lightning as L
@@ -17,6 +18,7 @@ from retriever.encoder import TextEncoder
 from retriever.encoding import encode
 from retriever.errors import InputError, require_positive
 from retriever.losses import listwise_distillation
+from retriever.matryoshka import Matryoshka
 from retriever.schedule import default_warmup, learning_rate_factor
 from retriever.sharding import gather_weights, release_weights, shard, whole_weights
 from retriever.tokens import TokenizedTexts, micro_batches, padding_share
@@ -195,14 +197,30 @@ class RetrieverModule(QueryListModule):
         encoder: what is trained.
         train_passage_encoder: False keeps the passage side as it is (index-preserving): passage embeddings then come
             with the batch, and only the query side learns.
+        matryoshka_dimensions: train these prefixes of the embeddings too (:class:`~retriever.matryoshka.Matryoshka`);
+            metrics stay those of the whole embeddings. None trains the whole alone.
+        matryoshka_weights: a weight for each of these dimensions; None gives each 1, as the whole has.
         **common: arguments of :class:`QueryListModule`.
     """
 
-    def __init__(self, encoder: TextEncoder, *, train_passage_encoder: bool = True, **common) -> None:
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        *,
+        train_passage_encoder: bool = True,
+        matryoshka_dimensions: Sequence[int] | None = None,
+        matryoshka_weights: Sequence[float] | None = None,
+        **common,
+    ) -> None:
         super().__init__(encoder, **common)
         if isinstance(encoder, CrossEncoder):
             raise InputError("This objective trains an encoder of single texts; a cross-encoder needs module=reranker.")
         self.train_passage_encoder = train_passage_encoder
+        self.matryoshka = (
+            Matryoshka(encoder, matryoshka_dimensions, matryoshka_weights)
+            if matryoshka_dimensions is not None
+            else None
+        )
         self.dev_ndcg = RetrievalNormalizedDCG(top_k=10, empty_target_action="skip")
 
     @property
@@ -276,4 +294,4 @@ class RetrieverModule(QueryListModule):
     def _objective_in_full_precision(self, encoded: EncodedBatch) -> dict[str, Tensor]:
         # under mixed precision the encoder runs in half precision, but scores and losses never do
         with torch.autocast(encoded.queries.device.type, enabled=False):
-            return self.objective(encoded)
+            return self.objective(encoded) if self.matryoshka is None else self.matryoshka(self.objective, encoded)

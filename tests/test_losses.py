@@ -8,22 +8,47 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
 import torch
+from loss_examples import (
+    GARBAGE,
+    KINDS,
+    STUDENT,
+    TEACHER,
+    Example,
+    assert_close,
+    encoded,
+    loss_of,
+    module,
+    random_example,
+    reference_kl,
+    reference_log_softmax,
+    score_table,
+)
 from torch.autograd import gradcheck
 from torch.utils.checkpoint import checkpoint
 
-from retriever.batch import EncodedBatch, matches
+from retriever.batch import matches
 from retriever.errors import InputError
-from retriever.losses import infonce, likely_false_negatives, listwise_distillation, masked_log_softmax
-from retriever.objectives import CombinedObjective, InfoNCE, ListwiseDistillation
+from retriever.losses import above_positive, infonce, likely_false_negatives, listwise_distillation, masked_log_softmax
+from retriever.objectives import (
+    ApproxNDCG,
+    CombinedObjective,
+    InBatchDistillation,
+    InfoNCE,
+    LambdaLoss,
+    ListwiseDistillation,
+    MarginMSE,
+    RankNet,
+)
+from retriever.temperature import Temperature
 
-TAU, STUDENT, TEACHER = 0.01, 0.05, 0.3
+TAU = 0.01
 OBJECTIVES = [InfoNCE, ListwiseDistillation, CombinedObjective]
-GARBAGE = [0.0, 1e30, -1e30]
+EVERY_OBJECTIVE = [*OBJECTIVES, InBatchDistillation, MarginMSE, RankNet, ApproxNDCG, LambdaLoss]
 
 
 # ---------------------------------------------------------------------------------------------------- references
@@ -37,42 +62,13 @@ def reference_infonce(positive_score, negative_scores, temperature):
     return math.log(share) - (positive_score - top) / temperature
 
 
-def reference_log_softmax(scores, temperature):
-    """Logarithms of e^{s/τ} / Σ e^{s/τ}."""
-    top = max(scores)
-    total = math.log(math.fsum(math.exp((s - top) / temperature) for s in scores))
-    return [(s - top) / temperature - total for s in scores]
+def reference_infonce_objective(
+    example, positive="teacher", threshold="0.6", multiset=True, temperature=TAU, scorer=None, share="1", margin="0"
+):
+    """Mean InfoNCE of an Example: enumerate the pool of each query, passage by passage.
 
-
-def reference_kl(student_scores, teacher_scores, temperature, teacher_temperature):
-    """Σ p (log p − log q), p of the teacher and q of the student."""
-    log_p = reference_log_softmax(teacher_scores, teacher_temperature)
-    log_q = reference_log_softmax(student_scores, temperature)
-    return math.fsum(math.exp(p) * (p - q) for p, q in zip(log_p, log_q, strict=True))
-
-
-@dataclass(frozen=True)
-class Example:
-    """A batch in words: keys of passages, and vectors as lists of numbers.
-
-    Attributes:
-        queries: one vector each.
-        passages: key → vector; some stand in no list.
-        lists: of each query, (key, teacher score) pairs, best first.
-        labelled: of each query, the keys of its labelled positives; the first is trained on.
+    With a ``scorer``, what it scores above ``share`` of the positive's score less ``margin`` is taken out.
     """
-
-    queries: list[list[float]]
-    passages: dict[int, list[float]]
-    lists: list[list[tuple[int, float]]]
-    labelled: list[list[int]]
-
-    def score(self, query: int, key: int) -> float:
-        return math.fsum(a * b for a, b in zip(self.queries[query], self.passages[key], strict=True))
-
-
-def reference_infonce_objective(example, positive="teacher", threshold="0.6", multiset=True, temperature=TAU):
-    """Mean InfoNCE of an Example: enumerate the pool of each query, passage by passage."""
     count = len(example.queries)
     if positive == "teacher":
         positives = [candidates[0][0] for candidates in example.lists]
@@ -94,6 +90,14 @@ def reference_infonce_objective(example, positive="teacher", threshold="0.6", mu
         if threshold is not None:
             top = Fraction(max(score for _, score in example.lists[query]))
             taken_out.update(k for k, score in example.lists[query] if Fraction(score) > Fraction(threshold) * top)
+        if scorer is not None:
+            if scorer == "teacher":
+                scores = {key: Fraction(score) for key, score in example.lists[query]}
+            else:
+                scores = {key: Fraction(example.score(query, key)) for key in [*pool, positives[query]]}
+            limit = scores.get(positives[query], max(scores.values()))
+            limit -= abs(limit) * (1 - Fraction(share)) + Fraction(margin)
+            taken_out.update(key for key, score in scores.items() if score > limit)
         negatives = [example.score(query, key) for key in pool if key not in taken_out]
         losses.append(reference_infonce(example.score(query, positives[query]), negatives, temperature))
     return math.fsum(losses) / count
@@ -113,74 +117,6 @@ def reference_distillation_objective(example, temperature=STUDENT, teacher_tempe
 # ------------------------------------------------------------------------------------------------------ examples
 
 
-def random_example(seed, vectors="grid", short=True, queries=6, passages=14, length=6):
-    """Lists that share many passages, with ties, over vectors whose inner products float32 holds exactly.
-
-    ``vectors``: ``grid`` (inner products in [−1, 1], multiples of 1/256), ``signs`` (cosines −1, 0 and 1), ``large``
-    (inner products up to 1,024), ``normal`` (not on a grid).
-    """
-    rng = random.Random(seed)
-
-    def vector(scale=1):
-        if vectors == "signs":
-            chosen, sign = rng.randrange(3), rng.choice([-1.0, 1.0])
-            return [sign if axis == chosen else 0.0 for axis in range(3)]
-        if vectors == "normal":
-            return [rng.gauss(0, 0.3) for _ in range(5)]
-        return [rng.randint(-8, 8) / 16 * scale for _ in range(4)]
-
-    keys = rng.sample(range(3, 2**40), passages)
-    lists, labelled = [], []
-    for _ in range(queries):
-        # the first two keys stand in no list, at most among the labelled
-        chosen = rng.sample(keys[2:], rng.randint(1, length) if short else length)
-        # no top score is a multiple of 5/64, so that no other score is exactly 0.6 of it
-        top = rng.choice([n for n in range(8, 65) if n % 5])
-        scores = sorted([rng.randint(0, top) for _ in chosen], reverse=True)
-        lists.append(list(zip(chosen, [n / 64 for n in [top, *scores[1:]]], strict=True)))
-        trained_on = rng.choice([*chosen, *keys])
-        others = rng.sample([k for k in keys if k != trained_on], rng.randint(0, 3))
-        labelled.append([trained_on, *others, *([rng.randrange(2**41)] if rng.random() < 0.5 else [])])
-    return Example(
-        queries=[vector(1024 if vectors == "large" else 1) for _ in range(queries)],
-        passages={key: vector() for key in keys},
-        lists=lists,
-        labelled=labelled,
-    )
-
-
-def encoded(example, dtype=torch.float32, garbage=0.0, seed=0, labels=True, copies=1):
-    """The Example as the tensors that an objective gets; masked entries hold ``garbage`` and arbitrary passages.
-
-    With two ``copies`` every passage has two rows with one key, of which each query knows one: so stand the rows of two
-    ranks in the pool.
-    """
-    rng = random.Random(seed)
-    keys = list(example.passages) * copies
-    rows = [{key: i + copy * len(example.passages) for i, key in enumerate(example.passages)} for copy in range(copies)]
-    row_of = [rows[q % copies] for q in range(len(example.queries))]
-    length = max(map(len, example.lists))
-    most = max(map(len, example.labelled))
-    index, mask, teacher = [], [], []
-    for row, pairs in zip(row_of, example.lists, strict=True):
-        padding = length - len(pairs)
-        index.append([row[key] for key, _ in pairs] + [rng.randrange(len(keys)) for _ in range(padding)])
-        mask.append([True] * len(pairs) + [False] * padding)
-        teacher.append([score for _, score in pairs] + [garbage] * padding)
-    return EncodedBatch(
-        queries=torch.tensor(example.queries, dtype=dtype),
-        passages=torch.tensor([example.passages[key] for key in keys], dtype=dtype),
-        passage_keys=torch.tensor(keys),
-        list_index=torch.tensor(index),
-        list_mask=torch.tensor(mask),
-        teacher_scores=torch.tensor(teacher, dtype=torch.float32),
-        positive_index=torch.tensor(
-            [row[k[0]] if labels else -1 for row, k in zip(row_of, example.labelled, strict=True)]
-        ),
-        labelled_keys=torch.tensor([k + [-1] * (most - len(k)) for k in example.labelled]),
-    )
-
-
 def example_with_two_queries(first_list, second_list, scores, labelled=((1,), (2,))):
     """Both queries score passage ``key`` with ``scores[key]``."""
     return Example(
@@ -191,47 +127,11 @@ def example_with_two_queries(first_list, second_list, scores, labelled=((1,), (2
     )
 
 
-def module(objective, **arguments):
-    """The objective over an encoder that it never calls."""
-    return objective(torch.nn.Linear(2, 2), **arguments)
-
-
-def loss_of(objective, batch, **arguments):
-    return module(objective, **arguments).objective(batch)["loss"]
-
-
 def learned_temperatures(objective_module):
     """τ's modules by the submodule that holds them."""
     return {
-        name.split(".")[0]: part
-        for name, part in objective_module.named_modules()
-        if name in ("contrast.temperature", "imitation.temperature")
+        name.split(".")[0]: part for name, part in objective_module.named_modules() if isinstance(part, Temperature)
     }
-
-
-def assert_close(value, expected, tolerance=1e-6):
-    """Each within ``tolerance``, absolute or relative."""
-    values = value.tolist() if isinstance(value, torch.Tensor) else value
-    values, wanted = (v if isinstance(v, list) else [v] for v in (values, expected))
-    assert len(values) == len(wanted)
-    for got, want in zip(values, wanted, strict=True):
-        assert abs(got - want) <= tolerance * max(1.0, abs(want)), (values, wanted)
-
-
-def score_table(kind, seed, rows=5, columns=12):
-    """float32 scores of one kind."""
-    rng = random.Random(seed)
-    draw = {
-        "cosines": lambda: rng.uniform(-1, 1),
-        "close": lambda: 0.8 + rng.uniform(-0.01, 0.01),
-        "ends": lambda: rng.choice([-1.0, 1.0]),
-        "large": lambda: rng.uniform(-1e3, 1e3),
-        "ties": lambda: rng.choice([0.25, 0.26]),
-    }[kind]
-    return torch.tensor([[draw() for _ in range(columns)] for _ in range(rows)], dtype=torch.float32)
-
-
-KINDS = ["cosines", "close", "ends", "large", "ties"]
 
 
 # ------------------------------------------------------------------------------------------------- pure functions
@@ -483,6 +383,19 @@ def test_distillation_gradients_of_the_temperatures_in_float64(lengths):
     assert gradcheck(lambda s, t: listwise_distillation(scores, teacher, mask, s, t), temperatures)
 
 
+@pytest.mark.parametrize("garbage", GARBAGE)
+@pytest.mark.parametrize("vectors", ["signs", "large"])
+@pytest.mark.parametrize("objective", EVERY_OBJECTIVE)
+def test_extreme_scores_and_what_stands_where_masked_leave_loss_and_gradients_finite(objective, vectors, garbage):
+    batch = encoded(random_example(2, vectors), garbage=garbage)
+    inputs = (batch.queries.requires_grad_(), batch.passages.requires_grad_())
+    chosen = module(objective, learnable_temperature=True)
+    loss = chosen.objective(batch)["loss"]
+    learned = [p for part in learned_temperatures(chosen).values() for p in part.parameters()]
+    gradients = torch.autograd.grad(loss, [*inputs, *learned])
+    assert torch.isfinite(loss) and all(torch.isfinite(g).all() for g in gradients)
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("positive", ["teacher", "labelled"])
 def test_objectives_reach_queries_and_passages_with_the_right_gradients(objective, positive):
@@ -532,6 +445,56 @@ def test_infonce_objective_follows_the_paper_by_default():
         assert abs(reference_infonce_objective(example, *other) - expected) > 1e-2
 
 
+@pytest.mark.parametrize("scorer", ["teacher", "student"])
+@pytest.mark.parametrize(("share", "margin"), [("0.931", "0"), ("1", "0.0031"), ("0.931", "0.0031"), ("1", "0")])
+@pytest.mark.parametrize("positive", ["teacher", "labelled"])
+@pytest.mark.parametrize("vectors", ["grid", "signs", "large"])
+@pytest.mark.parametrize("copies", [1, 2])
+def test_positive_aware_infonce_equals_the_enumeration_of_the_pool(scorer, share, margin, positive, vectors, copies):
+    arguments = {"negative_share": float(share), "negative_margin": float(margin), "false_negative_threshold": None}
+    for seed in range(6):
+        example = random_example(seed, vectors, short=seed % 3 > 0)
+        expected = reference_infonce_objective(
+            example, positive, None, scorer=scorer, share=share, margin=margin, temperature=0.05
+        )
+        batch = encoded(example, garbage=GARBAGE[seed % 3], seed=seed, copies=copies)
+        value = loss_of(InfoNCE, batch, positive=positive, positive_aware=scorer, temperature=0.05, **arguments)
+        assert_close(value, expected)
+
+
+def test_positive_aware_limits_are_a_share_of_the_positives_score_and_a_margin_below_it():
+    scores = torch.tensor([[1.0, 0.951, 0.949, 0.0], [-0.5, -0.524, -0.526, 0.0]])
+    positive = scores[:, :1]
+    near = [[True, True, False, False], [True, True, False, True]]
+    assert above_positive(scores, positive, 0.95, 0.0).tolist() == near
+    assert above_positive(scores, positive, 1.0, 0.05).tolist() == [near[0], [True, True, True, True]]
+    assert above_positive(scores, positive, 1.0, 0.0).tolist() == [[False] * 4, [False, False, False, True]]
+
+
+def test_positive_aware_takes_more_out_of_the_pool_than_no_limit():
+    example = random_example(1, passages=10)
+    scorers = (None, "teacher", "student")
+    losses = [reference_infonce_objective(example, "labelled", None, scorer=s, share="0.931") for s in scorers]
+    assert losses[0] > losses[1] + 1e-2 and losses[0] > losses[2] + 1e-2
+    arguments = {"positive": "labelled", "false_negative_threshold": None, "negative_share": 0.931}
+    for scorer, expected in zip(scorers, losses, strict=True):
+        assert_close(loss_of(InfoNCE, encoded(example), positive_aware=scorer, **arguments), expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"positive_aware": "techer"}, r"module\.positive_aware is 'techer'.*Did you mean 'teacher'"),
+        ({"negative_share": 95}, "negative_share is 95 "),
+        ({"negative_share": math.nan}, "negative_share is nan "),
+        ({"negative_margin": -0.1}, "negative_margin -0.1;"),
+    ],
+)
+def test_wrong_limits_of_negatives_are_errors_with_their_values(arguments, message):
+    with pytest.raises(InputError, match=message):
+        module(InfoNCE, **arguments)
+
+
 def test_a_passage_of_three_lists_is_three_negatives():
     scores = {1: 0.5, 2: 0.5, 3: 0.5, 4: 0.5}
     example = Example(
@@ -570,7 +533,7 @@ def test_a_query_without_negatives_has_no_loss_and_finite_gradients(positive, ga
     assert torch.isfinite(queries.grad).all() and queries.grad[0] == 0
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", EVERY_OBJECTIVE)
 def test_a_batch_of_one_list_with_one_passage_has_no_loss(objective):
     example = Example(queries=[[1.0]], passages={7: [-1.0], 9: [1.0]}, lists=[[(7, 0.5)]], labelled=[[7]])
     batch = encoded(example)
@@ -653,7 +616,7 @@ def test_only_labelled_positives_make_an_objective_use_labels():
     assert [module(o, positive="labelled").uses_labels for o in (InfoNCE, CombinedObjective)] == [True, True]
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", EVERY_OBJECTIVE)
 def test_the_order_of_passages_and_their_keys_do_not_matter(objective):
     example = random_example(4)
     value = loss_of(objective, encoded(example))
@@ -700,7 +663,7 @@ def test_a_learnable_temperature_gets_the_gradient_of_the_reference(objective, s
         assert_close(parameter.grad, slope, tolerance=1e-4)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", EVERY_OBJECTIVE)
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_learnable_temperature_stays_positive(objective, sign):
     batch = encoded(random_example(3, short=False))
@@ -716,7 +679,7 @@ def test_a_learnable_temperature_stays_positive(objective, sign):
         assert 0 < part().item() < math.inf and abs(math.log(part().item() / before[name])) > 0.1
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", EVERY_OBJECTIVE)
 def test_a_fixed_temperature_is_no_parameter(objective):
     assert [name for name, _ in module(objective).named_parameters()] == ["encoder.weight", "encoder.bias"]
 
@@ -732,6 +695,13 @@ def test_a_fixed_temperature_is_no_parameter(objective):
         (CombinedObjective, "temperature"),
         (CombinedObjective, "teacher_temperature"),
         (CombinedObjective, "infonce_temperature"),
+        (InBatchDistillation, "temperature"),
+        (InBatchDistillation, "teacher_temperature"),
+        (MarginMSE, "temperature"),
+        (MarginMSE, "teacher_temperature"),
+        (RankNet, "temperature"),
+        (ApproxNDCG, "temperature"),
+        (LambdaLoss, "temperature"),
     ],
 )
 def test_a_temperature_that_is_not_positive_is_an_error_with_its_value(objective, name, learnable, value):
@@ -762,7 +732,7 @@ def test_weights_that_are_negative_or_both_zero_are_an_error_with_their_values(w
 # --------------------------------------------------------------------------------------------------------- blocks
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", EVERY_OBJECTIVE)
 @pytest.mark.parametrize("numbers", [1, 14 * 4])  # a query at a time, and blocks that are not of one size
 def test_blocks_of_queries_change_neither_loss_nor_gradients(objective, numbers, monkeypatch):
     example = random_example(3, "normal")
@@ -787,7 +757,7 @@ def test_blocks_of_queries_change_neither_loss_nor_gradients(objective, numbers,
 # ------------------------------------------------------------------------------------------------------ precision
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", EVERY_OBJECTIVE)
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_autocast_does_not_reach_the_objective(objective, half):
     batch = encoded(random_example(5, "normal"))

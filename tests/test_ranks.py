@@ -25,13 +25,32 @@ from datamodules.batches import BatchSampler, ListBatches
 from experiments.run import train
 from retriever.encoder import TextEncoder
 from retriever.module import RetrieverModule
-from retriever.objectives import CombinedObjective, InfoNCE, ListwiseDistillation
+from retriever.objectives import (
+    ApproxNDCG,
+    CombinedObjective,
+    InBatchDistillation,
+    InfoNCE,
+    LambdaLoss,
+    ListwiseDistillation,
+    MarginMSE,
+    RankNet,
+)
 
 OBJECTIVES = {
     "infonce": (InfoNCE, {}),
     "infonce, each passage once": (InfoNCE, {"multiset": False}),
     "infonce, labelled": (InfoNCE, {"positive": "labelled", "false_negative_threshold": None}),
+    "infonce, limited by the teacher": (InfoNCE, {"positive": "labelled", "positive_aware": "teacher"}),
+    "infonce, limited by the student": (InfoNCE, {"positive_aware": "student", "temperature": 0.05}),
     "distillation": (ListwiseDistillation, {}),
+    "distillation, in batch": (InBatchDistillation, {"learnable_temperature": True}),
+    "distillation, in batch, masked": (InBatchDistillation, {"false_negative_share": 0.99, "unknown_margin": 0.1}),
+    "jensen_shannon": (ListwiseDistillation, {"divergence": "jensen_shannon"}),
+    "margin_mse": (MarginMSE, {}),
+    "ranknet": (RankNet, {"weighted": True}),
+    "approx_ndcg": (ApproxNDCG, {}),
+    "lambdaloss": (LambdaLoss, {}),
+    "matryoshka": (CombinedObjective, {"matryoshka_dimensions": [16, 8]}),
     "combined": (CombinedObjective, {"infonce_weight": 1.0, "learnable_temperature": True}),
 }
 
@@ -50,7 +69,7 @@ def gradients(paths, rank, world_size):
             module = objective(encoder, token_budget=400, **options)
             module.zero_grad()
             batch = ListBatches(data._train, 20, "top", module.uses_labels)[draw]
-            (module.objective(module.encode_batch(batch))["loss"] * module.rank_weight(batch)).backward()
+            (module.losses(batch)["loss"] * module.rank_weight(batch)).backward()
             flat = [p.grad.flatten() for p in module.parameters() if p.grad is not None]
             found[name, number] = torch.cat(flat)
     return found
@@ -199,6 +218,7 @@ def trained(tiny_model, small_scifact, small_lists, folder):
             "data.leak_guard=off",
             "token_budget=700",
             f"cache_dir={folder}/cache",
+            *(["module.matryoshka_dimensions=[16, 8]"] if name == "matryoshka" else []),
         ]
     one = {name: fit(name, overrides)[0] for name, overrides in cases.items()}
     with socket.socket() as free:

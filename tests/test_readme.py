@@ -21,9 +21,9 @@ def test_no_placeholder_is_left():
 
 def test_own_loss_needs_one_class_and_one_file(tmp_path, small_run):
     (tmp_path / "my_losses.py").write_text(block("`my_losses.py`:"))
-    conf = tmp_path / "my_conf" / "module" / "margin_mse.yaml"
+    conf = tmp_path / "my_conf" / "module" / "list_mle.yaml"
     conf.parent.mkdir(parents=True)
-    conf.write_text(block("`my_conf/module/margin_mse.yaml`:"))
+    conf.write_text(block("`my_conf/module/list_mle.yaml`:"))
     command = re.search(r"PYTHONPATH=\. python (.*)", README)[1].split()
     own = ("name=", "trainer.max_epochs=")
     small = [option for option in small_run if not option.startswith(own)]
@@ -37,7 +37,7 @@ def test_own_loss_needs_one_class_and_one_file(tmp_path, small_run):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["objective"] == "MarginMSE" and results["name"] == "margin_mse"
+    assert results["objective"] == "ListMLE" and results["name"] == "list_mle"
     with open(tmp_path / "run" / "metrics.csv") as file:
         losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
     assert sum(losses[-4:]) < sum(losses[:4])

@@ -400,7 +400,7 @@ def cli(monkeypatch, capsys, *arguments):
         ("module.temprature=1", "Did you mean 'temperature'?"),
         ("trainer.max_epoch=1", "Did you mean 'max_epochs'?"),
         ("no_such_key=1", "There is no 'no_such_key' in the configuration; it has allow_test_selection"),
-        ("module=infonse", "There is no 'infonse' in module; it has combined, distillation, infonce"),
+        ("module=infonse", "There is no 'infonse' in module; it has approx_ndcg, combined, distillation, "),
         ("+exp=scifact/combind", "Did you mean 'scifact/combined'?"),
         ("module.temperature=0", "temperature is 0"),
         ("module.positive=teachr", "valid values are 'teacher', 'labelled'. Did you mean 'teacher'?"),

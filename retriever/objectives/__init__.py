@@ -1,7 +1,18 @@
-"""The objectives: one LightningModule each, over the pure functions of ``retriever.losses``."""
+"""The objectives: one LightningModule each, over the pure functions of ``retriever.losses`` and ``ranking_losses``."""
 
 from retriever.objectives.combined import CombinedObjective
 from retriever.objectives.distillation import ListwiseDistillation
+from retriever.objectives.in_batch_distillation import InBatchDistillation
 from retriever.objectives.infonce import InfoNCE
+from retriever.objectives.ranking import ApproxNDCG, LambdaLoss, MarginMSE, RankNet
 
-__all__ = ["CombinedObjective", "InfoNCE", "ListwiseDistillation"]
+__all__ = [
+    "ApproxNDCG",
+    "CombinedObjective",
+    "InBatchDistillation",
+    "InfoNCE",
+    "LambdaLoss",
+    "ListwiseDistillation",
+    "MarginMSE",
+    "RankNet",
+]

@@ -6,10 +6,16 @@ import torch
 from torch import Tensor
 
 from retriever.batch import EncodedBatch
-from retriever.errors import require_positive
-from retriever.losses import listwise_distillation
+from retriever.errors import choose, require_positive
+from retriever.losses import listwise_distillation, listwise_jensen_shannon, listwise_reverse_kl
 from retriever.module import STUDENT_TEMPERATURE, TEACHER_TEMPERATURE, RetrieverModule
 from retriever.temperature import Temperature
+
+DIVERGENCES = {
+    "kl": listwise_distillation,
+    "reverse_kl": listwise_reverse_kl,
+    "jensen_shannon": listwise_jensen_shannon,
+}
 
 
 class ListwiseDistillation(RetrieverModule):
@@ -20,6 +26,7 @@ class ListwiseDistillation(RetrieverModule):
         temperature: τ_s of the student.
         learnable_temperature: learn τ_s from there on.
         teacher_temperature: τ_t, for teacher scores normalised to [0, 1].
+        divergence: ``kl`` as above, ``reverse_kl`` with the two distributions changed over, or ``jensen_shannon``.
         **common: arguments of :class:`RetrieverModule`.
     """
 
@@ -30,10 +37,11 @@ class ListwiseDistillation(RetrieverModule):
         temperature: float = STUDENT_TEMPERATURE,
         learnable_temperature: bool = False,
         teacher_temperature: float = TEACHER_TEMPERATURE,
+        divergence: str = "kl",
         **common,
     ) -> None:
         super().__init__(encoder, **common)
-        self.imitation = Imitation(temperature, learnable_temperature, teacher_temperature)
+        self.imitation = Imitation(temperature, learnable_temperature, teacher_temperature, divergence)
 
     def objective(self, batch: EncodedBatch) -> dict[str, Tensor]:
         """The divergence's mean over the queries."""
@@ -43,15 +51,18 @@ class ListwiseDistillation(RetrieverModule):
 class Imitation(torch.nn.Module):
     """The listwise divergence of an encoded batch, one value per query."""
 
-    def __init__(self, temperature: float, learnable_temperature: bool, teacher_temperature: float) -> None:
+    def __init__(
+        self, temperature: float, learnable_temperature: bool, teacher_temperature: float, divergence: str = "kl"
+    ) -> None:
         super().__init__()
         require_positive(teacher_temperature=teacher_temperature)
         self.temperature = Temperature(temperature, learnable_temperature)
         self.teacher_temperature = teacher_temperature
+        self.divergence = DIVERGENCES[choose("module.divergence", divergence, DIVERGENCES)]
 
     def forward(self, batch: EncodedBatch) -> Tensor:
         """The divergence of each query, [Q]."""
-        return listwise_distillation(
+        return self.divergence(
             batch.list_scores,
             batch.teacher_scores,
             batch.list_mask,

@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from retriever.batch import EncodedBatch, Pool, matches
+from retriever.batch import EncodedBatch, matches
 from retriever.errors import InputError, choose
-from retriever.losses import infonce, likely_false_negatives
+from retriever.losses import above_positive, infonce, likely_false_negatives
 from retriever.module import RetrieverModule
 from retriever.query_blocks import in_query_blocks
 from retriever.temperature import Temperature
 
 POSITIVES = ("teacher", "labelled")
+SCORERS = ("teacher", "student")
 
 
 class InfoNCE(RetrieverModule):
@@ -29,6 +30,12 @@ class InfoNCE(RetrieverModule):
         false_negative_threshold: take passages of the own list with a teacher score above this share of the list's best
             out of the query's pool, wherever they stand in the batch (the paper: 0.6). None takes out none.
         multiset: count a passage as often as it stands in lists of the batch (the paper); False counts it once.
+        positive_aware: leave out negatives that score too near the positive (arXiv 2407.15831): ``teacher`` compares
+            the teacher scores of the own list (with those of its best passage, where the list lacks the positive),
+            ``student`` the student's own scores, as they are at that step, of the whole pool. The student can take out
+            passages that the teacher never saw, but also hides its own mistakes. None takes out none.
+        negative_share: leave out what scores above this share of the positive's score.
+        negative_margin: the limit is so much lower.
         **common: arguments of :class:`RetrieverModule`.
     """
 
@@ -41,10 +48,22 @@ class InfoNCE(RetrieverModule):
         positive: str = "teacher",
         false_negative_threshold: float | None = 0.6,
         multiset: bool = True,
+        positive_aware: str | None = None,
+        negative_share: float = 0.95,
+        negative_margin: float = 0.0,
         **common,
     ) -> None:
         super().__init__(encoder, **common)
-        self.contrast = Contrast(temperature, learnable_temperature, positive, false_negative_threshold, multiset)
+        self.contrast = Contrast(
+            temperature,
+            learnable_temperature,
+            positive,
+            false_negative_threshold,
+            multiset,
+            positive_aware,
+            negative_share,
+            negative_margin,
+        )
 
     @property
     def uses_labels(self) -> bool:
@@ -66,6 +85,9 @@ class Contrast(torch.nn.Module):
         positive: str,
         false_negative_threshold: float | None,
         multiset: bool,
+        positive_aware: str | None = None,
+        negative_share: float = 0.95,
+        negative_margin: float = 0.0,
     ) -> None:
         super().__init__()
         self.temperature = Temperature(temperature, learnable_temperature)
@@ -77,18 +99,31 @@ class Contrast(torch.nn.Module):
             )
         self.false_negative_threshold = false_negative_threshold
         self.multiset = multiset
+        if positive_aware is not None:
+            choose("module.positive_aware", positive_aware, SCORERS)
+        if not 0 <= negative_share <= 1 or not 0 <= negative_margin < float("inf"):
+            raise InputError(
+                f"module.negative_share is {negative_share} and module.negative_margin {negative_margin}; the first is "
+                "a share of the positive's score, in [0, 1], the second must not be negative."
+            )
+        self.positive_aware = positive_aware
+        self.negative_share = negative_share
+        self.negative_margin = negative_margin
 
     def forward(self, batch: EncodedBatch) -> Tensor:
         """InfoNCE of each query, [Q]."""
         positive = self._positive(batch)
         pool = batch.pool(positive)
-        counts = pool.counts if self.multiset else _once_each(pool)
+        counts = pool.counts if self.multiset else pool.once_each
         temperature = self.temperature()
         unique = torch.unique(pool.keys, return_inverse=True)
 
         def losses(queries: Tensor, positive: Tensor, excluded_keys: Tensor) -> Tensor:
             scores = queries @ pool.embeddings.T
-            return infonce(scores, positive, temperature, counts, matches(pool.keys, excluded_keys, unique))
+            excluded = matches(pool.keys, excluded_keys, unique)
+            if self.positive_aware == "student":
+                excluded = excluded | self._near(scores, scores.gather(1, positive.unsqueeze(1)))
+            return infonce(scores, positive, temperature, counts, excluded)
 
         return in_query_blocks(
             losses,
@@ -110,18 +145,22 @@ class Contrast(torch.nn.Module):
         return batch.list_index.gather(1, best).squeeze(1)
 
     def _excluded_keys(self, batch: EncodedBatch, positive: Tensor) -> Tensor:
-        """Own positive, likely false negatives of the own list, other labelled positives: keys [Q, M], −1 for none."""
+        """Own positive, own list's likely false negatives, other labelled positives: keys [Q, M], −1 for none."""
+        list_keys = batch.passage_keys[batch.list_index]
         chosen = [batch.passage_keys[positive].unsqueeze(1)]
         if self.positive == "labelled":
             chosen.append(batch.labelled_keys)
         if self.false_negative_threshold is not None:
             likely = likely_false_negatives(batch.teacher_scores, batch.list_mask, self.false_negative_threshold)
-            chosen.append(batch.passage_keys[batch.list_index].masked_fill(~likely, -1))
+            chosen.append(list_keys.masked_fill(~likely, -1))
+        if self.positive_aware == "teacher":
+            is_positive = (batch.list_index == positive.unsqueeze(1)) & batch.list_mask
+            # a labelled positive that its list lacks has no teacher score; the list's best one stands in for it
+            known = torch.where(is_positive.any(1, keepdim=True), is_positive, batch.list_mask)
+            score = batch.teacher_scores.masked_fill(~known, float("-inf")).amax(1, keepdim=True)
+            near = self._near(batch.teacher_scores, score) & batch.list_mask
+            chosen.append(list_keys.masked_fill(~near, -1))
         return torch.cat(chosen, 1)
 
-
-def _once_each(pool: Pool) -> Tensor:
-    """Counts by which the rows of one passage (one row per rank that holds it) sum to 1."""
-    distinct, column_of, rows = torch.unique(pool.keys, return_inverse=True, return_counts=True)
-    in_pool = torch.zeros(len(distinct), device=pool.counts.device).index_add(0, column_of, pool.counts) > 0
-    return in_pool[column_of] / rows[column_of]
+    def _near(self, scores: Tensor, positive_scores: Tensor) -> Tensor:
+        return above_positive(scores, positive_scores, self.negative_share, self.negative_margin)
