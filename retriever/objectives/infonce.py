@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -98,6 +100,28 @@ class Contrast(torch.nn.Module):
             numbers_per_query=len(pool.keys),
         )
 
+    @torch.no_grad()
+    def masked_share(self, batch: EncodedBatch) -> Tensor:
+        """Share of each query's pool, its positive aside, that is masked: no negative of this query.
+
+        Entries count as they do in the loss: by ``multiset``, over all ranks, which must all take part. Masked are the
+        positive where it stands again, likely false negatives, and other labelled positives.
+
+        Returns:
+            float32 [Q], in [0, 1]; 0 where the pool holds nothing but the positive.
+        """
+        positive = self._positive(batch)
+        # keys and counts are all that is looked at, so one column of the embeddings is enough to gather
+        pool = replace(batch, passages=batch.passages[:, :1]).pool(positive)
+        counts = pool.counts if self.multiset else _once_each(pool)
+        unique = torch.unique(pool.keys, return_inverse=True)
+
+        def masked(excluded_keys: Tensor) -> Tensor:
+            return matches(pool.keys, excluded_keys, unique).to(counts.dtype) @ counts
+
+        of_pool = in_query_blocks(masked, self._excluded_keys(batch, positive), numbers_per_query=len(pool.keys))
+        return (of_pool - 1) / (counts.sum() - 1).clamp(min=1)
+
     def _positive(self, batch: EncodedBatch) -> Tensor:
         if self.positive == "labelled":
             if (batch.positive_index < 0).any():
@@ -106,8 +130,7 @@ class Contrast(torch.nn.Module):
                     "module.positive=teacher."
                 )
             return batch.positive_index
-        best = batch.teacher_scores.masked_fill(~batch.list_mask, float("-inf")).argmax(1, keepdim=True)
-        return batch.list_index.gather(1, best).squeeze(1)
+        return batch.teachers_first
 
     def _excluded_keys(self, batch: EncodedBatch, positive: Tensor) -> Tensor:
         """Own positive, likely false negatives of the own list, other labelled positives: keys [Q, M], −1 for none."""
