@@ -1,7 +1,8 @@
-"""What happens beside training: BEIR evaluation, stopping, export and run records."""
+"""What happens beside training: BEIR evaluation, diagnostics, stopping, export and run records."""
 
 from callbacks.atomic_checkpoints import AtomicCheckpoints
 from callbacks.beir_evaluation import BeirEvaluation
+from callbacks.diagnostics import Diagnostics
 from callbacks.export import ExportBest
 from callbacks.rerank_evaluation import RerankEvaluation
 from callbacks.run_record import RunRecord
@@ -11,6 +12,7 @@ from callbacks.stopping import StopWhenNoneImproves
 __all__ = [
     "AtomicCheckpoints",
     "BeirEvaluation",
+    "Diagnostics",
     "ExportBest",
     "RerankEvaluation",
     "RunRecord",

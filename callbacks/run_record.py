@@ -19,6 +19,7 @@ from callbacks.beir_evaluation import BeirEvaluation
 from callbacks.best_checkpoint import best_checkpoint_step
 from callbacks.scoring import METRICS
 from datamodules.files import write_json
+from retriever.module import Encoded, QueryListModule
 
 
 class RunRecord(L.Callback):
@@ -26,7 +27,9 @@ class RunRecord(L.Callback):
 
     ``results.json`` holds per data set and metric the values of the base model, of the step that the dev criterion
     chose (``best``) and of the last evaluated step (``last``), on the whole corpus; ``samples`` how far those on a
-    sample of it are off; and seed, objective, wall time and peak memory.
+    sample of it are off; and seed, objective, wall time, peak memory, and what all training steps of all ranks together
+    encoded: ``passages_encoded`` (frozen ones count 0), ``texts_encoded`` (queries too) and ``tokens_encoded`` (without
+    padding). A passage counts each time that a step of a rank encodes it.
 
     Args:
         folder: the run folder.
@@ -42,12 +45,19 @@ class RunRecord(L.Callback):
         self.config = dict(config)
         self.started = time.perf_counter()
         self.seconds_before = 0.0
+        self.encoded = Encoded()
         self.results: dict[str, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the environment."""
         if trainer.is_global_zero:
             write_json(self.folder / "environment.json", environment(trainer.strategy.root_device))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: QueryListModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count what the step encoded."""
+        self.encoded = Encoded(*map(sum, zip(self.encoded, pl_module.encoded_in_step, strict=True)))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the results. Checkpoints are saved by then."""
@@ -75,6 +85,7 @@ class RunRecord(L.Callback):
             "data": trainer.datamodule.report,
             "wall_time_s": round(self.seconds_before + time.perf_counter() - self.started, 1),
             "peak_memory_bytes": peak_memory(trainer.strategy.root_device),
+            **{f"{what}_encoded": count for what, count in self.encoded._asdict().items()},
         }
         if not trainer.is_global_zero:
             return
@@ -84,12 +95,13 @@ class RunRecord(L.Callback):
                 logger.experiment.summary.update(_flat_summary(self.results))
 
     def state_dict(self) -> dict[str, Any]:
-        """Time spent so far, so that a resumed run adds to it."""
-        return {"seconds": self.seconds_before + time.perf_counter() - self.started}
+        """Time spent and texts encoded so far, so that a resumed run adds to them."""
+        return {"seconds": self.seconds_before + time.perf_counter() - self.started, "encoded": list(self.encoded)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a resumed run."""
         self.seconds_before = state_dict["seconds"]
+        self.encoded = Encoded(*state_dict["encoded"])
 
 
 def environment(device: torch.device) -> dict[str, Any]:

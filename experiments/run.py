@@ -18,7 +18,15 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils.logging import disable_progress_bar
 
-from callbacks import AtomicCheckpoints, BeirEvaluation, ExportBest, RunRecord, StepSeeds, StopWhenNoneImproves
+from callbacks import (
+    AtomicCheckpoints,
+    BeirEvaluation,
+    Diagnostics,
+    ExportBest,
+    RunRecord,
+    StepSeeds,
+    StopWhenNoneImproves,
+)
 from datamodules.files import atomic_path
 from experiments.compare import compare, print_tables
 from experiments.hydra_errors import run_kindly
@@ -111,6 +119,8 @@ def _callbacks(config: DictConfig, folder: Path, evaluation: BeirEvaluation) -> 
     facts = {"objective": objective, "criterion": config.criterion}
     # the order matters: figures are there before a checkpoint is chosen, the best one before it is exported
     callbacks: list[L.Callback] = [evaluation, StepSeeds(config.seed), LearningRateMonitor("step")]
+    if config.diagnostics.every_n_steps is not None:
+        callbacks.append(Diagnostics(**config.diagnostics))
     if config.early_stopping.patience is not None:
         callbacks.append(StopWhenNoneImproves(config.early_stopping.monitors, config.early_stopping.patience))
     if config.save_checkpoints:

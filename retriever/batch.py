@@ -114,6 +114,12 @@ class EncodedBatch:
         numbers = self.list_index.shape[1] * self.passages.shape[1]
         return in_query_blocks(scores, self.queries, self.list_index, numbers_per_query=numbers)
 
+    @property
+    def teachers_first(self) -> Tensor:
+        """The passage of each list that the teacher scores best (the first of tied ones), int64 [Q] into the P."""
+        best = self.teacher_scores.masked_fill(~self.list_mask, float("-inf")).argmax(1, keepdim=True)
+        return self.list_index.gather(1, best).squeeze(1)
+
     def pool(self, positive: Tensor | None = None) -> Pool:
         """Gather the passages of all ranks. Every rank must call it, for it communicates.
 

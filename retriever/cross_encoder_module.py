@@ -13,7 +13,7 @@ from retriever.batch import RetrievalBatch
 from retriever.cross_encoder import CrossEncoder, score_pairs
 from retriever.errors import InputError, require_positive
 from retriever.losses import listwise_cross_entropy, listwise_distillation
-from retriever.module import TEACHER_TEMPERATURE, QueryListModule
+from retriever.module import TEACHER_TEMPERATURE, Encoded, QueryListModule
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,7 @@ class CrossEncoderModule(QueryListModule):
         mask = candidates.mask
         queries, passages = mask.nonzero()[:, 0], candidates.index[mask]
         pairs = self.encoder.pairs(batch.queries, batch.passages, queries.cpu().numpy(), passages.cpu().numpy())
+        self._encoded = Encoded(len(pairs), len(pairs), int(pairs.tokens.lengths.sum()))
         scores = score_pairs(self.encoder, pairs, self.token_budget, kept_tokens=self.kept_tokens)
         return torch.zeros(mask.shape, device=scores.device).masked_scatter(mask.to(scores.device), scores)
 

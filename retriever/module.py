@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import lightning as L
 import torch
@@ -13,7 +14,8 @@ from torchmetrics.retrieval import RetrievalNormalizedDCG
 
 from retriever.batch import EncodedBatch, RetrievalBatch
 from retriever.cross_encoder import CrossEncoder
-from retriever.distributed import gather_sizes
+from retriever.diagnostics import top1_agreement
+from retriever.distributed import gather_sizes, sum_over_ranks
 from retriever.encoder import TextEncoder
 from retriever.encoding import encode
 from retriever.errors import InputError, require_positive
@@ -27,10 +29,27 @@ from retriever.tokens import TokenizedTexts, micro_batches, padding_share
 STUDENT_TEMPERATURE, TEACHER_TEMPERATURE = 0.05, 0.3
 
 
+class Encoded(NamedTuple):
+    """How much was encoded.
+
+    Attributes:
+        passages: passages; for a cross-encoder, pairs.
+        texts: passages and queries; for a cross-encoder, pairs.
+        tokens: tokens of these texts, special tokens included, padding not.
+    """
+
+    passages: int = 0
+    texts: int = 0
+    tokens: int = 0
+
+
 class QueryListModule(L.LightningModule):
     """Optimiser, schedule, rank weights and logging of whatever is trained on batches of query lists.
 
-    A subclass defines :meth:`losses` and ``validation_step``.
+    A subclass defines :meth:`losses` and ``validation_step``, and keeps in ``_encoded`` what they had encoded.
+
+    Attributes:
+        encoded_in_step: what all ranks together encoded in the last training step.
 
     Args:
         encoder: what is trained.
@@ -75,6 +94,7 @@ class QueryListModule(L.LightningModule):
         self.final_learning_rate = final_learning_rate
         self.token_budget = token_budget
         self.kept_tokens = kept_tokens
+        self.encoded_in_step = self._encoded = Encoded()
         self._dev_lists = 0
         self._whole_encoder: list[torch.nn.Module] | None = None
 
@@ -131,6 +151,7 @@ class QueryListModule(L.LightningModule):
     def training_step(self, batch: RetrievalBatch, batch_idx: int) -> Tensor:
         """The losses of one batch."""
         parts = self.losses(batch)
+        self.encoded_in_step = Encoded(*sum_over_ranks(self._encoded, self.device))
         if not torch.isfinite(parts["loss"]):
             raise InputError(
                 f"The loss is {parts['loss'].item()} at step {self.global_step}, on the queries "
@@ -193,6 +214,10 @@ class RetrieverModule(QueryListModule):
 
     A subclass defines :meth:`objective` and nothing else.
 
+    Attributes:
+        watch: called in a training step with the embedded batch and the parts of the objective, before the backward
+            pass, whose graph it must keep; None calls nothing.
+
     Args:
         encoder: what is trained.
         train_passage_encoder: False keeps the passage side as it is (index-preserving): passage embeddings then come
@@ -221,6 +246,7 @@ class RetrieverModule(QueryListModule):
             if matryoshka_dimensions is not None
             else None
         )
+        self.watch: Callable[[EncodedBatch, Mapping[str, Tensor]], None] | None = None
         self.dev_ndcg = RetrievalNormalizedDCG(top_k=10, empty_target_action="skip")
 
     @property
@@ -234,7 +260,9 @@ class RetrieverModule(QueryListModule):
 
     def encode_batch(self, batch: RetrievalBatch) -> EncodedBatch:
         """Embed the queries and, unless their embeddings are given, the distinct passages, in one schedule."""
-        embeddings = self.encode(self._texts(batch))
+        texts = self._texts(batch)
+        self._encoded = Encoded(len(texts) - len(batch), len(texts), int(texts.lengths.sum()))
+        embeddings = self.encode(texts)
         queries, passages = embeddings[: len(batch)], embeddings[len(batch) :]
         if batch.passage_embeddings is not None:
             passages = batch.passage_embeddings.to(queries.device)
@@ -259,7 +287,11 @@ class RetrieverModule(QueryListModule):
 
     def losses(self, batch: RetrievalBatch) -> dict[str, Tensor]:
         """The objective of the embedded batch."""
-        return self._objective_in_full_precision(self.encode_batch(batch))
+        encoded = self.encode_batch(batch)
+        parts = self._objective_in_full_precision(encoded)
+        if self.watch is not None:
+            self.watch(encoded, parts)
+        return parts
 
     def training_step(self, batch: RetrievalBatch, batch_idx: int) -> Tensor:
         """One objective on one batch."""
@@ -279,13 +311,9 @@ class RetrieverModule(QueryListModule):
         parts = self._objective_in_full_precision(encoded)
         with torch.autocast(encoded.queries.device.type, enabled=False):
             scores, teacher, mask = encoded.list_scores, encoded.teacher_scores, encoded.list_mask
-        low = torch.finfo(scores.dtype).min
-        first = scores.masked_fill(~mask, low).argmax(1, keepdim=True)
-        best = teacher.masked_fill(~mask, low).amax(1, keepdim=True)
         values = {f"dev/{name}": value for name, value in parts.items()}
         values["dev/kl"] = listwise_distillation(scores, teacher, mask, STUDENT_TEMPERATURE, TEACHER_TEMPERATURE).mean()
-        # where the teacher ties at the top, any of the tied passages agrees with it
-        values["dev/top1_agreement"] = (teacher.gather(1, first) >= best).float().mean()
+        values["dev/top1_agreement"] = top1_agreement(scores, teacher, mask).float().mean()
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
         number = self.dev_numbers(batch)
         self.dev_ndcg.update(scores[mask], teacher[mask], indexes=number.unsqueeze(1).expand_as(mask)[mask])

@@ -486,9 +486,24 @@ def test_killed_evaluation_resumes_with_the_blocks_it_has(teacher_run, tmp_path,
     assert (tmp_path / "cut" / "model" / "model.safetensors").is_file()
 
 
-def test_distillation_share_moves_the_loss(teacher_run, tmp_path):
+def test_distillation_share_moves_the_loss(teacher_run, tmp_path, monkeypatch):
     options = ["evaluation.dense=null", "evaluation.depth=2", "export=false", "trainer.max_epochs=1"]
-    train(config_of(*teacher_run, *options, "module.distillation_weight=0.5"), tmp_path / "run")
+    lengths = []
+
+    def counted(encoder, pairs, *rest, **options):
+        if torch.is_grad_enabled():
+            lengths.extend(pairs.tokens.lengths.tolist())
+        return score_pairs(encoder, pairs, *rest, **options)
+
+    monkeypatch.setattr("retriever.cross_encoder_module.score_pairs", counted)
+    options += ["module.distillation_weight=0.5", "diagnostics.every_n_steps=2"]
+    results = train(config_of(*teacher_run, *options), tmp_path / "run")
+    assert results["passages_encoded"] == results["texts_encoded"] == len(lengths) > 0
+    assert results["tokens_encoded"] == sum(lengths)
+    diagnosed = {
+        k: int(r["step"]) for r in metrics(tmp_path / "run") for k, v in r.items() if v and "diagnostics/" in k
+    }
+    assert diagnosed == {"diagnostics/tokens_per_second": 2}  # of the last of two; the rest is for embeddings
     rows = [r for r in metrics(tmp_path / "run") if r["train/loss"]]
     for row in rows:
         ranking, divergence = float(row["train/ranking"]), float(row["train/distillation"])

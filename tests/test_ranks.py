@@ -20,6 +20,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import experiments
+from callbacks.diagnostics import measure
 from datamodules import QueryListDataModule
 from datamodules.batches import BatchSampler, ListBatches
 from experiments.run import train
@@ -56,35 +57,37 @@ OBJECTIVES = {
 
 
 def gradients(paths, rank, world_size):
-    """Objective → (loss share, flat gradient) of this rank's part of one batch of 15 lists."""
+    """Of this rank's part of each batch: (objective, number) → flat gradient, and → figures of the whole batch."""
     model, corpus, lists, cache = paths
     encoder = TextEncoder.from_pretrained(str(model), pooling="mean", passage_max_length=64, query_max_length=64)
     spec = [{"path": str(lists), "corpus": str(corpus)}]
     data = QueryListDataModule(encoder, spec, spec, leak_guard="off", cache_dir=cache)
     data.setup()
-    found = {}
+    found, figures = {}, {}
     for name, (objective, options) in OBJECTIVES.items():
         sampler = BatchSampler(data._train, 14, seed=5, rank=rank, world_size=world_size)  # 14, 13, 13 lists
         for number, draw in enumerate(sampler):
             module = objective(encoder, token_budget=400, **options)
             module.zero_grad()
             batch = ListBatches(data._train, 20, "top", module.uses_labels)[draw]
+            module.watch = lambda *seen, module=module, key=(name, number): figures.update(
+                {key: measure(module, *seen, 0.3)}
+            )
             (module.losses(batch)["loss"] * module.rank_weight(batch)).backward()
             flat = [p.grad.flatten() for p in module.parameters() if p.grad is not None]
             found[name, number] = torch.cat(flat)
-    return found
+    return found, figures
 
 
 def worker(rank, paths, port, out):
     """One of two gloo processes: mean of the gradients over ranks, as DDP forms it."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    found = gradients(paths, rank, 2)
+    found, figures = gradients(paths, rank, 2)
     for gradient in found.values():
         dist.all_reduce(gradient)
         gradient /= 2
-    if rank == 0:
-        torch.save(found, out)
+    torch.save((found, figures), f"{out}.{rank}")
     dist.destroy_process_group()
 
 
@@ -97,16 +100,27 @@ def both(tiny_model, small_scifact, small_lists, tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     mp.spawn(worker, (paths, port, folder / "two.pt"), nprocs=2)
-    return one, torch.load(folder / "two.pt", weights_only=True)
+    return one, [torch.load(f"{folder}/two.pt.{rank}", weights_only=True) for rank in (0, 1)]
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_two_ranks_give_the_gradient_of_one(both, name):
-    one, two = both
+    (one, _), [(two, _), _] = both
     for number in range(3):
         whole, parts = one[name, number], two[name, number]
         assert whole.norm() > 0
         assert (parts - whole).norm() < 1e-5 * whole.norm()
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_two_ranks_measure_what_one_does(both, name):
+    (_, one), ranks = both
+    for number in range(3):
+        whole = one[name, number]
+        assert {"query_gradient_norm/loss", "passage_gradient_norm/loss", "passage_uniformity"} <= whole.keys()
+        assert ("masked_negatives" in whole) == (name != "distillation")
+        for _, figures in ranks:
+            assert figures[name, number] == pytest.approx(whole, rel=1e-5, abs=1e-6)
 
 
 CONF = Path(experiments.__file__).parent / "conf"

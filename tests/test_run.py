@@ -222,6 +222,7 @@ def rows_by_step(folder):
     for part in parts:
         with open(part) as file:
             for row in csv.DictReader(file):
+                row.pop("diagnostics/tokens_per_second", None)  # a time
                 filled = {column: value for column, value in row.items() if value}
                 rows[row["step"], frozenset(filled)] = filled
     return rows
@@ -250,10 +251,17 @@ def test_two_processes_give_the_figures_of_one_however_they_are_started(small_ru
     options = [*small_run, "encoder.dropout=0", "export=false"]
     folder = tmp_path / "one"
     finish(folder, start(folder, *options, f"hydra.run.dir={folder}"))
-    one, figure = weights(folder), json.loads((folder / "results.json").read_text())["datasets"]["small"]["ndcg@10"]
+    record = json.loads((folder / "results.json").read_text())
+    one, figure = weights(folder), record["datasets"]["small"]["ndcg@10"]
     folder = tmp_path / "lightning"
     finish(folder, start(folder, *options, "trainer.devices=2", f"hydra.run.dir={folder}"))
-    two, figures = weights(folder), json.loads((folder / "results.json").read_text())["datasets"]
+    of_two = json.loads((folder / "results.json").read_text())
+    two, figures = weights(folder), of_two["datasets"]
+    # each query once an epoch; but passages that both ranks need are encoded by both
+    for found in (record, of_two):
+        assert found["texts_encoded"] - found["passages_encoded"] == 2 * found["data"]["train_lists"]
+    assert record["passages_encoded"] < of_two["passages_encoded"] < 2 * record["passages_encoded"]
+    assert record["tokens_encoded"] < of_two["tokens_encoded"]
     # Adam divides by the root of the squared gradient: where that is nearly 0, rounding moves a weight by up to lr
     close = torch.cat([((one[key] - two[key]).abs() < 1e-4).float().flatten() for key in one])
     assert close.mean() > 0.999
@@ -411,6 +419,7 @@ def cli(monkeypatch, capsys, *arguments):
         ("criterion=dev/los", "Did you mean 'dev/loss'?"),
         ("early_stopping={patience: 2, monitors: [val/small/ndcg@10]}", "would choose the checkpoint"),
         ("data.normalization=minmax", "valid values are 'percentile'"),
+        ("diagnostics.every_n_steps=0", "diagnostics.every_n_steps is 0; it is a whole number of at least 1"),
         ("evaluation.datasets=[{path: nowhere}]", "There is no data set 'nowhere'"),
     ],
 )

@@ -120,9 +120,7 @@ class Contrast(torch.nn.Module):
 
         def losses(queries: Tensor, positive: Tensor, excluded_keys: Tensor) -> Tensor:
             scores = queries @ pool.embeddings.T
-            excluded = matches(pool.keys, excluded_keys, unique)
-            if self.positive_aware == "student":
-                excluded = excluded | self._near(scores, scores.gather(1, positive.unsqueeze(1)))
+            excluded = self._excluded(scores, positive, matches(pool.keys, excluded_keys, unique))
             return infonce(scores, positive, temperature, counts, excluded)
 
         return in_query_blocks(
@@ -133,6 +131,36 @@ class Contrast(torch.nn.Module):
             numbers_per_query=len(pool.keys),
         )
 
+    @torch.no_grad()
+    def masked_share(self, batch: EncodedBatch) -> Tensor:
+        """Share of each query's pool, its positive aside, that is masked: no negative of this query.
+
+        Entries count as they do in the loss: by ``multiset``, over all ranks, which must all take part. Masked are the
+        positive where it stands again, likely false negatives, other labelled positives, and what scores too near.
+
+        Returns:
+            float32 [Q], in [0, 1]; 0 where the pool holds nothing but the positive.
+        """
+        positive = self._positive(batch)
+        pool = batch.pool(positive)
+        counts = pool.counts if self.multiset else pool.once_each
+        unique = torch.unique(pool.keys, return_inverse=True)
+
+        def masked(queries: Tensor, positive: Tensor, excluded_keys: Tensor) -> Tensor:
+            scores = queries @ pool.embeddings.T
+            excluded = self._excluded(scores, positive, matches(pool.keys, excluded_keys, unique))
+            return excluded.to(counts.dtype) @ counts
+
+        rows = batch.queries, positive + pool.offset, self._excluded_keys(batch, positive)
+        of_pool = in_query_blocks(masked, *rows, numbers_per_query=len(pool.keys))
+        return (of_pool - 1) / (counts.sum() - 1).clamp(min=1)
+
+    def _excluded(self, scores: Tensor, positive: Tensor, excluded: Tensor) -> Tensor:
+        """What is no negative, bool [Q, P]: those named, and what the student scores too near the positive."""
+        if self.positive_aware == "student":
+            excluded = excluded | self._near(scores, scores.gather(1, positive.unsqueeze(1)))
+        return excluded
+
     def _positive(self, batch: EncodedBatch) -> Tensor:
         if self.positive == "labelled":
             if (batch.positive_index < 0).any():
@@ -141,8 +169,7 @@ class Contrast(torch.nn.Module):
                     "module.positive=teacher."
                 )
             return batch.positive_index
-        best = batch.teacher_scores.masked_fill(~batch.list_mask, float("-inf")).argmax(1, keepdim=True)
-        return batch.list_index.gather(1, best).squeeze(1)
+        return batch.teachers_first
 
     def _excluded_keys(self, batch: EncodedBatch, positive: Tensor) -> Tensor:
         """Own positive, own list's likely false negatives, other labelled positives: keys [Q, M], −1 for none."""
