@@ -26,13 +26,15 @@ class RunRecord(L.Callback):
 
     ``results.json`` holds per data set and metric the values of the base model, of the step that the dev criterion
     chose (``best``) and of the last evaluated step (``last``), on the whole corpus; ``samples`` how far those on a
-    sample of it are off; and seed, objective, wall time and peak memory.
+    sample of it are off; the dev criterion's best value and that of every validation; whether a pruner stopped the run;
+    and seed, objective, wall time and peak memory.
 
     Args:
         folder: the run folder.
         name: the arm's name: runs of one name differ in their seed alone.
         seed: the run's seed.
-        config: further values to keep (objective, encoder, criterion, …).
+        config: further values to keep (objective, encoder, …); among them ``criterion``, the dev metric, and
+            ``criterion_mode``, ``min`` or ``max``.
     """
 
     def __init__(self, folder: str | Path, name: str, seed: int, config: Mapping[str, Any]) -> None:
@@ -42,12 +44,20 @@ class RunRecord(L.Callback):
         self.config = dict(config)
         self.started = time.perf_counter()
         self.seconds_before = 0.0
+        self.criterion: dict[int, float] = {}  # step → the dev criterion
+        self.pruned = False
         self.results: dict[str, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the environment."""
         if trainer.is_global_zero:
             write_json(self.folder / "environment.json", environment(trainer.strategy.root_device))
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the dev criterion."""
+        metric = self.config["criterion"]
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and metric in trainer.callback_metrics:
+            self.criterion[trainer.global_step] = float(trainer.callback_metrics[metric])
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the results. Checkpoints are saved by then."""
@@ -66,6 +76,9 @@ class RunRecord(L.Callback):
             "seed": self.seed,
             **self.config,
             "steps": steps,
+            "criterion_value": best_value(self.criterion, self.config["criterion_mode"]),
+            "criterion_by_step": {str(step): value for step, value in self.criterion.items()},
+            "pruned": self.pruned,
             "optimiser_steps": trainer.global_step,
             "datasets": {
                 data.name: {m: {point: values[data.name][m] for point, values in points.items()} for m in METRICS}
@@ -84,12 +97,17 @@ class RunRecord(L.Callback):
                 logger.experiment.summary.update(_flat_summary(self.results))
 
     def state_dict(self) -> dict[str, Any]:
-        """Time spent so far, so that a resumed run adds to it."""
-        return {"seconds": self.seconds_before + time.perf_counter() - self.started}
+        """Time spent and the dev criterion so far, so that a resumed run adds to them."""
+        return {"seconds": self.seconds_before + time.perf_counter() - self.started, "criterion": self.criterion}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a resumed run."""
-        self.seconds_before = state_dict["seconds"]
+        self.seconds_before, self.criterion = state_dict["seconds"], state_dict["criterion"]
+
+
+def best_value(by_step: Mapping[Any, float], mode: str) -> float | None:
+    """The lowest (``min``) or highest (``max``) value; None where there is none."""
+    return (min if mode == "min" else max)(by_step.values(), default=None)
 
 
 def environment(device: torch.device) -> dict[str, Any]:
