@@ -29,7 +29,7 @@ _PLACES = {"resume", "output_dir", "cache_dir", "data_dir", "group", "logger"}
 
 
 def _run_folder(sweep: str, number: int, name: str, overrides: str) -> str:
-    """A run's folder in its sweep's: the one that these overrides have, whatever their place in the grid, or a new one."""
+    """A run's folder: the one that these overrides have in the sweep's, whatever their number was, or a new one."""
     stem = f"{name}_{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
     there = sorted(path.name for path in Path(sweep).glob("*") if path.name.partition("_")[2] == stem)
     return there[0] if there else f"{number:03d}_{stem}"
