@@ -18,7 +18,8 @@ CONF = Path(experiments.__file__).parent / "conf"
 FILES = sorted((CONF / "exp").rglob("[!_]*.yaml"))
 TYPES = ("question", "keywords", "web", "title", "claim")
 OWN_FILES = {"lists": "train", "human_lists": "train", "dev_lists": "dev", "held_out": "held_out"}
-needs_optuna = pytest.mark.skipif(not importlib.util.find_spec("optuna"), reason="the extra 'sweep'")
+NEEDS_OPTUNA = pytest.mark.skipif(not importlib.util.find_spec("optuna"), reason="the extra 'sweep'")
+CASES = [pytest.param(path, marks=[NEEDS_OPTUNA] * (path.stem == "search"), id=path.stem) for path in FILES]
 
 
 def arms_of(params):

@@ -44,7 +44,7 @@ def test_draws_are_even_over_the_lists(lists):
     counts = np.zeros(40)
     for seed in range(400):
         counts[chosen_lists(lists, "lists", None, 10, seed).line - 1] += 1
-    assert counts.sum() == 4000 and 65 < counts.min() and counts.max() < 135  # 100 expected, sd 8.7
+    assert counts.sum() == 4000 and counts.min() > 65 and counts.max() < 135  # 100 expected, sd 8.7
 
 
 def test_no_choice_takes_all_and_types_alone_take_all_of_them(lists):
@@ -56,8 +56,7 @@ def test_no_choice_takes_all_and_types_alone_take_all_of_them(lists):
 @pytest.mark.parametrize(
     ("types", "draw", "message"),
     [
-        (["a", "c"], 17, "asks for 8 lists of type 'c'|asks for 9 lists of type 'a'|of type 'c'"),
-        (["c"], 9, "draw 9 asks for 9 lists of type 'c', and 8 are there"),
+        (["a", "c"], 18, "draw 18 asks for 9 lists of type 'c', and 8 are there"),
         (None, 41, "draw 41 asks for 41 lists, and 40 are there"),
         (["d"], None, "valid values are 'a', 'b', 'c'"),
         ("a", None, "must be a list of query types"),
@@ -69,9 +68,6 @@ def test_no_choice_takes_all_and_types_alone_take_all_of_them(lists):
     ],
 )
 def test_wrong_choices_are_named(lists, types, draw, message):
-    if types == ["a", "c"]:  # 9 of a and 8 of c are there
-        assert types_of(chosen_lists(lists, "lists", types, draw)) == {"a": 9, "c": 8}
-        return
     with pytest.raises(InputError, match=message):
         chosen_lists(lists, "lists", types, draw)
 

@@ -140,8 +140,7 @@ def test_a_search_goes_on_and_looks_at_dev_alone(sweep, steps, tmp_path):
 
 
 @needs_optuna
-def test_a_run_that_is_behind_is_pruned_and_recorded(sweep, steps):
-    made, _ = steps
+def test_a_run_that_is_behind_is_pruned_and_recorded(sweep):
     options = ["module=distillation", "pruner=median", "pruner.n_startup_trials=1", "criterion=dev/kl"]
     assert sweep(*options, "module.learning_rate=1e-2,1e-9") is None
     good, pruned = results_of(sweep.folder).values()
