@@ -40,9 +40,7 @@ def typed_lists(small_lists, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(
-    "path", [pytest.param(p, marks=[needs_optuna] * (p.stem == "search"), id=p.stem) for p in FILES]
-)
+@pytest.mark.parametrize("path", CASES)
 def test_every_experiment_starts_and_makes_a_step(
     path, small_run, small_scifact, typed_lists, tiny_encoder, tiny_chat_model, tmp_path
 ):
