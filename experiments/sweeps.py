@@ -52,16 +52,15 @@ def run_of_sweep(config: DictConfig, folder: Path, train: Callable[[DictConfig, 
     Raises:
         InputError: the folder holds a run of another configuration.
     """
-    begun = (folder / "config.yaml").is_file()
-    if begun:
+    results, checkpoint = _finished(folder), folder / "checkpoints" / "last.ckpt"
+    if results is not None or checkpoint.is_file():
         _refuse_other_configuration(config, folder)
-        results = _finished(folder)
-        if results is not None:
-            log.info("%s is finished, and not run again", folder)
-            return results
-        if (folder / "checkpoints" / "last.ckpt").is_file():
-            log.info("%s was cut off, and goes on from its last checkpoint", folder)
-            config.resume = str(folder)
+    if results is not None:
+        log.info("%s is finished, and not run again", folder)
+        return results
+    if checkpoint.is_file():
+        log.info("%s was cut off, and goes on from its last checkpoint", folder)
+        config.resume = str(folder)
     if rank_zero_only.rank == 0:
         (folder / ERROR_FILE).unlink(missing_ok=True)
     try:
