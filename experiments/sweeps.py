@@ -123,6 +123,3 @@ def _keep_error(error: Exception, folder: Path) -> None:
     if rank_zero_only.rank == 0:
         with atomic_path(folder / ERROR_FILE) as temporary:
             temporary.write_text(f"{message}\n\n{''.join(traceback.format_exception(error))}", encoding="utf-8")
-    wandb = sys.modules.get("wandb")
-    if wandb is not None and wandb.run is not None:  # else the next run would write to this one's curves
-        wandb.finish(exit_code=1)
