@@ -40,6 +40,8 @@ def chosen_lists(
     if types is None and draw is None:
         return lists
     _check(where, types, draw)
+    if not len(lists):
+        raise InputError(f"{where}: no list is left to choose from: see what the leak guard left out, above.")
     known, groups = by_type(lists)
     names = [""] if types is None else [choose(f"{where}: a query type of types", t, known) for t in types]
     taken = []
