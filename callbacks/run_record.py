@@ -27,15 +27,17 @@ class RunRecord(L.Callback):
 
     ``results.json`` holds per data set and metric the values of the base model, of the step that the dev criterion
     chose (``best``) and of the last evaluated step (``last``), on the whole corpus; ``samples`` how far those on a
-    sample of it are off; and seed, objective, wall time, peak memory, and what all training steps of all ranks together
-    encoded: ``passages_encoded`` (frozen ones count 0), ``texts_encoded`` (queries too) and ``tokens_encoded`` (without
-    padding). A passage counts each time that a step of a rank encodes it.
+    sample of it are off; the dev criterion's best value and that of every validation; whether a pruner stopped the run;
+    and seed, objective, wall time, peak memory, and what all training steps of all ranks together encoded:
+    ``passages_encoded`` (frozen ones count 0), ``texts_encoded`` (queries too) and ``tokens_encoded`` (without padding).
+    A passage counts each time that a step of a rank encodes it.
 
     Args:
         folder: the run folder.
         name: the arm's name: runs of one name differ in their seed alone.
         seed: the run's seed.
-        config: further values to keep (objective, encoder, criterion, …).
+        config: further values to keep (objective, encoder, …); among them ``criterion``, the dev metric, and
+            ``criterion_mode``, ``min`` or ``max``.
     """
 
     def __init__(self, folder: str | Path, name: str, seed: int, config: Mapping[str, Any]) -> None:
@@ -46,6 +48,8 @@ class RunRecord(L.Callback):
         self.started = time.perf_counter()
         self.seconds_before = 0.0
         self.encoded = Encoded()
+        self.criterion: dict[int, float] = {}  # step → the dev criterion
+        self.pruned = False
         self.results: dict[str, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -58,6 +62,12 @@ class RunRecord(L.Callback):
     ) -> None:
         """Count what the step encoded."""
         self.encoded = Encoded(*map(sum, zip(self.encoded, pl_module.encoded_in_step, strict=True)))
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the dev criterion."""
+        metric = self.config["criterion"]
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and metric in trainer.callback_metrics:
+            self.criterion[trainer.global_step] = float(trainer.callback_metrics[metric])
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the results. Checkpoints are saved by then."""
@@ -76,6 +86,9 @@ class RunRecord(L.Callback):
             "seed": self.seed,
             **self.config,
             "steps": steps,
+            "criterion_value": best_value(self.criterion, self.config["criterion_mode"]),
+            "criterion_by_step": {str(step): value for step, value in self.criterion.items()},
+            "pruned": self.pruned,
             "optimiser_steps": trainer.global_step,
             "datasets": {
                 data.name: {m: {point: values[data.name][m] for point, values in points.items()} for m in METRICS}
@@ -95,13 +108,19 @@ class RunRecord(L.Callback):
                 logger.experiment.summary.update(_flat_summary(self.results))
 
     def state_dict(self) -> dict[str, Any]:
-        """Time spent and texts encoded so far, so that a resumed run adds to them."""
-        return {"seconds": self.seconds_before + time.perf_counter() - self.started, "encoded": list(self.encoded)}
+        """Time spent, texts encoded and the dev criterion so far, so that a resumed run adds to them."""
+        seconds = self.seconds_before + time.perf_counter() - self.started
+        return {"seconds": seconds, "encoded": list(self.encoded), "criterion": self.criterion}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a resumed run."""
-        self.seconds_before = state_dict["seconds"]
+        self.seconds_before, self.criterion = state_dict["seconds"], state_dict["criterion"]
         self.encoded = Encoded(*state_dict["encoded"])
+
+
+def best_value(by_step: Mapping[Any, float], mode: str) -> float | None:
+    """The lowest (``min``) or highest (``max``) value; None where there is none."""
+    return (min if mode == "min" else max)(by_step.values(), default=None)
 
 
 def environment(device: torch.device) -> dict[str, Any]:

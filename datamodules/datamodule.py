@@ -17,6 +17,7 @@ from datamodules.batches import BatchSampler, ListBatches, ListSource
 from datamodules.caches import cached_embeddings, cached_tokens
 from datamodules.corpus import Corpus, find_dataset, find_file, load_corpus, load_evaluation_set
 from datamodules.leakage import count_reasons, find_leaks
+from datamodules.list_choice import by_type, chosen_lists
 from datamodules.normalization import confident, normalize_scores
 from datamodules.query_lists import QueryLists, open_query_lists
 from datamodules.splits import rows_in_dev
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 # Whatever the train batch: dev losses of runs with other batch sizes compare, and shared passages are encoded once.
 DEV_BATCH_SIZE = 4096
 LEAK_ACTIONS = ("drop", "fail", "off")
+_ONLY_TRAIN = ("types", "draw")  # options of a file of lists
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,12 @@ class QueryListDataModule(L.LightningDataModule):
 
     Args:
         encoder: whose tokenizer, prompts and lengths are used; also encodes passages once where they are frozen.
-        train: files of lists, each a mapping with ``path`` and ``corpus`` and, as an option, ``weight``: passes over
-            each list per epoch, a number or one per query type (a type that is not named gets 0).
-        dev: files of lists to choose settings and checkpoints by, likewise; None takes ``dev_fraction`` of the train
-            lists, by source passage.
+        train: files of lists, each a mapping with ``path`` and ``corpus`` and, as options, ``weight``: passes over
+            each list per epoch, a number or one per query type (a type that is not named gets 0); ``types``: train on
+            these query types alone; ``draw``: train on so many lists, drawn by ``seed`` from what the leak guard left,
+            see :func:`~datamodules.list_choice.chosen_lists`.
+        dev: files of lists to choose settings and checkpoints by, likewise but for ``types`` and ``draw``; None takes
+            ``dev_fraction`` of the train lists, by source passage (and of every query type).
         dev_fraction: share of the train lists, in (0, 1); looked at only where ``dev`` is None.
         batch_size: lists of an optimiser step, over all ranks; a corpus with fewer makes one smaller batch.
         list_length: candidates of a list, at most.
@@ -136,7 +140,7 @@ class QueryListDataModule(L.LightningDataModule):
         """Open, check, guard, split, normalise and tokenise; once, whatever the stage."""
         if self._train:
             return
-        train = [self._open(spec) for spec in self.train_files]
+        train = [self._open(spec, _ONLY_TRAIN) for spec in self.train_files]
         if self.dev_files is None:
             masks = [
                 rows_in_dev(lists.positive_rows, lists.positive_offsets, corpus.ids, self.dev_fraction)
@@ -153,6 +157,7 @@ class QueryListDataModule(L.LightningDataModule):
             )
         else:
             train, dev = self._guard(train, dev)
+        train = [(spec, corpus, self._chosen(spec, lists)) for spec, corpus, lists in train]
         if not sum(len(lists) for _, _, lists in train) or not sum(len(lists) for _, _, lists in dev):
             raise InputError(
                 "No query list is left for train or for dev. Where lists have no positive_ids, data.dev_fraction "
@@ -210,18 +215,19 @@ class QueryListDataModule(L.LightningDataModule):
         )
         return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=self.num_workers)
 
-    def _open(self, spec: Mapping) -> tuple[Mapping, Corpus, QueryLists]:
-        unknown = set(spec) - {"path", "corpus", "weight"}
+    def _open(self, spec: Mapping, options: Sequence[str] = ()) -> tuple[Mapping, Corpus, QueryLists]:
+        unknown = set(spec) - {"path", "corpus", "weight", *options}
         if unknown or not {"path", "corpus"} <= set(spec):
             raise InputError(
-                f"data.train / data.dev: {dict(spec)} must have path and corpus, may have weight, and no more."
+                f"data.train / data.dev: {dict(spec)} must have path and corpus, may have weight (in data.train also "
+                f"{' and '.join(_ONLY_TRAIN)}), and no more."
             )
         corpus = self._corpus(spec["corpus"])
         lists, dropped = open_query_lists(find_file(spec["path"]), corpus, self.cache_dir, self.on_bad_list)
         if dropped:
             log.warning("%s: left out %s", lists.source, ", ".join(f"{n} lists: {why}" for why, n in dropped.items()))
             self.report.setdefault("bad_lists", {})[str(spec["path"])] = dropped
-        _, groups = _by_type(lists)
+        _, groups = by_type(lists)
         if self.min_top_quantile is not None:
             keep = confident(lists.scores, lists.offsets, groups, self.min_top_quantile)
             log.info("%s: %d of %d lists have a best score too low", lists.source.name, (~keep).sum(), len(lists))
@@ -246,25 +252,36 @@ class QueryListDataModule(L.LightningDataModule):
         for spec in self.evaluation:
             if spec.get("queries") == "dev":  # these are guarded below, as dev lists
                 continue
-            target = load_evaluation_set(
-                spec["path"],
-                spec.get("split", "test"),
-                data_dir=self.data_dir,
-                unknown_qrels=self.unknown_qrels,
-                corpus=self._corpus(spec["path"]),
-            )
-            against = _Guarded(
-                f"{target.name}/{spec.get('split', 'test')}", target.corpus.name, target.queries, target.relevant()
-            )
+            against = self._guarded_set(spec)
             train = [self._without_leaks(*part, against) for part in train]
             dev = [self._without_leaks(*part, against) for part in dev]
         for _, corpus, lists in dev:
-            queries = dict(zip(lists.query_ids.to_pylist(), lists.queries.to_pylist(), strict=True))
-            human = lists.select(self._human(lists))
-            relevant = dict(zip(human.query_ids.to_pylist(), _positive_ids(human, corpus), strict=True))
-            against = _Guarded("the dev lists", corpus.name, queries, relevant)
+            against = self._guarded_lists("the dev lists", corpus, lists)
             train = [self._without_leaks(*part, against) for part in train]
         return train, dev
+
+    def _guarded_set(self, spec: Mapping) -> _Guarded:
+        """The queries of an evaluation set."""
+        if spec.get("lists") is not None:
+            _, corpus, lists = self._open({"path": spec["lists"], "corpus": spec["path"]})
+            lists = chosen_lists(lists, f"evaluation.datasets: {spec['lists']}", spec.get("types"))
+            return self._guarded_lists(lists.source.name, corpus, lists)
+        split = spec.get("split", "test")
+        target = load_evaluation_set(
+            spec["path"],
+            split,
+            data_dir=self.data_dir,
+            unknown_qrels=self.unknown_qrels,
+            corpus=self._corpus(spec["path"]),
+        )
+        return _Guarded(f"{target.name}/{split}", target.corpus.name, target.queries, target.relevant())
+
+    def _guarded_lists(self, name: str, corpus: Corpus, lists: QueryLists) -> _Guarded:
+        """The queries of lists that are not trained on; the passages of those that humans judged."""
+        queries = dict(zip(lists.query_ids.to_pylist(), lists.queries.to_pylist(), strict=True))
+        human = lists.select(self._human(lists))
+        relevant = dict(zip(human.query_ids.to_pylist(), human.positive_ids(corpus), strict=True))
+        return _Guarded(name, corpus.name, queries, relevant)
 
     def _human(self, lists: QueryLists) -> np.ndarray:
         human = pa.array(self.human_types, lists.query_types.type)
@@ -279,7 +296,7 @@ class QueryListDataModule(L.LightningDataModule):
             number = np.repeat(np.arange(len(lists)), np.diff(lists.positive_offsets))
             sharing = np.bincount(number, np.isin(lists.positive_rows, relevant), len(lists)) > 0
             concerned = np.flatnonzero(sharing & self._human(lists))
-            for position, ids in zip(concerned, _positive_ids(lists.select(concerned), corpus), strict=True):
+            for position, ids in zip(concerned, lists.select(concerned).positive_ids(corpus), strict=True):
                 judged[position] = ids
         leaks = find_leaks(lists.queries, judged, against.queries, against.relevant, self.leak_jaccard)
         if not leaks:
@@ -308,15 +325,19 @@ class QueryListDataModule(L.LightningDataModule):
         keep[[leak.position for leak in leaks]] = False
         return spec, corpus, lists.select(keep)
 
+    def _chosen(self, spec: Mapping, lists: QueryLists) -> QueryLists:
+        """What a file's ``types`` and ``draw`` take of the lists that are left."""
+        return chosen_lists(lists, f"data.train: {spec['path']}", spec.get("types"), spec.get("draw"), self.seed)
+
     def _source(self, spec: Mapping, corpus: Corpus, lists: QueryLists) -> ListSource:
-        types, groups = _by_type(lists)
+        types, groups = by_type(lists)
         weight = spec.get("weight", 1.0)
-        by_type = {t: float(weight.get(t, 0.0) if isinstance(weight, Mapping) else weight) for t in types}
+        passes = {t: float(weight.get(t, 0.0) if isinstance(weight, Mapping) else weight) for t in types}
         if isinstance(weight, Mapping):
             for named in weight:
                 choose(f"data.train: weight of {spec['path']}: the query type", named, types)
-        if min(by_type.values()) < 0:
-            raise InputError(f"data.train: a weight of {spec['path']} is negative ({by_type}).")
+        if min(passes.values()) < 0:
+            raise InputError(f"data.train: a weight of {spec['path']} is negative ({passes}).")
         tokens, embeddings = self._passages(corpus)
         return ListSource(
             corpus=corpus,
@@ -324,7 +345,7 @@ class QueryListDataModule(L.LightningDataModule):
             query_tokens=cached_tokens(lists.queries, self.encoder, "query", self.cache_dir),
             passage_tokens=tokens,
             passage_embeddings=embeddings,
-            weights=np.array([by_type[t] for t in types])[groups],
+            weights=np.array([passes[t] for t in types])[groups],
         )
 
     def _passages(self, corpus: Corpus) -> tuple[TokenizedTexts, np.ndarray | None]:
@@ -341,15 +362,3 @@ class QueryListDataModule(L.LightningDataModule):
         self.encoder.to(self.trainer.strategy.root_device)
         with self.trainer.precision_plugin.forward_context():
             return cached_embeddings(tokens, self.encoder, self.cache_dir, self.token_budget, f"encode {corpus.name}")
-
-
-def _by_type(lists: QueryLists) -> tuple[np.ndarray, np.ndarray]:
-    """The query types, and each list's as a number into them."""
-    encoded = lists.query_types.dictionary_encode()
-    types, place = np.unique(encoded.dictionary.to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
-    return types, place[encoded.indices.to_numpy()]
-
-
-def _positive_ids(lists: QueryLists, corpus: Corpus) -> list[list[str]]:
-    ids = corpus.ids.take(pa.array(lists.positive_rows)).to_pylist()
-    return [ids[a:b] for a, b in zip(lists.positive_offsets[:-1], lists.positive_offsets[1:], strict=True)]

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,11 @@ class QueryLists:
             positive_offsets,
             self.metadata,
         )
+
+    def positive_ids(self, corpus: Corpus) -> list[list[str]]:
+        """The labelled positives of each list, as ids of its corpus."""
+        ids = corpus.ids.take(pa.array(self.positive_rows)).to_pylist()
+        return [ids[a:b] for a, b in pairwise(self.positive_offsets)]
 
 
 def write_query_lists(path: str | Path, query_lists: Iterable[QueryList], metadata: Mapping[str, Any]) -> int:

@@ -1,4 +1,4 @@
-"""Look into, import and export files of query lists: python -m experiments.prepare inspect|import|export FILE ..."""
+"""Look into, import and export files of query lists, and cut data sets: python -m experiments.prepare inspect FILE …"""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ from datamodules.files import atomic_path
 from datamodules.list_layouts import LAYOUTS, CorpusPassages, export_lists, import_lists, new_corpus
 from datamodules.list_summary import ListSummary, TypeSummary, summarise
 from datamodules.query_lists import QueryList, open_query_lists, read_metadata, read_query_lists, write_query_lists
+from datamodules.small_corpus import cut_data_set
 from retriever.errors import InputError
 
+COMMANDS = ("inspect", "import", "export", "cut")
 _BLUE, _ORANGE, _GREEN, _PINK, _GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#555555"
 _COLOURS = (_BLUE, _ORANGE, _GREEN, _PINK, _GREY, "#e69f00", "#56b4e9", "#000000")
 
@@ -34,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
     """The command.
 
     Args:
-        argv: ``inspect``, ``import`` or ``export`` and what follows it.
+        argv: one of ``COMMANDS`` and what follows it.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     options = _parser().parse_args(argv)
@@ -343,7 +345,7 @@ def _find_corpus(name: str, asked: str | None) -> tuple[Path | None, Corpus | No
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments.prepare", description="Files of query lists.")
-    commands = parser.add_subparsers(required=True, metavar="inspect|import|export")
+    commands = parser.add_subparsers(required=True, metavar="|".join(COMMANDS))
     show = commands.add_parser("inspect", help="print what stands in a file, and draw its histograms")
     show.add_argument("file", help=".parquet or .jsonl file of query lists")
     show.add_argument("--corpus", metavar="FOLDER_OR_NAME", help="default: the name in the file, if it is found here")
@@ -372,6 +374,14 @@ def _parser() -> argparse.ArgumentParser:
     write.add_argument("--form", help="sentence_transformers: columns (default) or lists")
     write.add_argument("--list-length", type=int, help="sentence_transformers: keep the teacher's best ones only")
     write.set_defaults(run=_run_export)
+
+    cut = commands.add_parser("cut", help="write a data set of fewer passages, the judged ones of its queries kept")
+    cut.add_argument("data_set", help="a BEIR-layout folder, a shipped or a BEIR name")
+    cut.add_argument("--passages", type=int, required=True, help="how many")
+    cut.add_argument("--output", required=True, metavar="FOLDER", help="its name is the new corpus' name")
+    cut.add_argument("--split", default="test", help="whose queries are kept as far as they fit (default: test)")
+    cut.add_argument("--seed", type=int, default=1)
+    cut.set_defaults(run=_run_cut)
     return parser
 
 
@@ -400,6 +410,13 @@ def _run_export(options: argparse.Namespace) -> None:
     given = _given(options)
     count = export_file(given.pop("file"), given.pop("output"), given.pop("layout"), given.pop("corpus", None), **given)
     print(f"{options.output}: {count:,} lists")
+
+
+def _run_cut(options: argparse.Namespace) -> None:
+    counts = cut_data_set(
+        find_dataset(options.data_set), Path(options.output), options.passages, options.split, options.seed
+    )
+    print(f"{options.output}: {', '.join(f'{count:,} {what}' for what, count in counts.items())}")
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """From a corpus to query lists with teacher scores: python -m experiments.prepare +data=scifact [key=value ...].
 
-Also: python -m experiments.prepare inspect|import|export FILE …
+Also: python -m experiments.prepare inspect|import|export FILE …, and cut DATA_SET …
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def application(config: DictConfig) -> None:
 
 def main() -> None:
     """The command."""
-    if len(sys.argv) > 1 and sys.argv[1] in ("inspect", "import", "export"):
+    if len(sys.argv) > 1 and sys.argv[1] in list_files.COMMANDS:
         list_files.main(sys.argv[1:])
     else:
         run_kindly(application)

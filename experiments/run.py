@@ -23,6 +23,7 @@ from callbacks import (
     BeirEvaluation,
     Diagnostics,
     ExportBest,
+    PruneRun,
     RunRecord,
     StepSeeds,
     StopWhenNoneImproves,
@@ -30,6 +31,7 @@ from callbacks import (
 from datamodules.files import atomic_path
 from experiments.compare import compare, print_tables
 from experiments.hydra_errors import run_kindly
+from experiments.sweeps import run_of_sweep
 from retriever.errors import InputError, choose
 
 log = logging.getLogger(__name__)
@@ -133,8 +135,12 @@ def _callbacks(config: DictConfig, folder: Path, evaluation: BeirEvaluation) -> 
         **facts,
         "encoder": config.encoder.model,
         "train_passage_encoder": config.module.get("train_passage_encoder", True),
+        "criterion_mode": config.criterion_mode,
     }
-    callbacks.append(RunRecord(folder, config.name, config.seed, extra))
+    record = RunRecord(folder, config.name, config.seed, extra)
+    callbacks.append(record)
+    if config.get("pruner") is not None:
+        callbacks.append(PruneRun(record, instantiate(config.pruner)))
     if config.export:
         callbacks.append(ExportBest(folder, {**facts, "name": config.name, "seed": config.seed}))
     if os.isatty(2):
@@ -193,8 +199,8 @@ def _finish(trainer: L.Trainer) -> None:
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="run")
-def application(config: DictConfig) -> None:
-    """One job: train, and print its table."""
+def application(config: DictConfig) -> float | None:
+    """One job: train, and print its table; what a sweeper that searches gets is the dev criterion, lower is better."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # inside Lightning
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # the run folder
@@ -205,10 +211,14 @@ def application(config: DictConfig) -> None:
     # a resumed run goes on in its own folder, where its earlier figures are
     folder = Path(config.resume or HydraConfig.get().runtime.output_dir).absolute()
     log.info("%s, seed %d → %s", config.name, config.seed, folder)
-    train(config, folder)
-    alone = HydraConfig.get().mode == RunMode.RUN  # a sweep ends with one table of all
-    if alone and rank_zero_only.rank == 0:
-        print_tables(compare([folder]), "best")
+    if HydraConfig.get().mode == RunMode.MULTIRUN:  # a sweep ends with one table of all
+        results = run_of_sweep(config, folder, train)
+    else:
+        results = train(config, folder)
+        if rank_zero_only.rank == 0:
+            print_tables(compare([folder]), "best")
+    value = None if results is None else results.get("criterion_value")
+    return -value if value is not None and config.criterion_mode == "max" else value
 
 
 def main() -> None:

@@ -1,0 +1,68 @@
+"""Which lists of a file are taken: those of some query types, or a seeded draw of so many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from datamodules.query_lists import QueryLists
+from retriever.errors import InputError, choose
+
+
+def by_type(lists: QueryLists) -> tuple[np.ndarray, np.ndarray]:
+    """The query types, sorted, and each list's as a number into them, int [N]."""
+    encoded = lists.query_types.dictionary_encode()
+    types, place = np.unique(encoded.dictionary.to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
+    return types, place[encoded.indices.to_numpy()]
+
+
+def chosen_lists(
+    lists: QueryLists, where: str, types: Sequence[str] | None = None, draw: int | None = None, seed: int = 0
+) -> QueryLists:
+    """Lists of some types, or a draw of them, in their order.
+
+    A smaller draw with the same seed is part of a larger one, and what is drawn of a type does not depend on the other
+    types: 60 lists of one type hold the ten that a mix of six types takes of it.
+
+    Args:
+        lists: N lists.
+        where: what the lists are, for messages.
+        types: the query types to take; None takes all.
+        draw: so many lists: an equal number of each of ``types`` (the first types get one more where it does not
+            divide), or of all alike where no types are named; None takes all.
+        seed: of the draw, not negative.
+
+    Raises:
+        InputError: a type that no list has; a draw that is no whole number of at least one list a type, or larger than
+            what is there.
+    """
+    if types is None and draw is None:
+        return lists
+    _check(where, types, draw)
+    if not len(lists):
+        raise InputError(f"{where}: no list is left to choose from: see what the leak guard left out, above.")
+    known, groups = by_type(lists)
+    names = [""] if types is None else [choose(f"{where}: a query type of types", t, known) for t in types]
+    taken = []
+    for number, name in enumerate(names):
+        members = np.flatnonzero(groups == list(known).index(name)) if name else np.arange(len(lists))
+        if draw is not None:
+            share = draw // len(names) + (number < draw % len(names))
+            if share > len(members):
+                of_type = f" of type {name!r}" if name else ""
+                raise InputError(
+                    f"{where}: draw {draw} asks for {share} lists{of_type}, and {len(members)} are there (the leak "
+                    "guard's and the dev lists taken off). Draw fewer, or leave a type out."
+                )
+            members = np.random.default_rng([seed, *name.encode()]).permutation(members)[:share]
+        taken.append(members)
+    return lists.select(np.sort(np.concatenate(taken)))
+
+
+def _check(where: str, types: Sequence[str] | None, draw: int | None) -> None:
+    if types is not None and (isinstance(types, str) or not types or len(set(types)) < len(types)):
+        raise InputError(f"{where}: types is {types!r}; it must be a list of query types, each once, or null for all.")
+    least = len(types or [""])
+    if draw is not None and (isinstance(draw, bool) or not isinstance(draw, int) or draw < least):
+        raise InputError(f"{where}: draw is {draw!r}; it must be a whole number of at least {least}, or null for all.")

@@ -1,0 +1,74 @@
+"""A data set cut down to few passages, among them the relevant ones of as many evaluation queries as fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from datamodules.corpus import load_corpus, load_qrels, load_queries
+from datamodules.files import atomic_path
+from retriever.errors import InputError, require_positive
+
+
+def cut_data_set(folder: Path, output: Path, passages: int, split: str = "test", seed: int = 1) -> dict[str, int]:
+    """Write a smaller data set in BEIR's layout.
+
+    Queries of ``split`` are taken in a seeded order as long as their judged passages fill at most half of the new
+    corpus; the other half is drawn from the rest, so that the answers do not stand alone in it. Any other query stays
+    where all its judged passages are in it.
+
+    Args:
+        folder: a data set in BEIR's layout.
+        output: the new folder; its name is the new corpus' name.
+        passages: how many, at most as many as there are.
+        split: of the judgements that are evaluated.
+        seed: of both draws.
+
+    Returns:
+        What was written: ``passages``, and the number of queries of each split.
+
+    Raises:
+        InputError: more passages than there are, so few that no query fits, or a folder that is there already.
+    """
+    require_positive(passages=passages)
+    corpus, queries = load_corpus(folder), load_queries(folder)
+    if passages > len(corpus):
+        raise InputError(f"{passages} passages were asked for, and {folder} has {len(corpus)}.")
+    if output.exists():
+        raise InputError(f"{output} is there already. Remove it, or name another folder.")
+    splits = {path.stem: load_qrels(folder, path.stem)[1] for path in sorted((folder / "qrels").glob("*.tsv"))}
+    _, judged = load_qrels(folder, split)
+    random = np.random.default_rng(seed)
+    kept: set[str] = set()
+    names = sorted(judged)
+    for number in random.permutation(len(names)):
+        wider = kept | judged[names[number]].keys()
+        if len(wider) <= passages // 2:
+            kept = wider
+    if not kept:
+        raise InputError(f"{passages} passages are too few: half of them hold the judged passages of no query.")
+    ids = corpus.ids.to_pylist()
+    others = [ids[row] for row in random.permutation(len(ids)) if ids[row] not in kept]
+    kept |= set(others[: passages - len(kept)])
+    fitting = {name: {q: j for q, j in qrels.items() if j.keys() <= kept} for name, qrels in splits.items()}
+    asked = {query for qrels in fitting.values() for query in qrels}
+    records = zip(ids, corpus.titles.to_pylist(), corpus.texts.to_pylist(), strict=True)
+    _write_lines(
+        output / "corpus.jsonl",
+        [json.dumps({"_id": i, "title": a, "text": t}, ensure_ascii=False) for i, a, t in records if i in kept],
+    )
+    _write_lines(
+        output / "queries.jsonl",
+        [json.dumps({"_id": q, "text": t}, ensure_ascii=False) for q, t in queries.items() if q in asked],
+    )
+    for name, qrels in fitting.items():
+        rows = [f"{q}\t{p}\t{grade}" for q, judgements in qrels.items() for p, (grade, _) in judgements.items()]
+        _write_lines(output / "qrels" / f"{name}.tsv", ["query-id\tcorpus-id\tscore", *rows])
+    return {"passages": len(kept), **{f"{name} queries": len(qrels) for name, qrels in fitting.items()}}
+
+
+def _write_lines(path: Path, lines: list[str]) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -1,0 +1,125 @@
+"""The runs of a sweep: a finished one is not repeated, one that was cut off goes on, one that fails stops no other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from datamodules.files import atomic_path
+from experiments.hydra_errors import explain
+from retriever.distributed import world_size
+from retriever.errors import InputError
+
+log = logging.getLogger(__name__)
+ERROR_FILE = "error.txt"
+# where things are written and logged makes no other run
+_PLACES = {"resume", "output_dir", "cache_dir", "data_dir", "group", "logger"}
+
+
+def _run_folder(sweep: str, number: int, name: str, overrides: str) -> str:
+    """A run's folder: the one that these overrides have in the sweep's, whatever their number was, or a new one."""
+    stem = f"{name}_{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
+    there = sorted(path.name for path in Path(sweep).glob("*") if path.name.partition("_")[2] == stem)
+    return there[0] if there else f"{number:03d}_{stem}"
+
+
+OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
+
+
+def run_of_sweep(config: DictConfig, folder: Path, train: Callable[[DictConfig, Path], dict]) -> dict[str, Any] | None:
+    """Do what is left of a run.
+
+    Args:
+        config: the run's configuration.
+        folder: its folder; what an earlier sweep left there is gone on with.
+        train: does it.
+
+    Returns:
+        The content of ``results.json``; None where the run failed: ``error.txt`` then says why.
+
+    Raises:
+        InputError: the folder holds a run of another configuration.
+    """
+    results, checkpoint = _finished(folder), folder / "checkpoints" / "last.ckpt"
+    if results is not None or checkpoint.is_file():
+        _refuse_other_configuration(config, folder)
+    if results is not None:
+        log.info("%s is finished, and not run again", folder)
+        return results
+    if checkpoint.is_file():
+        log.info("%s was cut off, and goes on from its last checkpoint", folder)
+        config.resume = str(folder)
+    if rank_zero_only.rank == 0:
+        (folder / ERROR_FILE).unlink(missing_ok=True)
+    try:
+        return train(config, folder)
+    except Exception as error:  # whatever it is, the other runs can do without this one
+        _keep_error(error, folder)
+        if world_size() > 1:  # the other ranks wait for this one
+            raise
+        return None
+
+
+def first_difference(old: Any, new: Any, place: str = "") -> tuple[str, Any, Any] | None:
+    """The first key in which two configurations differ, and its two values; where things go does not count."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted((old.keys() | new.keys()) - _PLACES):
+            found = first_difference(old.get(key), new.get(key), f"{place}.{key}".lstrip("."))
+            if found:
+                return found
+        return None
+    return None if old == new else (place, old, new)
+
+
+class FailedRuns(Callback):
+    """Hydra callback: the runs of a sweep that failed, at its end; the command then exits with status 1."""
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """List them."""
+        errors = sorted(Path(config.hydra.sweep.dir).glob(f"*/{ERROR_FILE}"))
+        if not errors or rank_zero_only.rank > 0:
+            return
+        lines = [f"{path.parent}: {path.read_text(encoding='utf-8').splitlines()[0]}" for path in errors]
+        runs = "One run" if len(lines) == 1 else f"{len(lines)} runs"
+        again = "The same command with this hydra.sweep.dir tries again, and repeats no finished run."
+        sys.exit("\n".join([f"error: {runs} of {config.hydra.sweep.dir} failed. {again}", *lines]))
+
+
+def _refuse_other_configuration(config: DictConfig, folder: Path) -> None:
+    # written and read again, as the other one was
+    asked = OmegaConf.create(OmegaConf.to_yaml(config, resolve=True))
+    found = first_difference(*(OmegaConf.to_container(c) for c in (OmegaConf.load(folder / "config.yaml"), asked)))
+    if found:
+        key, old, new = found
+        raise InputError(
+            f"{folder} holds a run with {key}={old}, and this sweep asks for {key}={new}. Go on with the settings that "
+            "the sweep began with, or name another folder in hydra.sweep.dir."
+        )
+
+
+def _finished(folder: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _keep_error(error: Exception, folder: Path) -> None:
+    mendable = isinstance(error, InputError | HydraException | OmegaConfBaseException)
+    message = " ".join((explain(error) if mendable else f"{type(error).__name__}: {error}").split())
+    log.error("%s failed: %s", folder, message)
+    if rank_zero_only.rank == 0:
+        with atomic_path(folder / ERROR_FILE) as temporary:
+            temporary.write_text(f"{message}\n\n{''.join(traceback.format_exception(error))}", encoding="utf-8")

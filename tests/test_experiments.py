@@ -1,0 +1,69 @@
+"""Every file under experiments/conf/exp: each arm composes and builds its objective, the first one makes a step."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+import experiments
+from datamodules.query_lists import QueryList, read_query_lists, write_query_lists
+from experiments.run import train
+
+CONF = Path(experiments.__file__).parent / "conf"
+FILES = sorted((CONF / "exp").rglob("[!_]*.yaml"))
+TYPES = ("question", "keywords", "web", "title", "claim")
+OWN_FILES = {"lists": "train", "human_lists": "train", "dev_lists": "dev", "held_out": "held_out"}
+NEEDS_OPTUNA = pytest.mark.skipif(not importlib.util.find_spec("optuna"), reason="the extra 'sweep'")
+CASES = [pytest.param(path, marks=[NEEDS_OPTUNA] * (path.stem == "search"), id=path.stem) for path in FILES]
+
+
+def arms_of(params):
+    """The overrides of each run that Hydra's sweeper makes of an experiment's grid."""
+    overrides = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+    if any(override.is_interval_sweep() for override in overrides):  # a search: its space has no list of arms
+        return [[]]
+    return BasicSweeper.split_arguments(overrides, None)[0]
+
+
+@pytest.fixture(scope="session")
+def typed_lists(small_lists, tmp_path_factory):
+    """Train, dev and held-out lists of five query types, on the small slice of SciFact."""
+    lists = [QueryList(**{**vars(q), "query_type": TYPES[i % 5]}) for i, q in enumerate(read_query_lists(small_lists))]
+    folder = tmp_path_factory.mktemp("typed")
+    for name, part in {"train": lists[:25], "dev": lists[25:32], "held_out": lists[32:]}.items():
+        write_query_lists(folder / f"{name}.parquet", part, {"teacher": "made for tests"})
+    return folder
+
+
+@pytest.mark.parametrize("path", CASES)
+def test_every_experiment_starts_and_makes_a_step(
+    path, small_run, small_scifact, typed_lists, tiny_encoder, tiny_chat_model, tmp_path
+):
+    name = str(path.relative_to(CONF / "exp").with_suffix(""))
+    assert path.read_text().startswith(f"# @package _global_\n# python -m experiments.run +exp={name}\n")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        plain = compose("run", [f"+exp={name}"], return_hydra_config=True)
+        arms = arms_of(OmegaConf.to_container(plain.hydra.sweeper.get("params") or {}, resolve=False))
+        configs = [compose("run", [f"+exp={name}", *arm]) for arm in arms]
+        own = [f"{key}={typed_lists / part}.parquet" for key, part in OWN_FILES.items() if key in plain]
+        small = [*small_run, "trainer.max_epochs=1", "trainer.max_steps=1", "export=false"]
+        if own:  # as the files tell a user to name a corpus and lists
+            lists = ("data.train", "data.dev", "evaluation.datasets")
+            small = [o for o in small if not o.startswith(lists)] + ["data.leak_jaccard=1.1", f"corpus={small_scifact}"]
+        small += own + ["list_count=5"] * ("list_count" in plain)
+        if path.stem == "decoder":
+            small += [f"encoder.model={tiny_chat_model}", "encoder.query_prompt=''"]
+        first = compose("run", [f"+exp={name}", *arms[0], *small])
+    for config in configs:
+        for part in (config.data, config.evaluation):
+            OmegaConf.to_container(part, resolve=True, throw_on_missing=True)
+        if config.module._target_.startswith("retriever.objectives"):
+            instantiate(config.module, encoder=tiny_encoder)
+    settings = {OmegaConf.to_yaml(config) for config in configs}
+    assert len(settings) == len(configs), "two arms are the same"
+    assert train(first, tmp_path / "run")["optimiser_steps"] == 1
