@@ -3,6 +3,7 @@
 from callbacks.atomic_checkpoints import AtomicCheckpoints
 from callbacks.beir_evaluation import BeirEvaluation
 from callbacks.export import ExportBest
+from callbacks.query_record import QueryRecord
 from callbacks.rerank_evaluation import RerankEvaluation
 from callbacks.run_record import RunRecord
 from callbacks.step_seeds import StepSeeds
@@ -12,6 +13,7 @@ __all__ = [
     "AtomicCheckpoints",
     "BeirEvaluation",
     "ExportBest",
+    "QueryRecord",
     "RerankEvaluation",
     "RunRecord",
     "StepSeeds",

@@ -15,10 +15,11 @@ from torch.utils.data import DataLoader
 
 from datamodules.batches import BatchSampler, ListBatches, ListSource
 from datamodules.caches import cached_embeddings, cached_tokens
-from datamodules.corpus import Corpus, find_dataset, find_file, load_corpus, load_evaluation_set
+from datamodules.corpus import Corpus, EvaluationSet, find_dataset, find_file, load_corpus, load_evaluation_set
 from datamodules.leakage import count_reasons, find_leaks
 from datamodules.normalization import confident, normalize_scores
-from datamodules.query_lists import QueryLists, open_query_lists
+from datamodules.overlap import find_overlap
+from datamodules.query_lists import QueryLists, open_query_lists, positive_ids
 from datamodules.splits import rows_in_dev
 from retriever.encoder import TextEncoder
 from retriever.errors import InputError, choose, require_positive
@@ -190,6 +191,10 @@ class QueryListDataModule(L.LightningDataModule):
         """Ids of the dev queries of a corpus."""
         return [q for s in self._dev if s.corpus.name == corpus for q in s.lists.query_ids.to_pylist()]
 
+    def overlap(self, data: EvaluationSet) -> dict[str, str]:
+        """Evaluation queries that training comes close to, see :func:`~datamodules.overlap.find_overlap`."""
+        return find_overlap(data, self._train)
+
     def _loader(self, sources: list[ListSource], order: str | None) -> DataLoader:
         trainer, module = self.trainer, getattr(self.trainer, "lightning_module", None)
         dataset = ListBatches(
@@ -261,7 +266,7 @@ class QueryListDataModule(L.LightningDataModule):
         for _, corpus, lists in dev:
             queries = dict(zip(lists.query_ids.to_pylist(), lists.queries.to_pylist(), strict=True))
             human = lists.select(self._human(lists))
-            relevant = dict(zip(human.query_ids.to_pylist(), _positive_ids(human, corpus), strict=True))
+            relevant = dict(zip(human.query_ids.to_pylist(), positive_ids(human, corpus), strict=True))
             against = _Guarded("the dev lists", corpus.name, queries, relevant)
             train = [self._without_leaks(*part, against) for part in train]
         return train, dev
@@ -279,7 +284,7 @@ class QueryListDataModule(L.LightningDataModule):
             number = np.repeat(np.arange(len(lists)), np.diff(lists.positive_offsets))
             sharing = np.bincount(number, np.isin(lists.positive_rows, relevant), len(lists)) > 0
             concerned = np.flatnonzero(sharing & self._human(lists))
-            for position, ids in zip(concerned, _positive_ids(lists.select(concerned), corpus), strict=True):
+            for position, ids in zip(concerned, positive_ids(lists.select(concerned), corpus), strict=True):
                 judged[position] = ids
         leaks = find_leaks(lists.queries, judged, against.queries, against.relevant, self.leak_jaccard)
         if not leaks:
@@ -348,8 +353,3 @@ def _by_type(lists: QueryLists) -> tuple[np.ndarray, np.ndarray]:
     encoded = lists.query_types.dictionary_encode()
     types, place = np.unique(encoded.dictionary.to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
     return types, place[encoded.indices.to_numpy()]
-
-
-def _positive_ids(lists: QueryLists, corpus: Corpus) -> list[list[str]]:
-    ids = corpus.ids.take(pa.array(lists.positive_rows)).to_pylist()
-    return [ids[a:b] for a, b in zip(lists.positive_offsets[:-1], lists.positive_offsets[1:], strict=True)]

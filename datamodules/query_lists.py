@@ -205,6 +205,12 @@ def open_query_lists(
     return lists, facts["dropped"]
 
 
+def positive_ids(lists: QueryLists, corpus: Corpus) -> list[list[str]]:
+    """Ids of each list's labelled positives [N]."""
+    ids = corpus.ids.take(pa.array(lists.positive_rows)).to_pylist()
+    return [ids[a:b] for a, b in zip(lists.positive_offsets[:-1], lists.positive_offsets[1:], strict=True)]
+
+
 def ragged_take(values: np.ndarray, offsets: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows ``keep`` (integers [n]) of a ragged array (values [T], offsets [N + 1]) as a new one."""
     starts = offsets[keep]

@@ -18,7 +18,15 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils.logging import disable_progress_bar
 
-from callbacks import AtomicCheckpoints, BeirEvaluation, ExportBest, RunRecord, StepSeeds, StopWhenNoneImproves
+from callbacks import (
+    AtomicCheckpoints,
+    BeirEvaluation,
+    ExportBest,
+    QueryRecord,
+    RunRecord,
+    StepSeeds,
+    StopWhenNoneImproves,
+)
 from datamodules.files import atomic_path
 from experiments.compare import compare, print_tables
 from experiments.hydra_errors import run_kindly
@@ -110,7 +118,7 @@ def _callbacks(config: DictConfig, folder: Path, evaluation: BeirEvaluation) -> 
     objective = config.module._target_.rsplit(".", 1)[-1]
     facts = {"objective": objective, "criterion": config.criterion}
     # the order matters: figures are there before a checkpoint is chosen, the best one before it is exported
-    callbacks: list[L.Callback] = [evaluation, StepSeeds(config.seed), LearningRateMonitor("step")]
+    callbacks: list[L.Callback] = [evaluation, QueryRecord(folder), StepSeeds(config.seed), LearningRateMonitor("step")]
     if config.early_stopping.patience is not None:
         callbacks.append(StopWhenNoneImproves(config.early_stopping.monitors, config.early_stopping.patience))
     if config.save_checkpoints:
@@ -198,7 +206,7 @@ def application(config: DictConfig) -> None:
     train(config, folder)
     alone = HydraConfig.get().mode == RunMode.RUN  # a sweep ends with one table of all
     if alone and rank_zero_only.rank == 0:
-        print_tables(compare([folder]), "best")
+        print_tables(compare([folder]))
 
 
 def main() -> None:
