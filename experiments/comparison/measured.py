@@ -1,0 +1,137 @@
+"""Per-query values of all arms on one data set, and their paired differences to a base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from callbacks.statistics import PairedTest, paired_test
+from experiments.comparison.runs import Group, Run
+from retriever.errors import InputError
+
+BASE = "base"  # the name of the model before training
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One data set: nDCG@10 of S runs of each arm on Q queries.
+
+    Attributes:
+        dataset: its name.
+        query_ids: Q ids, sorted.
+        values: arm → [S, Q]; with ``base`` among the arms where all runs began with one model.
+        before: arm → [S, Q] of each run's own model before training.
+        seeds: arm → its S seeds.
+        runs: arm → its S runs.
+        texts: query id → ``query`` and ``relevant`` in words, as far as runs wrote them down.
+        overlap: query id → why the training of one of the runs came close to it; None where a run did not say.
+    """
+
+    dataset: str
+    query_ids: list[str]
+    values: dict[str, np.ndarray]
+    before: dict[str, np.ndarray]
+    seeds: dict[str, list[int]]
+    runs: dict[str, list[Run]]
+    texts: dict[str, dict[str, Any]]
+    overlap: dict[str, str] | None
+
+    @property
+    def clean(self) -> np.ndarray | None:
+        """Which queries no run's training came close to, bool [Q]; None where that is not known."""
+        return None if self.overlap is None else np.array([query not in self.overlap for query in self.query_ids])
+
+    def contrast(self, arm: str, base: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """What an arm's difference is made of: differences [S, Q] paired by seed, or values of both sides.
+
+        The model before training is that of the very run; two arms are paired where both have a seed. Only where they
+        share none are the values of both sides returned, whose seeds then are drawn apart.
+        """
+        if base == BASE:
+            return self.values[arm] - self.before[arm], None
+        shared = [seed for seed in self.seeds[arm] if seed in self.seeds[base]]
+        if not shared:
+            return self.values[arm], self.values[base]
+        ours, theirs = (self.values[a][[self.seeds[a].index(seed) for seed in shared]] for a in (arm, base))
+        return ours - theirs, None
+
+    def base_values(self, arm: str, base: str) -> np.ndarray:
+        """The base beside which an arm stands, averaged over seeds [Q]."""
+        return (self.before[arm] if base == BASE else self.values[base]).mean(axis=0)
+
+
+def read_measured(groups: Sequence[Group], dataset: str, which: str, base: str) -> Measured:
+    """Read the per-query values of all runs that were evaluated on a data set.
+
+    Raises:
+        InputError: runs were evaluated on other queries, or, where differences are to the model before training, began
+            with other models.
+    """
+    runs = {g.name: [run for run in g.runs if dataset in run.results["datasets"]] for g in groups}
+    runs = {name: members for name, members in runs.items() if members}
+    first = next(run for members in runs.values() for run in members)
+    query_ids = sorted(first.values(dataset, "base"))
+
+    def read(run: Run, point: str) -> list[float]:
+        values = run.values(dataset, point)
+        if values.keys() != set(query_ids):
+            raise InputError(
+                f"{run.folder} was evaluated on {len(values)} queries of {dataset}, {first.folder} on "
+                f"{len(query_ids)}, {len(values.keys() & set(query_ids))} of them the same. "
+                "Compare runs with one base model and one query set."
+            )
+        return [values[query] for query in query_ids]
+
+    before = {name: np.array([read(run, "base") for run in members]) for name, members in runs.items()}
+    values = {name: np.array([read(run, which) for run in members]) for name, members in runs.items()}
+    other = _other_base(runs, before)
+    if other is None:
+        values = {BASE: before[next(iter(runs))][:1]} | values
+    elif base == BASE:
+        run, mean, own = other
+        raise InputError(
+            f"{run.folder}: its base model has nDCG@10 {mean:.4f} on {dataset}, that of {first.folder} {own:.4f}. "
+            "Compare runs with one base model and one query set, or name an arm to compare with (--base NAME)."
+        )
+    overlaps = [run.overlap(dataset) for members in runs.values() for run in members]
+    return Measured(
+        dataset,
+        query_ids,
+        values,
+        before | ({BASE: values[BASE]} if BASE in values else {}),
+        {BASE: []} | {name: [run.seed for run in members] for name, members in runs.items()},
+        runs,
+        {query: text for members in runs.values() for run in members for query, text in run.queries(dataset).items()},
+        None if None in overlaps else {query: why for overlap in overlaps for query, why in overlap.items()},
+    )
+
+
+def tested(
+    parts: Sequence[Measured], arm: str, base: str, keep: Sequence[np.ndarray | None] | None = None
+) -> PairedTest:
+    """An arm's paired difference to a base, averaged over data sets.
+
+    Args:
+        parts: the data sets; the arm's and the base's runs have them all.
+        arm: its name.
+        base: that of the base.
+        keep: per data set which queries to look at, bool [Q]; None: all.
+    """
+    contrasts = [part.contrast(arm, base) for part in parts]
+    masks = [slice(None) if mask is None else mask for mask in keep or [None] * len(parts)]
+    ours = [values[:, mask] for (values, _), mask in zip(contrasts, masks, strict=True)]
+    theirs = [other[:, mask] for (_, other), mask in zip(contrasts, masks, strict=True) if other is not None]
+    return paired_test(ours, theirs or None)
+
+
+def _other_base(runs: dict[str, list[Run]], before: dict[str, np.ndarray]) -> tuple[Run, float, float] | None:
+    """A run whose base model is not the first one's, and the mean nDCG@10 of both."""
+    own = next(iter(before.values()))[0].mean()
+    for name, members in runs.items():
+        for run, mean in zip(members, before[name].mean(axis=1), strict=True):
+            if abs(mean - own) > 1e-4:
+                return run, float(mean), float(own)
+    return None
