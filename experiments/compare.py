@@ -1,4 +1,4 @@
-"""Compare runs: python -m experiments.compare RUN... [--base NAME] [--which best|last] [--output FOLDER] [--wandb PROJECT].
+"""Compare runs: python -m experiments.compare RUN... [--base NAME] [--output FOLDER].
 
 A RUN is a run folder, a folder that holds some (a sweep), or a pattern. Runs that differ in their seed alone are
 averaged.
@@ -36,9 +36,7 @@ class CompareSweep(Callback):
         folder = Path(config.hydra.sweep.dir)
         try:
             comparison = compare([folder])
-        except (
-            InputError
-        ) as error:  # no run came to its end, or they cannot be compared: the runs are there all the same
+        except InputError as error:  # the runs are there all the same
             log.error("No comparison: %s", error)
             return
         _show_and_write(comparison, folder)

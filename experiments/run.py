@@ -28,7 +28,8 @@ from callbacks import (
     StopWhenNoneImproves,
 )
 from datamodules.files import atomic_path
-from experiments.compare import compare, print_tables
+from experiments.comparison.formats import print_tables
+from experiments.comparison.tables import compare
 from experiments.hydra_errors import run_kindly
 from retriever.errors import InputError, choose
 

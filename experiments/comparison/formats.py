@@ -6,14 +6,13 @@ import csv
 import io
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as View
 
-from experiments.comparison.sheets import Sheet, narrow_sheets, sheets
+from experiments.comparison.sheets import narrow_sheets, sheets
 from experiments.comparison.tables import Comparison, Table
 
 _FIGURES = re.compile(r"[-+0-9.,/:\[\]\s]*")

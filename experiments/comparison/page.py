@@ -92,8 +92,8 @@ def page(comparison: Comparison) -> str:
         '<nav><a href="#tables">Tables</a><a href="#plots">Plots</a><a href="#queries">Queries changed most</a></nav>',
         _unfinished(comparison),
         '<h2 id="tables">Tables</h2>',
-        '<p class="faint">Green and red: the corrected p-value is below 0.05. W/T/L: queries won, tied and lost against '
-        "the base. Click on a column's name to sort.</p>",
+        '<p class="faint">Green and red: the corrected p-value is below 0.05. W/T/L: queries won, tied and lost '
+        "against the base. Click on a column's name to sort.</p>",
         *map(_table, sheets(comparison)),
         '<h2 id="plots">Plots</h2>',
         *_figures(draw(comparison, "light"), draw(comparison, "dark")),

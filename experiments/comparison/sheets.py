@@ -110,8 +110,10 @@ def _narrow(comparison: Comparison, table: Table, clean: Table | None) -> Sheet:
         for arm in table.arms
     ]
     caption = _caption(comparison, table)
-    if clean is not None:
+    if clean is not None and clean.queries:
         caption += f"; no overlap: the difference on the {clean.queries} queries that no training here came close to"
+    elif clean is not None:
+        caption += "; the training of these runs came close to every query"
     return Sheet(table.title, caption, columns, rows, [_sign(arm.difference, arm.p_holm) for arm in table.arms])
 
 
@@ -141,7 +143,7 @@ def _forgetting(comparison: Comparison) -> Sheet:
     count = sum(test is not None for row in comparison.forgetting for test in (row.gain, row.loss))
     caption = (
         f"mean nDCG@10 difference to {comparison.base} with its paired 95% interval; {where}; "
-        f"p by Holm over {count} {_comparisons(count)}"
+        f"p: randomisation test, Holm over {count} {_comparisons(count)}"
     )
     return Sheet(
         "gain at home, loss abroad", caption, columns, rows, [_forgotten(row) for row in comparison.forgetting]
@@ -154,8 +156,8 @@ def _caption(comparison: Comparison, table: Table) -> str:
     what = f"{table.queries} queries"
     if table.of is not None:
         what = (
-            f"{table.queries} of {table.of} queries, those that share neither a relevant passage nor near-equal wording "
-            "with the training of any run compared"
+            f"{table.queries} of {table.of} queries, those that share neither a relevant passage nor near-equal "
+            "wording with the training of any run compared"
         )
     step = "the step that its dev lists chose" if comparison.which == "best" else "its last step"
     parts = [what, f"each model at {step}"]
@@ -164,7 +166,7 @@ def _caption(comparison: Comparison, table: Table) -> str:
         parts.append(
             "intervals over queries and seeds" if most > 1 else "one seed each, so intervals are about these very runs"
         )
-        parts.append(f"p by Holm over {table.comparisons} {_comparisons(table.comparisons)}")
+        parts.append(f"p: randomisation test, Holm over {table.comparisons} {_comparisons(table.comparisons)}")
     return "; ".join(parts)
 
 
