@@ -5,6 +5,7 @@ import csv
 import hashlib
 import json
 import re
+import time
 from html.parser import HTMLParser
 
 import numpy as np
@@ -201,11 +202,13 @@ def test_costs_are_means_over_seeds_and_blank_where_a_run_does_not_say(tmp_path)
 def hostile(tmp_path):
     """Three arms, one with a hostile name, whose queries and titles are hostile, too."""
     texts = {"d": {f"q{i}": {"query": f"{HOSTILE} {i}", "relevant": [HOSTILE]} for i in range(40)}}
+    sets = [{"path": "d"}, {"path": "d", "name": "d-dev", "queries": "dev"}]
+    config = {"evaluation": {"datasets": sets}}
     for number, name in enumerate(("infonce_conventional_warm", "combined", HOSTILE)):
         for seed in (1, 2, 3):
             v = {"d": values(9 * number + seed), "d-dev": values(9 * number + seed + 50, 20)}
             overlap = {"d": {"q3": HOSTILE}, "d-dev": {}}
-            write_run(tmp_path / f"{number}{seed}", name, seed, v, texts=texts, overlap=overlap)
+            write_run(tmp_path / f"{number}{seed}", name, seed, v, config=config, texts=texts, overlap=overlap)
     return tmp_path
 
 
@@ -283,11 +286,8 @@ def test_every_format_is_written_whole(hostile, capsys):
     assert float(queries[0]["combined"]) == pytest.approx(np.mean([values(9 + seed)[0] for seed in (1, 2, 3)]))
     tex = (out / "comparison.tex").read_text()
     assert tex.count(r"\toprule") == tex.count(r"\bottomrule") == 4 and r"infonce\_conventional\_warm" in tex
-    for line in tex.splitlines():
-        if line.endswith(r"\\"):
-            assert len(re.findall(r"(?<!\\)&", line)) == len(
-                re.findall(r"(?<!\\)&", tex.split(r"\toprule" + "\n")[1].split("\n")[0])
-            )
+    for table in re.findall(r"\\toprule(.*?)\\bottomrule", tex, re.S):
+        assert len({len(re.findall(r"(?<!\\)&", line)) for line in table.splitlines() if line.endswith(r"\\")}) == 1
     body = (out / "comparison-queries.md").read_text()
     assert "\\<script\\>" in body and "<script>" not in body and "](http" not in body.replace("\\](http", "")
 
@@ -303,14 +303,18 @@ def test_table_fits_into_132_columns(hostile, capsys):
 
 
 def test_wandb_gets_the_table_and_all_files_offline(hostile, monkeypatch, tmp_path):
-    for variable in ("WANDB_API_KEY", "WANDB_DATA_DIR"):
-        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))  # so that it is as before afterwards
     out = tmp_path / "report"
     main([str(hostile), "--output", str(out), "--wandb", "comparisons"])
     [file] = (out / "wandb").glob("offline-run-*/run-*.wandb")
+    kept, deadline = list(wandb_records(file)), time.monotonic() + 60
+    while not any(record.HasField("exit") for record in kept) and time.monotonic() < deadline:
+        time.sleep(0.2)  # W&B's own process writes the file
+        kept = list(wandb_records(file))
     project, history, artifacts = set(), {}, {}
-    for record in wandb_records(file):
+    for record in kept:
         project |= {record.run.project}
         history |= {i.key or "/".join(i.nested_key): i.value_json for i in record.history.item}
         if record.HasField("artifact"):
