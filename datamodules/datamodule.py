@@ -19,7 +19,7 @@ from datamodules.corpus import Corpus, EvaluationSet, find_dataset, find_file, l
 from datamodules.leakage import count_reasons, find_leaks
 from datamodules.normalization import confident, normalize_scores
 from datamodules.overlap import find_overlap
-from datamodules.query_lists import QueryLists, open_query_lists, positive_ids
+from datamodules.query_lists import QueryLists, open_query_lists
 from datamodules.splits import rows_in_dev
 from retriever.encoder import TextEncoder
 from retriever.errors import InputError, choose, require_positive
@@ -266,7 +266,7 @@ class QueryListDataModule(L.LightningDataModule):
         for _, corpus, lists in dev:
             queries = dict(zip(lists.query_ids.to_pylist(), lists.queries.to_pylist(), strict=True))
             human = lists.select(self._human(lists))
-            relevant = dict(zip(human.query_ids.to_pylist(), positive_ids(human, corpus), strict=True))
+            relevant = dict(zip(human.query_ids.to_pylist(), human.positive_ids(corpus), strict=True))
             against = _Guarded("the dev lists", corpus.name, queries, relevant)
             train = [self._without_leaks(*part, against) for part in train]
         return train, dev
@@ -284,7 +284,7 @@ class QueryListDataModule(L.LightningDataModule):
             number = np.repeat(np.arange(len(lists)), np.diff(lists.positive_offsets))
             sharing = np.bincount(number, np.isin(lists.positive_rows, relevant), len(lists)) > 0
             concerned = np.flatnonzero(sharing & self._human(lists))
-            for position, ids in zip(concerned, positive_ids(lists.select(concerned), corpus), strict=True):
+            for position, ids in zip(concerned, lists.select(concerned).positive_ids(corpus), strict=True):
                 judged[position] = ids
         leaks = find_leaks(lists.queries, judged, against.queries, against.relevant, self.leak_jaccard)
         if not leaks:

@@ -9,7 +9,6 @@ import numpy as np
 from datamodules.batches import ListSource
 from datamodules.corpus import EvaluationSet
 from datamodules.leakage import Leak, find_leaks
-from datamodules.query_lists import positive_ids
 
 NEARLY_EQUAL = 0.6  # not the guard's setting: a report's rule is one for all runs that it compares
 _BLOCK = 20_000
@@ -40,7 +39,7 @@ def find_overlap(data: EvaluationSet, sources: Sequence[ListSource]) -> dict[str
             lists = source.lists.select(used[begin : begin + _BLOCK])
             names = lists.query_ids.to_pylist()
             queries = dict(zip(names, lists.queries.to_pylist(), strict=True))
-            positives = dict(zip(names, positive_ids(lists, source.corpus), strict=True))
+            positives = dict(zip(names, lists.positive_ids(source.corpus), strict=True))
             for leak in find_leaks(texts, judged, queries, positives, NEARLY_EQUAL):
                 known = reasons.get(ids[leak.position])
                 if known is None or (_shares(leak.reason) and not _shares(known)):

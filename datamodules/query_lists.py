@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,11 @@ class QueryLists:
             self.metadata,
         )
 
+    def positive_ids(self, corpus: Corpus) -> list[list[str]]:
+        """The labelled positives of each list, as ids of its corpus."""
+        ids = corpus.ids.take(pa.array(self.positive_rows)).to_pylist()
+        return [ids[a:b] for a, b in pairwise(self.positive_offsets)]
+
 
 def write_query_lists(path: str | Path, query_lists: Iterable[QueryList], metadata: Mapping[str, Any]) -> int:
     """Write lists to ``.parquet``, or to ``.jsonl`` with ``<path>.meta.json`` beside it; return how many.
@@ -203,12 +208,6 @@ def open_query_lists(
         metadata=read_metadata(path),
     )
     return lists, facts["dropped"]
-
-
-def positive_ids(lists: QueryLists, corpus: Corpus) -> list[list[str]]:
-    """Ids of each list's labelled positives [N]."""
-    ids = corpus.ids.take(pa.array(lists.positive_rows)).to_pylist()
-    return [ids[a:b] for a, b in zip(lists.positive_offsets[:-1], lists.positive_offsets[1:], strict=True)]
 
 
 def ragged_take(values: np.ndarray, offsets: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,7 @@ from experiments.compare import main
 from experiments.comparison.changes import most_changed
 from experiments.comparison.formats import COLUMNS, csv_text, latex, markdown, print_tables, records
 from experiments.comparison.page import page
-from experiments.comparison.runs import find_runs, find_unfinished, read_run
+from experiments.comparison.runs import find_runs, find_unfinished, read_runs
 from experiments.comparison.tables import compare
 from experiments.run import train
 from retriever.errors import InputError
@@ -105,6 +105,38 @@ def test_arms_of_other_base_models_are_compared_with_a_named_arm(tmp_path):
         compare([tmp_path], base="a")
 
 
+def test_each_encoder_is_compared_with_itself_before_training(tmp_path):
+    for seed in (1, 2):
+        for number, name in enumerate(("mini", "large")):
+            config = {"encoder": {"model": name}}
+            base = {"d": values(50 + number)}
+            write_run(tmp_path / f"{name}{seed}", name, seed, {"d": values(seed + number)}, base=base, config=config)
+    comparison = compare([tmp_path])
+    assert [arm.name for arm in comparison["d"]] == ["base of large", "base of mini", "large", "mini"]
+    assert [arm.difference is None for arm in comparison["d"]] == [True, True, False, False]
+    for number, name in enumerate(("mini", "large")):
+        assert arm_of(comparison, f"base of {name}").ndcg == pytest.approx(values(50 + number).mean())
+        mean = np.mean([values(seed + number) - values(50 + number) for seed in (1, 2)])
+        assert arm_of(comparison, name).difference.mean == pytest.approx(mean)
+    named = compare([tmp_path], base="mini")
+    assert [arm.difference is None for arm in named["d"]] == [False, False, False, True]
+    assert "base of large" in page(named)
+
+
+def test_sets_of_one_name_over_several_corpora_are_kept_apart(tmp_path):
+    for number, corpus in enumerate(("c-100", "c-300")):
+        sets = {"evaluation": {"datasets": [{"path": f"cuts/{corpus}", "name": "test"}]}}
+        base = {"test": values(90 + number, 20 + number)}
+        write_run(tmp_path / corpus, corpus, 1, {"test": values(number, 20 + number)}, base=base, config=sets)
+    comparison = compare([tmp_path])
+    assert list(comparison.tables) == ["test (c-100)", "test (c-300)"]
+    for number, corpus in enumerate(("c-100", "c-300")):
+        names = [arm.name for arm in comparison[f"test ({corpus})"]]
+        assert names == ["base", corpus] and comparison.tables[f"test ({corpus})"].queries == 20 + number
+        assert arm_of(comparison, corpus, f"test ({corpus})").ndcg == pytest.approx(values(number, 20 + number).mean())
+    assert comparison.average is None and "test (c-300)" in page(comparison)
+
+
 def test_average_leaves_out_dev_queries_and_sets_that_not_all_runs_have(tmp_path):
     sets = [{"path": "d"}, {"path": "some/e"}, {"path": "d", "split": "train", "name": "d-dev", "queries": "dev"}]
     config = {"evaluation": {"datasets": sets}}
@@ -157,6 +189,7 @@ def test_runs_are_found_by_pattern_and_what_is_unfinished_is_listed(tmp_path, ca
     (sweep / "2_a_seed3" / "config.yaml").write_text("seed: 3\n")
     (sweep / "3_a_seed4" / ".hydra").mkdir(parents=True)  # refused before its configuration was written
     (sweep / "3_a_seed4" / ".hydra" / "config.yaml").write_text("seed: 4\n")
+    (sweep / "3_a_seed4" / "error.txt").write_text("out of <memory>\n\nTraceback\n")
     for run in ("1_a_seed1", "2_a_seed3"):  # W&B and Hydra keep configurations inside of a run
         for inside in (".hydra", "wandb/offline-run-1/files"):
             (sweep / run / inside).mkdir(parents=True)
@@ -167,8 +200,11 @@ def test_runs_are_found_by_pattern_and_what_is_unfinished_is_listed(tmp_path, ca
     assert find_unfinished([cut[0]]) == [cut[0]]
     main([str(sweep)])
     out = capsys.readouterr().out
-    assert "Without results" in out and str(cut[0]) in out and str(cut[1]) in out
-    assert f"* `{cut[0]}`" in markdown(compare([sweep])) and str(cut[1]) in page(compare([sweep]))
+    assert f"{cut[0]}: no results.json: it failed, was cut off, or is under way" in out
+    assert f"{cut[1]}: out of <memory>" in out
+    assert f"* {cut[1]}: out of \\<memory\\>" in markdown(compare([sweep])) and "out of &lt;mem" in page(
+        compare([sweep])
+    )
     with pytest.raises(InputError, match=r"none of 1 run\(s\) is finished"):
         find_runs([cut[0]])
     with pytest.raises(InputError, match="no such folder"):
@@ -182,8 +218,10 @@ def test_learning_curve_goes_over_all_parts_of_a_run(tmp_path):
     (tmp_path / "a" / "metrics-part2.csv").write_text(head + "6,,0.4\n")
     (tmp_path / "a" / "metrics-part10.csv").write_text(head + "6,,0.5\n")
     (tmp_path / "a" / "metrics.csv").write_text(head + "8,,0.6\n")
-    run = read_run(tmp_path / "a")
-    assert run.curve("d") == {0: 0.1, 4: 0.2, 6: 0.5, 8: 0.6} and run.curve("other") == {}
+    run = read_runs([tmp_path / "a"])[0]
+    assert run.curve("d") == {0: 0.1, 4: 0.2, 6: 0.5, 8: 0.6}
+    (tmp_path / "a" / "metrics.csv").unlink()
+    assert run.curve("d")[6] == 0.5 and 8 not in run.curve("d")
 
 
 def test_costs_are_means_over_seeds_and_blank_where_a_run_does_not_say(tmp_path):
@@ -411,6 +449,6 @@ def test_gain_at_home_and_loss_abroad_stand_side_by_side(
     judged = load_qrels(small_scifact, "test")[1]
     assert all(small[q]["relevant"] == [titles[p] for p in judged[q]] for q in judged)
     overlap = json.loads((tmp_path / "sweep" / "1" / "overlap" / "small.json").read_text())
-    results = read_run(tmp_path / "sweep" / "1").results
+    results = read_runs([tmp_path / "sweep" / "1"])[0].results
     assert overlap.keys() < judged.keys() and results["data"]["train_lists"] > 20
     assert comparison.clean["small"].queries == 20 - len(overlap)

@@ -53,7 +53,9 @@ def differences(part: Measured, arm: str, base: str) -> np.ndarray:
 
 def compared_arms(part: Measured, base: str) -> list[str]:
     """The arms of a data set that have a difference to the base."""
-    return [arm for arm in part.values if arm != base] if base == BASE or base in part.values else []
+    if base == BASE:
+        return list(part.runs)
+    return [arm for arm in part.values if arm != base] if base in part.values else []
 
 
 def most_changed(comparison: Comparison) -> list[Changes]:

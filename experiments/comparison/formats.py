@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as View
 
+from experiments.comparison.runs import reason
 from experiments.comparison.sheets import narrow_sheets, sheets
 from experiments.comparison.tables import Comparison, Table
 
@@ -61,9 +62,9 @@ def print_tables(comparison: Comparison) -> None:
             view.add_row(*map(escape, row), style={1: "green", -1: "red"}.get(sign))
         console.print(view)
     if comparison.unfinished:
-        console.print("Without results (failed, cut off, or under way), so in no table:")
+        console.print("Not finished, so in no table:")
         for folder in comparison.unfinished:
-            console.print(f"  {escape(str(folder))}", soft_wrap=True)
+            console.print(f"  {escape(f'{folder}: {reason(folder)}')}", soft_wrap=True)
 
 
 def markdown(comparison: Comparison) -> str:
@@ -74,8 +75,8 @@ def markdown(comparison: Comparison) -> str:
         body = "\n".join(f"| {' | '.join(map(_markdown_cell, line))} |" for line in lines) if sheet.rows else ""
         parts.append(f"**{_markdown_cell(sheet.title)}**: {_markdown_cell(sheet.caption)}\n\n{body}".strip())
     if comparison.unfinished:
-        folders = "\n".join(f"* `{folder}`" for folder in comparison.unfinished)
-        parts.append(f"Without results (failed, cut off, or under way), so in no table:\n\n{folders}")
+        folders = "\n".join(f"* {markdown_text(f'{folder}: {reason(folder)}')}" for folder in comparison.unfinished)
+        parts.append(f"Not finished, so in no table:\n\n{folders}")
     return "\n\n".join(parts) + "\n"
 
 

@@ -13,6 +13,7 @@ from experiments.comparison.runs import Group, Run
 from retriever.errors import InputError
 
 BASE = "base"  # the name of the model before training
+_SAME = 1e-4
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Measured:
     Attributes:
         dataset: its name.
         query_ids: Q ids, sorted.
-        values: arm → [S, Q]; with ``base`` among the arms where all runs began with one model.
+        values: arm → [S, Q], the models before training first, as arms without seeds.
+        bases: their names: ``base``, or, where runs began with several models, ``base of`` the first arm of each.
         before: arm → [S, Q] of each run's own model before training.
         seeds: arm → its S seeds.
         runs: arm → its S runs.
@@ -33,6 +35,7 @@ class Measured:
     dataset: str
     query_ids: list[str]
     values: dict[str, np.ndarray]
+    bases: list[str]
     before: dict[str, np.ndarray]
     seeds: dict[str, list[int]]
     runs: dict[str, list[Run]]
@@ -67,10 +70,10 @@ def read_measured(groups: Sequence[Group], dataset: str, which: str, base: str) 
     """Read the per-query values of all runs that were evaluated on a data set.
 
     Raises:
-        InputError: runs were evaluated on other queries, or, where differences are to the model before training, began
-            with other models.
+        InputError: runs were evaluated on other queries, or, where differences are to the model before training, runs
+            of one encoder began with different models.
     """
-    runs = {g.name: [run for run in g.runs if dataset in run.results["datasets"]] for g in groups}
+    runs = {g.name: [run for run in g.runs if dataset in run.datasets] for g in groups}
     runs = {name: members for name, members in runs.items() if members}
     first = next(run for members in runs.values() for run in members)
     query_ids = sorted(first.values(dataset, "base"))
@@ -86,26 +89,19 @@ def read_measured(groups: Sequence[Group], dataset: str, which: str, base: str) 
         return [values[query] for query in query_ids]
 
     before = {name: np.array([read(run, "base") for run in members]) for name, members in runs.items()}
-    values = {name: np.array([read(run, which) for run in members]) for name, members in runs.items()}
-    other = _other_base(runs, before)
-    if other is None:
-        values = {BASE: before[next(iter(runs))][:1]} | values
-    elif base == BASE:
-        run, mean, own = other
-        raise InputError(
-            f"{run.folder}: its base model has nDCG@10 {mean:.4f} on {dataset}, that of {first.folder} {own:.4f}. "
-            "Compare runs with one base model and one query set, or name an arm to compare with (--base NAME)."
-        )
+    trained = {name: np.array([read(run, which) for run in members]) for name, members in runs.items()}
+    bases = _bases(runs, before, dataset, base)
     overlaps = [run.overlap(dataset) for members in runs.values() for run in members]
     return Measured(
-        dataset,
-        query_ids,
-        values,
-        before | ({BASE: values[BASE]} if BASE in values else {}),
-        {BASE: []} | {name: [run.seed for run in members] for name, members in runs.items()},
-        runs,
-        {query: text for members in runs.values() for run in members for query, text in run.queries(dataset).items()},
-        None if None in overlaps else {query: why for overlap in overlaps for query, why in overlap.items()},
+        dataset=dataset,
+        query_ids=query_ids,
+        values=bases | trained,
+        bases=list(bases),
+        before=before,
+        seeds=dict.fromkeys(bases, []) | {name: [run.seed for run in members] for name, members in runs.items()},
+        runs=runs,
+        texts={q: text for members in runs.values() for run in members for q, text in run.queries(dataset).items()},
+        overlap=None if None in overlaps else {query: why for found in overlaps for query, why in found.items()},
     )
 
 
@@ -127,11 +123,22 @@ def tested(
     return paired_test(ours, theirs or None)
 
 
-def _other_base(runs: dict[str, list[Run]], before: dict[str, np.ndarray]) -> tuple[Run, float, float] | None:
-    """A run whose base model is not the first one's, and the mean nDCG@10 of both."""
-    own = next(iter(before.values()))[0].mean()
-    for name, members in runs.items():
-        for run, mean in zip(members, before[name].mean(axis=1), strict=True):
-            if abs(mean - own) > 1e-4:
-                return run, float(mean), float(own)
-    return None
+def _bases(runs: dict[str, list[Run]], before: dict[str, np.ndarray], dataset: str, base: str) -> dict[str, np.ndarray]:
+    """The models before training: name → [1, Q]; none where one encoder gave several and an arm is the base."""
+    found: list[tuple[str, Run, np.ndarray]] = []
+    for arm, members in runs.items():
+        for run, values in zip(members, before[arm], strict=True):
+            if any(abs(values.mean() - known.mean()) <= _SAME for _, _, known in found):
+                continue
+            twin = next((item for item in found if item[1].encoder() == run.encoder()), None)
+            if twin is not None and base != BASE:
+                return {}
+            if twin is not None:
+                raise InputError(
+                    f"{run.folder}: its base model has nDCG@10 {values.mean():.4f} on {dataset}, that of "
+                    f"{twin[1].folder} {twin[2].mean():.4f}, though their encoders are the same. Compare runs with one "
+                    "base model and one query set, or name an arm to compare with (--base NAME)."
+                )
+            found.append((arm, run, values))
+    names = [BASE] if len(found) == 1 else [f"{BASE} of {arm}" for arm, _, _ in found]
+    return {name: values[None] for name, (_, _, values) in zip(names, found, strict=True)}

@@ -9,6 +9,7 @@ from html import escape
 
 from experiments.comparison.changes import Change, Changes, most_changed
 from experiments.comparison.plots import draw
+from experiments.comparison.runs import reason
 from experiments.comparison.sheets import Sheet, sheets
 from experiments.comparison.tables import Comparison
 
@@ -120,12 +121,10 @@ def _arms(comparison: Comparison) -> str:
 def _unfinished(comparison: Comparison) -> str:
     if not comparison.unfinished:
         return ""
-    items = "".join(f"<li>{escape(str(folder))}</li>" for folder in comparison.unfinished)
+    items = "".join(f"<li>{escape(f'{folder}: {reason(folder)}')}</li>" for folder in comparison.unfinished)
     count = len(comparison.unfinished)
-    return (
-        f"<details><summary>{count} without results (failed, cut off, or under way), so in no table</summary>"
-        f"<ul>{items}</ul></details>"
-    )
+    runs = "One run is" if count == 1 else f"{count} runs are"
+    return f"<details><summary>{runs} not finished, so in no table</summary><ul>{items}</ul></details>"
 
 
 def _table(sheet: Sheet) -> str:

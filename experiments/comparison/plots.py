@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.comparison.changes import compared_arms, differences
-from experiments.comparison.measured import BASE
 from experiments.comparison.tables import Comparison
 
 # told apart by most who are colour-blind (Okabe & Ito 2008), and light enough for a dark ground
@@ -88,8 +87,8 @@ def _curves(axes: Axes, comparison: Comparison, dataset: str, style: dict, ink: 
         if len(curves) > 1:
             for curve in curves:
                 axes.plot(list(curve), list(curve.values()), alpha=0.35, linewidth=0.8, color=style[arm]["color"])
-    if BASE in part.values:
-        axes.axhline(part.values[BASE].mean(), color=ink, linewidth=0.9, linestyle=(0, (4, 3)))
+    for base in part.bases:
+        axes.axhline(part.values[base].mean(), color=ink, linewidth=0.9, linestyle=(0, (4, 3)))
     axes.set_xlabel("step")
     axes.set_ylabel("nDCG@10")
 
@@ -106,14 +105,11 @@ def _sorted(axes: Axes, comparison: Comparison, dataset: str, style: dict, ink: 
 
 def _styles(comparison: Comparison) -> dict[str, dict]:
     """Arm → colour and line, the same in all plots."""
-    names = [BASE, *(group.name for group in comparison.groups)]
-    return {BASE: {"color": "#808080", "linestyle": "-"}} | {
-        name: {
-            "color": _COLOURS[number % len(_COLOURS)],
-            "linestyle": _LINES[number // len(_COLOURS) % len(_LINES)],
-        }
-        for number, name in enumerate(names[1:])
-    }
+    styles = {base: {"color": "#808080", "linestyle": "-"} for m in comparison.measured.values() for base in m.bases}
+    for number, group in enumerate(comparison.groups):
+        line = _LINES[number // len(_COLOURS) % len(_LINES)]
+        styles[group.name] = {"color": _COLOURS[number % len(_COLOURS)], "linestyle": line}
+    return styles
 
 
 def _png(figure: Figure) -> bytes:

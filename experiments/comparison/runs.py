@@ -26,11 +26,14 @@ class Run:
         folder: the run folder.
         results: of ``results.json``.
         config: of ``config.yaml``; empty where there is none.
+        datasets: data set, as the comparison calls it → as the run does; other runs may use that name for a set over
+            another corpus.
     """
 
     folder: Path
     results: dict[str, Any]
     config: dict[str, Any]
+    datasets: dict[str, str]
 
     @property
     def name(self) -> str:
@@ -42,9 +45,13 @@ class Run:
         """The run's seed."""
         return self.results["seed"]
 
+    def mean(self, dataset: str, metric: str, point: str) -> float:
+        """A metric's mean over the queries at a point (``base``, ``best``, ``last``)."""
+        return self.results["datasets"][self.datasets[dataset]][metric][point]
+
     def values(self, dataset: str, point: str) -> dict[str, float]:
-        """Query id → nDCG@10 at a point (``base``, ``best``, ``last``)."""
-        path = self.folder / "per_query" / dataset / f"step-{self.results['steps'][point]:06d}.json"
+        """Query id → nDCG@10 at a point."""
+        path = self.folder / "per_query" / self.datasets[dataset] / f"step-{self.results['steps'][point]:06d}.json"
         if not path.is_file():
             raise InputError(
                 f"{path}: missing, though {self.folder / 'results.json'} refers to it. Run that experiment again."
@@ -53,37 +60,37 @@ class Run:
 
     def overlap(self, dataset: str) -> dict[str, str] | None:
         """Query id → why training came close to it; None where the run did not write it down."""
-        return _optional(self.folder / "overlap" / f"{dataset}.json")
+        return _optional(self.folder / "overlap" / f"{self.datasets[dataset]}.json")
 
     def queries(self, dataset: str) -> dict[str, dict[str, Any]]:
         """Query id → ``query`` and ``relevant`` in words; empty where the run did not write them down."""
-        return _optional(self.folder / "queries" / f"{dataset}.json") or {}
+        return _optional(self.folder / "queries" / f"{self.datasets[dataset]}.json") or {}
 
     def curve(self, dataset: str) -> dict[int, float]:
         """Step → nDCG@10, over all parts of a run that was cut off and went on."""
         parts = sorted(self.folder.glob("metrics-part*.csv"), key=lambda path: int(path.stem[len("metrics-part") :]))
+        column = f"val/{self.datasets[dataset]}/ndcg@10"
         points: dict[int, float] = {}
         for path in [*parts, self.folder / "metrics.csv"]:
             if path.is_file():
                 with open(path, encoding="utf-8", newline="") as file:
                     for row in csv.DictReader(file):
-                        if row.get(f"val/{dataset}/ndcg@10"):
-                            points[int(row["step"])] = float(row[f"val/{dataset}/ndcg@10"])
+                        if row.get(column):
+                            points[int(row["step"])] = float(row[column])
         return dict(sorted(points.items()))
 
     def is_home(self, dataset: str) -> bool:
         """Whether the data set's corpus is one that the run was trained on."""
         trained = {Path(spec["corpus"]).name for spec in self.config.get("data", {}).get("train") or ()}
-        spec = self._spec(dataset)
-        return bool(spec) and Path(spec["path"]).name in trained
+        return corpus_of(self.config, self.datasets[dataset]) in trained
 
     def is_dev(self, dataset: str) -> bool:
         """Whether the data set's queries are those of the dev lists, by which settings may be chosen."""
-        return self._spec(dataset).get("queries") == "dev"
+        return _spec(self.config, self.datasets[dataset]).get("queries") == "dev"
 
-    def _spec(self, dataset: str) -> dict[str, Any]:
-        specs = self.config.get("evaluation", {}).get("datasets") or ()
-        return next((s for s in specs if (s.get("name") or Path(s["path"]).name) == dataset), {})
+    def encoder(self) -> dict[str, Any]:
+        """How the configuration describes the model."""
+        return self.config.get("encoder") or {"model": self.results.get("encoder")}
 
 
 @dataclass(frozen=True)
@@ -134,19 +141,35 @@ def find_unfinished(paths: Iterable[str | Path]) -> list[Path]:
     return runs
 
 
-def read_run(folder: Path) -> Run:
-    """Read a finished run.
+def reason(folder: Path) -> str:
+    """Why an unfinished run has no results, in one line, as far as its folder says."""
+    path = folder / "error.txt"
+    lines = path.read_text(encoding="utf-8").strip().splitlines() if path.is_file() else []
+    return lines[0] if lines else "no results.json: it failed, was cut off, or is under way"
+
+
+def read_runs(folders: Iterable[Path]) -> list[Run]:
+    """Read finished runs. Data sets of one name over several corpora get the corpus's name beside their own.
 
     Raises:
-        InputError: its results are torn.
+        InputError: results are torn.
     """
-    path = folder / "results.json"
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not a whole results file ({error}). Run that experiment again.") from error
-    config = folder / "config.yaml"
-    return Run(folder, results, OmegaConf.to_container(OmegaConf.load(config)) if config.is_file() else {})
+    read = [(folder, *_read(folder)) for folder in folders]
+    corpora: dict[str, set[str | None]] = {}
+    for _, results, config in read:
+        for name in results["datasets"]:
+            corpora.setdefault(name, set()).add(corpus_of(config, name))
+
+    def shown(config: dict[str, Any], name: str) -> str:
+        return name if len(corpora[name]) == 1 else f"{name} ({corpus_of(config, name)})"
+
+    return [Run(f, results, c, {shown(c, name): name for name in results["datasets"]}) for f, results, c in read]
+
+
+def corpus_of(config: dict[str, Any], dataset: str) -> str | None:
+    """The name of a data set's corpus; None where the configuration lacks the set."""
+    spec = _spec(config, dataset)
+    return Path(spec["path"]).name if spec else None
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
@@ -207,3 +230,19 @@ def _expanded(paths: Iterable[str | Path]) -> list[Path]:
 
 def _optional(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    path = folder / "results.json"
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not a whole results file ({error}). Run that experiment again.") from error
+    config = folder / "config.yaml"
+    return results, OmegaConf.to_container(OmegaConf.load(config)) if config.is_file() else {}
+
+
+def _spec(config: dict[str, Any], dataset: str) -> dict[str, Any]:
+    """What the configuration says of an evaluation set."""
+    specs = config.get("evaluation", {}).get("datasets") or ()
+    return next((spec for spec in specs if (spec.get("name") or Path(spec["path"]).name) == dataset), {})

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from callbacks.statistics import PairedTest
-from experiments.comparison.measured import BASE
 from experiments.comparison.tables import Arm, Comparison, HomeAndAbroad, Table
 
 CLEAR = 0.05
@@ -184,7 +183,7 @@ def _forgotten(row: HomeAndAbroad) -> int:
 
 
 def _seeds(arm: Arm) -> str:
-    return ", ".join(map(str, arm.seeds)) if arm.name != BASE else ""
+    return ", ".join(map(str, arm.seeds))
 
 
 def _steps(arm: Arm) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from callbacks.statistics import PairedTest, holm
 from experiments.comparison.measured import BASE, Measured, read_measured, tested
-from experiments.comparison.runs import Group, Run, find_runs, find_unfinished, group_runs, read_run
+from experiments.comparison.runs import Group, Run, find_runs, find_unfinished, group_runs, read_runs
 from retriever.errors import choose
 
 POINTS = ("best", "last")
@@ -21,7 +21,7 @@ class Arm:
     """Runs of one name in one table, averaged over their seeds.
 
     Attributes:
-        name: of the runs; ``base`` for the model before training.
+        name: of the runs; ``base`` (or ``base of …``) for the model before training.
         seeds: of the runs.
         ndcg: mean nDCG@10 over queries and seeds (and data sets).
         difference: to the base, paired; None for the base itself.
@@ -140,12 +140,12 @@ def compare(paths: Iterable[str | Path], which: str = "best", base: str = BASE) 
         InputError: the runs cannot be compared; the message says why.
     """
     paths = list(paths)
-    groups = group_runs([read_run(folder) for folder in find_runs(paths)])
+    groups = group_runs(read_runs(find_runs(paths)))
     choose("--base", base, [BASE, *(group.name for group in groups)])
     runs = [run for group in groups for run in group.runs]
-    datasets = dict.fromkeys(name for run in runs for name in run.results["datasets"])
+    datasets = dict.fromkeys(name for run in runs for name in run.datasets)
     measured = {name: read_measured(groups, name, which, base) for name in datasets}
-    general = [m for m in measured.values() if _runs(m) == len(runs) and not any(run.is_dev(m.dataset) for run in runs)]
+    general = [m for m in measured.values() if _runs(m) == len(runs) and not any(r.is_dev(m.dataset) for r in runs)]
     average, clean_average = None, None
     if len(general) > 1:
         title = f"average of {', '.join(m.dataset for m in general)}"
@@ -183,20 +183,29 @@ def _table(title: str, parts: Sequence[Measured], which: str, base: str, clean: 
 def _arm(
     name: str, parts: Sequence[Measured], which: str, base: str, keep: Sequence[np.ndarray | None], clean: bool
 ) -> Arm:
-    point = "base" if name == BASE else which
-    runs = next(iter(parts[0].runs.values()))[:1] if name == BASE else parts[0].runs[name]
+    first = parts[0]
+    untrained = name in first.bases
+    runs = _runs_of_base(first, name) if untrained else first.runs[name]
+    point = "base" if untrained else which
     means = [part.values[name][:, slice(None) if m is None else m].mean() for part, m in zip(parts, keep, strict=True)]
-    here = base in parts[0].values  # else this data set is none of the base's runs
-    figures = [run.results["datasets"][part.dataset]["recall@100"][point] for part in parts for run in runs]
+    # the model before training has no base; nor has an arm on a data set that none of the base's runs has
+    differs = not untrained if base == BASE else name != base and base in first.values
     return Arm(
         name=name,
-        seeds=parts[0].seeds[name],
+        seeds=first.seeds[name],
         ndcg=float(np.mean(means)),
-        difference=tested(parts, name, base, keep) if here and name != base else None,
-        recall=None if clean else float(np.mean(figures)),
+        difference=tested(parts, name, base, keep) if differs else None,
+        recall=None if clean else float(np.mean([r.mean(p.dataset, "recall@100", point) for p in parts for r in runs])),
         steps=[run.results["steps"][point] for run in runs],
-        **({} if name == BASE else _costs(runs)),
+        **({} if untrained else _costs(runs)),
     )
+
+
+def _runs_of_base(part: Measured, name: str) -> list[Run]:
+    """A run that began with this model."""
+    [values] = part.values[name]
+    of_arms = ((run, own) for arm, runs in part.runs.items() for run, own in zip(runs, part.before[arm], strict=True))
+    return [next(run for run, own in of_arms if np.array_equal(own, values))]
 
 
 def _costs(runs: Sequence[Run]) -> dict[str, float | None]:
@@ -224,7 +233,7 @@ def _forgetting(groups: Sequence[Group], measured: dict[str, Measured], base: st
         needed = [run for other in groups if other.name in both for run in other.runs]
         sides: dict[bool, list[Measured]] = {True: [], False: []}
         for name, part in measured.items():
-            if all(name in run.results["datasets"] for run in needed) and not group.runs[0].is_dev(name):
+            if all(name in run.datasets for run in needed) and not group.runs[0].is_dev(name):
                 sides[group.runs[0].is_home(name)].append(part)
         tests = {side: tested(parts, group.name, base) if parts else None for side, parts in sides.items()}
         home, abroad = ([part.dataset for part in sides[side]] for side in (True, False))
