@@ -24,7 +24,8 @@ class Measured:
         dataset: its name.
         query_ids: Q ids, sorted.
         values: arm → [S, Q], the models before training first, as arms without seeds.
-        bases: their names: ``base``, or, where runs began with several models, ``base of`` the first arm of each.
+        bases: their names (``base``, or, where runs began with several models, ``base of`` the first arm of each) → a
+            run that began with it.
         before: arm → [S, Q] of each run's own model before training.
         seeds: arm → its S seeds.
         runs: arm → its S runs.
@@ -35,7 +36,7 @@ class Measured:
     dataset: str
     query_ids: list[str]
     values: dict[str, np.ndarray]
-    bases: list[str]
+    bases: dict[str, Run]
     before: dict[str, np.ndarray]
     seeds: dict[str, list[int]]
     runs: dict[str, list[Run]]
@@ -92,13 +93,14 @@ def read_measured(groups: Sequence[Group], dataset: str, which: str, base: str) 
     trained = {name: np.array([read(run, which) for run in members]) for name, members in runs.items()}
     bases = _bases(runs, before, dataset, base)
     overlaps = [run.overlap(dataset) for members in runs.values() for run in members]
+    seeds = {name: [run.seed for run in members] for name, members in runs.items()}
     return Measured(
         dataset=dataset,
         query_ids=query_ids,
-        values=bases | trained,
-        bases=list(bases),
+        values={name: values[None] for name, (_, values) in bases.items()} | trained,
+        bases={name: run for name, (run, _) in bases.items()},
         before=before,
-        seeds=dict.fromkeys(bases, []) | {name: [run.seed for run in members] for name, members in runs.items()},
+        seeds={name: [] for name in bases} | seeds,
         runs=runs,
         texts={q: text for members in runs.values() for run in members for q, text in run.queries(dataset).items()},
         overlap=None if None in overlaps else {query: why for found in overlaps for query, why in found.items()},
@@ -123,8 +125,13 @@ def tested(
     return paired_test(ours, theirs or None)
 
 
-def _bases(runs: dict[str, list[Run]], before: dict[str, np.ndarray], dataset: str, base: str) -> dict[str, np.ndarray]:
-    """The models before training: name → [1, Q]; none where one encoder gave several and an arm is the base."""
+def _bases(
+    runs: dict[str, list[Run]], before: dict[str, np.ndarray], dataset: str, base: str
+) -> dict[str, tuple[Run, np.ndarray]]:
+    """The models before training: name → a run that began with it, and its values [Q].
+
+    There are none where one encoder gave several, and an arm is the base.
+    """
     found: list[tuple[str, Run, np.ndarray]] = []
     for arm, members in runs.items():
         for run, values in zip(members, before[arm], strict=True):
@@ -141,4 +148,4 @@ def _bases(runs: dict[str, list[Run]], before: dict[str, np.ndarray], dataset: s
                 )
             found.append((arm, run, values))
     names = [BASE] if len(found) == 1 else [f"{BASE} of {arm}" for arm, _, _ in found]
-    return {name: values[None] for name, (_, _, values) in zip(names, found, strict=True)}
+    return {name: (run, values) for name, (_, run, values) in zip(names, found, strict=True)}

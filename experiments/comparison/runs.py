@@ -161,7 +161,8 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
             corpora.setdefault(name, set()).add(corpus_of(config, name))
 
     def shown(config: dict[str, Any], name: str) -> str:
-        return name if len(corpora[name]) == 1 else f"{name} ({corpus_of(config, name)})"
+        corpus = corpus_of(config, name)
+        return name if corpus is None or len(corpora[name] - {None}) == 1 else f"{name} ({corpus})"
 
     return [Run(f, results, c, {shown(c, name): name for name in results["datasets"]}) for f, results, c in read]
 

@@ -185,7 +185,7 @@ def _arm(
 ) -> Arm:
     first = parts[0]
     untrained = name in first.bases
-    runs = _runs_of_base(first, name) if untrained else first.runs[name]
+    runs = [first.bases[name]] if untrained else first.runs[name]
     point = "base" if untrained else which
     means = [part.values[name][:, slice(None) if m is None else m].mean() for part, m in zip(parts, keep, strict=True)]
     # the model before training has no base; nor has an arm on a data set that none of the base's runs has
@@ -199,13 +199,6 @@ def _arm(
         steps=[run.results["steps"][point] for run in runs],
         **({} if untrained else _costs(runs)),
     )
-
-
-def _runs_of_base(part: Measured, name: str) -> list[Run]:
-    """A run that began with this model."""
-    [values] = part.values[name]
-    of_arms = ((run, own) for arm, runs in part.runs.items() for run, own in zip(runs, part.before[arm], strict=True))
-    return [next(run for run, own in of_arms if np.array_equal(own, values))]
 
 
 def _costs(runs: Sequence[Run]) -> dict[str, float | None]:
