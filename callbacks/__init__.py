@@ -5,6 +5,7 @@ from callbacks.beir_evaluation import BeirEvaluation
 from callbacks.diagnostics import Diagnostics
 from callbacks.export import ExportBest
 from callbacks.pruning import PruneRun
+from callbacks.query_record import QueryRecord
 from callbacks.rerank_evaluation import RerankEvaluation
 from callbacks.run_record import RunRecord
 from callbacks.step_seeds import StepSeeds
@@ -16,6 +17,7 @@ __all__ = [
     "Diagnostics",
     "ExportBest",
     "PruneRun",
+    "QueryRecord",
     "RerankEvaluation",
     "RunRecord",
     "StepSeeds",

@@ -29,8 +29,8 @@ class RunRecord(L.Callback):
     chose (``best``) and of the last evaluated step (``last``), on the whole corpus; ``samples`` how far those on a
     sample of it are off; the dev criterion's best value and that of every validation; whether a pruner stopped the run;
     and seed, objective, wall time, peak memory, and what all training steps of all ranks together encoded:
-    ``passages_encoded`` (frozen ones count 0), ``texts_encoded`` (queries too) and ``tokens_encoded`` (without padding).
-    A passage counts each time that a step of a rank encodes it.
+    ``passages_encoded`` (frozen ones count 0), ``texts_encoded`` (queries too) and ``tokens_encoded`` (without
+    padding). A passage counts each time that a step of a rank encodes it.
 
     Args:
         folder: the run folder.

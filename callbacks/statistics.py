@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import bootstrap
 
 from retriever.errors import InputError
+
+_TIE = 1e-6
+_CELLS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -68,3 +71,131 @@ def mean_over_seeds(runs: list[Mapping[str, float]]) -> dict[str, float]:
         if run.keys() != runs[0].keys():
             raise InputError("Runs of one arm were evaluated on different queries; compare them one by one.")
     return {q: float(np.mean([run[q] for run in runs])) for q in runs[0]}
+
+
+@dataclass(frozen=True)
+class PairedTest(Difference):
+    """A difference with its test.
+
+    Attributes:
+        p: two-sided, in (0, 1]: how often as large a difference comes about where both sides are exchangeable.
+        wins: queries on which the value, averaged over seeds, is higher than the base's.
+        ties: equal.
+        losses: lower.
+    """
+
+    p: float
+    wins: int
+    ties: int
+    losses: int
+
+
+def paired_test(
+    values: Sequence[np.ndarray],
+    base: Sequence[np.ndarray] | None = None,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+) -> PairedTest:
+    """Mean difference over data sets, queries and seeds, with its interval, its test, and wins, ties and losses.
+
+    Args:
+        values: per data set [S, Q_k]: one row a seed, one column a query. Differences already, where each seed has a
+            partner on the other side (or its own base model).
+        base: per data set [T, Q_k], the same queries, where seeds have no partner; None: ``values`` are differences.
+        confidence: of the interval.
+        resamples: of the bootstrap and of the test; their seeds are fixed.
+
+    Returns:
+        The mean is that over data sets of the means over queries (a macro average).
+
+    Raises:
+        InputError: no data set, or one without a query.
+    """
+    base = [np.zeros((1, v.shape[1])) for v in values] if base is None else base
+    if not values or not all(v.size for v in values):
+        raise InputError("A difference over no queries means nothing; compare on sets that have some.")
+    differences = [v.mean(axis=0) - b.mean(axis=0) for v, b in zip(values, base, strict=True)]
+    low, high = two_way_interval(values, base, confidence, resamples)
+    flat = np.concatenate(differences)
+    return PairedTest(
+        mean=float(np.mean([d.mean() for d in differences])),
+        low=low,
+        high=high,
+        queries=len(flat),
+        p=sign_flip_p(differences, resamples),
+        wins=int((flat > _TIE).sum()),
+        ties=int((np.abs(flat) <= _TIE).sum()),
+        losses=int((flat < -_TIE).sum()),
+    )
+
+
+def two_way_interval(
+    values: Sequence[np.ndarray], base: Sequence[np.ndarray], confidence: float = 0.95, resamples: int = 10_000
+) -> tuple[float, float]:
+    """Percentile interval of the mean difference, seeds and queries both drawn with replacement.
+
+    The pigeonhole bootstrap (Owen 2007, Annals of Applied Statistics 1(2), 386–411): every draw takes S of the S seeds,
+    the same ones for all data sets, and, of each data set by itself, Q of its Q queries. With one seed it is the usual
+    bootstrap over queries, and says something about that very run. With few, it counts noise of single (seed, query)
+    cells up to three times, which widens the interval, and the seeds' common part (S − 1)/S times, which narrows it: it
+    covers as long as a seed moves single queries more than it moves all of them together.
+
+    Args:
+        values: per data set [S, Q_k].
+        base: per data set [T, Q_k]; its seeds are drawn on their own.
+        confidence: of the interval.
+        resamples: bootstrap samples.
+    """
+    of_seeds, of_queries = np.random.default_rng(1), np.random.default_rng(0)
+    ours, theirs = (_draws(of_seeds, len(side[0]), resamples) for side in (values, base))
+    means = np.zeros(resamples)
+    for own, other in zip(values, base, strict=True):
+        for part in _parts(resamples, own.shape[1]):
+            differences = ours[part] @ own - theirs[part] @ other
+            queries = of_queries.integers(0, own.shape[1], differences.shape)
+            means[part] += np.take_along_axis(differences, queries, axis=1).mean(axis=1)
+    low, high = np.quantile(means / len(values), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def sign_flip_p(differences: Sequence[np.ndarray], resamples: int = 10_000) -> float:
+    """Two-sided p-value of a paired randomisation test over queries (Fisher 1935; Smucker et al. 2007).
+
+    Where the two sides are exchangeable on each query, any query's difference could as well have the other sign. All
+    seeds of a query flip together (their mean does): they share the query and the base, so flipping them one by one
+    would treat S copies of one observation as S, and reject too often. The seeds are those that were trained; with so
+    few, no test by flipping whole seeds could reject (three give p ≥ 0.25), so what seeds change is in the interval.
+
+    Args:
+        differences: per data set [Q_k], averaged over seeds.
+        resamples: random draws of the signs; the observed signs are counted in, so p is at least 1/(resamples + 1).
+    """
+    random = np.random.default_rng(0)
+    means = np.zeros(resamples)
+    for values in differences:
+        for part in _parts(resamples, len(values)):
+            flip = random.integers(0, 2, (part.stop - part.start, len(values)), dtype=np.int8)
+            means[part] += values.mean() - 2 * (flip @ values) / len(values)
+    observed = abs(sum(values.mean() for values in differences))
+    return float((1 + (np.abs(means) >= observed - 1e-12).sum()) / (1 + resamples))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected for their number (Holm 1979, Scandinavian Journal of Statistics 6(2), 65–70)."""
+    p, order = np.asarray(p_values, dtype=float), np.argsort(p_values, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(stepped, 1)
+    return corrected.tolist()
+
+
+def _draws(random: np.random.Generator, seeds: int, resamples: int) -> np.ndarray:
+    """Share of each seed in each draw [resamples, seeds]."""
+    return random.multinomial(seeds, [1 / seeds] * seeds, resamples) / seeds
+
+
+def _parts(resamples: int, queries: int) -> Iterator[slice]:
+    """Slices of the resamples that together take bounded memory."""
+    step = max(1, _CELLS // queries)
+    for begin in range(0, resamples, step):
+        yield slice(begin, min(begin + step, resamples))

@@ -15,10 +15,11 @@ from torch.utils.data import DataLoader
 
 from datamodules.batches import BatchSampler, ListBatches, ListSource
 from datamodules.caches import cached_embeddings, cached_tokens
-from datamodules.corpus import Corpus, find_dataset, find_file, load_corpus, load_evaluation_set
+from datamodules.corpus import Corpus, EvaluationSet, find_dataset, find_file, load_corpus, load_evaluation_set
 from datamodules.leakage import count_reasons, find_leaks
 from datamodules.list_choice import by_type, chosen_lists
 from datamodules.normalization import confident, normalize_scores
+from datamodules.overlap import find_overlap
 from datamodules.query_lists import QueryLists, open_query_lists
 from datamodules.splits import rows_in_dev
 from retriever.encoder import TextEncoder
@@ -194,6 +195,10 @@ class QueryListDataModule(L.LightningDataModule):
     def dev_query_ids(self, corpus: str) -> list[str]:
         """Ids of the dev queries of a corpus."""
         return [q for s in self._dev if s.corpus.name == corpus for q in s.lists.query_ids.to_pylist()]
+
+    def overlap(self, data: EvaluationSet) -> dict[str, str]:
+        """Evaluation queries that training comes close to, see :func:`~datamodules.overlap.find_overlap`."""
+        return find_overlap(data, self._train)
 
     def _loader(self, sources: list[ListSource], order: str | None) -> DataLoader:
         trainer, module = self.trainer, getattr(self.trainer, "lightning_module", None)

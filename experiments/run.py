@@ -24,12 +24,14 @@ from callbacks import (
     Diagnostics,
     ExportBest,
     PruneRun,
+    QueryRecord,
     RunRecord,
     StepSeeds,
     StopWhenNoneImproves,
 )
 from datamodules.files import atomic_path
-from experiments.compare import compare, print_tables
+from experiments.comparison.formats import print_tables
+from experiments.comparison.tables import compare
 from experiments.hydra_errors import run_kindly
 from experiments.sweeps import run_of_sweep
 from retriever.errors import InputError, choose
@@ -120,7 +122,7 @@ def _callbacks(config: DictConfig, folder: Path, evaluation: BeirEvaluation) -> 
     objective = config.module._target_.rsplit(".", 1)[-1]
     facts = {"objective": objective, "criterion": config.criterion}
     # the order matters: figures are there before a checkpoint is chosen, the best one before it is exported
-    callbacks: list[L.Callback] = [evaluation, StepSeeds(config.seed), LearningRateMonitor("step")]
+    callbacks: list[L.Callback] = [evaluation, QueryRecord(folder), StepSeeds(config.seed), LearningRateMonitor("step")]
     if config.diagnostics.every_n_steps is not None:
         callbacks.append(Diagnostics(**config.diagnostics))
     if config.early_stopping.patience is not None:
@@ -216,7 +218,7 @@ def application(config: DictConfig) -> float | None:
     else:
         results = train(config, folder)
         if rank_zero_only.rank == 0:
-            print_tables(compare([folder]), "best")
+            print_tables(compare([folder]))
     value = None if results is None else results.get("criterion_value")
     return -value if value is not None and config.criterion_mode == "max" else value
 

@@ -10,8 +10,10 @@ import pytrec_eval
 from callbacks import BeirEvaluation
 from callbacks.scoring import score_run, without_self_hits
 from callbacks.statistics import mean_over_seeds, paired_difference
-from experiments.compare import compare, find_runs, markdown
 from experiments.compare import main as compare_main
+from experiments.comparison.formats import markdown
+from experiments.comparison.runs import find_runs
+from experiments.comparison.tables import compare
 from retriever.errors import InputError
 from retriever.search import exact_search, merge_hits
 
@@ -142,7 +144,7 @@ def test_compare_averages_seeds_and_pairs_with_the_base(tmp_path, capsys):
     assert compare([tmp_path / "b"], "last")["d"][1].ndcg == 0
     compare_main([str(tmp_path), "--markdown", str(tmp_path / "t.md")])
     assert "infonce" in capsys.readouterr().out
-    assert (tmp_path / "t.md").read_text() == markdown(compare([tmp_path]), "best")
+    assert (tmp_path / "t.md").read_text() == markdown(compare([tmp_path]))
     assert "| combined | 1 | 0.2000 | -0.1000 | [-0.1000, -0.1000] |" in (tmp_path / "t.md").read_text()
 
 

@@ -29,7 +29,7 @@ from callbacks.scoring import score_run
 from datamodules.caches import embed
 from datamodules.corpus import load_evaluation_set
 from experiments import run as run_module
-from experiments.compare import compare
+from experiments.comparison.tables import compare
 from experiments.run import train
 from retriever.encoder import TextEncoder
 from retriever.errors import InputError

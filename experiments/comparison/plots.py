@@ -1,0 +1,124 @@
+"""Plots of a comparison: intervals, learning curves, per-query differences."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from math import ceil
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.comparison.changes import compared_arms, differences
+from experiments.comparison.tables import Comparison
+
+# told apart by most who are colour-blind (Okabe & Ito 2008), and light enough for a dark ground
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
+_LINES = ("-", "--", ":", "-.")
+_INK = {"light": "#1f2328", "dark": "#e6edf3"}
+_LABEL = 40
+
+
+def draw(comparison: Comparison, ground: str | None = None) -> dict[str, bytes]:
+    """Name → PNG.
+
+    Args:
+        comparison: what to draw.
+        ground: ``light`` or ``dark``, on which the plots stand without a ground of their own; None: white.
+    """
+    ink = _INK[ground or "light"]
+    settings = {"savefig.transparent": ground is not None, "font.size": 10, "axes.spines.top": False}
+    settings |= {"axes.spines.right": False, "axes.facecolor": "none" if ground else "white"}
+    settings |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
+    style = _styles(comparison)
+    with matplotlib.rc_context(settings):
+        plots = {
+            "intervals": _panels(comparison, lambda axes, name: _intervals(axes, comparison, name, style, ink)),
+            "curves": _panels(comparison, lambda axes, name: _curves(axes, comparison, name, style, ink)),
+            "queries": _panels(comparison, lambda axes, name: _sorted(axes, comparison, name, style, ink)),
+        }
+        return {name: _png(figure) for name, figure in plots.items()}
+
+
+def _panels(comparison: Comparison, fill: Callable[[Axes, str], None]) -> Figure:
+    """One panel a data set."""
+    names = list(comparison.measured)
+    columns = min(len(names), 3)
+    rows = ceil(len(names) / columns)
+    most = max(len(part.values) for part in comparison.measured.values())
+    figure = Figure(figsize=(max(6.4, 5.2 * columns), rows * max(3.4, 0.34 * most + 1.4)), layout="constrained")
+    for number, name in enumerate(names):
+        axes = figure.add_subplot(rows, columns, number + 1)
+        fill(axes, name)
+        axes.set_title(_short(name), fontsize=11)
+        axes.grid(alpha=0.25)
+        axes.set_axisbelow(True)
+    handles = {}
+    for axes in figure.axes:
+        handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if handles:
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(3, len(handles)), frameon=False)
+    return figure
+
+
+def _intervals(axes: Axes, comparison: Comparison, dataset: str, style: dict, ink: str) -> None:
+    arms = [arm for arm in comparison[dataset] if arm.difference is not None]
+    for place, arm in enumerate(reversed(arms)):
+        d = arm.difference
+        axes.plot([d.low, d.high], [place, place], color=style[arm.name]["color"], linewidth=2.2)
+        axes.plot(d.mean, place, marker="o", markersize=6, color=style[arm.name]["color"])
+    axes.axvline(0, color=ink, linewidth=0.9)
+    axes.set_yticks(range(len(arms)), [_short(arm.name) for arm in reversed(arms)])
+    axes.set_ylim(-0.6, len(arms) - 0.4)
+    axes.set_xlabel(f"nDCG@10, difference to {_short(comparison.base)}")
+
+
+def _curves(axes: Axes, comparison: Comparison, dataset: str, style: dict, ink: str) -> None:
+    part = comparison.measured[dataset]
+    for arm, runs in part.runs.items():
+        curves = [curve for curve in (run.curve(dataset) for run in runs) if curve]
+        if not curves:
+            continue
+        shared = sorted(set.intersection(*map(set, curves)))
+        means = [np.mean([curve[step] for curve in curves]) for step in shared]
+        axes.plot(shared, means, label=_short(arm), marker="o", markersize=3, **style[arm])
+        if len(curves) > 1:
+            for curve in curves:
+                axes.plot(list(curve), list(curve.values()), alpha=0.35, linewidth=0.8, color=style[arm]["color"])
+    for base in part.bases:
+        axes.axhline(part.values[base].mean(), color=ink, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.set_xlabel("step")
+    axes.set_ylabel("nDCG@10")
+
+
+def _sorted(axes: Axes, comparison: Comparison, dataset: str, style: dict, ink: str) -> None:
+    part = comparison.measured[dataset]
+    for arm in compared_arms(part, comparison.base):
+        values = np.sort(differences(part, arm, comparison.base))
+        axes.plot(np.linspace(0, 100, len(values)), values, label=_short(arm), drawstyle="steps-mid", **style[arm])
+    axes.axhline(0, color=ink, linewidth=0.9)
+    axes.set_xlabel("queries, most hurt to most helped, %")
+    axes.set_ylabel("difference in nDCG@10")
+
+
+def _styles(comparison: Comparison) -> dict[str, dict]:
+    """Arm → colour and line, the same in all plots."""
+    styles = {base: {"color": "#808080", "linestyle": "-"} for m in comparison.measured.values() for base in m.bases}
+    for number, group in enumerate(comparison.groups):
+        line = _LINES[number // len(_COLOURS) % len(_LINES)]
+        styles[group.name] = {"color": _COLOURS[number % len(_COLOURS)], "linestyle": line}
+    return styles
+
+
+def _png(figure: Figure) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=150)
+    return out.getvalue()
+
+
+def _short(text: str) -> str:
+    """A label of bounded length in which nothing is mathematics."""
+    text = text if len(text) <= _LABEL else text[: _LABEL - 1] + "…"
+    return text.replace("$", r"\$")

@@ -1,0 +1,31 @@
+"""All files of a comparison in one folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datamodules.files import atomic_path
+from experiments.comparison.changes import changes_markdown
+from experiments.comparison.formats import csv_text, latex, markdown, query_csv
+from experiments.comparison.page import page
+from experiments.comparison.plots import draw
+from experiments.comparison.tables import Comparison
+
+
+def write_report(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write the tables, plots and queries; the paths, the HTML page (which holds all the others) first."""
+    plots = draw(comparison)
+    images = "\n".join(f"![{name}](comparison-{name}.png)" for name in plots)
+    contents: dict[str, str | bytes] = {
+        "comparison.html": page(comparison),
+        "comparison.md": f"{markdown(comparison)}\n{images}\n",
+        "comparison.tex": latex(comparison),
+        "comparison.csv": csv_text(comparison),
+        "comparison-queries.md": changes_markdown(comparison),
+        "comparison-queries.csv": query_csv(comparison),
+        **{f"comparison-{name}.png": png for name, png in plots.items()},
+    }
+    for name, content in contents.items():
+        with atomic_path(folder / name) as temporary:
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    return [folder / name for name in contents]

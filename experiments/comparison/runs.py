@@ -1,0 +1,249 @@
+"""Run folders: finding them, reading them, and which of them differ in their seed alone."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from callbacks.beir_evaluation import read_per_query
+from retriever.errors import InputError
+
+_NO_SETTINGS = {"seed", "output_dir", "cache_dir", "data_dir", "resume", "group", "logger", "export"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: the run folder.
+        results: of ``results.json``.
+        config: of ``config.yaml``; empty where there is none.
+        datasets: data set, as the comparison calls it → as the run does; other runs may use that name for a set over
+            another corpus.
+    """
+
+    folder: Path
+    results: dict[str, Any]
+    config: dict[str, Any]
+    datasets: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """The arm's name, as the run was given it."""
+        return self.results["name"]
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.results["seed"]
+
+    def mean(self, dataset: str, metric: str, point: str) -> float:
+        """A metric's mean over the queries at a point (``base``, ``best``, ``last``)."""
+        return self.results["datasets"][self.datasets[dataset]][metric][point]
+
+    def values(self, dataset: str, point: str) -> dict[str, float]:
+        """Query id → nDCG@10 at a point."""
+        path = self.folder / "per_query" / self.datasets[dataset] / f"step-{self.results['steps'][point]:06d}.json"
+        if not path.is_file():
+            raise InputError(
+                f"{path}: missing, though {self.folder / 'results.json'} refers to it. Run that experiment again."
+            )
+        return read_per_query(path)
+
+    def overlap(self, dataset: str) -> dict[str, str] | None:
+        """Query id → why training came close to it; None where the run did not write it down."""
+        return _optional(self.folder / "overlap" / f"{self.datasets[dataset]}.json")
+
+    def queries(self, dataset: str) -> dict[str, dict[str, Any]]:
+        """Query id → ``query`` and ``relevant`` in words; empty where the run did not write them down."""
+        return _optional(self.folder / "queries" / f"{self.datasets[dataset]}.json") or {}
+
+    def curve(self, dataset: str) -> dict[int, float]:
+        """Step → nDCG@10, over all parts of a run that was cut off and went on."""
+        parts = sorted(self.folder.glob("metrics-part*.csv"), key=lambda path: int(path.stem[len("metrics-part") :]))
+        column = f"val/{self.datasets[dataset]}/ndcg@10"
+        points: dict[int, float] = {}
+        for path in [*parts, self.folder / "metrics.csv"]:
+            if path.is_file():
+                with open(path, encoding="utf-8", newline="") as file:
+                    for row in csv.DictReader(file):
+                        if row.get(column):
+                            points[int(row["step"])] = float(row[column])
+        return dict(sorted(points.items()))
+
+    def is_home(self, dataset: str) -> bool:
+        """Whether the data set's corpus is one that the run was trained on."""
+        trained = {Path(spec["corpus"]).name for spec in self.config.get("data", {}).get("train") or ()}
+        return corpus_of(self.config, self.datasets[dataset]) in trained
+
+    def is_dev(self, dataset: str) -> bool:
+        """Whether the data set's queries are those of the dev lists, by which settings may be chosen."""
+        return _spec(self.config, self.datasets[dataset]).get("queries") == "dev"
+
+    def encoder(self) -> dict[str, Any]:
+        """How the configuration describes the model."""
+        return self.config.get("encoder") or {"model": self.results.get("encoder")}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed alone.
+
+    Attributes:
+        name: the runs' name; where runs of one name differ in more than their seed, with the settings that differ.
+        runs: in the order of their folders.
+    """
+
+    name: str
+    runs: list[Run]
+
+
+def find_runs(paths: Iterable[str | Path]) -> list[Path]:
+    """Folders of finished runs: those named, found below the folders named, or matching a pattern.
+
+    Raises:
+        InputError: a path without any run, or no finished run in all.
+    """
+    runs: list[Path] = []
+    unfinished = 0
+    for path in _expanded(paths):
+        found = sorted(p.parent for p in path.rglob("results.json"))
+        cut = find_unfinished([path])
+        if not found and not cut:
+            raise InputError(f"{path}: no results.json in or below it. Name folders of finished runs, or a sweep's.")
+        unfinished += len(cut)
+        runs += [run for run in found if run not in runs]
+    if not runs:
+        raise InputError(f"There is no results.json: none of {unfinished} run(s) is finished. See the runs' logs.")
+    return runs
+
+
+def find_unfinished(paths: Iterable[str | Path]) -> list[Path]:
+    """Folders, named or below, of runs that failed, were cut off, or are under way: a configuration, and no results."""
+    runs: list[Path] = []
+    for path in _expanded(paths):
+        # .hydra/config.yaml is there before the run's own; a W&B folder inside of a run holds a config.yaml, too
+        configs = (p.parent for p in path.rglob("config.yaml"))
+        candidates = sorted({p.parent if p.name == ".hydra" else p for p in configs})
+        outermost: list[Path] = []
+        for candidate in candidates:
+            if not any(run in candidate.parents for run in outermost):
+                outermost.append(candidate)
+        runs += [run for run in outermost if not (run / "results.json").is_file() and run not in runs]
+    return runs
+
+
+def reason(folder: Path) -> str:
+    """Why an unfinished run has no results, in one line, as far as its folder says."""
+    path = folder / "error.txt"
+    lines = path.read_text(encoding="utf-8").strip().splitlines() if path.is_file() else []
+    return lines[0] if lines else "no results.json: it failed, was cut off, or is under way"
+
+
+def read_runs(folders: Iterable[Path]) -> list[Run]:
+    """Read finished runs. Data sets of one name over several corpora get the corpus's name beside their own.
+
+    Raises:
+        InputError: results are torn.
+    """
+    read = [(folder, *_read(folder)) for folder in folders]
+    corpora: dict[str, set[str | None]] = {}
+    for _, results, config in read:
+        for name in results["datasets"]:
+            corpora.setdefault(name, set()).add(corpus_of(config, name))
+
+    def shown(config: dict[str, Any], name: str) -> str:
+        corpus = corpus_of(config, name)
+        return name if corpus is None or len(corpora[name] - {None}) == 1 else f"{name} ({corpus})"
+
+    return [Run(f, results, c, {shown(c, name): name for name in results["datasets"]}) for f, results, c in read]
+
+
+def corpus_of(config: dict[str, Any], dataset: str) -> str | None:
+    """The name of a data set's corpus; None where the configuration lacks the set."""
+    spec = _spec(config, dataset)
+    return Path(spec["path"]).name if spec else None
+
+
+def group_runs(runs: Sequence[Run]) -> list[Group]:
+    """Runs that differ in their seed alone, together; in the order of the first run of each.
+
+    Raises:
+        InputError: two runs are the same.
+    """
+    grouped: dict[str, list[Run]] = {}
+    for run, label in zip(runs, _labels(runs), strict=True):
+        twin = next((other for other in grouped.get(label, ()) if other.seed == run.seed), None)
+        if twin is not None:
+            raise InputError(
+                f"{run.folder} and {twin.folder} are both {label!r} with seed {run.seed}: the same run twice. "
+                "Name one of them."
+            )
+        grouped.setdefault(label, []).append(run)
+    return [Group(name, members) for name, members in grouped.items()]
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """Each run's name; where runs of one name differ in more than their seed, with the settings that differ."""
+    settings = [_settings(run.config) for run in runs]
+    labels = []
+    for run, own in zip(runs, settings, strict=True):
+        twins = [other for other, r in zip(settings, runs, strict=True) if r.name == run.name]
+        differing = sorted(key for key in set().union(*twins) if any(twin.get(key) != own.get(key) for twin in twins))
+        what = ", ".join(f"{key}={own.get(key)}" for key in differing)
+        labels.append(f"{run.name} ({what})" if what else run.name)
+    return labels
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's configuration as dotted keys, without the seed and what says only where things go."""
+    flat: dict[str, Any] = {}
+
+    def flatten(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                flatten(f"{prefix}.{key}" if prefix else str(key), inner)
+        else:
+            flat[prefix] = value
+
+    flatten("", config)
+    return {key: value for key, value in flat.items() if not _NO_SETTINGS & {key.split(".")[0], key.split(".")[-1]}}
+
+
+def _expanded(paths: Iterable[str | Path]) -> list[Path]:
+    """The paths, patterns among them replaced by what they match."""
+    found: list[Path] = []
+    for path in map(str, paths):
+        matches = [path] if Path(path).exists() else sorted(glob.glob(path, recursive=True))
+        if not matches:
+            raise InputError(f"{path}: no such folder, so no results.json in it. Name folders of runs, or a sweep's.")
+        found += [Path(match) for match in matches]
+    return found
+
+
+def _optional(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    path = folder / "results.json"
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not a whole results file ({error}). Run that experiment again.") from error
+    config = folder / "config.yaml"
+    return results, OmegaConf.to_container(OmegaConf.load(config)) if config.is_file() else {}
+
+
+def _spec(config: dict[str, Any], dataset: str) -> dict[str, Any]:
+    """What the configuration says of an evaluation set."""
+    specs = config.get("evaluation", {}).get("datasets") or ()
+    return next((spec for spec in specs if (spec.get("name") or Path(spec["path"]).name) == dataset), {})

@@ -1,0 +1,210 @@
+"""Tables as words: titles, captions, columns and cells, for every format alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from callbacks.statistics import PairedTest
+from experiments.comparison.tables import Arm, Comparison, HomeAndAbroad, Table
+
+CLEAR = 0.05
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table to be written down.
+
+    Attributes:
+        title: what it is about.
+        caption: how to read it.
+        columns: their names; the first holds names, the others figures.
+        rows: cells.
+        signs: per row, 1 or −1 where the difference is clearly positive or negative, else 0.
+    """
+
+    title: str
+    caption: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    signs: list[int]
+
+
+def sheets(comparison: Comparison) -> list[Sheet]:
+    """All tables, with all columns."""
+    found = [_forgetting(comparison)] if comparison.forgetting else []
+    for table, clean in comparison.all_tables():
+        found.append(_sheet(comparison, table))
+        if clean is not None:
+            found.append(_sheet(comparison, clean))
+    return found
+
+
+def narrow_sheets(comparison: Comparison) -> list[Sheet]:
+    """The tables as far as they go into the 132 columns of a terminal; without overlap, the difference alone."""
+    found = []
+    for table, clean in comparison.all_tables():
+        found.append(_narrow(comparison, table, clean))
+    return found + ([_forgetting(comparison)] if comparison.forgetting else [])
+
+
+def _sheet(comparison: Comparison, table: Table) -> Sheet:
+    columns = (
+        "run",
+        "seeds",
+        "nDCG@10",
+        f"difference to {comparison.base}",
+        "paired 95% interval",
+        "p (Holm)",
+        "W/T/L",
+        "Recall@100",
+        "step",
+        "minutes",
+        "GiB",
+        "passages encoded",
+    )
+    rows = [
+        (
+            arm.name,
+            _seeds(arm),
+            f"{arm.ndcg:.4f}",
+            _difference(arm.difference),
+            _interval(arm.difference),
+            _p(arm.p_holm),
+            _counts(arm.difference),
+            _number(arm.recall, ".4f"),
+            _steps(arm),
+            _number(arm.minutes, ".1f"),
+            _number(arm.memory, ".1f"),
+            _number(arm.passages, ",.0f"),
+        )
+        for arm in table.arms
+    ]
+    kept = [i for i in range(len(columns)) if i < 7 or any(row[i] for row in rows)]
+    part = table.of is not None
+    return Sheet(
+        f"{table.title}, without overlap" if part else table.title,
+        _caption(comparison, table),
+        tuple(columns[i] for i in kept),
+        [tuple(row[i] for i in kept) for row in rows],
+        [_sign(arm.difference, arm.p_holm) for arm in table.arms],
+    )
+
+
+def _narrow(comparison: Comparison, table: Table, clean: Table | None) -> Sheet:
+    without = {arm.name: arm.difference for arm in clean.arms} if clean else {}
+    columns = ("run", "seeds", "nDCG@10", f"difference to {comparison.base} [95%]", "p", "W/T/L")
+    columns += (("no overlap",) if without else ()) + ("step", "minutes")
+    rows = [
+        (
+            arm.name,
+            _seeds(arm),
+            f"{arm.ndcg:.4f}",
+            f"{_difference(arm.difference)} {_interval(arm.difference)}".strip(),
+            _p(arm.p_holm),
+            _counts(arm.difference),
+            *([_difference(without.get(arm.name))] if without else []),
+            _steps(arm),
+            _number(arm.minutes, ".1f"),
+        )
+        for arm in table.arms
+    ]
+    caption = _caption(comparison, table)
+    if clean is not None and clean.queries:
+        caption += f"; no overlap: the difference on the {clean.queries} queries that no training here came close to"
+    elif clean is not None:
+        caption += "; the training of these runs came close to every query"
+    return Sheet(table.title, caption, columns, rows, [_sign(arm.difference, arm.p_holm) for arm in table.arms])
+
+
+def _forgetting(comparison: Comparison) -> Sheet:
+    columns = ("run", "at home", "p", "abroad", "p")
+    rows = [
+        (
+            row.name,
+            f"{_difference(row.gain)} {_interval(row.gain)}".strip(),
+            _p(row.gain_p),
+            f"{_difference(row.loss)} {_interval(row.loss)}".strip(),
+            _p(row.loss_p),
+        )
+        for row in comparison.forgetting
+    ]
+    places = dict.fromkeys((tuple(row.home), tuple(row.abroad)) for row in comparison.forgetting)
+    if len(places) > 1:  # arms were trained on different corpora
+        columns += ("home", "foreign")
+        rows = [
+            (*cells, ", ".join(row.home), ", ".join(row.abroad))
+            for cells, row in zip(rows, comparison.forgetting, strict=True)
+        ]
+        where = "home: corpora that the arm was trained on"
+    else:
+        [(home, abroad)] = places
+        where = f"home: {', '.join(home)}; abroad (not trained on): {', '.join(abroad)}"
+    count = sum(test is not None for row in comparison.forgetting for test in (row.gain, row.loss))
+    caption = (
+        f"mean nDCG@10 difference to {comparison.base} with its paired 95% interval; {where}; "
+        f"p: randomisation test, Holm over {count} {_comparisons(count)}"
+    )
+    return Sheet(
+        "gain at home, loss abroad", caption, columns, rows, [_forgotten(row) for row in comparison.forgetting]
+    )
+
+
+def _caption(comparison: Comparison, table: Table) -> str:
+    if not table.arms:
+        return f"none of the {table.of} queries is left: the training of the runs compared came close to all of them"
+    what = f"{table.queries} queries"
+    if table.of is not None:
+        what = (
+            f"{table.queries} of {table.of} queries, those that share neither a relevant passage nor near-equal "
+            "wording with the training of any run compared"
+        )
+    step = "the step that its dev lists chose" if comparison.which == "best" else "its last step"
+    parts = [what, f"each model at {step}"]
+    if table.comparisons:
+        most = max((len(arm.seeds) for arm in table.arms), default=0)
+        parts.append(
+            "intervals over queries and seeds" if most > 1 else "one seed each, so intervals are about these very runs"
+        )
+        parts.append(f"p: randomisation test, Holm over {table.comparisons} {_comparisons(table.comparisons)}")
+    return "; ".join(parts)
+
+
+def _comparisons(count: int) -> str:
+    return "comparison" if count == 1 else "comparisons"
+
+
+def _sign(test: PairedTest | None, p: float | None) -> int:
+    return 0 if test is None or p is None or p >= CLEAR else 1 if test.mean > 0 else -1
+
+
+def _forgotten(row: HomeAndAbroad) -> int:
+    """−1 where something was clearly lost abroad; else as at home."""
+    return -1 if _sign(row.loss, row.loss_p) < 0 else _sign(row.gain, row.gain_p)
+
+
+def _seeds(arm: Arm) -> str:
+    return ", ".join(map(str, arm.seeds))
+
+
+def _steps(arm: Arm) -> str:
+    return ", ".join(map(str, sorted(set(arm.steps))))
+
+
+def _difference(test: PairedTest | None) -> str:
+    return "" if test is None else f"{test.mean:+.4f}"
+
+
+def _interval(test: PairedTest | None) -> str:
+    return "" if test is None else f"[{test.low:+.4f}, {test.high:+.4f}]"
+
+
+def _counts(test: PairedTest | None) -> str:
+    return "" if test is None else f"{test.wins}/{test.ties}/{test.losses}"
+
+
+def _p(p: float | None) -> str:
+    return "" if p is None else "<.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)

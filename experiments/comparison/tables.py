@@ -1,0 +1,247 @@
+"""The tables of a comparison: per data set, averaged, on queries without overlap, and at home and abroad."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from callbacks.statistics import PairedTest, holm
+from experiments.comparison.measured import BASE, Measured, read_measured, tested
+from experiments.comparison.runs import Group, Run, find_runs, find_unfinished, group_runs, read_runs
+from retriever.errors import choose
+
+POINTS = ("best", "last")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs of one name in one table, averaged over their seeds.
+
+    Attributes:
+        name: of the runs; ``base`` (or ``base of …``) for the model before training.
+        seeds: of the runs.
+        ndcg: mean nDCG@10 over queries and seeds (and data sets).
+        difference: to the base, paired; None for the base itself.
+        p_holm: its p-value, corrected over the table.
+        recall: mean Recall@100; None on a part of the queries.
+        steps: step of each run's model.
+        minutes: mean wall time of a run.
+        memory: mean peak memory of a run, in GiB.
+        passages: mean number of passages that a run encoded; None where it did not count.
+        tokens: likewise, tokens.
+    """
+
+    name: str
+    seeds: list[int]
+    ndcg: float
+    difference: PairedTest | None
+    p_holm: float | None = None
+    recall: float | None = None
+    steps: list[int] | None = None
+    minutes: float | None = None
+    memory: float | None = None
+    passages: float | None = None
+    tokens: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Arms on one data set, or averaged over several.
+
+    Attributes:
+        title: the data set, or what is averaged.
+        queries: how many.
+        of: how many the whole table has, where this is one of the queries without overlap; else None.
+        comparisons: how many Holm's correction is over.
+        arms: the base first.
+    """
+
+    title: str
+    queries: int
+    of: int | None
+    comparisons: int
+    arms: list[Arm]
+
+
+@dataclass(frozen=True)
+class HomeAndAbroad:
+    """One arm's differences on corpora it was trained on, and on others.
+
+    Attributes:
+        name: of the arm.
+        home: data sets of corpora that it was trained on.
+        abroad: the others.
+        gain: mean difference over ``home``; None where there is none.
+        gain_p: its p-value, corrected over the table.
+        loss: mean difference over ``abroad``; negative where the arm forgot.
+        loss_p: its p-value, corrected over the table.
+    """
+
+    name: str
+    home: list[str]
+    abroad: list[str]
+    gain: PairedTest | None
+    gain_p: float | None
+    loss: PairedTest | None
+    loss_p: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that a comparison found.
+
+    Attributes:
+        which: ``best`` or ``last``, the step of each run's model.
+        base: the arm that differences are to.
+        groups: the arms' runs.
+        measured: data set → per-query values.
+        tables: data set → its table; ``average`` is apart.
+        clean: data set → the same on the queries that no run's training came close to, where runs wrote that down; a
+            set of which none is left has a table without arms.
+        average: over the data sets that all runs have, those of dev lists left out; None for fewer than two.
+        clean_average: the same without overlap.
+        forgetting: per arm, where some arm has a data set of a corpus it was not trained on.
+        unfinished: folders of runs without results.
+    """
+
+    which: str
+    base: str
+    groups: list[Group]
+    measured: dict[str, Measured]
+    tables: dict[str, Table]
+    clean: dict[str, Table]
+    average: Table | None
+    clean_average: Table | None
+    forgetting: list[HomeAndAbroad]
+    unfinished: list[Path]
+
+    def __getitem__(self, dataset: str) -> list[Arm]:
+        """The arms on a data set, the base first, then in the order of their first run."""
+        return self.tables[dataset].arms
+
+    def all_tables(self) -> list[tuple[Table, Table | None]]:
+        """Each table with the same one without overlap, the average first."""
+        pairs = [(self.average, self.clean_average)] if self.average else []
+        return pairs + [(table, self.clean.get(name)) for name, table in self.tables.items()]
+
+
+def compare(paths: Iterable[str | Path], which: str = "best", base: str = BASE) -> Comparison:
+    """Compare finished runs.
+
+    Args:
+        paths: run folders, folders that hold some, or patterns.
+        which: the model of each run: ``best`` (by its dev criterion) or ``last``.
+        base: the arm that differences are to: ``base``, each run's own model before training, or an arm's name.
+
+    Raises:
+        InputError: the runs cannot be compared; the message says why.
+    """
+    paths = list(paths)
+    groups = group_runs(read_runs(find_runs(paths)))
+    choose("--base", base, [BASE, *(group.name for group in groups)])
+    runs = [run for group in groups for run in group.runs]
+    datasets = dict.fromkeys(name for run in runs for name in run.datasets)
+    measured = {name: read_measured(groups, name, which, base) for name in datasets}
+    general = [m for m in measured.values() if _runs(m) == len(runs) and not any(r.is_dev(m.dataset) for r in runs)]
+    average, clean_average = None, None
+    if len(general) > 1:
+        title = f"average of {', '.join(m.dataset for m in general)}"
+        average = _table(title, general, which, base)
+        if all(m.clean is not None and m.clean.any() for m in general):
+            clean_average = _table(title, general, which, base, clean=True)
+    return Comparison(
+        which=which,
+        base=base,
+        groups=groups,
+        measured=measured,
+        tables={name: _table(name, [m], which, base) for name, m in measured.items()},
+        clean={name: _table(name, [m], which, base, clean=True) for name, m in measured.items() if m.clean is not None},
+        average=average,
+        clean_average=clean_average,
+        forgetting=_forgetting(groups, measured, base),
+        unfinished=find_unfinished(paths),
+    )
+
+
+def _table(title: str, parts: Sequence[Measured], which: str, base: str, clean: bool = False) -> Table:
+    """One table; ``clean``: on the queries without overlap."""
+    keep = [part.clean if clean else None for part in parts]
+    total = sum(len(part.query_ids) for part in parts)
+    left = sum(int(mask.sum()) for mask in keep) if clean else total
+    if not left:
+        return Table(title, 0, total, 0, [])
+    names = [name for name in parts[0].values if all(name in part.values for part in parts)]
+    arms = [_arm(name, parts, which, base, keep, clean) for name in names]
+    corrected = _corrected([arm.difference for arm in arms])
+    arms = [replace(arm, p_holm=p) for arm, p in zip(arms, corrected, strict=True)]
+    return Table(title, left, total if clean else None, sum(p is not None for p in corrected), arms)
+
+
+def _arm(
+    name: str, parts: Sequence[Measured], which: str, base: str, keep: Sequence[np.ndarray | None], clean: bool
+) -> Arm:
+    first = parts[0]
+    untrained = name in first.bases
+    runs = [first.bases[name]] if untrained else first.runs[name]
+    point = "base" if untrained else which
+    means = [part.values[name][:, slice(None) if m is None else m].mean() for part, m in zip(parts, keep, strict=True)]
+    # the model before training has no base; nor has an arm on a data set that none of the base's runs has
+    differs = not untrained if base == BASE else name != base and base in first.values
+    return Arm(
+        name=name,
+        seeds=first.seeds[name],
+        ndcg=float(np.mean(means)),
+        difference=tested(parts, name, base, keep) if differs else None,
+        recall=None if clean else float(np.mean([r.mean(p.dataset, "recall@100", point) for p in parts for r in runs])),
+        steps=[run.results["steps"][point] for run in runs],
+        **({} if untrained else _costs(runs)),
+    )
+
+
+def _costs(runs: Sequence[Run]) -> dict[str, float | None]:
+    """What a run cost, on average; None where not all runs say."""
+
+    def mean(key: str, unit: float) -> float | None:
+        values = [run.results.get(key) for run in runs]
+        return None if None in values else float(np.mean(values)) / unit
+
+    return {
+        "minutes": mean("wall_time_s", 60),
+        "memory": mean("peak_memory_bytes", 2**30),
+        "passages": mean("passages_encoded", 1),
+        "tokens": mean("tokens_encoded", 1),
+    }
+
+
+def _forgetting(groups: Sequence[Group], measured: dict[str, Measured], base: str) -> list[HomeAndAbroad]:
+    """Every arm but the base; empty where no arm has a data set abroad."""
+    rows = []
+    for group in groups:
+        if group.name == base:
+            continue
+        both = [group.name] if base == BASE else [group.name, base]
+        needed = [run for other in groups if other.name in both for run in other.runs]
+        sides: dict[bool, list[Measured]] = {True: [], False: []}
+        for name, part in measured.items():
+            if all(name in run.datasets for run in needed) and not group.runs[0].is_dev(name):
+                sides[group.runs[0].is_home(name)].append(part)
+        tests = {side: tested(parts, group.name, base) if parts else None for side, parts in sides.items()}
+        home, abroad = ([part.dataset for part in sides[side]] for side in (True, False))
+        rows.append(HomeAndAbroad(group.name, home, abroad, tests[True], None, tests[False], None))
+    if not any(row.home for row in rows) or not any(row.abroad for row in rows):
+        return []
+    corrected = iter(_corrected([test for row in rows for test in (row.gain, row.loss)]))
+    return [replace(row, gain_p=next(corrected), loss_p=next(corrected)) for row in rows]
+
+
+def _corrected(tests: Sequence[PairedTest | None]) -> list[float | None]:
+    """Each test's p-value by Holm's correction over all of them."""
+    corrected = iter(holm([test.p for test in tests if test is not None]))
+    return [None if test is None else next(corrected) for test in tests]
+
+
+def _runs(measured: Measured) -> int:
+    return sum(map(len, measured.runs.values()))
