@@ -163,6 +163,7 @@ class QueryListDataModule(L.LightningDataModule):
         self.report["train_lists"] = sum(len(s.lists) for s in self._train)
         self.report["dev_lists"] = sum(len(s.lists) for s in self._dev)
         self.report["teachers"] = [s.lists.metadata.get("teacher") for s in self._train]
+        self.report["files"] = [_about("train", *p) for p in train] + [_about("dev", *p) for p in dev]
 
     def train_dataloader(self) -> DataLoader:
         """One item is one batch of this rank."""
@@ -348,6 +349,20 @@ def _by_type(lists: QueryLists) -> tuple[np.ndarray, np.ndarray]:
     encoded = lists.query_types.dictionary_encode()
     types, place = np.unique(encoded.dictionary.to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
     return types, place[encoded.indices.to_numpy()]
+
+
+def _about(part: str, spec: Mapping, corpus: Corpus, lists: QueryLists) -> dict[str, object]:
+    """What is used of a file, for the record."""
+    types, groups = _by_type(lists)
+    return {
+        "part": part,
+        "file": lists.source.name,
+        "corpus": str(spec["corpus"]),
+        "lists": len(lists),
+        "weight": spec.get("weight", 1.0),
+        "types": dict(zip(types.tolist(), np.bincount(groups, minlength=len(types)).tolist(), strict=True)),
+        "teacher": lists.metadata.get("teacher"),
+    }
 
 
 def _positive_ids(lists: QueryLists, corpus: Corpus) -> list[list[str]]:
