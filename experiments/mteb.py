@@ -1,4 +1,4 @@
-"""An exported model under MTEB, on local files: python -m experiments.mteb RUN/model [--dataset PATH] [--passages MODEL].
+"""An exported model under MTEB, on local files: python -m experiments.mteb RUN/model [--dataset PATH] [--passages M].
 
 Needs no network: corpus, queries and judgements are those of a BEIR-layout folder (or a shipped or BEIR name).
 """
