@@ -10,6 +10,7 @@ from callbacks.rerank_evaluation import RerankEvaluation
 from callbacks.run_record import RunRecord
 from callbacks.step_seeds import StepSeeds
 from callbacks.stopping import StopWhenNoneImproves
+from callbacks.wandb_report import WandbReport
 
 __all__ = [
     "AtomicCheckpoints",
@@ -22,4 +23,5 @@ __all__ = [
     "RunRecord",
     "StepSeeds",
     "StopWhenNoneImproves",
+    "WandbReport",
 ]

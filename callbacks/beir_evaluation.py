@@ -63,10 +63,11 @@ class PreparedSet:
 class BeirEvaluation(L.Callback):
     """Exact search over each corpus and BEIR's metrics; the base model before the first step, the tuned one later.
 
-    Logs ``val/<dataset>/<metric>`` and ``val/<dataset>/ndcg@10_delta``, the difference to the base model. Keeps
-    per-query values and a TREC run file of every evaluation in the run folder. Passages are spread over the ranks and
-    the hits merged, some queries at a time. What has not changed (base weights, a frozen passage encoder) is encoded
-    once, by all processes together, then read from the cache.
+    Logs ``val/<dataset>/<metric>``; beside it ``val/<dataset>/ndcg@10_base``, the base model's figure at every step, as
+    a line to hold the curve against, and ``val/<dataset>/ndcg@10_delta``, the difference. Keeps per-query values and a
+    TREC run file of every evaluation in the run folder. Passages are spread over the ranks and the hits merged, some
+    queries at a time. What has not changed (base weights, a frozen passage encoder) is encoded once, by all processes
+    together, then read from the cache.
 
     A data set with ``sample`` is validated on a sample of its corpus (``val/<dataset>-sample/…``): the judged passages,
     the best ``depth`` hits of the base model and of BM25 for each query, and a random rest up to ``size``. The base
@@ -272,8 +273,7 @@ class BeirEvaluation(L.Callback):
         self.history = [{"step": number, "metrics": metrics[number]} for number in sorted(metrics)]
         flat = {}
         for name, values in results.items():
-            flat |= {f"val/{name}/{metric}": values[metric] for metric in METRICS}
-            flat[f"val/{name}/ndcg@10_delta"] = values["ndcg@10"] - self.base[name]["ndcg@10"]
+            flat |= self._to_log(name, values)
             log.info(
                 "step %d: %s nDCG@10 %.4f (%+.4f)", step, name, values["ndcg@10"], flat[f"val/{name}/ndcg@10_delta"]
             )
@@ -282,6 +282,12 @@ class BeirEvaluation(L.Callback):
                 error = metrics[step][f"{name}-sample"]["ndcg@10"] - metrics[step][name]["ndcg@10"]
                 log.info("step %d: %s nDCG@10 on the sample is off by %+.4f", step, name, error)
         return flat
+
+    def _to_log(self, name: str, values: Mapping[str, float]) -> dict[str, float]:
+        """One set's figures under the names that they are logged by."""
+        base = self.base[name]["ndcg@10"]
+        flat = {f"val/{name}/{metric}": values[metric] for metric in METRICS}
+        return flat | {f"val/{name}/ndcg@10_base": base, f"val/{name}/ndcg@10_delta": values["ndcg@10"] - base}
 
     def _with_base(self, trainer: L.Trainer, module: RetrieverModule, prepared: PreparedSet) -> PreparedSet:
         return replace(prepared, base=self._corpus_embeddings(trainer, module, prepared))

@@ -10,88 +10,22 @@ from typing import Any
 
 import lightning as L
 
-from callbacks.beir_evaluation import BeirEvaluation
+from callbacks.beir_evaluation import BeirEvaluation, read_per_query
 from callbacks.best_checkpoint import best_checkpoint_step, load_best_weights
-from retriever.cross_encoder import CrossEncoder
+from callbacks.model_card import CardFacts, Figure, model_card
+from callbacks.statistics import paired_difference
 from retriever.module import QueryListModule
 
 log = logging.getLogger(__name__)
 
-_CARD = """---
-library_name: sentence-transformers
-pipeline_tag: sentence-similarity
-base_model: {base}
-tags: [retrieval, dense-retriever]
----
-
-# {name}
-
-{base}, fine-tuned with **{objective}** (seed {seed}), {passages}
-
-| | |
-|---|---|
-| query prompt | `{query_prompt!r}` |
-| passage prompt | `{passage_prompt!r}` |
-| pooling, normalised | {pooling}, {normalize} |
-| tokens of a query, a passage | {query_max_length}, {passage_max_length} |
-| train lists, dev lists | {train_lists}, {dev_lists} |
-| teacher | {teacher} |
-| chosen by | {criterion}, at step {step} |
-
-Sentence-transformers cuts queries at the passages' length; the figures below were measured with the query's own.
-
-## nDCG@10
-
-| data set | base | this model |
-|---|---|---|
-{figures}
-
-```python
-from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer("PATH")
-scores = model.encode_query(["a query"]) @ model.encode_document(["a passage"]).T
-```
-"""
-
-_CROSS_ENCODER_CARD = """---
-library_name: sentence-transformers
-pipeline_tag: text-ranking
-base_model: {base}
-tags: [retrieval, reranker, cross-encoder]
----
-
-# {name}
-
-{base} as a cross-encoder with one logit, trained with **{objective}** (seed {seed}) on labelled positives against mined
-negatives.
-
-| | |
-|---|---|
-| tokens of a query, a pair | {query_max_length}, {pair_max_length} (the passage is cut, not the query) |
-| train lists, dev lists | {train_lists}, {dev_lists} |
-| chosen by | {criterion}, at step {step} |
-
-## nDCG@10 of re-ranking
-
-| data set | first stage | re-ranked by this model |
-|---|---|---|
-{figures}
-
-```python
-from sentence_transformers import CrossEncoder
-
-logits = CrossEncoder("PATH").predict([("a query", "a passage")])
-```
-"""
-
 
 class ExportBest(L.Callback):
-    """At the end of training, load the best checkpoint into the module and save its encoder.
+    """At the end of training, load the best checkpoint into the module and save its encoder, with a model card.
 
     Args:
-        folder: the run folder; the model goes to ``model`` in it.
-        facts: ``name``, ``seed``, ``objective`` and ``criterion`` for the model card.
+        folder: the run folder, where the per-query values are; the model goes to ``model`` in it.
+        facts: ``name``, ``seed``, ``objective``, ``settings``, ``training`` and ``criterion``, see
+            :class:`~callbacks.model_card.CardFacts`.
     """
 
     def __init__(self, folder: str | Path, facts: Mapping[str, Any]) -> None:
@@ -113,24 +47,33 @@ class ExportBest(L.Callback):
         log.info("Exported the model of step %s to %s", best_checkpoint_step(trainer), target)
 
     def _card(self, trainer: L.Trainer, module: QueryListModule) -> str:
-        evaluation = next((c for c in trainer.callbacks if isinstance(c, BeirEvaluation)), None)
-        history = {entry["step"]: entry["metrics"] for entry in evaluation.history} if evaluation else {}
         step = best_checkpoint_step(trainer)
-        chosen = history.get(step, {})
-        names = [data.name for data in evaluation.data if data.name in chosen] if evaluation else []
-        rows = [f"| {d} | {evaluation.base[d]['ndcg@10']:.4f} | {chosen[d]['ndcg@10']:.4f} |" for d in names]
-        report = trainer.datamodule.report
-        card = _CROSS_ENCODER_CARD if isinstance(module.encoder, CrossEncoder) else _CARD
-        return card.format(
-            base=module.encoder.name,
-            step=step,
-            figures="\n".join(rows),
-            passages="both sides."
-            if module.train_passage_encoder
-            else f"the query side alone: **passages must be encoded with the unchanged {module.encoder.name}**.",
-            train_lists=report["train_lists"],
-            dev_lists=report["dev_lists"],
-            teacher="; ".join(sorted({str(t) for t in report["teachers"]})),
+        evaluation = next(c for c in trainer.callbacks if isinstance(c, BeirEvaluation))
+        facts = CardFacts(
             **self.facts,
-            **vars(module.encoder.spec),
+            data=trainer.datamodule.report,
+            encoder=module.encoder,
+            frozen_passages=not module.train_passage_encoder,
+            step=step,
+            figures=self._figures(evaluation, step),
         )
+        return model_card(facts)
+
+    def _figures(self, evaluation: BeirEvaluation, step: int) -> list[Figure]:
+        at_step = {entry["step"]: entry["metrics"] for entry in evaluation.history}[step]
+        figures = []
+        for spec, data in zip(evaluation.specs, evaluation.data, strict=True):
+            folder = self.folder / "per_query" / data.name
+            base, model = (read_per_query(folder / f"step-{number:06d}.json") for number in (0, step))
+            figures.append(
+                Figure(
+                    name=data.name,
+                    path=spec["path"],
+                    split=spec.get("split", "test"),
+                    dev=spec.get("queries") == "dev",
+                    base=evaluation.base[data.name],
+                    model=at_step[data.name],
+                    difference=paired_difference(model, base),
+                )
+            )
+        return figures

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from callbacks.beir_evaluation import BeirEvaluation, PreparedSet
 from callbacks.best_checkpoint import best_checkpoint_step, load_best_weights
-from callbacks.scoring import METRICS, PerQuery, Run, score_run
+from callbacks.scoring import PerQuery, Run, score_run
 from datamodules.caches import cached_embeddings, cached_tokens, update_with_tokens
 from datamodules.corpus import EvaluationSet
 from datamodules.files import atomic_path, write_json
@@ -119,11 +119,7 @@ class RerankEvaluation(BeirEvaluation):
             self.base = {prepared.data.name: self._first_stage(trainer, prepared) for prepared in self._prepared}
         results = self.evaluate(trainer, module, step)
         self.history = [h for h in self.history if h["step"] != step] + [{"step": step, "metrics": results}]
-        flat = {}
-        for name, metrics in results.items():
-            flat |= {f"val/{name}/{metric}": metrics[metric] for metric in METRICS}
-            flat[f"val/{name}/ndcg@10_delta"] = metrics["ndcg@10"] - self.base[name]["ndcg@10"]
-        return flat
+        return {key: value for name in results for key, value in self._to_log(name, results[name]).items()}
 
     def _first_stage(self, trainer: L.Trainer, prepared: PreparedSet) -> dict[str, float]:
         """BM25's figures; its files are written as those of step 0."""

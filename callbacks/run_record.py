@@ -100,12 +100,8 @@ class RunRecord(L.Callback):
             "peak_memory_bytes": peak_memory(trainer.strategy.root_device),
             **{f"{what}_encoded": count for what, count in self.encoded._asdict().items()},
         }
-        if not trainer.is_global_zero:
-            return
-        write_json(self.folder / "results.json", self.results)
-        for logger in trainer.loggers:
-            if hasattr(logger.experiment, "summary"):
-                logger.experiment.summary.update(_flat_summary(self.results))
+        if trainer.is_global_zero:
+            write_json(self.folder / "results.json", self.results)
 
     def state_dict(self) -> dict[str, Any]:
         """Time spent, texts encoded and the dev criterion so far, so that a resumed run adds to them."""
@@ -151,11 +147,3 @@ def _git_revision() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _flat_summary(results: Mapping[str, Any]) -> dict[str, float]:
-    summary = {"wall_time_s": results["wall_time_s"], "peak_memory_bytes": results["peak_memory_bytes"]}
-    for dataset, metrics in results["datasets"].items():
-        for metric, points in metrics.items():
-            summary |= {f"{point}/{dataset}/{metric}": value for point, value in points.items()}
-    return summary

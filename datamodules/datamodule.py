@@ -169,6 +169,7 @@ class QueryListDataModule(L.LightningDataModule):
         self.report["train_lists"] = sum(len(s.lists) for s in self._train)
         self.report["dev_lists"] = sum(len(s.lists) for s in self._dev)
         self.report["teachers"] = [s.lists.metadata.get("teacher") for s in self._train]
+        self.report["files"] = [_about("train", *p) for p in train] + [_about("dev", *p) for p in dev]
 
     def train_dataloader(self) -> DataLoader:
         """One item is one batch of this rank."""
@@ -367,3 +368,17 @@ class QueryListDataModule(L.LightningDataModule):
         self.encoder.to(self.trainer.strategy.root_device)
         with self.trainer.precision_plugin.forward_context():
             return cached_embeddings(tokens, self.encoder, self.cache_dir, self.token_budget, f"encode {corpus.name}")
+
+
+def _about(part: str, spec: Mapping, corpus: Corpus, lists: QueryLists) -> dict[str, object]:
+    """What is used of a file, for the record."""
+    types, groups = by_type(lists)
+    return {
+        "part": part,
+        "file": lists.source.name,
+        "corpus": str(spec["corpus"]),
+        "lists": len(lists),
+        "weight": spec.get("weight", 1.0),
+        "types": dict(zip(types.tolist(), np.bincount(groups, minlength=len(types)).tolist(), strict=True)),
+        "teacher": lists.metadata.get("teacher"),
+    }

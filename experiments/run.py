@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import hydra
 import lightning as L
@@ -13,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils.logging import disable_progress_bar
@@ -28,11 +30,13 @@ from callbacks import (
     RunRecord,
     StepSeeds,
     StopWhenNoneImproves,
+    WandbReport,
 )
 from datamodules.files import atomic_path
 from experiments.comparison.formats import print_tables
 from experiments.comparison.tables import compare
 from experiments.hydra_errors import run_kindly
+from experiments.redaction import redact
 from experiments.sweeps import run_of_sweep
 from retriever.errors import InputError, choose
 
@@ -59,14 +63,24 @@ def train(config: DictConfig, folder: Path) -> dict:
         config.trainer,
         default_root_dir=str(folder),
         callbacks=_callbacks(config, folder, evaluation),
-        logger=_loggers(config, folder),
+        logger=CSVLogger(folder, name="", version=""),
         enable_progress_bar=os.isatty(2),
         enable_checkpointing=config.save_checkpoints,
         plugins=[*instantiate(config.trainer.get("plugins") or [], _convert_="all"), AtomicCheckpoints()],
     )
-    if trainer.is_global_zero:
-        _save_config(config, folder)
-        _tidy(folder)
+    with ExitStack() as stack:
+        if trainer.is_global_zero:
+            _save_config(config, folder)
+            _tidy(folder)
+            if config.logger.wandb is not None:
+                from experiments.wandb_run import wandb_logger  # the import takes a second
+
+                trainer.loggers = [*trainer.loggers, stack.enter_context(wandb_logger(config, folder))]
+        return _fit(trainer, module, data, config)
+
+
+def _fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule, config: DictConfig) -> dict:
+    """Evaluate the base model, train or go on training; the results."""
     checkpoint = None if config.resume is None else str(_last_checkpoint(config.resume))
     if checkpoint is None:
         trainer.validate(module, datamodule=data, verbose=False)  # the base model, on the same curves
@@ -76,9 +90,10 @@ def train(config: DictConfig, folder: Path) -> dict:
     record = next(c for c in trainer.callbacks if isinstance(c, RunRecord))
     if not record.results:  # cut off behind the last step: Lightning then leaves out what is done at the end
         for callback in trainer.callbacks:
-            if isinstance(callback, BeirEvaluation | RunRecord | ExportBest):
+            if isinstance(callback, BeirEvaluation | RunRecord | WandbReport | ExportBest):
                 callback.on_train_end(trainer, module)
-    _finish(trainer)
+    for logger in trainer.loggers:
+        logger.finalize("success")
     return record.results
 
 
@@ -119,8 +134,6 @@ def _last_checkpoint(run: str) -> Path:
 
 
 def _callbacks(config: DictConfig, folder: Path, evaluation: BeirEvaluation) -> list[L.Callback]:
-    objective = config.module._target_.rsplit(".", 1)[-1]
-    facts = {"objective": objective, "criterion": config.criterion}
     # the order matters: figures are there before a checkpoint is chosen, the best one before it is exported
     callbacks: list[L.Callback] = [evaluation, QueryRecord(folder), StepSeeds(config.seed), LearningRateMonitor("step")]
     if config.diagnostics.every_n_steps is not None:
@@ -134,7 +147,8 @@ def _callbacks(config: DictConfig, folder: Path, evaluation: BeirEvaluation) -> 
         # save_last would write it only where the best one is written: a kill could lose many validations
         callbacks.append(ModelCheckpoint(checkpoints, filename="last", enable_version_counter=False))
     extra = {
-        **facts,
+        "objective": _objective(config),
+        "criterion": config.criterion,
         "encoder": config.encoder.model,
         "train_passage_encoder": config.module.get("train_passage_encoder", True),
         "criterion_mode": config.criterion_mode,
@@ -143,37 +157,44 @@ def _callbacks(config: DictConfig, folder: Path, evaluation: BeirEvaluation) -> 
     callbacks.append(record)
     if config.get("pruner") is not None:
         callbacks.append(PruneRun(record, instantiate(config.pruner)))
+    if config.logger.wandb is not None:
+        from experiments.wandb_run import module_file, source_files
+
+        code = source_files() | module_file(config.module._target_)
+        callbacks.append(WandbReport(folder, code, config.logger.wandb.per_query_rows))
     if config.export:
-        callbacks.append(ExportBest(folder, {**facts, "name": config.name, "seed": config.seed}))
+        callbacks.append(ExportBest(folder, _card_facts(config)))
     if os.isatty(2):
         callbacks.append(RichProgressBar())
     return callbacks
 
 
-def _loggers(config: DictConfig, folder: Path) -> list[Logger]:
-    loggers: list[Logger] = [CSVLogger(folder, name="", version="")]
-    options = config.logger.wandb
-    if options is not None:
-        import wandb
+def _objective(config: DictConfig) -> str:
+    return config.module._target_.rpartition(".")[2]
 
-        offline = options.offline if options.offline is not None else not wandb.login(prompt=False)
-        if offline:
-            os.environ.setdefault("WANDB_SILENT", "true")
-        loggers.append(
-            WandbLogger(
-                name=f"{config.name}-seed{config.seed}",
-                save_dir=folder,
-                offline=offline,
-                project=options.project,
-                entity=options.entity,
-                group=config.group or folder.parent.name,
-                job_type=config.name,
-                tags=list(options.tags),
-                config=OmegaConf.to_container(config, resolve=True),
-                settings=wandb.Settings(silent=offline, mode="offline" if offline else "online"),
-            )
-        )
-    return loggers
+
+def _card_facts(config: DictConfig) -> dict[str, Any]:
+    """What the model card says of the configuration."""
+    data, trainer = config.data, config.trainer
+    training = {
+        "optimiser": "AdamW",
+        "lists of a step": data.batch_size,
+        "candidates of a list": f"{data.list_length} ({data.candidates})",
+        "teacher scores": data.normalization,
+        "at most": f"{trainer.max_epochs} epochs" if trainer.max_steps < 0 else f"{trainer.max_steps} steps",
+        "gradient norm clipped at": trainer.gradient_clip_val,
+        "precision": trainer.precision,
+        "dropout": config.encoder.dropout,
+        "LoRA": config.encoder.get("lora"),
+    }
+    return {
+        "name": config.name,
+        "seed": config.seed,
+        "objective": _objective(config),
+        "settings": OmegaConf.to_container(config.module, resolve=True),
+        "training": training,
+        "criterion": config.criterion,
+    }
 
 
 def _tidy(folder: Path) -> None:
@@ -188,16 +209,7 @@ def _tidy(folder: Path) -> None:
 
 def _save_config(config: DictConfig, folder: Path) -> None:
     with atomic_path(folder / "config.yaml") as temporary:
-        OmegaConf.save(config, temporary, resolve=True)
-
-
-def _finish(trainer: L.Trainer) -> None:
-    for logger in trainer.loggers:
-        logger.finalize("success")
-        if isinstance(logger, WandbLogger):
-            import wandb
-
-            wandb.finish()
+        OmegaConf.save(redact(OmegaConf.to_container(config, resolve=True)), temporary)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="run")

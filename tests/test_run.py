@@ -20,12 +20,11 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from plain_evaluation import ndcg_of
 from sentence_transformers import SentenceTransformer
-from wandb.proto import wandb_internal_pb2
 
 import experiments
 from callbacks import AtomicCheckpoints
-from callbacks.scoring import score_run
 from datamodules.caches import embed
 from datamodules.corpus import load_evaluation_set
 from experiments import run as run_module
@@ -35,7 +34,6 @@ from retriever.encoder import TextEncoder
 from retriever.errors import InputError
 from retriever.losses import listwise_distillation
 from retriever.module import RetrieverModule
-from retriever.search import exact_search
 
 CONF = Path(experiments.__file__).parent / "conf"
 MODULES = ["infonce_conventional", "infonce", "distillation", "combined"]
@@ -53,16 +51,6 @@ def weights(folder):
 def metrics(folder):
     with open(folder / "metrics.csv") as file:
         return list(csv.DictReader(file))
-
-
-def ndcg_of(query_encoder, passage_encoder, data):
-    """Evaluate without any of the callback's code but the scorer."""
-    queries = embed(query_encoder.tokenize(list(data.queries.values()), "query"), query_encoder, 4096)
-    passages = embed(passage_encoder.tokenize(data.corpus.passages.to_pylist(), "passage"), passage_encoder, 4096)
-    scores, rows = exact_search(queries, passages, 100)
-    ids = data.corpus.ids.to_pylist()
-    run = {q: {ids[r]: float(s) for r, s in zip(rows[i], scores[i], strict=True)} for i, q in enumerate(data.queries)}
-    return score_run(data.qrels, run)[0]["ndcg@10"]
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -329,43 +317,6 @@ def test_bfloat16_trains_to_nearly_the_same_losses_which_are_float32(small_run, 
 def test_nan_loss_stops_the_run_and_names_the_queries(small_run, tmp_path):
     with pytest.raises(InputError, match=r"loss is nan at step [1-8], on the queries \d+, \d+"):
         train(config_of(*small_run, "module.learning_rate=1e30", "module.warmup_steps=1"), tmp_path / "run")
-
-
-def wandb_records(path):
-    """Records of an offline file: LevelDB's log format (32 KiB blocks; crc, length, type) behind a 7-byte header."""
-    data, position, record = path.read_bytes(), 7, b""
-    while position + 7 <= len(data):
-        left = 32768 - position % 32768
-        if left < 7:
-            position += left
-            continue
-        length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
-        record += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            message = wandb_internal_pb2.Record()
-            message.ParseFromString(record)
-            yield message
-            record = b""
-
-
-def test_offline_wandb_file_holds_config_curves_and_summary(small_run, tmp_path):
-    options = [o for o in small_run if o != "logger=csv"]
-    train(config_of(*options, "logger.wandb.offline=true", "group=ablation"), tmp_path / "run")
-    history, summary, config, group = set(), set(), set(), set()
-    file = next((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
-    records, deadline = list(wandb_records(file)), time.time() + 60
-    while not any(r.HasField("exit") for r in records) and time.time() < deadline:
-        time.sleep(0.5)  # W&B's own process writes the file, and may lag behind on a busy machine
-        records = list(wandb_records(file))
-    for record in records:
-        history |= {"/".join(i.nested_key) or i.key for i in record.history.item}
-        summary |= {"/".join(i.nested_key) or i.key for i in record.summary.update}
-        config |= {i.key for i in record.run.config.update} | {i.key for i in record.config.update}
-        group |= {record.run.run_group}
-    assert {"val/small/ndcg@10", "val/small/ndcg@10_delta", "dev/kl", "train/loss", "trainer/global_step"} <= history
-    assert {"base/small/ndcg@10", "best/small/ndcg@10", "last/small/ndcg@10", "wall_time_s"} <= summary
-    assert {"module", "data", "encoder", "seed"} <= config and "ablation" in group
 
 
 def test_early_stopping_waits_for_all_metrics_and_the_best_step_is_chosen(small_run, tmp_path):

@@ -1,0 +1,129 @@
+"""An exported model under MTEB, on local files: python -m experiments.mteb RUN/model [--dataset PATH] [--passages M].
+
+Needs no network: corpus, queries and judgements are those of a BEIR-layout folder (or a shipped or BEIR name).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sentence_transformers import SentenceTransformer
+
+from datamodules.corpus import EvaluationSet, load_evaluation_set
+from retriever.errors import InputError
+
+FIGURES = {"ndcg@10": "ndcg_at_10", "recall@100": "recall_at_100"}  # our name → MTEB's
+
+
+def mteb_figures(
+    model: str | Path, data: EvaluationSet, passages: str | Path | None = None, batch_size: int = 32
+) -> dict[str, float]:
+    """Evaluate a sentence-transformers folder by ``mteb``; metric → mean over queries, in [0, 1].
+
+    Args:
+        model: the folder; its own prompts, pooling and lengths are used.
+        data: queries, judgements and the passages to search; a query's own id is taken out of its hits.
+        passages: another model that encodes the passages, for one whose query side alone was trained.
+        batch_size: texts that are encoded together.
+
+    Raises:
+        InputError: ``mteb`` is not installed.
+    """
+    try:
+        import mteb
+    except ImportError as error:
+        raise InputError("This needs mteb: pip install -c constraints.txt '.[mteb]'") from error
+    encoder = SentenceTransformer(str(model))
+    if passages is not None:
+        encoder = _two_sided(encoder, SentenceTransformer(str(passages)))
+    options = {"batch_size": batch_size, "show_progress_bar": False}
+    result = mteb.evaluate(
+        encoder, _task(data), encode_kwargs=options, cache=None, co2_tracker=False, show_progress_bar=False
+    )
+    [scores] = result.task_results[0].scores["test"]
+    return {ours: scores[theirs] for ours, theirs in FIGURES.items()}
+
+
+def _task(data: EvaluationSet) -> Any:
+    """A retrieval task over the set, as MTEB has them; MTEB joins title and text as a corpus here does."""
+    from datasets import Dataset
+    from mteb.abstasks.retrieval import AbsTaskRetrieval
+    from mteb.abstasks.task_metadata import TaskMetadata
+
+    class Local(AbsTaskRetrieval):
+        metadata = TaskMetadata(
+            name=f"Local-{data.name}",
+            description="A data set on this machine.",
+            dataset={"path": data.name, "revision": "local"},
+            type="Retrieval",
+            category="t2t",
+            eval_splits=["test"],
+            eval_langs=["eng-Latn"],
+            main_score=FIGURES["ndcg@10"],
+        )
+        ignore_identical_ids = True
+
+        def load_data(self, *_: Any, **__: Any) -> None:
+            corpus = data.corpus
+            split = {
+                "corpus": Dataset.from_dict(
+                    {name: getattr(corpus, f"{name}s").to_pylist() for name in ("id", "title", "text")}
+                ),
+                "queries": Dataset.from_dict({"id": list(data.queries), "text": list(data.queries.values())}),
+                "relevant_docs": data.qrels,
+                "top_ranked": None,
+            }
+            self.dataset = {"default": {"test": split}}
+            self.data_loaded = True
+
+    return Local()
+
+
+def _two_sided(queries: SentenceTransformer, passages: SentenceTransformer) -> Any:
+    """One model for the queries, another for the passages, as one for MTEB."""
+    from mteb.models import SentenceTransformerEncoderWrapper
+    from mteb.types import PromptType
+
+    class TwoSided(SentenceTransformerEncoderWrapper):
+        def encode(self, inputs: Any, *, prompt_type: PromptType | None = None, **options: Any) -> Any:
+            if prompt_type == PromptType.document:
+                return passage_side.encode(inputs, prompt_type=prompt_type, **options)
+            return super().encode(inputs, prompt_type=prompt_type, **options)
+
+    passage_side = SentenceTransformerEncoderWrapper(passages)
+    return TwoSided(queries)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.mteb", description=__doc__.splitlines()[0])
+    parser.add_argument("model", help="an exported folder, RUN/model")
+    parser.add_argument("--dataset", default="scifact", help="a folder in BEIR's layout, or a shipped or BEIR name")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--passages", help="the model that encodes passages, where the query side alone was trained")
+    options = parser.parse_args(arguments)
+    try:
+        data = load_evaluation_set(options.dataset, options.split)
+        figures = mteb_figures(options.model, data, options.passages)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    recorded = _recorded(Path(options.model).parent / "results.json", data.name)
+    for metric, value in figures.items():
+        print(f"{metric} {value:.5f}" + (f" (this run recorded {recorded[metric]:.5f})" if recorded else ""))
+
+
+def _recorded(path: Path, dataset: str) -> dict[str, float]:
+    """The run's own figures of its best step, where the model lies in a run folder."""
+    if not path.is_file():
+        return {}
+    metrics = json.loads(path.read_text(encoding="utf-8"))["datasets"].get(dataset, {})
+    return {name: points["best"] for name, points in metrics.items()}
+
+
+if __name__ == "__main__":
+    main()

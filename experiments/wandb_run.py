@@ -1,0 +1,149 @@
+"""The Weights & Biases run of an experiment: where it goes, under which id, and that it never stops the training."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import wandb
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.loggers import WandbLogger
+from omegaconf import DictConfig, OmegaConf
+
+from datamodules.files import atomic_path
+from experiments.redaction import redact, redact_arguments
+
+log = logging.getLogger(__name__)
+PACKAGES = ("retriever", "datamodules", "callbacks", "experiments")
+STEP = "trainer/global_step"  # by which Lightning's logger names the optimiser step
+
+
+@contextmanager
+def wandb_logger(config: DictConfig, folder: Path) -> Iterator[WandbLogger]:
+    """Log to a new W&B run in the block, on the first rank; the run ends as failed where the block raises.
+
+    It is online, or offline where no key is there or the server is out of reach. All files are below ``folder/wandb``.
+    The id is kept in ``folder/wandb_id.txt``: a resumed run goes on under it.
+    """
+    run = _started(config, folder)
+    run.define_metric(STEP, hidden=True)
+    run.define_metric("*", step_metric=STEP, step_sync=True)
+    try:
+        yield WandbLogger(experiment=run)
+    except BaseException:
+        wandb.finish(exit_code=1)  # else the next job of a sweep would go on in this run
+        raise
+    wandb.finish()
+
+
+def source_files() -> dict[str, Path]:
+    """Name → file of all that decides what a run does: the project's code and configuration, and the user's own.
+
+    The user's own are YAML and Python files in ``--config-dir``, and the module that the objective comes from.
+    """
+    root = Path(__file__).parents[1]
+    files = {
+        str(path.relative_to(root)): path
+        for package in PACKAGES
+        for kind in ("*.py", "*.yaml")
+        for path in (root / package).rglob(kind)
+    }
+    for folder in _config_dirs():
+        files |= {
+            f"config_dir/{path.relative_to(folder)}": path
+            for path in folder.rglob("*")
+            if path.suffix in (".yaml", ".py") and path.is_file()
+        }
+    return dict(sorted(files.items()))
+
+
+def module_file(target: str) -> dict[str, Path]:
+    """Name → file of the Python module that a ``_target_`` stands in, where it is not the project's own."""
+    module = target.rpartition(".")[0]
+    if module.split(".")[0] in PACKAGES:
+        return {}
+    origin = importlib.util.find_spec(module).origin
+    return {f"own/{module.replace('.', '/')}.py": Path(origin)} if origin and origin.endswith(".py") else {}
+
+
+def _started(config: DictConfig, folder: Path) -> wandb.Run:
+    options = config.logger.wandb
+    os.environ["WANDB_DATA_DIR"] = str(
+        folder / "wandb" / "staging"
+    )  # copies of what artifacts hold, until they are sent
+    arguments = {
+        "name": f"{config.name}-seed{config.seed}",
+        "id": _run_id(folder, resumed=config.resume is not None),
+        "resume": "allow",
+        "dir": str(folder),
+        "project": options.project,
+        "entity": options.entity,
+        "group": config.group or folder.parent.name,
+        "job_type": config.name,
+        "tags": list(options.tags),
+        "config": redact(OmegaConf.to_container(config, resolve=True)),
+    }
+    if not (options.offline if options.offline is not None else not _logged_in()):
+        try:
+            return _start("online", options, arguments)
+        except wandb.Error as error:
+            log.warning("W&B is out of reach (%s); this run is kept offline, for `wandb sync`.", _first_line(error))
+    return _start("offline", options, arguments)
+
+
+def _start(mode: str, options: DictConfig, arguments: dict[str, Any]) -> wandb.Run:
+    silent = mode == "offline"
+    if silent:
+        os.environ.setdefault("WANDB_SILENT", "true")
+    settings = wandb.Settings(
+        mode=mode, silent=silent, init_timeout=options.init_timeout, finish_timeout=options.finish_timeout
+    )
+    with _redacted_command_line():
+        return wandb.init(settings=settings, **arguments)
+
+
+def _logged_in() -> bool:
+    try:
+        return wandb.login(prompt=False, verify=False)  # verifying would need the network, and raise without
+    except wandb.Error as error:
+        log.warning("W&B: %s", _first_line(error))
+        return False
+
+
+@contextmanager
+def _redacted_command_line() -> Iterator[None]:
+    """W&B notes the command line of a run."""
+    given = sys.argv
+    sys.argv = [given[0], *redact_arguments(given[1:])]
+    try:
+        yield
+    finally:
+        sys.argv = given
+
+
+def _run_id(folder: Path, resumed: bool) -> str:
+    path = folder / "wandb_id.txt"
+    if resumed and path.is_file():
+        return path.read_text(encoding="utf-8").strip()
+    run_id = wandb.util.generate_id()
+    with atomic_path(path) as temporary:
+        temporary.write_text(run_id + "\n", encoding="utf-8")
+    return run_id
+
+
+def _config_dirs() -> list[Path]:
+    """Folders that the user named by ``--config-dir``."""
+    if not HydraConfig.initialized():
+        return []
+    sources = HydraConfig.get().runtime.config_sources
+    return [Path(source.path) for source in sources if source.schema == "file" and source.provider == "command-line"]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
