@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from datamodules.files import atomic_path
 from experiments.hydra_errors import explain
+from experiments.redaction import redact
 from retriever.distributed import world_size
 from retriever.errors import InputError
 
@@ -98,8 +99,8 @@ class FailedRuns(Callback):
 
 
 def _refuse_other_configuration(config: DictConfig, folder: Path) -> None:
-    # written and read again, as the other one was
-    asked = OmegaConf.create(OmegaConf.to_yaml(config, resolve=True))
+    # without secrets, written and read again, as the other one was
+    asked = OmegaConf.create(OmegaConf.to_yaml(redact(OmegaConf.to_container(config, resolve=True))))
     found = first_difference(*(OmegaConf.to_container(c) for c in (OmegaConf.load(folder / "config.yaml"), asked)))
     if found:
         key, old, new = found
