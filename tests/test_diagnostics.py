@@ -216,7 +216,7 @@ def test_parts_of_every_kind_are_measured_or_left_out(frozen):
 
 
 def test_a_batch_of_one_list_with_one_passage_has_what_is_defined():
-    example = random_example(6, passages=3, queries=1, length=1)
+    example = random_example(6, passages=6, queries=1, length=1)
     figures, _ = measured(CombinedObjective, encoded(example))
     assert figures["teacher_entropy"] == 0 and figures["top1_agreement"] == 1 and figures["masked_negatives"] == 0
     assert not {"kendall_tau", "teacher_entropy_share", "query_anisotropy", "query_uniformity"} & figures.keys()
