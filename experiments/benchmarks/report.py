@@ -95,8 +95,8 @@ def plot_curves(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
             axes[1][column].plot(x, [p["bytes"] / 2**30 for p in chosen], marker="o", label=group)
         values = sorted({p["x"] for p in points})
         for row, what in enumerate(("seconds", "GiB above what was held before")):
-            axes[row][column].set(xlabel=name, ylabel=what, xscale="log", ylim=(0, None))
             axes[row][column].margins(y=0.1)
+            axes[row][column].set(xlabel=name, ylabel=what, xscale="log", ylim=(0, None))
             axes[row][column].set_xticks(values, [f"{value:,}" for value in values])
             axes[row][column].minorticks_off()
             axes[row][column].grid(alpha=0.3)
