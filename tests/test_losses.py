@@ -769,4 +769,5 @@ def test_autocast_does_not_reach_the_objective(objective, half):
         in_half = chosen.objective(replace(batch))["loss"].item()
     assert {value.dtype for value in in_full.values()} == {torch.float32}
     assert {name: value.item() for name, value in in_full.items()} == expected
-    assert abs(in_half - expected["loss"]) > 1e-4 * expected["loss"]  # otherwise nothing is shown
+    visible = 1e-4 if objective in OBJECTIVES else 1e-5  # of the loss; float32 would be within 1e-6
+    assert abs(in_half - expected["loss"]) > visible * expected["loss"]  # otherwise nothing is shown

@@ -26,31 +26,17 @@ from datamodules.batches import BatchSampler, ListBatches
 from experiments.run import train
 from retriever.encoder import TextEncoder
 from retriever.module import RetrieverModule
-from retriever.objectives import (
-    ApproxNDCG,
-    CombinedObjective,
-    InBatchDistillation,
-    InfoNCE,
-    LambdaLoss,
-    ListwiseDistillation,
-    MarginMSE,
-    RankNet,
-)
+from retriever.objectives import CombinedObjective, InBatchDistillation, InfoNCE, ListwiseDistillation
 
 OBJECTIVES = {
     "infonce": (InfoNCE, {}),
     "infonce, each passage once": (InfoNCE, {"multiset": False}),
     "infonce, labelled": (InfoNCE, {"positive": "labelled", "false_negative_threshold": None}),
     "infonce, limited by the teacher": (InfoNCE, {"positive": "labelled", "positive_aware": "teacher"}),
-    "infonce, limited by the student": (InfoNCE, {"positive_aware": "student", "temperature": 0.05}),
+    "infonce, limited by the student": (InfoNCE, {"positive_aware": "student", "negative_share": 1.0}),
     "distillation": (ListwiseDistillation, {}),
     "distillation, in batch": (InBatchDistillation, {"learnable_temperature": True}),
     "distillation, in batch, masked": (InBatchDistillation, {"false_negative_share": 0.99, "unknown_margin": 0.1}),
-    "jensen_shannon": (ListwiseDistillation, {"divergence": "jensen_shannon"}),
-    "margin_mse": (MarginMSE, {}),
-    "ranknet": (RankNet, {"weighted": True}),
-    "approx_ndcg": (ApproxNDCG, {}),
-    "lambdaloss": (LambdaLoss, {}),
     "matryoshka": (CombinedObjective, {"matryoshka_dimensions": [16, 8]}),
     "combined": (CombinedObjective, {"infonce_weight": 1.0, "learnable_temperature": True}),
 }

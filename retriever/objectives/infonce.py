@@ -34,7 +34,8 @@ class InfoNCE(RetrieverModule):
             the teacher scores of the own list (with those of its best passage, where the list lacks the positive),
             ``student`` the student's own scores, as they are at that step, of the whole pool. The student can take out
             passages that the teacher never saw, but also hides its own mistakes. None takes out none.
-        negative_share: leave out what scores above this share of the positive's score.
+        negative_share: leave out what scores above this share of the positive's score. Where an encoder's cosines lie
+            in a narrow band, 0.95 leaves out nearly all; set it to 1 and give a margin.
         negative_margin: the limit is so much lower.
         **common: arguments of :class:`RetrieverModule`.
     """
