@@ -397,7 +397,7 @@ def test_overlap_counts_synthetic_lists_and_equals_brute_force(scifact, tmp_path
     } == sharing
     assert {why.rsplit(" ", 1)[1] for why in found.values()} == {"claim.train.parquet", "human.train.parquet"}
     # the guard lets synthetic queries share their source; this counts them
-    assert sharing - {q for q in find_overlap(test, sources[1:])}
+    assert sharing - set(find_overlap(test, sources[1:]))
     # ids of another corpus mean other passages: there, wording alone counts
     other = type(corpus)("elsewhere", corpus.ids, corpus.titles, corpus.texts)
     assert find_overlap(test, [replace(source, corpus=other) for source in sources]).keys() == near
