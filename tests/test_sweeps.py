@@ -128,7 +128,7 @@ def test_a_search_goes_on_and_looks_at_dev_alone(sweep, steps, tmp_path):
     assert sweep(*space, "hydra.sweeper.n_trials=5", folder="whole") is None
     rates = {r.name: OmegaConf.load(r / "config.yaml").module.learning_rate for r in (tmp_path / "whole").glob("0*")}
     assert len(set(rates.values())) == 5 and all(1e-4 <= rate <= 1e-2 for rate in rates.values())
-    best = OmegaConf.load(tmp_path / "whole" / "optimization_results.yaml").best_value
+    best = OmegaConf.load(tmp_path / "whole" / "best.yaml").value
     values = {name: r["criterion_value"] for name, r in results_of(tmp_path / "whole").items()}
     assert best == pytest.approx(min(values.values())) and len(set(values.values())) == 5
     assert sweep(*space, "hydra.sweeper.n_trials=2") is None
