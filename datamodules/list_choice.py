@@ -10,11 +10,11 @@ from datamodules.query_lists import QueryLists
 from retriever.errors import InputError, choose
 
 
-def by_type(lists: QueryLists) -> tuple[np.ndarray, np.ndarray]:
+def by_type(lists: QueryLists) -> tuple[list[str], np.ndarray]:
     """The query types, sorted, and each list's as a number into them, int [N]."""
     encoded = lists.query_types.dictionary_encode()
     types, place = np.unique(encoded.dictionary.to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
-    return types, place[encoded.indices.to_numpy()]
+    return types.tolist(), place[encoded.indices.to_numpy()]
 
 
 def chosen_lists(
@@ -46,7 +46,7 @@ def chosen_lists(
     names = [""] if types is None else [choose(f"{where}: a query type of types", t, known) for t in types]
     taken = []
     for number, name in enumerate(names):
-        members = np.flatnonzero(groups == list(known).index(name)) if name else np.arange(len(lists))
+        members = np.flatnonzero(groups == known.index(name)) if name else np.arange(len(lists))
         if draw is not None:
             share = draw // len(names) + (number < draw % len(names))
             if share > len(members):

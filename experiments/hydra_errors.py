@@ -59,7 +59,7 @@ def _missing_option(error: MissingConfigException) -> str:
     valid = sorted(name for name in shipped | set(error.options or ()) if not Path(name).name.startswith("_"))
     if not valid:
         return str(error).strip()
-    plugins = " Is its plugin installed? pip install '.[cluster]' brings launchers, '.[sweep]' Optuna's sweeper."
+    plugins = " Is its plugin installed? pip install '.[cluster]' brings launchers."
     return (
         f"There is no {option!r} in {group}; it has {', '.join(valid)}.{_hint(option, valid)}"
         f"{plugins if group == 'hydra' else ''}"

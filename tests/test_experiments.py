@@ -48,7 +48,7 @@ def test_every_experiment_starts_and_makes_a_step(
     assert path.read_text().startswith(f"# @package _global_\n# python -m experiments.run +exp={name}\n")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         plain = compose("run", [f"+exp={name}"], return_hydra_config=True)
-        arms = arms_of(OmegaConf.to_container(plain.hydra.sweeper.get("params") or {}, resolve=False))
+        arms = arms_of(plain.hydra.sweeper.get("params") or {})
         configs = [compose("run", [f"+exp={name}", *arm]) for arm in arms]
         own = [f"{key}={typed_lists / part}.parquet" for key, part in OWN_FILES.items() if key in plain]
         small = [*small_run, "trainer.max_epochs=1", "trainer.max_steps=1", "export=false"]
