@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -131,7 +132,7 @@ def _run_id(folder: Path, resumed: bool) -> str:
     path = folder / "wandb_id.txt"
     if resumed and path.is_file():
         return path.read_text(encoding="utf-8").strip()
-    run_id = wandb.util.generate_id()
+    run_id = secrets.token_hex(4)
     with atomic_path(path) as temporary:
         temporary.write_text(run_id + "\n", encoding="utf-8")
     return run_id
