@@ -95,6 +95,7 @@ def _started(config: DictConfig, folder: Path) -> wandb.Run:
             return _start("online", options, arguments)
         except wandb.Error as error:
             log.warning("W&B is out of reach (%s); this run is kept offline, for `wandb sync`.", _first_line(error))
+            arguments["id"] = _run_id(folder, resumed=False)  # W&B's own process holds the other one in use
     return _start("offline", options, arguments)
 
 

@@ -71,11 +71,11 @@ def test_code_settings_and_queries_lie_in_the_run_folder(recorded, small_scifact
     for artifact in artifacts.values():
         for entry in artifact.manifest.contents:
             assert folder.parent in Path(entry.local_path).parents and Path(entry.local_path).is_file()
-    for name in ("config.yaml", "environment.json", "results.json"):
+    for name in ("config.yaml", "environment.json"):
         copy = folder / "files" / "experiment" / name
         assert copy.read_bytes() == (folder.parents[1] / name).read_bytes() and not copy.is_symlink()
     saved = {file.path for r in records for file in r.files.files}
-    assert {"experiment/config.yaml", "experiment/environment.json", "experiment/results.json"} <= saved
+    assert {"experiment/config.yaml", "experiment/environment.json"} <= saved
 
     queries = load_queries(small_scifact)
     values = folder.parents[1] / "per_query" / "small"
