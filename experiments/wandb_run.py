@@ -34,7 +34,9 @@ def wandb_logger(config: DictConfig, folder: Path) -> Iterator[WandbLogger]:
     """
     run = _started(config, folder)
     run.define_metric(STEP, hidden=True)
-    run.define_metric("*", step_metric=STEP, step_sync=True)
+    # not "*" as Lightning does: it would win over val/* and dev/*, which the callback WandbReport defines
+    for name in ("train/*", "diagnostics/*", "lr-*"):
+        run.define_metric(name, step_metric=STEP, step_sync=True)
     try:
         yield WandbLogger(experiment=run)
     except BaseException:
