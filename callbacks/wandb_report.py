@@ -20,8 +20,7 @@ from retriever.errors import InputError
 class WandbReport(L.Callback):
     """Files and code at the start; the summary and a table of queries at the end. Works offline, too.
 
-    * ``config.yaml``, ``environment.json`` and ``results.json`` as files in the folder ``experiment``; the code as an
-      artifact.
+    * ``config.yaml`` and ``environment.json`` as files in the folder ``experiment``; the code as an artifact.
     * The summary holds ``base/…``, ``best/…`` and ``last/…`` of every metric of the evaluation sets and of the dev
       lists: at the base model, at the step that the dev criterion chose, at the last one. What W&B would make of
       ``val/…`` and ``dev/…`` itself, the value that was logged last, is left out: which step it is of depends on the
@@ -73,7 +72,6 @@ class WandbReport(L.Callback):
         evaluation = next(c for c in trainer.callbacks if isinstance(c, BeirEvaluation))
         for run in _runs(trainer):
             run.summary.update(_summary(results, self.dev))
-            self._save(run, "results.json")
             for data in evaluation.data if self.per_query_rows else ():
                 table = self._per_query(data.name, data.queries, results["steps"])
                 run.log({f"per_query/{data.name}": table, "trainer/global_step": trainer.global_step})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +34,9 @@ def wandb_logger(config: DictConfig, folder: Path) -> Iterator[WandbLogger]:
     """
     run = _started(config, folder)
     run.define_metric(STEP, hidden=True)
-    run.define_metric("*", step_metric=STEP, step_sync=True)
+    # not "*" as Lightning does: it would win over val/* and dev/*, which the callback WandbReport defines
+    for name in ("train/*", "diagnostics/*", "lr-*"):
+        run.define_metric(name, step_metric=STEP, step_sync=True)
     try:
         yield WandbLogger(experiment=run)
     except BaseException:
@@ -94,6 +97,7 @@ def _started(config: DictConfig, folder: Path) -> wandb.Run:
             return _start("online", options, arguments)
         except wandb.Error as error:
             log.warning("W&B is out of reach (%s); this run is kept offline, for `wandb sync`.", _first_line(error))
+            arguments["id"] = _run_id(folder, resumed=False)  # W&B's own process holds the other one in use
     return _start("offline", options, arguments)
 
 
@@ -131,7 +135,7 @@ def _run_id(folder: Path, resumed: bool) -> str:
     path = folder / "wandb_id.txt"
     if resumed and path.is_file():
         return path.read_text(encoding="utf-8").strip()
-    run_id = wandb.util.generate_id()
+    run_id = secrets.token_hex(4)
     with atomic_path(path) as temporary:
         temporary.write_text(run_id + "\n", encoding="utf-8")
     return run_id
