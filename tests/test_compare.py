@@ -5,14 +5,14 @@ import csv
 import hashlib
 import json
 import re
-import time
 from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
-from test_run import config_of, wandb_records
+from test_run import config_of
+from wandb_files import offline_records
 
 from callbacks.statistics import holm, paired_test
 from datamodules.batches import ListSource
@@ -346,11 +346,8 @@ def test_wandb_gets_the_table_and_all_files_offline(hostile, monkeypatch, tmp_pa
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))  # so that it is as before afterwards
     out = tmp_path / "report"
     main([str(hostile), "--output", str(out), "--wandb", "comparisons"])
-    [file] = (out / "wandb").glob("offline-run-*/run-*.wandb")
-    kept, deadline = list(wandb_records(file)), time.monotonic() + 60
-    while not any(record.HasField("exit") for record in kept) and time.monotonic() < deadline:
-        time.sleep(0.2)  # W&B's own process writes the file
-        kept = list(wandb_records(file))
+    [folder] = (out / "wandb").glob("offline-run-*")
+    kept = offline_records(folder)
     project, history, artifacts = set(), {}, {}
     for record in kept:
         project |= {record.run.project}

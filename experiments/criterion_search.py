@@ -1,4 +1,4 @@
-"""CriterionSearch: a Hydra sweeper that asks Optuna which settings to try next. In this folder Hydra looks for it."""
+"""CriterionSearch: a Hydra sweeper that asks Optuna which settings to try next."""
 
 from __future__ import annotations
 
