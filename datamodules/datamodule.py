@@ -379,6 +379,6 @@ def _about(part: str, spec: Mapping, corpus: Corpus, lists: QueryLists) -> dict[
         "corpus": str(spec["corpus"]),
         "lists": len(lists),
         "weight": spec.get("weight", 1.0),
-        "types": dict(zip(types.tolist(), np.bincount(groups, minlength=len(types)).tolist(), strict=True)),
+        "types": dict(zip(types, np.bincount(groups, minlength=len(types)).tolist(), strict=True)),
         "teacher": lists.metadata.get("teacher"),
     }
