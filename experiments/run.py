@@ -12,7 +12,6 @@ from typing import Any
 import hydra
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
@@ -36,7 +35,6 @@ from callbacks import (
 from datamodules.files import atomic_path
 from experiments.comparison.formats import print_tables
 from experiments.comparison.tables import compare
-from experiments.criterion_search import CriterionSearch
 from experiments.hydra_errors import run_kindly
 from experiments.redaction import redact
 from experiments.sweeps import run_of_sweep
@@ -239,7 +237,6 @@ def application(config: DictConfig) -> float | None:
 
 def main() -> None:
     """The command."""
-    Plugins.instance().register(CriterionSearch)  # Hydra looks for sweepers in a package of its own alone
     run_kindly(application)
 
 

@@ -1,4 +1,4 @@
-"""CriterionSearch: a Hydra sweeper that asks Optuna which settings to try next."""
+"""CriterionSearch: a Hydra sweeper that asks Optuna which settings to try next. Hydra looks for it here alone."""
 
 from __future__ import annotations
 
