@@ -84,6 +84,7 @@ class BeirEvaluation(L.Callback):
         ignore_identical_ids: take the query's own id out of its hits (BEIR's default).
         unknown_qrels: ``error`` or ``keep``, see :func:`~datamodules.corpus.load_evaluation_set`.
         empty_passages: ``error`` or ``keep``.
+        on_bad_list: ``error`` or ``drop``, for ``lists``.
         run_hits: hits per query in the TREC run files.
         embedding_dtype: ``float32`` or ``float16``, in which passage embeddings are stored; scores are float32.
         embedding_storage: where passage embeddings of tuned weights are while they are searched: ``memory``, or
@@ -107,6 +108,7 @@ class BeirEvaluation(L.Callback):
         ignore_identical_ids: bool = True,
         unknown_qrels: str = "error",
         empty_passages: str = "error",
+        on_bad_list: str = "error",
         run_hits: int = 100,
         embedding_dtype: str = "float32",
         embedding_storage: str = "memory",
@@ -126,6 +128,7 @@ class BeirEvaluation(L.Callback):
         self.cache_dir = Path(cache_dir)
         self.token_budget = token_budget
         self.specs = [_checked(spec, self.options) for spec in datasets]
+        self.on_bad_list = on_bad_list
         corpora: dict[str, Corpus] = {}
         self.data: list[EvaluationSet] = []
         for spec in self.specs:
@@ -151,7 +154,7 @@ class BeirEvaluation(L.Callback):
         self._samples: dict[str, dict[str, int]] = {}  # data set → how its sample is made up
 
     def _held_out(self, spec: Mapping, corpus: Corpus) -> EvaluationSet:
-        lists, _ = open_query_lists(find_file(spec["lists"]), corpus, self.cache_dir)
+        lists, _ = open_query_lists(find_file(spec["lists"]), corpus, self.cache_dir, self.on_bad_list)
         lists = chosen_lists(lists, f"evaluation.datasets: {spec['lists']}", spec.get("types"))
         return held_out_set(spec.get("name") or corpus.name, corpus, lists)
 

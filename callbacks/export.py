@@ -69,7 +69,7 @@ class ExportBest(L.Callback):
                 Figure(
                     name=data.name,
                     path=spec["path"],
-                    split=spec.get("split", "test"),
+                    split=None if spec.get("lists") is not None else spec.get("split", "test"),
                     dev=spec.get("queries") == "dev",
                     base=evaluation.base[data.name],
                     model=at_step[data.name],

@@ -26,7 +26,7 @@ class Figure:
     Attributes:
         name: of the set.
         path: as the evaluation names it: a folder or a BEIR name.
-        split: of the judgements.
+        split: of the judgements; None where the queries are those of query lists.
         dev: whether its queries are those of the dev lists.
         base: metric → mean over queries, of the base model (of BM25 where a cross-encoder re-ranks).
         model: the same of this model.
@@ -35,7 +35,7 @@ class Figure:
 
     name: str
     path: str
-    split: str
+    split: str | None
     dev: bool
     base: Mapping[str, float]
     model: Mapping[str, float]
@@ -104,6 +104,7 @@ def _front_matter(facts: CardFacts) -> str:
             metric_value=round(figure.model["ndcg@10"], 5),
         )
         for figure in facts.figures
+        if figure.split is not None and not figure.dev  # only what others measure by the same name
     ]
     on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", facts.encoder.name) and facts.base == facts.encoder.name
     corpora = {_hub_name(file["corpus"]) for file in facts.data["files"]} - {None}
@@ -183,7 +184,7 @@ def _how_good(facts: CardFacts) -> str:
     head = ("data set", "queries", f"nDCG@10, {start}", "this model", "difference", "paired 95% interval", "Recall@100")
     rows = [
         (
-            f"{figure.name} ({figure.split}{', dev queries' if figure.dev else ''})",
+            f"{figure.name} ({figure.split or 'held-out lists'}{', dev queries' if figure.dev else ''})",
             str(figure.difference.queries),
             f"{figure.base['ndcg@10']:.4f}",
             f"{figure.model['ndcg@10']:.4f}",

@@ -36,6 +36,10 @@ class PruneRun(L.Callback):
         self.record = record
         self.pruner = pruner
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A run that was pruned, and cut off before its end, does not train on."""
+        trainer.should_stop = trainer.should_stop or self.record.pruned
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compare with the finished runs."""
         if trainer.sanity_checking or trainer.state.fn != "fit":

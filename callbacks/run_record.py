@@ -70,7 +70,7 @@ class RunRecord(L.Callback):
             self.criterion[trainer.global_step] = float(trainer.callback_metrics[metric])
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the results. Checkpoints are saved by then."""
+        """Gather the results. Checkpoints are saved by then."""
         evaluation = next(c for c in trainer.callbacks if isinstance(c, BeirEvaluation))
         by_step = {entry["step"]: entry["metrics"] for entry in evaluation.history}
         best_step = best_checkpoint_step(trainer)
@@ -100,18 +100,25 @@ class RunRecord(L.Callback):
             "peak_memory_bytes": peak_memory(trainer.strategy.root_device),
             **{f"{what}_encoded": count for what, count in self.encoded._asdict().items()},
         }
-        if trainer.is_global_zero:
-            write_json(self.folder / "results.json", self.results)
+
+    def write(self) -> None:
+        """Write the results: the last act of a run, for a run that has them is finished."""
+        write_json(self.folder / "results.json", self.results)
 
     def state_dict(self) -> dict[str, Any]:
-        """Time spent, texts encoded and the dev criterion so far, so that a resumed run adds to them."""
+        """Time spent, texts encoded and the dev criterion so far, so that a resumed run adds to them; and its end."""
         seconds = self.seconds_before + time.perf_counter() - self.started
-        return {"seconds": seconds, "encoded": list(self.encoded), "criterion": self.criterion}
+        return {
+            "seconds": seconds,
+            "encoded": list(self.encoded),
+            "criterion": self.criterion,
+            "pruned": self.pruned,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a resumed run."""
         self.seconds_before, self.criterion = state_dict["seconds"], state_dict["criterion"]
-        self.encoded = Encoded(*state_dict["encoded"])
+        self.encoded, self.pruned = Encoded(*state_dict["encoded"]), state_dict["pruned"]
 
 
 def best_value(by_step: Mapping[Any, float], mode: str) -> float | None:

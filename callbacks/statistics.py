@@ -139,7 +139,7 @@ def two_way_interval(
     bootstrap over queries, and says something about that very run. With few, it counts noise of single (seed, query)
     cells up to three times, which widens the interval, and the seeds' common part (S − 1)/S times, which narrows it: it
     covers as long as a seed moves single queries more than it moves all of them together. In 1,000 simulations of 80
-    queries (tests/test_statistics.py) it held the truth in 94% with one seed, in 95% with three whose means differ by
+    queries it held the truth in 94% with one seed, in 95% with three whose means differ by
     0.01 (one standard deviation), and in 87% with three that differ by 0.03.
 
     Args:

@@ -70,7 +70,7 @@ class QueryListDataModule(L.LightningDataModule):
         leak_jaccard: word similarity from which two queries count as nearly equal.
         human_types: query types whose labelled positives are judgements; they must not share one with an evaluation
             query. Other types were written from their positive, and may.
-        evaluation: the evaluation sets to guard: mappings with ``path`` and ``split``.
+        evaluation: the evaluation sets to guard: mappings with ``path``, and ``split`` or ``lists`` and ``types``.
         empty_passages: ``error`` or ``keep``.
         unknown_qrels: ``error`` or ``keep``, for the guarded sets.
         cache_dir: where token ids, embeddings and memory-mapped corpora and lists are kept.
@@ -269,9 +269,10 @@ class QueryListDataModule(L.LightningDataModule):
     def _guarded_set(self, spec: Mapping) -> _Guarded:
         """The queries of an evaluation set."""
         if spec.get("lists") is not None:
-            _, corpus, lists = self._open({"path": spec["lists"], "corpus": spec["path"]})
+            corpus = self._corpus(spec["path"])
+            lists, _ = open_query_lists(find_file(spec["lists"]), corpus, self.cache_dir, self.on_bad_list)
             lists = chosen_lists(lists, f"evaluation.datasets: {spec['lists']}", spec.get("types"))
-            return self._guarded_lists(lists.source.name, corpus, lists)
+            return self._guarded_lists(spec.get("name") or corpus.name, corpus, lists)
         split = spec.get("split", "test")
         target = load_evaluation_set(
             spec["path"],

@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import yaml
+
 HIDDEN = "***"
 _SECRET_NAME = re.compile(
     r"(^|[._-])((api|access|private|secret)[_-]?key|secret|token|password|passwd|credentials?|authorization)$", re.I
@@ -40,10 +42,19 @@ def redact(value: Any, name: str = "") -> Any:
     return _IN_ADDRESS.sub(HIDDEN, value)
 
 
+def _redact_container(value: str) -> str:
+    try:
+        return str(redact(yaml.safe_load(value)))
+    except yaml.YAMLError:
+        return HIDDEN  # what cannot be read cannot be known to hold none
+
+
 def redact_arguments(arguments: Sequence[str]) -> list[str]:
     """Hydra's overrides (``key=value``) without their secrets."""
     redacted = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        redacted.append(f"{key}={redact(value, key)}" if equals else redact(argument))
+        if value.startswith(("{", "[")):
+            value = _redact_container(value)
+        redacted.append(f"{key}={redact(value, key.lstrip('+~'))}" if equals else redact(argument))
     return redacted

@@ -76,11 +76,14 @@ def train(config: DictConfig, folder: Path) -> dict:
                 from experiments.wandb_run import wandb_logger  # the import takes a second
 
                 trainer.loggers = [*trainer.loggers, stack.enter_context(wandb_logger(config, folder))]
-        return _fit(trainer, module, data, config)
+        record = _fit(trainer, module, data, config)
+    if trainer.is_global_zero:
+        record.write()
+    return record.results
 
 
-def _fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule, config: DictConfig) -> dict:
-    """Evaluate the base model, train or go on training; the results."""
+def _fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule, config: DictConfig) -> RunRecord:
+    """Evaluate the base model, train or go on training."""
     checkpoint = None if config.resume is None else str(_last_checkpoint(config.resume))
     if checkpoint is None:
         trainer.validate(module, datamodule=data, verbose=False)  # the base model, on the same curves
@@ -94,7 +97,7 @@ def _fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataMod
                 callback.on_train_end(trainer, module)
     for logger in trainer.loggers:
         logger.finalize("success")
-    return record.results
+    return record
 
 
 def _check(config: DictConfig) -> None:

@@ -25,8 +25,8 @@ from retriever.errors import InputError
 
 log = logging.getLogger(__name__)
 ERROR_FILE = "error.txt"
-# where things are written and logged makes no other run
-_PLACES = {"resume", "output_dir", "cache_dir", "data_dir", "group", "logger"}
+# what is written, logged and measured beside training, and where, makes no other run
+PLACES = {"resume", "output_dir", "cache_dir", "data_dir", "group", "logger", "diagnostics"}
 
 
 def _run_folder(sweep: str, number: int, name: str, overrides: str) -> str:
@@ -56,14 +56,14 @@ def run_of_sweep(config: DictConfig, folder: Path, train: Callable[[DictConfig, 
     results, checkpoint = _finished(folder), folder / "checkpoints" / "last.ckpt"
     if results is not None or checkpoint.is_file():
         _refuse_other_configuration(config, folder)
+    if rank_zero_only.rank == 0:
+        (folder / ERROR_FILE).unlink(missing_ok=True)
     if results is not None:
         log.info("%s is finished, and not run again", folder)
         return results
     if checkpoint.is_file():
         log.info("%s was cut off, and goes on from its last checkpoint", folder)
         config.resume = str(folder)
-    if rank_zero_only.rank == 0:
-        (folder / ERROR_FILE).unlink(missing_ok=True)
     try:
         return train(config, folder)
     except Exception as error:  # whatever it is, the other runs can do without this one
@@ -76,7 +76,7 @@ def run_of_sweep(config: DictConfig, folder: Path, train: Callable[[DictConfig, 
 def first_difference(old: Any, new: Any, place: str = "") -> tuple[str, Any, Any] | None:
     """The first key in which two configurations differ, and its two values; where things go does not count."""
     if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted((old.keys() | new.keys()) - _PLACES):
+        for key in sorted((old.keys() | new.keys()) - PLACES):
             found = first_difference(old.get(key), new.get(key), f"{place}.{key}".lstrip("."))
             if found:
                 return found

@@ -48,7 +48,8 @@ def wandb_logger(config: DictConfig, folder: Path) -> Iterator[WandbLogger]:
 def source_files() -> dict[str, Path]:
     """Name → file of all that decides what a run does: the project's code and configuration, and the user's own.
 
-    The user's own are YAML and Python files in ``--config-dir``, and the module that the objective comes from.
+    The user's own are Python files in ``--config-dir``, and the module that the objective comes from; what is in the
+    YAML files there is in ``config.yaml``, without secrets.
     """
     root = Path(__file__).parents[1]
     files = {
@@ -61,7 +62,7 @@ def source_files() -> dict[str, Path]:
         files |= {
             f"config_dir/{path.relative_to(folder)}": path
             for path in folder.rglob("*")
-            if path.suffix in (".yaml", ".py") and path.is_file()
+            if path.suffix == ".py" and path.is_file()
         }
     return dict(sorted(files.items()))
 

@@ -57,7 +57,8 @@ def print_tables(comparison: Comparison) -> None:
     for sheet in narrow_sheets(comparison):
         view = View(title=escape(f"{sheet.title}: {sheet.caption}"), title_justify="left")
         for number, column in enumerate(sheet.columns):
-            view.add_column(escape(column), justify="right" if number else "left", no_wrap=number == 0)
+            # figures stay whole; a long name folds
+            view.add_column(escape(column), justify="right" if number else "left", no_wrap=number > 0, overflow="fold")
         for row, sign in zip(sheet.rows, sheet.signs, strict=True):
             view.add_row(*map(escape, row), style={1: "green", -1: "red"}.get(sign))
         console.print(view)

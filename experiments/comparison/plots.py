@@ -59,7 +59,13 @@ def _panels(comparison: Comparison, fill: Callable[[Axes, str], None]) -> Figure
     for axes in figure.axes:
         handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if handles:
-        figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(3, len(handles)), frameon=False)
+        figure.legend(
+            handles.values(),
+            map(_short, handles),
+            loc="outside lower center",
+            ncols=min(3, len(handles)),
+            frameon=False,
+        )
     return figure
 
 
@@ -83,7 +89,7 @@ def _curves(axes: Axes, comparison: Comparison, dataset: str, style: dict, ink: 
             continue
         shared = sorted(set.intersection(*map(set, curves)))
         means = [np.mean([curve[step] for curve in curves]) for step in shared]
-        axes.plot(shared, means, label=_short(arm), marker="o", markersize=3, **style[arm])
+        axes.plot(shared, means, label=arm, marker="o", markersize=3, **style[arm])
         if len(curves) > 1:
             for curve in curves:
                 axes.plot(list(curve), list(curve.values()), alpha=0.35, linewidth=0.8, color=style[arm]["color"])
@@ -97,7 +103,7 @@ def _sorted(axes: Axes, comparison: Comparison, dataset: str, style: dict, ink: 
     part = comparison.measured[dataset]
     for arm in compared_arms(part, comparison.base):
         values = np.sort(differences(part, arm, comparison.base))
-        axes.plot(np.linspace(0, 100, len(values)), values, label=_short(arm), drawstyle="steps-mid", **style[arm])
+        axes.plot(np.linspace(0, 100, len(values)), values, label=arm, drawstyle="steps-mid", **style[arm])
     axes.axhline(0, color=ink, linewidth=0.9)
     axes.set_xlabel("queries, most hurt to most helped, %")
     axes.set_ylabel("difference in nDCG@10")
@@ -120,5 +126,6 @@ def _png(figure: Figure) -> bytes:
 
 def _short(text: str) -> str:
     """A label of bounded length in which nothing is mathematics."""
-    text = text if len(text) <= _LABEL else text[: _LABEL - 1] + "…"
+    if len(text) > _LABEL:  # names of a grid differ at their ends
+        text = text[: _LABEL // 2] + "…" + text[1 + len(text) - _LABEL // 2 :]
     return text.replace("$", r"\$")

@@ -13,9 +13,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from callbacks.beir_evaluation import read_per_query
+from experiments.sweeps import PLACES
 from retriever.errors import InputError
 
-_NO_SETTINGS = {"seed", "output_dir", "cache_dir", "data_dir", "resume", "group", "logger", "export"}
+_NO_SETTINGS = PLACES | {"seed", "export"}
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,10 @@ class Run:
         """Whether the data set's corpus is one that the run was trained on."""
         trained = {Path(spec["corpus"]).name for spec in self.config.get("data", {}).get("train") or ()}
         return corpus_of(self.config, self.datasets[dataset]) in trained
+
+    def is_held_out(self, dataset: str) -> bool:
+        """Whether the data set's queries are those of query lists, often synthetic, and not a split's."""
+        return _spec(self.config, self.datasets[dataset]).get("lists") is not None
 
     def is_dev(self, dataset: str) -> bool:
         """Whether the data set's queries are those of the dev lists, by which settings may be chosen."""
@@ -197,10 +202,19 @@ def _labels(runs: Sequence[Run]) -> list[str]:
     labels = []
     for run, own in zip(runs, settings, strict=True):
         twins = [other for other, r in zip(settings, runs, strict=True) if r.name == run.name]
-        differing = sorted(key for key in set().union(*twins) if any(twin.get(key) != own.get(key) for twin in twins))
-        what = ", ".join(f"{key}={own.get(key)}" for key in differing)
+        what = ", ".join(f"{key}={own.get(key)}" for key in _differing(twins))
         labels.append(f"{run.name} ({what})" if what else run.name)
     return labels
+
+
+def _differing(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """Settings of which there are several values; of those that always go together (interpolations) the shortest."""
+    kept: dict[str, str] = {}
+    for key in sorted(set().union(*settings), key=lambda key: (len(key), key)):
+        values = [str(own.get(key)) for own in settings]
+        if len(set(values)) > 1:
+            kept.setdefault(str(values), key)
+    return sorted(kept.values())
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:

@@ -145,7 +145,7 @@ def compare(paths: Iterable[str | Path], which: str = "best", base: str = BASE) 
     runs = [run for group in groups for run in group.runs]
     datasets = dict.fromkeys(name for run in runs for name in run.datasets)
     measured = {name: read_measured(groups, name, which, base) for name in datasets}
-    general = [m for m in measured.values() if _runs(m) == len(runs) and not any(r.is_dev(m.dataset) for r in runs)]
+    general = [m for m in measured.values() if _runs(m) == len(runs) and not any(_is_aside(r, m.dataset) for r in runs)]
     average, clean_average = None, None
     if len(general) > 1:
         title = f"average of {', '.join(m.dataset for m in general)}"
@@ -164,6 +164,11 @@ def compare(paths: Iterable[str | Path], which: str = "best", base: str = BASE) 
         forgetting=_forgetting(groups, measured, base),
         unfinished=find_unfinished(paths),
     )
+
+
+def _is_aside(run: Run, dataset: str) -> bool:
+    """Whether a data set stands for itself alone: dev queries, and lists that were held out."""
+    return run.is_dev(dataset) or run.is_held_out(dataset)
 
 
 def _table(title: str, parts: Sequence[Measured], which: str, base: str, clean: bool = False) -> Table:
@@ -226,7 +231,7 @@ def _forgetting(groups: Sequence[Group], measured: dict[str, Measured], base: st
         needed = [run for other in groups if other.name in both for run in other.runs]
         sides: dict[bool, list[Measured]] = {True: [], False: []}
         for name, part in measured.items():
-            if all(name in run.datasets for run in needed) and not group.runs[0].is_dev(name):
+            if all(name in run.datasets for run in needed) and not _is_aside(group.runs[0], name):
                 sides[group.runs[0].is_home(name)].append(part)
         tests = {side: tested(parts, group.name, base) if parts else None for side, parts in sides.items()}
         home, abroad = ([part.dataset for part in sides[side]] for side in (True, False))
