@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -381,10 +382,8 @@ def test_sampled_runs_report_the_whole_corpus_and_validate_on_the_sample(
     exported = [(tmp_path / n / "model" / "model.safetensors").read_bytes() for n in ("plain", "sampled")]
     assert exported[0] == exported[1]
     card = (folder / "model" / "README.md").read_text()
-    assert (
-        f"| small (test) | 30 | {plain['datasets']['small']['ndcg@10']['base']:.4f} |" in card
-        and "small-sample" not in card
-    )
+    base = plain["datasets"]["small"]["ndcg@10"]["base"]
+    assert re.search(rf"\| small \(test\) \| \d+ \| {base:.4f} \|", card) and "small-sample" not in card
 
 
 def test_two_ranks_draw_one_sample_and_have_the_figures_of_one(small_run, small_scifact, tmp_path):
