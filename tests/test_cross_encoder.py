@@ -12,6 +12,7 @@ import pytest
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from kills import killed_at
 from sentence_transformers import CrossEncoder as TheirCrossEncoder
 from test_run import config_of, metrics, weights
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
@@ -435,7 +436,7 @@ def test_training_puts_the_labelled_first_and_keeps_to_its_seed(teacher_run, tmp
 
 
 @pytest.mark.parametrize("validate_every", [1.0, 0.5])
-def test_killed_training_resumes_to_the_same_weights(teacher_run, tmp_path, monkeypatch, validate_every):
+def test_killed_training_resumes_to_the_same_weights(teacher_run, tmp_path, validate_every):
     options = [
         *teacher_run,
         "evaluation.dense=null",
@@ -444,17 +445,8 @@ def test_killed_training_resumes_to_the_same_weights(teacher_run, tmp_path, monk
     ]
     options += ["trainer.max_epochs=3", "encoder.dropout=0.1"]
     whole = train(config_of(*options), tmp_path / "whole")
-    step = QueryListModule.training_step
-
-    def killed(self, batch, batch_idx):
-        if self.global_step == 7:
-            raise RuntimeError("killed")
-        return step(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(QueryListModule, "training_step", killed)
-        with pytest.raises(RuntimeError, match="killed"):
-            train(config_of(*options), tmp_path / "cut")
+    with killed_at(7, QueryListModule):
+        train(config_of(*options), tmp_path / "cut")
     resumed = train(config_of(*options, f"resume={tmp_path}/cut"), tmp_path / "cut")
     expected, got = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(expected[key], got[key]) for key in expected)

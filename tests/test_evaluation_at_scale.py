@@ -21,6 +21,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from beir.retrieval.evaluation import EvaluateRetrieval
 from hydra import compose, initialize_config_dir
+from kills import killed_at
 from test_run import CONF
 
 from callbacks import BeirEvaluation, RunRecord, beir_evaluation, block_search
@@ -35,7 +36,6 @@ from experiments.run import train
 from retriever.encoder import TextEncoder
 from retriever.encoding import encode
 from retriever.errors import InputError
-from retriever.module import RetrieverModule
 from retriever.search import exact_search
 
 
@@ -406,22 +406,13 @@ def test_two_ranks_draw_one_sample_and_have_the_figures_of_one(small_run, small_
         assert two[metric]["last"]["sample"] == pytest.approx(one[metric]["last"]["sample"], abs=0.03)
 
 
-def test_resumed_run_keeps_its_sample(small_run, small_scifact, tmp_path, monkeypatch):
+def test_resumed_run_keeps_its_sample(small_run, small_scifact, tmp_path):
     sample = "{size: 60, depth: 1}"
     options = ["trainer.max_epochs=3", "export=false"]
     whole = train(sampled_run(small_run, small_scifact, sample, *options), tmp_path / "whole")
     drawn = {path.name for path in (tmp_path / "cache" / "samples").glob("*.npz")}
-    step = RetrieverModule.training_step
-
-    def killed(self, batch, batch_idx):
-        if self.global_step == 6:
-            raise RuntimeError("killed")
-        return step(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RetrieverModule, "training_step", killed)
-        with pytest.raises(RuntimeError, match="killed"):
-            train(sampled_run(small_run, small_scifact, sample, *options), tmp_path / "cut")
+    with killed_at(6):
+        train(sampled_run(small_run, small_scifact, sample, *options), tmp_path / "cut")
     config = sampled_run(small_run, small_scifact, sample, *options, f"resume={tmp_path}/cut")
     resumed = train(config, tmp_path / "cut")
     assert resumed["samples"] == whole["samples"] and resumed["datasets"] == whole["datasets"]

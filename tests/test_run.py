@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from kills import killed_at
 from omegaconf import OmegaConf
 from plain_evaluation import ndcg_of
 from sentence_transformers import SentenceTransformer
@@ -114,7 +115,7 @@ def test_index_preserving_run_keeps_the_passages(small_run, small_scifact, tiny_
 
 
 @pytest.mark.parametrize(("frozen", "validate_every"), [(False, 1.0), (True, 1.0), (False, 0.5)])
-def test_killed_run_resumes_to_the_same_weights_and_figures(small_run, tmp_path, monkeypatch, frozen, validate_every):
+def test_killed_run_resumes_to_the_same_weights_and_figures(small_run, tmp_path, frozen, validate_every):
     options = [
         *small_run,
         "trainer.max_epochs=4",
@@ -123,17 +124,8 @@ def test_killed_run_resumes_to_the_same_weights_and_figures(small_run, tmp_path,
         "encoder.dropout=0.1",
     ]
     whole = train(config_of(*options), tmp_path / "whole")
-    step = RetrieverModule.training_step
-
-    def killed(self, batch, batch_idx):
-        if self.global_step == 11:  # the last checkpoint is at 8 of 4 steps an epoch, or (in mid-epoch) at 10
-            raise RuntimeError("killed")
-        return step(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RetrieverModule, "training_step", killed)
-        with pytest.raises(RuntimeError, match="killed"):
-            train(config_of(*options), tmp_path / "cut")
+    with killed_at(11):  # the last checkpoint is at 8 of 4 steps an epoch, or (in mid-epoch) at 10
+        train(config_of(*options), tmp_path / "cut")
     before = metrics(tmp_path / "cut")
     resumed = train(config_of(*options, f"resume={tmp_path}/cut"), tmp_path / "cut")
     expected, got = weights(tmp_path / "whole"), weights(tmp_path / "cut")

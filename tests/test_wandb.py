@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import wandb
+from kills import killed_at
 from test_run import config_of, finish, start
 from wandb_files import history, key, offline_records, summary
 
@@ -16,7 +17,6 @@ from experiments.redaction import redact, redact_arguments
 from experiments.run import train
 from experiments.wandb_run import module_file, source_files
 from retriever.errors import InputError
-from retriever.module import RetrieverModule
 
 SECRET = "9f8e7d6c5b4a39281706f5e4d3c2b1a09f8e7d6c"
 
@@ -96,18 +96,9 @@ def test_code_settings_and_queries_lie_in_the_run_folder(recorded, small_scifact
     assert artifacts["run_table"].name.startswith("run-")
 
 
-def test_resumed_run_goes_on_under_its_id(to_wandb, tmp_path, monkeypatch):
-    step = RetrieverModule.training_step
-
-    def killed(self, batch, batch_idx):
-        if self.global_step == 6:
-            raise RuntimeError("killed")
-        return step(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RetrieverModule, "training_step", killed)
-        with pytest.raises(RuntimeError, match="killed"):
-            train(config_of(*to_wandb), tmp_path / "run")
+def test_resumed_run_goes_on_under_its_id(to_wandb, tmp_path):
+    with killed_at(6):
+        train(config_of(*to_wandb), tmp_path / "run")
     assert wandb.run is None  # the next job of a sweep begins one of its own
     results = train(config_of(*to_wandb, f"resume={tmp_path}/run"), tmp_path / "run")
     folders = sorted((tmp_path / "run" / "wandb").glob("offline-run-*"), key=lambda p: p.stat().st_ctime)
