@@ -78,14 +78,10 @@ def module_file(target: str) -> dict[str, Path]:
 
 def _started(config: DictConfig, folder: Path) -> wandb.Run:
     options = config.logger.wandb
-    os.environ["WANDB_DATA_DIR"] = str(
-        folder / "wandb" / "staging"
-    )  # copies of what artifacts hold, until they are sent
     arguments = {
         "name": f"{config.name}-seed{config.seed}",
         "id": _run_id(folder, resumed=config.resume is not None),
         "resume": "allow",
-        "dir": str(folder),
         "project": options.project,
         "entity": options.entity,
         "group": config.group or folder.parent.name,
@@ -93,24 +89,38 @@ def _started(config: DictConfig, folder: Path) -> wandb.Run:
         "tags": list(options.tags),
         "config": redact(OmegaConf.to_container(config, resolve=True)),
     }
-    if not (options.offline if options.offline is not None else not _logged_in()):
+    timeouts = {"init_timeout": options.init_timeout, "finish_timeout": options.finish_timeout}
+    return start_run(folder, arguments, options.offline, **timeouts)
+
+
+def start_run(folder: Path, arguments: dict[str, Any], offline: bool | None = None, **settings: Any) -> wandb.Run:
+    """Start a W&B run: online where a key is there, else, or where the server is out of reach, offline.
+
+    Args:
+        folder: W&B's files go below ``wandb`` in it.
+        arguments: of ``wandb.init``.
+        offline: True never asks the server, False always; None: where a key is there.
+        **settings: further ``wandb.Settings``.
+    """
+    # copies of what artifacts hold, until they are sent
+    os.environ["WANDB_DATA_DIR"] = str((folder / "wandb" / "staging").absolute())
+    arguments = {**arguments, "dir": str(folder)}
+    if not (offline if offline is not None else not _logged_in()):
         try:
-            return _start("online", options, arguments)
+            return _start("online", arguments, settings)
         except wandb.Error as error:
             log.warning("W&B is out of reach (%s); this run is kept offline, for `wandb sync`.", _first_line(error))
-            arguments["id"] = _run_id(folder, resumed=False)  # W&B's own process holds the other one in use
-    return _start("offline", options, arguments)
+            if "id" in arguments:
+                arguments["id"] = _run_id(folder, resumed=False)  # W&B's own process holds the other one in use
+    return _start("offline", arguments, settings)
 
 
-def _start(mode: str, options: DictConfig, arguments: dict[str, Any]) -> wandb.Run:
+def _start(mode: str, arguments: dict[str, Any], settings: dict[str, Any]) -> wandb.Run:
     silent = mode == "offline"
     if silent:
         os.environ.setdefault("WANDB_SILENT", "true")
-    settings = wandb.Settings(
-        mode=mode, silent=silent, init_timeout=options.init_timeout, finish_timeout=options.finish_timeout
-    )
     with _redacted_command_line():
-        return wandb.init(settings=settings, **arguments)
+        return wandb.init(settings=wandb.Settings(mode=mode, silent=silent, **settings), **arguments)
 
 
 def _logged_in() -> bool:

@@ -69,8 +69,7 @@ def listwise_distillation(
     Returns:
         [Q], each at least 0 up to rounding.
     """
-    student = masked_log_softmax(at_least_float32(scores), list_mask, temperature)
-    teacher = masked_log_softmax(at_least_float32(teacher_scores), list_mask, teacher_temperature)
+    student, teacher = _log_distributions(scores, teacher_scores, list_mask, temperature, teacher_temperature)
     return _divergence(teacher, student, list_mask)
 
 
@@ -87,8 +86,7 @@ def listwise_reverse_kl(
     large where the student puts weight that the teacher does not, and lets it leave out some of what the teacher likes.
     Arguments and result as in :func:`listwise_distillation`.
     """
-    student = masked_log_softmax(at_least_float32(scores), list_mask, temperature)
-    teacher = masked_log_softmax(at_least_float32(teacher_scores), list_mask, teacher_temperature)
+    student, teacher = _log_distributions(scores, teacher_scores, list_mask, temperature, teacher_temperature)
     return _divergence(student, teacher, list_mask)
 
 
@@ -104,11 +102,22 @@ def listwise_jensen_shannon(
     (KL(p ‖ m) + KL(q ‖ m)) / 2 with m = (p + q) / 2 (Lin 1991, "Divergence measures based on the Shannon entropy").
     Arguments as in :func:`listwise_distillation`; the result is at most log 2.
     """
-    student = masked_log_softmax(at_least_float32(scores), list_mask, temperature)
-    teacher = masked_log_softmax(at_least_float32(teacher_scores), list_mask, teacher_temperature)
+    student, teacher = _log_distributions(scores, teacher_scores, list_mask, temperature, teacher_temperature)
     # finite where masked: the gradient of log-add-exp at two −inf is nan
     middle = torch.logaddexp(student.masked_fill(~list_mask, 0.0), teacher.masked_fill(~list_mask, 0.0)) - math.log(2)
     return (_divergence(teacher, middle, list_mask) + _divergence(student, middle, list_mask)) / 2
+
+
+def _log_distributions(
+    scores: Tensor,
+    teacher_scores: Tensor,
+    list_mask: Tensor,
+    temperature: float | Tensor,
+    teacher_temperature: float | Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The student's and the teacher's logarithms of probabilities over each list, [Q, K] each; −inf where masked."""
+    student = masked_log_softmax(at_least_float32(scores), list_mask, temperature)
+    return student, masked_log_softmax(at_least_float32(teacher_scores), list_mask, teacher_temperature)
 
 
 def _divergence(log_p: Tensor, log_q: Tensor, mask: Tensor) -> Tensor:
@@ -150,8 +159,7 @@ def excess_of_unknown(
         [Q], each at least 0; 0 where no unknown passage is above the bound, or there is none.
     """
     scores, list_scores = at_least_float32(scores), at_least_float32(list_scores)
-    student = masked_log_softmax(list_scores, list_mask, temperature)
-    teacher = masked_log_softmax(at_least_float32(teacher_scores), list_mask, teacher_temperature)
+    student, teacher = _log_distributions(list_scores, teacher_scores, list_mask, temperature, teacher_temperature)
     # log β by way of the list's best, so that differences are taken before the division
     best = list_scores.masked_fill(~list_mask, float("-inf")).argmax(1, keepdim=True)
     odds = (scores - list_scores.gather(1, best)) / temperature + student.gather(1, best)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,10 +9,11 @@ import wandb
 
 from experiments.comparison.formats import COLUMNS, records
 from experiments.comparison.tables import Comparison
+from experiments.wandb_run import start_run
 
 
 def log_comparison(comparison: Comparison, files: Sequence[Path], folder: Path, project: str) -> None:
-    """Log to a W&B run of its own: online where a key is there, else to an offline file for ``wandb sync``.
+    """Log to a W&B run of its own: online where a key is there and the server answers, else to an offline file.
 
     Args:
         comparison: its tables become one W&B table, a row for each arm of each, with unrounded figures.
@@ -21,23 +21,16 @@ def log_comparison(comparison: Comparison, files: Sequence[Path], folder: Path, 
         folder: W&B's files go below ``wandb`` in it.
         project: in W&B.
     """
-    # copies of what the artifact holds, until they are sent
-    os.environ["WANDB_DATA_DIR"] = str((folder / "wandb" / "staging").absolute())
-    offline = not wandb.login(prompt=False, verify=False)
-    if offline:
-        os.environ.setdefault("WANDB_SILENT", "true")
-    run = wandb.init(
-        project=project,
-        name=f"comparison-{folder.absolute().name}",
-        job_type="comparison",
-        dir=str(folder),
-        config={
+    arguments = {
+        "project": project,
+        "name": f"comparison-{folder.absolute().name}",
+        "job_type": "comparison",
+        "config": {
             "runs": [str(run.folder) for group in comparison.groups for run in group.runs],
             "base": comparison.base,
         },
-        settings=wandb.Settings(mode="offline" if offline else "online", silent=offline),
-    )
-    with run:
+    }
+    with start_run(folder, arguments) as run:
         run.log({"comparison": wandb.Table(columns=list(COLUMNS), data=[list(row) for row in records(comparison)])})
         artifact = wandb.Artifact("comparison", type="comparison")
         for path in files:

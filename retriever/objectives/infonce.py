@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -113,24 +115,12 @@ class Contrast(torch.nn.Module):
 
     def forward(self, batch: EncodedBatch) -> Tensor:
         """InfoNCE of each query, [Q]."""
-        positive = self._positive(batch)
-        pool = batch.pool(positive)
-        counts = pool.counts if self.multiset else pool.once_each
         temperature = self.temperature()
-        unique = torch.unique(pool.keys, return_inverse=True)
 
-        def losses(queries: Tensor, positive: Tensor, excluded_keys: Tensor) -> Tensor:
-            scores = queries @ pool.embeddings.T
-            excluded = self._excluded(scores, positive, matches(pool.keys, excluded_keys, unique))
+        def losses(scores: Tensor, positive: Tensor, counts: Tensor, excluded: Tensor) -> Tensor:
             return infonce(scores, positive, temperature, counts, excluded)
 
-        return in_query_blocks(
-            losses,
-            batch.queries,
-            positive + pool.offset,
-            self._excluded_keys(batch, positive),
-            numbers_per_query=len(pool.keys),
-        )
+        return self._over_pool(batch, losses)
 
     @torch.no_grad()
     def masked_share(self, batch: EncodedBatch) -> Tensor:
@@ -142,25 +132,33 @@ class Contrast(torch.nn.Module):
         Returns:
             float32 [Q], in [0, 1]; 0 where the pool holds nothing but the positive.
         """
+
+        def shares(scores: Tensor, positive: Tensor, counts: Tensor, excluded: Tensor) -> Tensor:
+            return (excluded.to(counts.dtype) @ counts - 1) / (counts.sum() - 1).clamp(min=1)
+
+        return self._over_pool(batch, shares)
+
+    def _over_pool(self, batch: EncodedBatch, function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        """A function of scores [Q, P'], positive [Q], counts [P'] and what is no negative [Q, P'], in query blocks."""
         positive = self._positive(batch)
         pool = batch.pool(positive)
         counts = pool.counts if self.multiset else pool.once_each
         unique = torch.unique(pool.keys, return_inverse=True)
 
-        def masked(queries: Tensor, positive: Tensor, excluded_keys: Tensor) -> Tensor:
+        def of_block(queries: Tensor, positive: Tensor, excluded_keys: Tensor) -> Tensor:
             scores = queries @ pool.embeddings.T
-            excluded = self._excluded(scores, positive, matches(pool.keys, excluded_keys, unique))
-            return excluded.to(counts.dtype) @ counts
+            excluded = matches(pool.keys, excluded_keys, unique)
+            if self.positive_aware == "student":
+                excluded = excluded | self._near(scores, scores.gather(1, positive.unsqueeze(1)))
+            return function(scores, positive, counts, excluded)
 
-        rows = batch.queries, positive + pool.offset, self._excluded_keys(batch, positive)
-        of_pool = in_query_blocks(masked, *rows, numbers_per_query=len(pool.keys))
-        return (of_pool - 1) / (counts.sum() - 1).clamp(min=1)
-
-    def _excluded(self, scores: Tensor, positive: Tensor, excluded: Tensor) -> Tensor:
-        """What is no negative, bool [Q, P]: those named, and what the student scores too near the positive."""
-        if self.positive_aware == "student":
-            excluded = excluded | self._near(scores, scores.gather(1, positive.unsqueeze(1)))
-        return excluded
+        return in_query_blocks(
+            of_block,
+            batch.queries,
+            positive + pool.offset,
+            self._excluded_keys(batch, positive),
+            numbers_per_query=len(pool.keys),
+        )
 
     def _positive(self, batch: EncodedBatch) -> Tensor:
         if self.positive == "labelled":
