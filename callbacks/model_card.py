@@ -52,7 +52,7 @@ class CardFacts:
         objective: the class's name.
         settings: the objective's hyperparameters, by the names that the configuration gives them.
         training: further settings, in words → value.
-        criterion: the metric that chose the checkpoint.
+        criterion: the metric that chose the checkpoint; None where none was kept, and the weights are the last step's.
         data: the data module's report.
         encoder: the exported model.
         frozen_passages: whether passages keep the base model's embeddings.
@@ -65,7 +65,7 @@ class CardFacts:
     objective: str
     settings: Mapping[str, Any]
     training: Mapping[str, Any]
-    criterion: str
+    criterion: str | None
     data: Mapping[str, Any]
     encoder: TextEncoder | CrossEncoder
     frozen_passages: bool
@@ -209,7 +209,9 @@ def _caveats(facts: CardFacts) -> list[str]:
     few = [f"{f.name} ({f.difference.queries})" for f in facts.figures if f.difference.queries < 100]
     if few:
         sentences.append(f"Few queries: {', '.join(few)}. An interval from so few is itself unsure.")
-    if facts.criterion.startswith("val/"):
+    if facts.criterion is None:
+        sentences.append("The weights are those of the last step; no criterion chose among steps.")
+    elif facts.criterion.startswith("val/"):
         sentences.append(f"The checkpoint was chosen by `{facts.criterion}`: that figure is flattered by the choice.")
     else:
         sentences.append(f"The checkpoint was chosen by `{facts.criterion}`, on dev lists.")

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import bootstrap
 
 from retriever.errors import InputError
 
@@ -50,27 +49,9 @@ def paired_difference(
             f"Two runs were evaluated on different queries ({len(values)} and {len(base)}, "
             f"{len(values.keys() & base.keys())} in common); only runs on the same queries can be paired."
         )
-    differences = np.array([values[q] - base[q] for q in sorted(values)])
-    mean = float(differences.mean())
-    if len(differences) < 2 or np.ptp(differences) == 0:
-        return Difference(mean, mean, mean, len(differences))
-    interval = bootstrap(
-        (differences,),
-        np.mean,
-        confidence_level=confidence,
-        n_resamples=resamples,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return Difference(mean, float(interval.low), float(interval.high), len(differences))
-
-
-def mean_over_seeds(runs: list[Mapping[str, float]]) -> dict[str, float]:
-    """Average per-query values of runs that differ in their seed."""
-    for run in runs[1:]:
-        if run.keys() != runs[0].keys():
-            raise InputError("Runs of one arm were evaluated on different queries; compare them one by one.")
-    return {q: float(np.mean([run[q] for run in runs])) for q in runs[0]}
+    differences = np.array([[values[q] - base[q] for q in sorted(values)]])
+    low, high = two_way_interval([differences], [np.zeros_like(differences)], confidence, resamples)
+    return Difference(float(differences.mean()), low, high, differences.size)
 
 
 @dataclass(frozen=True)

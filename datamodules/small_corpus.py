@@ -17,7 +17,7 @@ def cut_data_set(folder: Path, output: Path, passages: int, split: str = "test",
 
     Queries of ``split`` are taken in a seeded order as long as their judged passages fill at most half of the new
     corpus; the other half is drawn from the rest, so that the answers do not stand alone in it. Any other query stays
-    where all its judged passages are in it.
+    where all its judged passages are in it; so one with a judged passage that the whole corpus lacks never does.
 
     Args:
         folder: a data set in BEIR's layout.
@@ -40,16 +40,17 @@ def cut_data_set(folder: Path, output: Path, passages: int, split: str = "test",
         raise InputError(f"{output} is there already. Remove it, or name another folder.")
     splits = {path.stem: load_qrels(folder, path.stem)[1] for path in sorted((folder / "qrels").glob("*.tsv"))}
     _, judged = load_qrels(folder, split)
+    ids = corpus.ids.to_pylist()
+    present = set(ids)
     random = np.random.default_rng(seed)
     kept: set[str] = set()
-    names = sorted(judged)
+    names = sorted(query for query, judgements in judged.items() if judgements.keys() <= present)
     for number in random.permutation(len(names)):
         wider = kept | judged[names[number]].keys()
         if len(wider) <= passages // 2:
             kept = wider
     if not kept:
         raise InputError(f"{passages} passages are too few: half of them hold the judged passages of no query.")
-    ids = corpus.ids.to_pylist()
     others = [ids[row] for row in random.permutation(len(ids)) if ids[row] not in kept]
     kept |= set(others[: passages - len(kept)])
     fitting = {name: {q: j for q, j in qrels.items() if j.keys() <= kept} for name, qrels in splits.items()}

@@ -187,7 +187,7 @@ def _card_facts(config: DictConfig) -> dict[str, Any]:
         "at most": f"{trainer.max_epochs} epochs" if trainer.max_steps < 0 else f"{trainer.max_steps} steps",
         "gradient norm clipped at": trainer.gradient_clip_val,
         "precision": trainer.precision,
-        "dropout": config.encoder.dropout,
+        "dropout": "the checkpoint's own" if config.encoder.dropout is None else config.encoder.dropout,
         "LoRA": config.encoder.get("lora"),
     }
     return {
@@ -196,7 +196,7 @@ def _card_facts(config: DictConfig) -> dict[str, Any]:
         "objective": _objective(config),
         "settings": OmegaConf.to_container(config.module, resolve=True),
         "training": training,
-        "criterion": config.criterion,
+        "criterion": config.criterion if config.save_checkpoints else None,
     }
 
 

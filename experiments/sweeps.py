@@ -54,10 +54,17 @@ def run_of_sweep(config: DictConfig, folder: Path, train: Callable[[DictConfig, 
         InputError: the folder holds a run of another configuration.
     """
     results, checkpoint = _finished(folder), folder / "checkpoints" / "last.ckpt"
-    if results is not None or checkpoint.is_file():
+    begun = results is not None or checkpoint.is_file()
+    damaged = begun and not (folder / "config.yaml").is_file()
+    if begun and not damaged:
         _refuse_other_configuration(config, folder)
     if rank_zero_only.rank == 0:
         (folder / ERROR_FILE).unlink(missing_ok=True)
+    if damaged:
+        what = "results" if results is not None else "a checkpoint"
+        message = f"{folder} holds {what} and no config.yaml. Remove the folder, and the same command runs it again."
+        _keep_error(InputError(message), folder)
+        return None
     if results is not None:
         log.info("%s is finished, and not run again", folder)
         return results

@@ -54,7 +54,7 @@ class CriterionSearch(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run the search; ``best.yaml`` in the sweep's folder says what it found."""
+        """Run the search; ``best.yaml`` in the sweep's folder holds the criterion's best value, and its settings."""
         import optuna  # the extra 'sweep'
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -72,7 +72,9 @@ class CriterionSearch(Sweeper):
                 study.tell(trial, job.return_value, state=optuna.trial.TrialState.FAIL if failed else None)
         if any(trial.value is not None for trial in study.trials):
             log.info("Best of %d runs: %s", self.n_trials, study.best_params)
-            OmegaConf.save({"value": study.best_value, "settings": study.best_params}, folder / "best.yaml")
+            # the application negates a criterion of which more is better
+            value = -study.best_value if job.cfg.criterion_mode == "max" else study.best_value
+            OmegaConf.save({"value": value, "settings": study.best_params}, folder / "best.yaml")
 
     def _space(self, arguments: list[str]) -> tuple[list[str], dict[str, BaseDistribution]]:
         """The overrides that every run has, and setting → distribution."""

@@ -175,8 +175,10 @@ class QueryListModule(L.LightningModule):
         return len(batch) * len(sizes) / sum(sizes)
 
     def on_validation_epoch_start(self) -> None:
-        """Number the dev lists from 0 again."""
+        """Number the dev lists from 0 again, and log all figures at the number of steps made, as results name them."""
         self._dev_lists = 0
+        # what Lightning takes as x axis; by itself it names the step before
+        self.log_dict({"step": float(self.trainer.global_step), "epoch": float(self.trainer.current_epoch)})
 
     def dev_numbers(self, batch: RetrievalBatch) -> Tensor:
         """A number for each dev list, unlike that of any other list of this validation: int64 [Q]."""

@@ -5,6 +5,7 @@ import csv
 import hashlib
 import json
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -23,6 +24,7 @@ from experiments.compare import main
 from experiments.comparison.changes import most_changed
 from experiments.comparison.formats import COLUMNS, csv_text, latex, markdown, print_tables, records
 from experiments.comparison.page import page
+from experiments.comparison.plots import _short
 from experiments.comparison.runs import find_runs, find_unfinished, read_runs
 from experiments.comparison.tables import compare
 from experiments.run import train
@@ -83,6 +85,12 @@ def test_named_base_is_paired_by_seed_where_both_have_it(tmp_path):
     p = [arm_of(comparison, name).difference.p for name in ("base", "a")]
     assert [arm_of(comparison, name).p_holm for name in ("base", "a")] == holm(p)
     assert "difference to b " in markdown(comparison)
+    assert "a: difference over seed 2, 3 alone, which b has, too; its nDCG@10 over all of its seeds" in markdown(
+        comparison
+    )
+    assert arm_of(comparison, "a").paired == [2, 3] and arm_of(comparison, "base").paired is None
+    both = compare([tmp_path / f"{name}{seed}" for name in "ab" for seed in (2, 3)], base="b")
+    assert arm_of(both, "a").paired is None and "alone" not in markdown(both)
     # no seed in common: the means over all seeds
     alone = compare([tmp_path / "a1", *(tmp_path / f"b{seed}" for seed in (2, 3, 4))], base="b")
     assert arm_of(alone, "a").difference.mean == pytest.approx(
@@ -118,6 +126,12 @@ def test_each_encoder_is_compared_with_itself_before_training(tmp_path):
         assert arm_of(comparison, f"base of {name}").ndcg == pytest.approx(values(50 + number).mean())
         mean = np.mean([values(seed + number) - values(50 + number) for seed in (1, 2)])
         assert arm_of(comparison, name).difference.mean == pytest.approx(mean)
+    # models are other models also where their means are the same
+    config = {"encoder": {"model": "turned"}}
+    turned = {"d": values(51)[::-1]}
+    write_run(tmp_path / "t", "turned", 1, {"d": values(1)}, base=turned, config=config)
+    assert [arm.name for arm in compare([tmp_path])["d"]][:3] == ["base of large", "base of mini", "base of turned"]
+    shutil.rmtree(tmp_path / "t")
     named = compare([tmp_path], base="mini")
     assert [arm.difference is None for arm in named["d"]] == [False, False, False, True]
     assert "base of large" in page(named)
@@ -152,6 +166,50 @@ def test_average_leaves_out_dev_queries_and_sets_that_not_all_runs_have(tmp_path
     assert [arm.name for arm in comparison["f"]] == ["base", "b"]
     assert list(comparison.tables) == ["d", "e", "d-dev", "f"]
     assert compare([tmp_path / "a"]).tables.keys() == of_run.keys()
+
+
+def test_average_leaves_out_lists_that_were_held_out(tmp_path):
+    sets = [{"path": "d"}, {"path": "e"}, {"path": "d", "name": "keywords", "lists": "keywords.test.parquet"}]
+    of_run = {"d": values(1), "e": values(2, 15), "keywords": values(3)}
+    write_run(tmp_path / "a", "a", 1, of_run, config={"evaluation": {"datasets": sets}})
+    comparison = compare([tmp_path])
+    assert comparison.average.title == "average of d, e" and list(comparison.tables) == ["d", "e", "keywords"]
+
+
+def test_arms_of_a_grid_are_told_apart_by_few_words(tmp_path):
+    for number, temperature in enumerate((0.02, 0.05)):
+        config = {"module": {"temperature": temperature}, "temperatures": {"student": temperature}, "group": number}
+        write_run(tmp_path / str(number), "a", 1, {"d": values(number)}, config=config)
+    names = [arm.name for arm in compare([tmp_path])["d"]]
+    assert names == ["base", "a (module.temperature=0.02)", "a (module.temperature=0.05)"]
+    long = [f"distillation (module.temperature=0.02, trainer.max_epochs={n})" for n in (1, 2)]
+    short = [_short(name) for name in long]
+    assert all(len(label) == 40 and label.startswith("distillation") for label in short) and short[0] != short[1]
+
+
+def test_pruned_runs_are_marked(tmp_path):
+    write_run(tmp_path / "1", "a", 1, {"d": values(1)}, pruned=True)
+    write_run(tmp_path / "2", "a", 2, {"d": values(2)}, pruned=False)
+    comparison = compare([tmp_path])
+    assert "| a | 1†, 2 |" in markdown(comparison) and "†: stopped early by the sweep's pruner" in markdown(comparison)
+    assert r"1$\dagger$, 2" in latex(comparison) and "1†, 2" in page(comparison)
+    assert [row[COLUMNS.index("pruned")] for row in records(comparison)] == ["", "1"]
+    assert "†" not in markdown(compare([tmp_path / "2"]))
+
+
+def test_damaged_folders_are_listed_and_other_commands_folders_are_not(tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path / str(seed), "a", seed, {"d": values(seed)})
+    (tmp_path / "2" / "config.yaml").unlink()
+    for command in ("bench", "prepare", "run"):
+        hydra = tmp_path / command / ".hydra"
+        hydra.mkdir(parents=True)
+        OmegaConf.save({"seed": 1}, hydra / "config.yaml")
+        OmegaConf.save({"hydra": {"job": {"name": command}}}, hydra / "hydra.yaml")
+    comparison = compare([tmp_path])
+    assert [arm.seeds for arm in comparison["d"]] == [[], [1]]
+    assert comparison.unfinished == [tmp_path / "2", tmp_path / "run"]
+    assert "results.json without config.yaml: the folder is damaged" in markdown(comparison)
 
 
 def test_table_without_overlap_takes_the_union_over_the_runs(tmp_path):

@@ -1,5 +1,6 @@
 """Lists of some types, seeded draws of them, and held-out lists as evaluation sets."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -155,3 +156,15 @@ def test_a_cut_keeps_the_judged_passages_of_its_queries(small_scifact, tmp_path,
     for passages, message in [(121, "has 120"), (1, "too few"), (30, "is there already")]:
         with pytest.raises(InputError, match=message):
             cut_data_set(small_scifact, tmp_path / ("again" if passages == 30 else "new"), passages)
+
+
+def test_a_cut_leaves_out_queries_whose_judged_passages_the_corpus_lacks(small_scifact, tmp_path):
+    folder = tmp_path / "whole"
+    shutil.copytree(small_scifact, folder)
+    lines = (folder / "qrels" / "test.tsv").read_text().splitlines()
+    query = lines[1].split("\t")[0]
+    (folder / "qrels" / "test.tsv").write_text("\n".join([*lines, f"{query}\tno-such-passage\t1"]) + "\n")
+    counts = cut_data_set(folder, tmp_path / "cut", 60)
+    _, kept = load_qrels(tmp_path / "cut", "test")
+    assert counts["passages"] == len(load_corpus(tmp_path / "cut")) == 60
+    assert query not in kept and len(kept) == counts["test queries"] == len(lines) - 2

@@ -6,7 +6,7 @@ from test_run import config_of
 from callbacks.beir_evaluation import read_per_query
 from callbacks.model_card import CardFacts, Figure, model_card
 from callbacks.statistics import Difference, paired_difference
-from experiments.run import train
+from experiments.run import _card_facts, train
 from retriever.encoder import TextEncoder
 
 
@@ -92,6 +92,17 @@ def test_card_is_honest(tiny_encoder):
     assert "On scifact the interval holds 0: no difference can be told." in card and "Few queries: scifact (20)" in card
     assert "flattered by the choice" in card and "Dev queries are there to choose settings by" in card
     assert "It was evaluated on no data set." in card_of(tiny_encoder, figures=[])[0]
+    assert "chosen by `dev/loss`" in card_of(tiny_encoder)[0]
+    last = card_of(tiny_encoder, criterion=None)[0]
+    assert "The weights are those of the last step" in last and "chosen by" not in last
+
+
+def test_held_out_lists_are_no_published_figure(tiny_encoder):
+    _, figure = card_of(tiny_encoder)
+    held_out = Figure(**vars(figure) | {"name": "keywords", "split": None})
+    card, _ = card_of(tiny_encoder, figures=[figure, held_out])
+    assert [result.dataset_name for result in ModelCard(card).data.eval_results] == ["scifact"]
+    assert "| keywords (held-out lists) | 300 |" in card
 
 
 def test_folder_of_a_local_base_model_is_nobodys_business(tiny_encoder, tiny_model):
@@ -118,3 +129,10 @@ def test_exported_card_has_the_runs_own_figures(small_run, tmp_path):
     )
     assert "| `teacher_temperature` | 0.3 |" in card.text
     assert TextEncoder.from_pretrained(str(folder / "model"), passage_max_length=64).spec.pooling == "mean"
+
+
+def test_card_says_what_was_not_chosen_and_not_set(small_run, tmp_path):
+    facts = _card_facts(config_of(*small_run, "save_checkpoints=false", "encoder.dropout=null"))
+    assert facts["criterion"] is None and facts["training"]["dropout"] == "the checkpoint's own"
+    facts = _card_facts(config_of(*small_run, "encoder.dropout=0.1"))
+    assert facts["criterion"] == "dev/loss" and facts["training"]["dropout"] == 0.1

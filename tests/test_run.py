@@ -78,7 +78,8 @@ def test_run_folder_tells_the_whole_story(small_run, small_scifact, tiny_encoder
     assert {"train/loss", "dev/loss", "dev/kl", "dev/top1_agreement", "dev/teacher_ndcg@10", "lr-AdamW"} <= logged
     assert {"val/small/ndcg@10", "val/small/recall@100", "val/small/mrr@10", "val/small/ndcg@10_delta"} <= logged
     steps = [int(row["step"]) for row in rows if row["val/small/ndcg@10"]]
-    assert steps[0] == 0 and len(steps) == 3
+    assert steps == [0, 4, 8] == [int(row["step"]) for row in rows if row["dev/loss"]]
+    assert all(row["epoch"] for row in rows if row["dev/loss"])
     losses = [float(row["train/loss"]) for row in rows if row["train/loss"]]
     assert len(losses) == 8 and losses[0] > 0
     card = (folder / "model" / "README.md").read_text()

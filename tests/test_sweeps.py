@@ -111,6 +111,9 @@ def test_a_folder_with_another_configuration_is_refused(sweep, capsys):
     error = capsys.readouterr().err
     assert f"{name} holds a run with module.temperature=0.5, and this sweep asks for module.temperature=0.05" in error
     assert path.read_bytes() == before and not (path.parent / ERROR_FILE).exists()
+    path.unlink()
+    message = sweep(*arms)
+    assert "One run of" in message and f"{name} holds results and no config.yaml" in message
 
 
 def test_differences_are_found_wherever_they_are():
@@ -140,13 +143,30 @@ def test_a_search_goes_on_and_looks_at_dev_alone(sweep, steps, tmp_path):
 
 
 @needs_optuna
-def test_a_run_that_is_behind_is_pruned_and_recorded(sweep):
+def test_a_search_for_the_highest_value_keeps_its_sign(sweep):
+    space = ["hydra/sweeper=search", "module=distillation", "trainer.max_epochs=1", "criterion=dev/top1_agreement"]
+    space += ["criterion_mode=max", "module.learning_rate=interval(1e-4, 1e-2)", "hydra.sweeper.n_trials=2"]
+    assert sweep(*space) is None
+    values = [r["criterion_value"] for r in results_of(sweep.folder).values()]
+    assert OmegaConf.load(sweep.folder / "best.yaml").value == pytest.approx(max(values)) and max(values) > 0
+
+
+@needs_optuna
+def test_a_run_that_is_behind_is_pruned_and_recorded(sweep, steps):
+    made, _ = steps
     options = ["module=distillation", "pruner=median", "pruner.n_startup_trials=1", "criterion=dev/kl"]
     assert sweep(*options, "module.learning_rate=1e-2,1e-9") is None
     good, pruned = results_of(sweep.folder).values()
     assert not good["pruned"] and good["optimiser_steps"] == 8 and list(good["criterion_by_step"]) == ["4", "8"]
     assert pruned["pruned"] and pruned["optimiser_steps"] == 4 and pruned["steps"]["best"] == 4
     assert good["criterion_value"] == min(good["criterion_by_step"].values()) < pruned["criterion_value"]
+    [folder] = sweep.folder.glob("001_*")
+    (folder / "results.json").unlink()  # killed behind its pruning
+    made.clear()
+    assert sweep(*options, "module.learning_rate=1e-2,1e-9") is None
+    again = json.loads((folder / "results.json").read_text())
+    assert made == [] and figures([("", again)]) == figures([("", pruned)]), "it is not trained on"
+    assert "| 1† |" in (sweep.folder / "comparison.md").read_text()
     shutil.rmtree(sweep.folder)
     assert sweep(*options, "module.learning_rate=1e-9,1e-2") is None
     assert [r["pruned"] for r in results_of(sweep.folder).values()] == [False, False], "the better one is not"

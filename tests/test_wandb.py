@@ -44,8 +44,8 @@ def test_offline_file_holds_every_promised_key(recorded):
 
     rows, base = history(records), results["datasets"]["small"]["ndcg@10"]["base"]
     curve = {row["trainer/global_step"]: row for row in rows if "val/small/ndcg@10" in row}
-    # Lightning numbers the first step 0, so what is validated behind step 4 stands at 3
-    assert sorted(curve) == [0, 3, 7]
+    assert sorted(curve) == [0, *map(int, results["criterion_by_step"])] == [0, 4, 8]
+    assert {row["trainer/global_step"] for row in rows if "dev/loss" in row} == {0, 4, 8}
     assert [row["val/small/ndcg@10_base"] for row in curve.values()] == pytest.approx([base] * 3)
     assert {row["trainer/global_step"] for row in rows if "train/loss" in row} == set(range(8))
     metrics = [r.metric for r in records if r.HasField("metric")]
@@ -106,7 +106,7 @@ def test_resumed_run_goes_on_under_its_id(to_wandb, tmp_path):
     assert [next(r.exit.exit_code for r in part if r.HasField("exit")) for part in (first, second)] == [1, 0]
     ids = {r.run.run_id for part in (first, second) for r in part if r.HasField("run")}
     assert ids == {(tmp_path / "run" / "wandb_id.txt").read_text().strip()}
-    assert {row["trainer/global_step"] for row in history(second) if "val/small/ndcg@10" in row} == {7}
+    assert {row["trainer/global_step"] for row in history(second) if "val/small/ndcg@10" in row} == {8}
     assert summary(second)["base/dev/loss"] == next(row["dev/loss"] for row in history(first) if "dev/loss" in row)
     assert summary(second)["base/small/ndcg@10"] == results["datasets"]["small"]["ndcg@10"]["base"]
     train(config_of(*to_wandb, "trainer.max_steps=1"), tmp_path / "run")  # anew in the old folder

@@ -22,6 +22,7 @@ _LATEX = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "→": r"$\to$",
+    "†": r"$\dagger$",
     "−": "$-$",
     "<": "$<$",
     ">": "$>$",
@@ -48,6 +49,7 @@ COLUMNS = (
     "peak_memory_gib",
     "passages_encoded",
     "tokens_encoded",
+    "pruned",
 )
 
 
@@ -166,6 +168,7 @@ def _records(table: Table, title: str) -> list[tuple[Any, ...]]:
                 peak_memory_gib=arm.memory,
                 passages_encoded=arm.passages,
                 tokens_encoded=arm.tokens,
+                pruned=" ".join(map(str, arm.pruned)),
                 **{"ndcg@10": arm.ndcg, "recall@100": arm.recall},
                 **cells,
             )

@@ -39,7 +39,7 @@ table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-n
   overflow-wrap: normal; }
 th, td { padding: .35rem .5rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 tr:last-child td { border-bottom: 0; }
-th { background: var(--panel); font-weight: 600; vertical-align: bottom; }
+th { background: var(--panel); font-weight: 600; vertical-align: bottom; white-space: normal; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--ground);
   max-width: 22rem; white-space: normal; min-width: 9rem; }
 th:first-child { background: var(--panel); }
@@ -53,7 +53,7 @@ figcaption { color: var(--faint); font-size: .9rem; margin-top: .25rem; }
 details { border: 1px solid var(--line); border-radius: 8px; padding: .5rem .9rem; margin: .6rem 0; }
 summary { cursor: pointer; font-weight: 600; }
 .sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 0 2rem; }
-@media (max-width: 40rem) { th:first-child, td:first-child { min-width: 0; max-width: 8.5rem; font-size: .8rem;
+@media (max-width: 40rem) { th:first-child, td:first-child { min-width: 8.5rem; max-width: 8.5rem; font-size: .8rem;
   overflow-wrap: anywhere; } }
 ol { padding-left: 1.6rem; margin: .4rem 0; } li { margin: .5rem 0; }
 .values { font-variant-numeric: tabular-nums; white-space: nowrap; }

@@ -76,6 +76,7 @@ def _intervals(axes: Axes, comparison: Comparison, dataset: str, style: dict, in
         axes.plot([d.low, d.high], [place, place], color=style[arm.name]["color"], linewidth=2.2)
         axes.plot(d.mean, place, marker="o", markersize=6, color=style[arm.name]["color"])
     axes.axvline(0, color=ink, linewidth=0.9)
+    axes.locator_params(axis="x", nbins=5)
     axes.set_yticks(range(len(arms)), [_short(arm.name) for arm in reversed(arms)])
     axes.set_ylim(-0.6, len(arms) - 0.4)
     axes.set_xlabel(f"nDCG@10, difference to {_short(comparison.base)}")

@@ -16,6 +16,7 @@ from callbacks.beir_evaluation import read_per_query
 from experiments.sweeps import PLACES
 from retriever.errors import InputError
 
+OTHER_COMMANDS = ("bench", "prepare")
 _NO_SETTINGS = PLACES | {"seed", "export"}
 
 
@@ -26,7 +27,7 @@ class Run:
     Attributes:
         folder: the run folder.
         results: of ``results.json``.
-        config: of ``config.yaml``; empty where there is none.
+        config: of ``config.yaml``.
         datasets: data set, as the comparison calls it → as the run does; other runs may use that name for a set over
             another corpus.
     """
@@ -120,29 +121,36 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
     runs: list[Path] = []
     unfinished = 0
     for path in _expanded(paths):
-        found = sorted(p.parent for p in path.rglob("results.json"))
+        found = sorted(p.parent for p in path.rglob("results.json") if (p.parent / "config.yaml").is_file())
         cut = find_unfinished([path])
         if not found and not cut:
             raise InputError(f"{path}: no results.json in or below it. Name folders of finished runs, or a sweep's.")
         unfinished += len(cut)
         runs += [run for run in found if run not in runs]
     if not runs:
-        raise InputError(f"There is no results.json: none of {unfinished} run(s) is finished. See the runs' logs.")
+        raise InputError(
+            f"There is no whole results.json: none of {unfinished} run(s) is finished. See the runs' logs."
+        )
     return runs
 
 
 def find_unfinished(paths: Iterable[str | Path]) -> list[Path]:
-    """Folders, named or below, of runs that failed, were cut off, or are under way: a configuration, and no results."""
+    """Folders, named or below, of runs that failed, were cut off, or are under way: a configuration, and no results.
+
+    And of damaged ones: results without a configuration.
+    """
     runs: list[Path] = []
     for path in _expanded(paths):
         # .hydra/config.yaml is there before the run's own; a W&B folder inside of a run holds a config.yaml, too
         configs = (p.parent for p in path.rglob("config.yaml"))
-        candidates = sorted({p.parent if p.name == ".hydra" else p for p in configs})
+        candidates = {p.parent if p.name == ".hydra" else p for p in configs if _is_of_run(p)}
+        candidates = sorted(candidates | {p.parent for p in path.rglob("results.json")})
         outermost: list[Path] = []
         for candidate in candidates:
             if not any(run in candidate.parents for run in outermost):
                 outermost.append(candidate)
-        runs += [run for run in outermost if not (run / "results.json").is_file() and run not in runs]
+        whole = {run for run in outermost if all((run / name).is_file() for name in ("results.json", "config.yaml"))}
+        runs += [run for run in outermost if run not in whole and run not in runs]
     return runs
 
 
@@ -150,7 +158,17 @@ def reason(folder: Path) -> str:
     """Why an unfinished run has no results, in one line, as far as its folder says."""
     path = folder / "error.txt"
     lines = path.read_text(encoding="utf-8").strip().splitlines() if path.is_file() else []
-    return lines[0] if lines else "no results.json: it failed, was cut off, or is under way"
+    if lines:
+        return lines[0]
+    if (folder / "results.json").is_file():
+        return "results.json without config.yaml: the folder is damaged"
+    return "no results.json: it failed, was cut off, or is under way"
+
+
+def _is_of_run(folder: Path) -> bool:
+    """Whether a configuration may be a run's: the other commands keep theirs in ``.hydra``, too."""
+    path = folder / "hydra.yaml"
+    return not path.is_file() or OmegaConf.load(path).hydra.job.name not in OTHER_COMMANDS
 
 
 def read_runs(folders: Iterable[Path]) -> list[Run]:
@@ -253,8 +271,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         results = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path}: not a whole results file ({error}). Run that experiment again.") from error
-    config = folder / "config.yaml"
-    return results, OmegaConf.to_container(OmegaConf.load(config)) if config.is_file() else {}
+    return results, OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
 
 
 def _spec(config: dict[str, Any], dataset: str) -> dict[str, Any]:

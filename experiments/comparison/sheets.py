@@ -8,6 +8,7 @@ from callbacks.statistics import PairedTest
 from experiments.comparison.tables import Arm, Comparison, HomeAndAbroad, Table
 
 CLEAR = 0.05
+PRUNED = "†"  # behind a seed
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,14 @@ def _caption(comparison: Comparison, table: Table) -> str:
             "intervals over queries and seeds" if most > 1 else "one seed each, so intervals are about these very runs"
         )
         parts.append(f"p: randomisation test, Holm over {table.comparisons} {_comparisons(table.comparisons)}")
+    parts += [
+        f"{arm.name}: difference over seed {', '.join(map(str, arm.paired))} alone, which {comparison.base} has, too; "
+        "its nDCG@10 over all of its seeds"
+        for arm in table.arms
+        if arm.paired
+    ]
+    if any(arm.pruned for arm in table.arms):
+        parts.append(f"{PRUNED}: stopped early by the sweep's pruner")
     return "; ".join(parts)
 
 
@@ -183,7 +192,7 @@ def _forgotten(row: HomeAndAbroad) -> int:
 
 
 def _seeds(arm: Arm) -> str:
-    return ", ".join(map(str, arm.seeds))
+    return ", ".join(f"{seed}{PRUNED if seed in arm.pruned else ''}" for seed in arm.seeds)
 
 
 def _steps(arm: Arm) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,8 @@ class Arm:
         p_holm: its p-value, corrected over the table.
         recall: mean Recall@100; None on a part of the queries.
         steps: step of each run's model.
+        pruned: seeds of the runs that a pruner stopped.
+        paired: the seeds that the difference is over, where the arm or the base has others, too; else None.
         minutes: mean wall time of a run.
         memory: mean peak memory of a run, in GiB.
         passages: mean number of passages that a run encoded; None where it did not count.
@@ -41,6 +43,8 @@ class Arm:
     p_holm: float | None = None
     recall: float | None = None
     steps: list[int] | None = None
+    pruned: list[int] = field(default_factory=list)
+    paired: list[int] | None = None
     minutes: float | None = None
     memory: float | None = None
     passages: float | None = None
@@ -202,8 +206,18 @@ def _arm(
         difference=tested(parts, name, base, keep) if differs else None,
         recall=None if clean else float(np.mean([r.mean(p.dataset, "recall@100", point) for p in parts for r in runs])),
         steps=[run.results["steps"][point] for run in runs],
+        pruned=[] if untrained else [run.seed for run in runs if run.results.get("pruned")],
+        paired=_paired(first, name, base) if differs else None,
         **({} if untrained else _costs(runs)),
     )
+
+
+def _paired(measured: Measured, arm: str, base: str) -> list[int] | None:
+    """The seeds that an arm shares with a named base, where either has others, too."""
+    if base == BASE:
+        return None
+    shared = measured.shared_seeds(arm, base)
+    return shared if shared and len({*measured.seeds[arm], *measured.seeds[base]}) > len(shared) else None
 
 
 def _costs(runs: Sequence[Run]) -> dict[str, float | None]:
