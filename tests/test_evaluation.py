@@ -9,7 +9,7 @@ import pytrec_eval
 
 from callbacks import BeirEvaluation
 from callbacks.scoring import score_run, without_self_hits
-from callbacks.statistics import mean_over_seeds, paired_difference
+from callbacks.statistics import paired_difference
 from experiments.compare import main as compare_main
 from experiments.comparison.formats import markdown
 from experiments.comparison.runs import find_runs
@@ -173,5 +173,3 @@ def test_compare_refuses_what_cannot_be_compared(tmp_path):
     (tmp_path / "b" / "results.json").write_text("{")
     with pytest.raises(InputError, match="not a whole results file"):
         compare([tmp_path])
-    with pytest.raises(InputError, match="different queries"):
-        mean_over_seeds([{"a": 1.0}, {"b": 1.0}])

@@ -9,7 +9,7 @@ import pytest
 
 from callbacks import BeirEvaluation
 from datamodules import QueryListDataModule
-from datamodules.corpus import load_corpus
+from datamodules.corpus import load_corpus, load_qrels
 from datamodules.held_out import held_out_set
 from datamodules.list_choice import chosen_lists
 from datamodules.query_lists import QueryList, open_query_lists, read_query_lists, write_query_lists
