@@ -54,7 +54,8 @@ details { border: 1px solid var(--line); border-radius: 8px; padding: .5rem .9re
 summary { cursor: pointer; font-weight: 600; }
 .sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 0 2rem; }
 @media (max-width: 40rem) { th:first-child, td:first-child { min-width: 8.5rem; max-width: 8.5rem; font-size: .8rem;
-  overflow-wrap: anywhere; } }
+  overflow-wrap: anywhere; } figure picture { display: block; overflow-x: auto; }
+  figure img { max-width: none; width: 44rem; } }
 ol { padding-left: 1.6rem; margin: .4rem 0; } li { margin: .5rem 0; }
 .values { font-variant-numeric: tabular-nums; white-space: nowrap; }
 """
