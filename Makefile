@@ -14,7 +14,7 @@ quickstart: $(VENV)/.light
 	$(BIN)/python -m experiments.run +exp=quickstart
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 mteb: $(VENV)/.mteb
 	$(BIN)/python -m pytest tests/test_mteb.py
