@@ -22,7 +22,8 @@ mteb: $(VENV)/.mteb
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
 
 # One stamp per set of extras; a changed pyproject.toml or constraints.txt installs again.
 $(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/bin/python
