@@ -332,7 +332,8 @@ class BeirEvaluation(L.Callback):
             if not path.is_file():
                 drawn = self._draw(trainer, module, whole, spec)
                 with atomic_path(path) as temporary, open(temporary, "wb") as file:
-                    np.savez(file, **{"rows": drawn.rows, **drawn.counts})
+                    arrays: dict[str, Any] = {"rows": drawn.rows, **drawn.counts}
+                    np.savez(file, **arrays)
         with np.load(path) as file:
             stored = dict(file)
         rows, total = stored.pop("rows"), len(whole.data.corpus)

@@ -55,11 +55,13 @@ NAMES |= {"maximum": "minimum", "any": "all", "all": "any"}
 EQUIVALENT = {
     ("infonce", "counts.to(logits.dtype) →"): "the sum is of the wider type anyway",
     ("listwise_jensen_shannon", "torch.logaddexp(student.masked_fill(~list_mask, 0.0), teacher"): "symmetric",
+    ("listwise_jensen_shannon", "student.masked_fill(~list_mask, 0.0) →"): "one finite side of two is enough",
+    ("listwise_jensen_shannon", "teacher.masked_fill(~list_mask, 0.0) →"): "one finite side of two is enough",
     ("listwise_jensen_shannon", "0.0 → 1.0"): "any finite number does where masked",
     ("_divergence", "0.0 → 1.0"): "times a probability of 0",
     ("excess_of_unknown", "torch.maximum(odds, bound) → torch.maximum(bound, odds)"): "symmetric",
-    ("excess_of_unknown", "counts.to(odds.dtype)"): "types and shapes are widened by what follows",
-    ("excess_of_unknown", "at_least_float32("): "its callers give float32",
+    ("excess_of_unknown", "counts.to(odds.dtype) →"): "types are widened by what follows",
+    ("excess_of_unknown", "counts.to(odds.dtype).log().expand_as(odds)"): "masking broadcasts it",
     (
         "masked_log_softmax",
         "scores.masked_fill(~mask, float('-inf')).amax(1, keepdim=True).detach()",
