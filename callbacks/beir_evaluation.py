@@ -332,7 +332,8 @@ class BeirEvaluation(L.Callback):
             if not path.is_file():
                 drawn = self._draw(trainer, module, whole, spec)
                 with atomic_path(path) as temporary, open(temporary, "wb") as file:
-                    np.savez(file, rows=drawn.rows, **drawn.counts)
+                    arrays: dict[str, Any] = {"rows": drawn.rows, **drawn.counts}
+                    np.savez(file, **arrays)
         with np.load(path) as file:
             stored = dict(file)
         rows, total = stored.pop("rows"), len(whole.data.corpus)
@@ -378,7 +379,7 @@ class BeirEvaluation(L.Callback):
     def _passages(self, trainer: L.Trainer, module: RetrieverModule, prepared: PreparedSet) -> np.ndarray:
         """Embeddings of this rank's share of the passages that are searched, [n, D]."""
         share = _share(trainer, prepared)
-        rows = share if prepared.rows is None else prepared.rows[share]
+        rows: Any = share if prepared.rows is None else prepared.rows[share]  # a slice, or row numbers
         if not module.train_passage_encoder:
             return prepared.base[rows]
         if trainer.global_step == 0:

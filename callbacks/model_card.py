@@ -158,7 +158,7 @@ def _use(facts: CardFacts) -> str:
 
 
 def _specification(facts: CardFacts) -> list[tuple[str, str]]:
-    spec = facts.encoder.spec
+    spec: Any = facts.encoder.spec
     if facts.reranks:
         lengths = f"{spec.query_max_length}, {spec.pair_max_length} (the passage is cut, not the query)"
         return [("tokens of a query, a pair", lengths)]

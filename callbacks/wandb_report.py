@@ -97,7 +97,7 @@ class WandbReport(L.Callback):
 
         folder = self.folder / "per_query" / name
         base, best = (read_per_query(folder / f"step-{steps[point]:06d}.json") for point in ("base", "best"))
-        rows = sorted(
+        rows: list[list[Any]] = sorted(
             ([query, queries[query], base[query], best[query], best[query] - base[query]] for query in best),
             key=lambda row: row[-1],
         )

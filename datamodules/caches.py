@@ -170,9 +170,9 @@ def token_range(tokens: TokenizedTexts, start: int, stop: int) -> TokenizedTexts
 
 def update_with_tokens(digest: hashlib._Hash, tokens: TokenizedTexts) -> None:
     """Feed texts' token ids to a hash, some at a time: they may be more than the memory holds."""
-    digest.update(np.ascontiguousarray(tokens.offsets))
+    digest.update(np.ascontiguousarray(tokens.offsets).data)
     for start in range(0, len(tokens.ids), _HASHED_IDS):
-        digest.update(np.ascontiguousarray(tokens.ids[start : start + _HASHED_IDS], dtype=np.int32))
+        digest.update(np.ascontiguousarray(tokens.ids[start : start + _HASHED_IDS], dtype=np.int32).data)
 
 
 @contextmanager

@@ -164,8 +164,8 @@ def load_corpus(
     path = _either(folder, "corpus.jsonl")
     if cache_dir is None:
         blocks = list(_passage_blocks(path, empty_passages, {}))
-        columns = (pa.array([value for block in blocks for value in block[i]], pa.string()) for i in range(3))
-        return Corpus(name or folder.name, *columns)
+        arrays = (pa.array([value for block in blocks for value in block[i]], pa.string()) for i in range(3))
+        return Corpus(name or folder.name, *arrays)
     copy = Path(cache_dir) / "corpora" / f"{file_sha256(path)[:32]}-{empty_passages}"
     columns, _ = cached_columns(copy, lambda writer: _write_corpus(path, empty_passages, writer))
     return Corpus(name or folder.name, *(mapped_strings(columns, n) for n in ("ids", "titles", "texts", "passages")))

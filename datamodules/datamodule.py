@@ -6,6 +6,7 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -41,7 +42,7 @@ class _Guarded:
     name: str
     corpus: str
     queries: dict[str, str]
-    relevant: dict[str, Collection[str]]
+    relevant: Mapping[str, Collection[str]]
 
 
 class QueryListDataModule(L.LightningDataModule):
@@ -129,7 +130,7 @@ class QueryListDataModule(L.LightningDataModule):
         self.empty_passages, self.unknown_qrels = empty_passages, unknown_qrels
         self.cache_dir, self.data_dir = Path(cache_dir), data_dir
         self.token_budget, self.num_workers, self.seed = token_budget, num_workers, seed
-        self.report: dict[str, object] = {}
+        self.report: dict[str, Any] = {}
         self._done: tuple[int, int] | None = None
         self._sampler: BatchSampler | None = None
         self._train: list[ListSource] = []
@@ -253,17 +254,17 @@ class QueryListDataModule(L.LightningDataModule):
             self._corpora[path] = corpus
         return self._corpora[path]
 
-    def _guard(self, train: list, dev: list) -> tuple[list, list]:
+    def _guard(self, train: list[Any], dev: list[Any]) -> tuple[list[Any], list[Any]]:
         """Leave out lists that give away an evaluation query, then train lists that give away a dev query."""
         for spec in self.evaluation:
             if spec.get("queries") == "dev":  # these are guarded below, as dev lists
                 continue
             against = self._guarded_set(spec)
-            train = [self._without_leaks(*part, against) for part in train]
-            dev = [self._without_leaks(*part, against) for part in dev]
+            train = [self._without_leaks(*part, against=against) for part in train]
+            dev = [self._without_leaks(*part, against=against) for part in dev]
         for _, corpus, lists in dev:
             against = self._guarded_lists("the dev lists", corpus, lists)
-            train = [self._without_leaks(*part, against) for part in train]
+            train = [self._without_leaks(*part, against=against) for part in train]
         return train, dev
 
     def _guarded_set(self, spec: Mapping) -> _Guarded:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datamodules.corpus import Corpus, find_dataset, load_evaluation_set
 from retriever.errors import choose
@@ -53,10 +55,11 @@ def collect_queries(
     if choose("queries.source", source, QUERY_SOURCES) == "judged":
         judged = load_evaluation_set(str(find_dataset(dataset, data_dir)), split, corpus=corpus)
         return SourceQueries("human", judged.queries, {q: sorted(ids) for q, ids in judged.relevant().items()})
-    query_type, texts, make = {
+    ways: dict[str, tuple[str, Any, Callable[[str], str | None]]] = {
         "titles": ("title", corpus.titles, str.strip),
         "assertions": ("claim", corpus.texts, assertion),
-    }[source]
+    }
+    query_type, texts, make = ways[source]
     # a title or an assertion that a passage lacks makes no query
     found = zip(corpus.ids.to_pylist(), map(make, texts.to_pylist()), strict=True)
     queries = {f"{query_type}-{passage_id}": text for passage_id, text in found if text}

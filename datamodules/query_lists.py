@@ -103,11 +103,13 @@ class QueryLists:
         rows, offsets = ragged_take(self.rows, self.offsets, keep)
         scores, _ = ragged_take(self.scores, self.offsets, keep)
         positive_rows, positive_offsets = ragged_take(self.positive_rows, self.positive_offsets, keep)
-        columns = (getattr(self, name).take(pa.array(keep)) for name in _STRINGS)
+        query_ids, queries, query_types = (getattr(self, name).take(pa.array(keep)) for name in _STRINGS)
         return QueryLists(
             self.source,
             self.line[keep],
-            *columns,
+            query_ids,
+            queries,
+            query_types,
             rows,
             scores,
             offsets,

@@ -104,7 +104,7 @@ def import_file(
         raise InputError("Both a corpus and a folder for a new one are given. Name one of the two.")
     check_texts = options.pop("check_texts", True)
     if corpus:
-        opened = nullcontext(CorpusPassages(load_corpus(find_dataset(corpus)), check_texts))
+        opened: Any = nullcontext(CorpusPassages(load_corpus(find_dataset(corpus)), check_texts))
     else:
         opened = new_corpus(corpus_output or Path(output).with_name(f"{Path(output).name.split('.')[0]}_corpus"))
     metadata = {"teacher": teacher or "unknown", "imported_from": Path(path).name, "layout": layout}

@@ -87,7 +87,7 @@ def _orders(pipeline: Pipeline, table: Any, inside: np.ndarray) -> dict[str, Run
         orders[name] = {}
         for query, wanted, rows, values in zip(query_ids, candidates, hits.rows, hits.scores, strict=True):
             there = rows >= 0
-            found = dict(zip(ids.take(rows[there]).to_pylist(), values[there].tolist(), strict=True))
-            lowest = min(found.values(), default=0.0) - 1.0  # a candidate that this retriever lacks comes last
-            orders[name][query] = {p: found.get(p, lowest) for p in wanted}
+            score_of = dict(zip(ids.take(rows[there]).to_pylist(), values[there].tolist(), strict=True))
+            lowest = min(score_of.values(), default=0.0) - 1.0  # a candidate that this retriever lacks comes last
+            orders[name][query] = {p: score_of.get(p, lowest) for p in wanted}
     return orders

@@ -211,10 +211,10 @@ class CrossEncoder(nn.Module):
                 before, of_query, between, of_passage, behind = template.types
                 types += [before, np.full(len(query), of_query), between, np.full(len(passage), of_passage), behind]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        tokens = TokenizedTexts(np.concatenate(ids or [[]]).astype(np.int32), offsets)
+        tokens = TokenizedTexts(np.concatenate(ids or [np.empty(0)]).astype(np.int32), offsets)
         if template.types is None:
             return Pairs(tokens, None)
-        return Pairs(tokens, TokenizedTexts(np.concatenate(types or [[]]).astype(np.int32), offsets))
+        return Pairs(tokens, TokenizedTexts(np.concatenate(types or [np.empty(0)]).astype(np.int32), offsets))
 
     def _bare(self, texts: TokenizedTexts, row: int) -> np.ndarray:
         """Token ids of a text without its special tokens."""

@@ -86,7 +86,8 @@ class CrossEncoderModule(QueryListModule):
             )
         if distillation_weight < 0:
             raise InputError(f"module.distillation_weight is {distillation_weight}; it must not be negative.")
-        self.negatives, self.negative_ranks, self.dev_negatives = negatives, tuple(negative_ranks), dev_negatives
+        self.negatives, self.dev_negatives = negatives, dev_negatives
+        self.negative_ranks = negative_ranks[0], negative_ranks[1]
         self.distillation_weight = distillation_weight
         self.temperature, self.teacher_temperature = temperature, teacher_temperature
         self.dev_ndcg = RetrievalNormalizedDCG(top_k=10, empty_target_action="skip")

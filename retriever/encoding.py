@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,7 +85,7 @@ def in_micro_batches(
 
     untrimmed = 0
 
-    def run(*arguments: object) -> Tensor:
+    def run(*arguments: Any) -> Tensor:
         nonlocal untrimmed
         untrimmed += arguments[0].numel()
         if with_gradient and on_host and untrimmed >= _TRIM_TOKENS:

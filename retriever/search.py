@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import faiss
 import numpy as np
@@ -66,6 +67,6 @@ def _nearest(queries: np.ndarray, passages: np.ndarray, k: int) -> tuple[np.ndar
 
 
 @cache
-def _gpu_resources() -> object | None:
+def _gpu_resources() -> Any:
     """Kept for as long as the process lives: they hold scratch memory. None where faiss has no GPU."""
     return faiss.StandardGpuResources() if getattr(faiss, "get_num_gpus", lambda: 0)() else None

@@ -18,6 +18,14 @@ from retriever.encoder import TextEncoder
 
 os.environ.setdefault("WANDB_MODE", "offline")
 torch.set_num_threads(1)  # tiny models are slower on two
+# two processes share the files out in this order: a long one that came last would run alone
+LONG_FILES = ("scifact", "run", "prepare", "engines", "evaluation_at_scale", "cross_encoder", "ranks", "teachers")
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first."""
+    names = [f"test_{name}.py" for name in LONG_FILES]
+    items.sort(key=lambda item: names.index(item.path.name) if item.path.name in names else len(names))
 
 
 @pytest.fixture(scope="session")

@@ -25,8 +25,9 @@ from loss_examples import (
 from torch.autograd import gradcheck
 
 from retriever.errors import InputError
-from retriever.losses import excess_of_unknown, listwise_jensen_shannon, listwise_reverse_kl
+from retriever.losses import excess_of_unknown, listwise_jensen_shannon, listwise_reverse_kl, masked_log_softmax
 from retriever.objectives import InBatchDistillation, ListwiseDistillation
+from retriever.ranking_losses import approx_ndcg, margin_mse
 
 # ---------------------------------------------------------------------------------------------------- references
 
@@ -310,3 +311,32 @@ def test_in_batch_distillation_gradients_reach_queries_and_passages_in_float64()
 def test_wrong_options_are_errors_with_their_values(arguments, message):
     with pytest.raises(InputError, match=message):
         module(InBatchDistillation, **arguments)
+
+
+def test_an_infinity_where_masked_does_not_reach_the_temperatures_gradient():
+    temperature = torch.tensor(0.05, requires_grad=True)
+    mask = torch.tensor([[True, True, False]])
+    masked_log_softmax(torch.tensor([[0.3, 0.1, math.inf]]), mask, temperature)[mask].sum().backward()
+    assert torch.isfinite(temperature.grad)
+
+
+def test_a_masked_entry_is_never_the_best_of_negative_scores():
+    scores, teacher = torch.tensor([[-0.5, -0.1, 9.0]]), torch.tensor([[-0.4, -0.2, 9.0]])
+    mask = torch.tensor([[True, True, False]])
+    pool = torch.tensor([[0.2]]), torch.ones(1), torch.zeros(1, 1, dtype=torch.bool)
+    excess = excess_of_unknown(*pool, scores, teacher, mask, 0.1, 0.3)
+    torch.testing.assert_close(excess, excess_of_unknown(*pool, scores[:, :2], teacher[:, :2], mask[:, :2], 0.1, 0.3))
+    error = margin_mse(scores, teacher, mask, 0.1, 0.3)
+    torch.testing.assert_close(error, margin_mse(scores[:, :2], teacher[:, :2], mask[:, :2], 0.1, 0.3))
+
+
+def test_half_precision_of_pool_and_list_is_computed_in_float32():
+    generator = torch.Generator().manual_seed(0)
+    scores, listed, teacher = (torch.rand(3, 8, generator=generator).bfloat16() for _ in range(3))
+    rest = torch.ones(3, 8, dtype=torch.bool), 0.05, 0.3
+    counts, excluded = torch.ones(8), torch.zeros(3, 8, dtype=torch.bool)
+    half = excess_of_unknown(scores, counts, excluded, listed, teacher, *rest)
+    whole = excess_of_unknown(scores.float(), counts, excluded, listed.float(), teacher.float(), *rest)
+    torch.testing.assert_close(half, whole, atol=0, rtol=0)
+    half, whole = (approx_ndcg(*x, rest[0], 0.1) for x in ((listed, teacher), (listed.float(), teacher.float())))
+    torch.testing.assert_close(half, whole, atol=0, rtol=0)

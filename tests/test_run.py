@@ -231,8 +231,7 @@ def test_checkpoint_is_whole_whenever_the_process_is_killed(tmp_path):
 def test_two_processes_give_the_figures_of_one_however_they_are_started(small_run, tmp_path):
     options = [*small_run, "encoder.dropout=0", "export=false"]
     folder = tmp_path / "one"
-    finish(folder, start(folder, *options, f"hydra.run.dir={folder}"))
-    record = json.loads((folder / "results.json").read_text())
+    record = train(config_of(*options), folder)
     one, figure = weights(folder), record["datasets"]["small"]["ndcg@10"]
     folder = tmp_path / "lightning"
     finish(folder, start(folder, *options, "trainer.devices=2", f"hydra.run.dir={folder}"))

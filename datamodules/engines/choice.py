@@ -45,7 +45,7 @@ def choose_engine(
         transformers: options of :class:`~datamodules.engines.transformers.TransformersEngine`.
     """
     choose("generator.engine", engine, ("auto", "vllm", "server", "transformers"))
-    common = {"chat_template": chat_template}
+    common: dict[str, Any] = {"chat_template": chat_template}
     if engine == "server":
         return ServerEngine(model, sampling, **common, **(server or {}))
     asked: dict[str, Any] = {"engine": "auto"} if engine == "auto" else {}
@@ -56,7 +56,7 @@ def choose_engine(
     common |= {"revision": revision, "trust_remote_code": trust_remote_code}
     if engine == "auto":
         engine = "vllm" if importlib.util.find_spec("vllm") else "transformers"
-    made = VllmEngine if engine == "vllm" else TransformersEngine
+    made: Any = VllmEngine if engine == "vllm" else TransformersEngine
     found = made(model, sampling, **common, **((vllm if engine == "vllm" else transformers) or {}))
     found.asked = asked
     return found

@@ -47,7 +47,7 @@ class TransformersEngine(Engine):
         self.chat_template = dict(chat_template or {})
         self.asked_dtype = dtype
         self.model = model
-        self.sampling = _SAMPLING | dict(sampling)
+        self.sampling: dict[str, Any] = _SAMPLING | dict(sampling)
         self.revision = revision
         self.trust_remote_code = trust_remote_code
         self.batch_size = batch_size

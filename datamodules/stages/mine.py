@@ -45,7 +45,7 @@ class Bm25(Retriever):
     """BM25 over the whole corpus at once, for its term weights need all passages."""
 
     def __init__(self, k1: float = 0.9, b: float = 0.4, language: str = "english") -> None:
-        self.options = {"k1": k1, "b": b, "language": language}
+        self.options: dict[str, Any] = {"k1": k1, "b": b, "language": language}
 
     def settings(self) -> dict[str, Any]:
         """See :class:`Retriever`."""
@@ -206,8 +206,8 @@ class Mine(Stage):
                     append(hits_to_table(_part(hits, part)))
         lengths = self._write_candidates(runs, folder / "candidates.parquet")
         ranks = {name: first_ranks(hits, self._positives) for name, hits in runs.items()}
-        found = {f"positive in {name}": int((r <= self.depth).sum()) for name, r in ranks.items()}
-        return {"queries": len(lengths), "candidates": int(lengths.sum()), "fewest": int(lengths.min()), **found}
+        places = {f"positive in {name}": int((r <= self.depth).sum()) for name, r in ranks.items()}
+        return {"queries": len(lengths), "candidates": int(lengths.sum()), "fewest": int(lengths.min()), **places}
 
     def _write_candidates(self, runs: Mapping[str, Hits], path: Path) -> np.ndarray:
         """Fuse and write some queries at a time; return how many candidates each has."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from math import ceil
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -29,7 +30,7 @@ def draw(comparison: Comparison, ground: str | None = None) -> dict[str, bytes]:
         ground: ``light`` or ``dark``, on which the plots stand without a ground of their own; None: white.
     """
     ink = _INK[ground or "light"]
-    settings = {"savefig.transparent": ground is not None, "font.size": 10, "axes.spines.top": False}
+    settings: dict[str, Any] = {"savefig.transparent": ground is not None, "font.size": 10, "axes.spines.top": False}
     settings |= {"axes.spines.right": False, "axes.facecolor": "none" if ground else "white"}
     settings |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
     style = _styles(comparison)

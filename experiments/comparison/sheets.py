@@ -93,7 +93,7 @@ def _sheet(comparison: Comparison, table: Table) -> Sheet:
 
 def _narrow(comparison: Comparison, table: Table, clean: Table | None) -> Sheet:
     without = {arm.name: arm.difference for arm in clean.arms} if clean else {}
-    columns = ("run", "seeds", "nDCG@10", f"difference to {comparison.base} [95%]", "p", "W/T/L")
+    columns: tuple[str, ...] = ("run", "seeds", "nDCG@10", f"difference to {comparison.base} [95%]", "p", "W/T/L")
     columns += (("no overlap",) if without else ()) + ("step", "minutes")
     rows = [
         (
@@ -118,8 +118,8 @@ def _narrow(comparison: Comparison, table: Table, clean: Table | None) -> Sheet:
 
 
 def _forgetting(comparison: Comparison) -> Sheet:
-    columns = ("run", "at home", "p", "abroad", "p")
-    rows = [
+    columns: tuple[str, ...] = ("run", "at home", "p", "abroad", "p")
+    rows: list[tuple[str, ...]] = [
         (
             row.name,
             f"{_difference(row.gain)} {_interval(row.gain)}".strip(),
