@@ -1,5 +1,5 @@
 # make quickstart: everything from nothing to the table. make test: the same set-up where it is missing, then the tests.
-# make mutants: every way to break the losses that tests/mutants.py knows, about an hour.
+# make mutants: every way to break the losses that tests/mutants.py knows; takes long.
 # make mteb: MTEB's figures of an exported model against the run's own.
 SHELL := /bin/bash
 PYTHON ?= python3

@@ -260,11 +260,11 @@ class QueryListDataModule(L.LightningDataModule):
             if spec.get("queries") == "dev":  # these are guarded below, as dev lists
                 continue
             against = self._guarded_set(spec)
-            train = [self._without_leaks(*part, against=against) for part in train]
-            dev = [self._without_leaks(*part, against=against) for part in dev]
+            train = [self._without_leaks(*part, against) for part in train]
+            dev = [self._without_leaks(*part, against) for part in dev]
         for _, corpus, lists in dev:
             against = self._guarded_lists("the dev lists", corpus, lists)
-            train = [self._without_leaks(*part, against=against) for part in train]
+            train = [self._without_leaks(*part, against) for part in train]
         return train, dev
 
     def _guarded_set(self, spec: Mapping) -> _Guarded:

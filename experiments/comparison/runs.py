@@ -143,8 +143,8 @@ def find_unfinished(paths: Iterable[str | Path]) -> list[Path]:
     for path in _expanded(paths):
         # .hydra/config.yaml is there before the run's own; a W&B folder inside of a run holds a config.yaml, too
         configs = (p.parent for p in path.rglob("config.yaml"))
-        candidates = {p.parent if p.name == ".hydra" else p for p in configs if _is_of_run(p)}
-        candidates = sorted(candidates | {p.parent for p in path.rglob("results.json")})
+        configured = {p.parent if p.name == ".hydra" else p for p in configs if _is_of_run(p)}
+        candidates = sorted(configured | {p.parent for p in path.rglob("results.json")})
         outermost: list[Path] = []
         for candidate in candidates:
             if not any(run in candidate.parents for run in outermost):
