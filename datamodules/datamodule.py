@@ -6,7 +6,7 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import lightning as L
 import numpy as np
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 DEV_BATCH_SIZE = 4096
 LEAK_ACTIONS = ("drop", "fail", "off")
 _ONLY_TRAIN = ("types", "draw")  # options of a file of lists
+_Part: TypeAlias = tuple[Mapping, Corpus, QueryLists]  # a file of lists: its specification, its corpus, its lists
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,7 @@ class QueryListDataModule(L.LightningDataModule):
         )
         return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=self.num_workers)
 
-    def _open(self, spec: Mapping, options: Sequence[str] = ()) -> tuple[Mapping, Corpus, QueryLists]:
+    def _open(self, spec: Mapping, options: Sequence[str] = ()) -> _Part:
         unknown = set(spec) - {"path", "corpus", "weight", *options}
         if unknown or not {"path", "corpus"} <= set(spec):
             raise InputError(
@@ -254,17 +255,17 @@ class QueryListDataModule(L.LightningDataModule):
             self._corpora[path] = corpus
         return self._corpora[path]
 
-    def _guard(self, train: list[Any], dev: list[Any]) -> tuple[list[Any], list[Any]]:
+    def _guard(self, train: list[_Part], dev: list[_Part]) -> tuple[list[_Part], list[_Part]]:
         """Leave out lists that give away an evaluation query, then train lists that give away a dev query."""
         for spec in self.evaluation:
             if spec.get("queries") == "dev":  # these are guarded below, as dev lists
                 continue
             against = self._guarded_set(spec)
-            train = [self._without_leaks(*part, against) for part in train]
-            dev = [self._without_leaks(*part, against) for part in dev]
+            train = [self._without_leaks(*part, against=against) for part in train]
+            dev = [self._without_leaks(*part, against=against) for part in dev]
         for _, corpus, lists in dev:
             against = self._guarded_lists("the dev lists", corpus, lists)
-            train = [self._without_leaks(*part, against) for part in train]
+            train = [self._without_leaks(*part, against=against) for part in train]
         return train, dev
 
     def _guarded_set(self, spec: Mapping) -> _Guarded:
@@ -295,9 +296,7 @@ class QueryListDataModule(L.LightningDataModule):
         human = pa.array(self.human_types, lists.query_types.type)
         return pc.is_in(lists.query_types, value_set=human).to_numpy(zero_copy_only=False)
 
-    def _without_leaks(
-        self, spec: Mapping, corpus: Corpus, lists: QueryLists, against: _Guarded
-    ) -> tuple[Mapping, Corpus, QueryLists]:
+    def _without_leaks(self, spec: Mapping, corpus: Corpus, lists: QueryLists, against: _Guarded) -> _Part:
         judged: list[Collection[str]] = [()] * len(lists)
         if corpus.name == against.corpus:  # passage ids mean the same passage within one corpus alone
             relevant = corpus.rows(sorted(set().union(*against.relevant.values())))

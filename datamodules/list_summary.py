@@ -95,7 +95,7 @@ def merge(types: Sequence[TypeSummary], name: str = "all") -> TypeSummary:
 class _Tally:
     """Counts of one type while the lists go by."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.lengths: list[int] = []
         self.words: list[int] = []
         self.scores: list[np.ndarray] = []
