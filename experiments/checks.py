@@ -34,8 +34,8 @@ def check(config: DictConfig) -> None:
     """
     check_targets(config)
     check_arguments(config)
-    check_settings("early_stopping", config.early_stopping, _early_stopping)
-    check_settings("diagnostics", config.diagnostics, Diagnostics)
+    check_settings("early_stopping", OmegaConf.to_container(config.early_stopping, resolve=True), _early_stopping)
+    check_settings("diagnostics", OmegaConf.to_container(config.diagnostics, resolve=True), Diagnostics)
     file_name("name", config.name)
     choose("criterion_mode", config.criterion_mode, ("min", "max"))
     require_positive(token_budget=config.token_budget)

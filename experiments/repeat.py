@@ -28,7 +28,7 @@ from retriever.packaged_weights import file_sha256
 log = logging.getLogger(__name__)
 FLAG = "--from"
 CONFIG, FOLLOWS = "config.yaml", "follows.yaml"
-_NAME = "repeated"  # of the configuration, for Hydra
+NAME = "repeated"  # of the configuration, for Hydra
 _RUN = Path(__file__).parent / "conf" / "run.yaml"
 _RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")  # ${oc.env:NAME}, not ${seed}
 _TYPED: list[list[str]] = []
@@ -50,8 +50,8 @@ def start_from_run(application: Any) -> None:
         if not folder or len(found) > 1:
             raise InputError(f"{name} wants one run folder: {FLAG} RUN.")
         typed = {a.partition("=")[0].lstrip("+~") for a in rest if "=" in a}
-        ConfigStore.instance().store(_NAME, read_run(Path(folder), typed))
-        sys.argv = [sys.argv[0], "--config-name", _NAME, *rest]
+        ConfigStore.instance().store(NAME, read_run(Path(folder), typed))
+        sys.argv = [sys.argv[0], "--config-name", NAME, *rest]
     application()
 
 
@@ -88,8 +88,9 @@ def read_run(folder: Path, typed: Sequence[str] | set[str] = ()) -> DictConfig:
     for key in shipped:  # an older run knows fewer settings
         if key not in config:
             config[key] = shipped._get_node(key)
-    for key, expression in _load(folder / FOLLOWS).items() if (folder / FOLLOWS).is_file() else ():
-        _follow(config, str(key), expression)
+    if (folder / FOLLOWS).is_file():
+        for key, expression in OmegaConf.to_container(_load(folder / FOLLOWS)).items():
+            _follow(config, str(key), expression)
     config.resume, config.repeats = None, str(folder.absolute())
     config.hydra = OmegaConf.load(_RUN).hydra
     return config

@@ -1,7 +1,6 @@
 """A run folder run again: the same figures, also from a moved copy; what has changed since; what must be said anew."""
 
 import json
-import logging
 import shutil
 import sys
 
@@ -31,11 +30,16 @@ def again(monkeypatch, *arguments):
     run_module.main()
 
 
+def logged(folder):
+    """What Hydra's log of a run says."""
+    return "".join(path.read_text() for path in folder.glob("*.log"))
+
+
 def without_times(results):
     return {key: value for key, value in results.items() if key not in TIMES}
 
 
-def test_a_moved_config_alone_gives_the_same_figures(original, monkeypatch, tmp_path, caplog):
+def test_a_moved_config_alone_gives_the_same_figures(original, monkeypatch, tmp_path):
     folder, results = original
     moved = tmp_path / "elsewhere" / "copy"
     moved.mkdir(parents=True)
@@ -51,7 +55,7 @@ def test_a_moved_config_alone_gives_the_same_figures(original, monkeypatch, tmp_
     for kind in ("trec_runs", "per_query"):
         for path in (folder / kind).rglob("step-*"):
             assert path.read_bytes() == (tmp_path / "again" / path.relative_to(folder)).read_bytes()
-    assert "nothing is known of the code and the data of that run" in caplog.text
+    assert "nothing is known of the code and the data of that run" in logged(tmp_path / "again")
 
 
 def test_overrides_reach_what_follows_them(original, monkeypatch, tmp_path):
@@ -90,7 +94,7 @@ def test_other_ranks_repeat_it_too(small_run, tmp_path):
     assert json.loads((folder / "results.json").read_text())["optimiser_steps"] == 4
 
 
-def test_what_has_changed_since_is_said(small_run, small_lists, tmp_path, monkeypatch, caplog):
+def test_what_has_changed_since_is_said(small_run, small_lists, tmp_path, monkeypatch):
     lists = tmp_path / "lists.parquet"
     found = list(read_query_lists(small_lists))
     write_query_lists(lists, found, {"teacher": "made for tests"})
@@ -101,9 +105,8 @@ def test_what_has_changed_since_is_said(small_run, small_lists, tmp_path, monkey
     facts["packages"]["torch"], facts["git"] = "1.0", "abc"
     (tmp_path / "run" / "environment.json").write_text(json.dumps(facts))
     write_query_lists(lists, found[:-1], {"teacher": "made for tests"})
-    with caplog.at_level(logging.WARNING):
-        again(monkeypatch, "--from", tmp_path / "run", f"hydra.run.dir={tmp_path}/again")
-    said = [r.getMessage() for r in caplog.records if "Since run was started" in r.getMessage()]
+    again(monkeypatch, "--from", tmp_path / "run", f"hydra.run.dir={tmp_path}/again")
+    said = [line for line in logged(tmp_path / "again").splitlines() if "Since run was started" in line]
     assert len(said) == 3
     assert "git revision abc → " in said[0]
     assert "torch 1.0 → " in said[1] and said[2].endswith(f"these files have changed: {lists}")

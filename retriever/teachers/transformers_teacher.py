@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -175,7 +176,16 @@ def load_pretrained(auto_class: Any, model: str, revision: str | None, trust_rem
     """``auto_class.from_pretrained``, with what goes wrong as an InputError."""
     try:
         return auto_class.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code, **options)
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError, AttributeError, TypeError) as error:
+    except (
+        OSError,
+        ValueError,
+        ImportError,
+        RuntimeError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        UnpicklingError,
+    ) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(
             f"The teacher {model!r} could not be loaded as {auto_class.__name__}: {reason}. Name a folder that holds "
