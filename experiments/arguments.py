@@ -54,6 +54,8 @@ def check_settings(key: str, settings: Mapping[str, Any], called: Callable[..., 
                 f"{key} has an unexpected keyword argument {name!r}; {called.__qualname__} takes "
                 f"{', '.join(sorted(known))}.{hint}"
             )
+        if value is None and spec is not None and name in spec.__dataclass_fields__:
+            continue  # the model's own
         if value != "???" and not accepts(known[name], value):
             raise InputError(f"{key}.{name} is {value!r}; it must be {words(known[name], value)}.")
 
@@ -124,7 +126,7 @@ def _flat(hint: Any) -> list[str]:
         return [repr(value) for value in get_args(hint)]
     kind = get_origin(hint) or hint
     if inspect.isclass(kind) and kind is not str and issubclass(kind, Sequence):
-        return [f"a list of {' or '.join(_flat(get_args(hint)[0]))}" if get_args(hint) else "a list"]
+        return [f"a list, each of it {' or '.join(_flat(get_args(hint)[0]))}" if get_args(hint) else "a list"]
     if inspect.isclass(kind) and issubclass(kind, Mapping):
         return ["a mapping"]
     return [_WORDS.get(hint) or getattr(hint, "__name__", str(hint))]

@@ -143,15 +143,21 @@ def _built_on_nothing(config: DictConfig) -> Any:
     encoder.spec, encoder.dimension, encoder.name = stated, getattr(stated, "truncate_dim", None) or 2**31, "encoder"
     built = None
     for part in (config.data, config.module):
-        try:
-            built = instantiate(part, encoder=encoder)
-        except Exception as error:  # what is no InputError says more once there is a model
-            built, cause = None, error
-            while cause is not None and not isinstance(cause, InputError):
-                cause = cause.__cause__ or cause.__context__
-            if cause is not None:
-                raise cause from None
+        built, wrong = _try_to_build(part, encoder)
+        if wrong is not None:  # outside of the except block, or it would become its own context
+            raise wrong
     return built if hasattr(built, "dev_metrics") else None
+
+
+def _try_to_build(part: DictConfig, encoder: torch.nn.Module) -> tuple[Any, InputError | None]:
+    """What was built, or None; and what the user can mend. Other errors say more once there is a model."""
+    try:
+        return instantiate(part, encoder=encoder), None
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, InputError):
+            cause = cause.__cause__ or cause.__context__
+        return None, cause
 
 
 def _check_model(config: DictConfig) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
@@ -75,6 +76,10 @@ class RedactHydra(Callback):
         if hydra.output_subdir is not None:
             for path in (Path(hydra.runtime.output_dir) / hydra.output_subdir).glob("*.yaml"):
                 _redact_file(path)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
+        """Hydra tells of a failing job with its overrides."""
+        job_return.overrides = redact_arguments(job_return.overrides or ())
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """The sweep's own record."""

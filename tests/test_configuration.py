@@ -68,7 +68,10 @@ def error_of(module, monkeypatch, capsys, *arguments):
         ("module.temperature=0", "temperature is 0"),
         ("module.temperature=null", "module.temperature is None; it must be a number"),
         ("module.train_passage_encoder=no", "module.train_passage_encoder is 'no'; it must be true or false"),
-        ("module.matryoshka_dimensions=[a]", r"module.matryoshka_dimensions is \['a'\]; it must be a list of a whole"),
+        (
+            "module.matryoshka_dimensions=[a]",
+            r"module.matryoshka_dimensions is \['a'\]; it must be a list, each of it a whole",
+        ),
         ("encoder.pooling=men", "valid values are 'cls', 'mean', 'last'. Did you mean 'mean'?"),
         ("encoder.query_max_length=2", "encoder.query_max_length is 2; it must be at least 3"),
         ("encoder=cross_minilm", "needs module=reranker"),
@@ -93,7 +96,7 @@ def test_wrong_settings_are_named_before_anything_is_loaded(
     options = ["module=distillation", *small_run, f"hydra.run.dir={tmp_path}/run", argument]
     error = " ".join(error_of(run_module, monkeypatch, capsys, *options).split())
     assert re.search(message.removesuffix("?"), error), error
-    assert error.startswith("error: ")
+    assert "error: " in error
 
 
 def test_a_metric_of_no_evaluation_is_refused(small_run, small_scifact, never_loaded):
@@ -160,7 +163,8 @@ def test_short_lists_are_counted(small_run, tmp_path, caplog):
     ],
 )
 def test_prepare_names_wrong_settings(small_prepare, monkeypatch, capsys, argument, message):
-    assert message in error_of(prepare_module, monkeypatch, capsys, *small_prepare, argument)
+    options = [o for o in small_prepare if not (o.startswith("queries=") and argument.startswith("queries="))]
+    assert message in error_of(prepare_module, monkeypatch, capsys, *options, argument)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +207,9 @@ def test_a_group_cannot_be_chosen_of_a_repeated_run(small_run, tmp_path, monkeyp
 @pytest.mark.parametrize("module", [run_module, prepare_module, bench_module])
 def test_help_says_what_the_command_does(module, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["command", "--help"])
-    module.main()
+    with pytest.raises(SystemExit) as stopped:
+        module.main()
+    assert not stopped.value.code
     text = capsys.readouterr().out
     assert "python -m experiments." in text and "encoder: " in text and "--cfg job" in text
     assert len(text.splitlines()) < 60 and max(map(len, text.splitlines())) < 400

@@ -104,12 +104,11 @@ def test_arrays_are_never_unpickled(tmp_path, trace):
     np.save(tmp_path / "x.npy", np.array([Payload(trace)], object), allow_pickle=True)
     with pytest.raises(ValueError, match="allow_pickle"):
         np.load(tmp_path / "x.npy")
-    sources = [p for name in ("retriever", "datamodules", "callbacks", "experiments", "hydra_plugins")
-               for p in (CONF.parents[1] / name).rglob("*.py")]  # fmt: skip
-    unsafe = re.compile(
-        r"allow_pickle=True|weights_only=False|\bpickle\.load|yaml\.(unsafe_|full_)?load\(|(?<![.\w])(eval|exec)\("
-    )
-    found = [f"{p}: {m[0]}" for p in sources for m in unsafe.finditer(p.read_text())]
+    packages = ("retriever", "datamodules", "callbacks", "experiments", "hydra_plugins")
+    sources = [path for package in packages for path in (CONF.parents[1] / package).rglob("*.py")]
+    loaders = r"allow_pickle=True|weights_only=False|\bpickle\.load|yaml\.(unsafe_|full_)?load\("
+    unsafe = re.compile(rf"{loaders}|(?<![.\w])(eval|exec)\(")
+    found = [f"{path}: {m[0]}" for path in sources for m in unsafe.finditer(path.read_text())]
     assert len(sources) > 100 and not found, "these would run what others wrote"
 
 

@@ -172,6 +172,9 @@ def project_in_float32(linear: nn.Linear) -> None:
     linear.register_forward_pre_hook(lambda _, inputs: tuple(x.float() for x in inputs))
 
 
+_NOT_LOADED = (OSError, ValueError, ImportError, RuntimeError, KeyError, AttributeError, TypeError, UnpicklingError)
+
+
 def load_pretrained(auto_class: Any, model: str, revision: str | None, trust_remote_code: bool, **options: Any) -> Any:
     """``auto_class.from_pretrained``, with what goes wrong as an InputError."""
     try:
