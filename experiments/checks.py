@@ -87,7 +87,8 @@ def _check_trainer(trainer: DictConfig) -> None:
 
 def _sets(config: DictConfig) -> dict[str, Any]:
     """Name → what the configuration says of an evaluation set."""
-    named = {spec.get("name") or Path(spec.get("path", "")).name: spec for spec in config.evaluation.datasets}
+    specs = [spec for spec in config.evaluation.datasets if "path" in spec]  # the evaluation refuses others
+    named = {spec.get("name") or Path(spec.path).name: spec for spec in specs}
     for name in named:
         file_name("evaluation.datasets: a name", name)
     return {f"{name}-sample": spec for name, spec in named.items()} | named

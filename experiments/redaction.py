@@ -71,21 +71,18 @@ class RedactHydra(Callback):
     """Hydra callback: no secret stays in what Hydra itself writes: ``RUN/.hydra`` and a sweep's ``multirun.yaml``."""
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
-        """Hydra has written ``.hydra`` by now."""
+        """Hydra has written its files by now."""
         hydra = config.hydra
+        files = [Path(hydra.sweep.dir) / "multirun.yaml"]
         if hydra.output_subdir is not None:
-            for path in (Path(hydra.runtime.output_dir) / hydra.output_subdir).glob("*.yaml"):
+            files += (Path(hydra.runtime.output_dir) / hydra.output_subdir).glob("*.yaml")
+        for path in files:
+            if path.is_file():
                 _redact_file(path)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Hydra tells of a failing job with its overrides."""
         job_return.overrides = redact_arguments(job_return.overrides or ())
-
-    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """The sweep's own record."""
-        path = Path(config.hydra.sweep.dir) / "multirun.yaml"
-        if path.is_file():
-            _redact_file(path)
 
 
 def _redact_file(path: Path) -> None:

@@ -1,9 +1,11 @@
 """Wrong settings and contradictions are one helpful sentence, and nothing has been loaded by then."""
 
+import copy
 import re
 import sys
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 from test_run import config_of
 
@@ -46,13 +48,32 @@ def error_of(module, monkeypatch, capsys, *arguments):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        (
-            "module=distilation",
-            "There is no 'distilation' in module; it has approx_ndcg.*Did you mean 'distillation'",
-        ),
+        ("module=distilation", "There is no 'distilation' in module; it has approx_ndcg.*Did you mean 'distillation'"),
         ("trainer=gpus", "Did you mean 'gpu'?"),
         ("modul=infonce", "Did you mean 'module'?"),
         ("data.batch_sise=8", "Did you mean 'batch_size'?"),
+        ("encoder=cross_minilm", "needs module=reranker"),
+        ("module=reranker", "module=reranker trains a cross-encoder"),
+        ("trainer.max_epochs=many", "trainer.max_epochs is 'many'; it must be a whole number"),
+    ],
+)
+def test_wrong_settings_are_named_before_anything_is_loaded(
+    small_run, monkeypatch, capsys, tmp_path, never_loaded, argument, message
+):
+    options = ["module=distillation", *small_run, f"hydra.run.dir={tmp_path}/run", argument]
+    error = " ".join(error_of(run_module, monkeypatch, capsys, *options).split())
+    assert re.search(message.removesuffix("?"), error) and "error: " in error, error
+
+
+@pytest.fixture(scope="module")
+def base():
+    """A run that is all right."""
+    return config_of("module=distillation", "name=small", "logger=csv")
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
         ("+data.batch_sise=8", "unexpected keyword argument 'batch_sise'.* Did you mean 'batch_size'?"),
         ("+encoder.poolin=cls", "unexpected keyword argument 'poolin'.* Did you mean 'pooling'?"),
         ("+trainer.max_epoch=3", "Did you mean 'max_epochs'?"),
@@ -67,19 +88,13 @@ def error_of(module, monkeypatch, capsys, *arguments):
         ("module.learning_rate=0", "learning_rate is 0"),
         ("module.temperature=0", "temperature is 0"),
         ("module.temperature=null", "module.temperature is None; it must be a number"),
-        ("module.train_passage_encoder=no", "module.train_passage_encoder is 'no'; it must be true or false"),
-        (
-            "module.matryoshka_dimensions=[a]",
-            r"module.matryoshka_dimensions is \['a'\]; it must be a list, each of it a whole",
-        ),
+        ("module.train_passage_encoder=never", "module.train_passage_encoder is 'never'; it must be true or false"),
+        ("module.matryoshka_dimensions=[a]", r"module.matryoshka_dimensions is \['a'\]; it must be a list, each"),
         ("encoder.pooling=men", "valid values are 'cls', 'mean', 'last'. Did you mean 'mean'?"),
         ("encoder.query_max_length=2", "encoder.query_max_length is 2; it must be at least 3"),
-        ("encoder=cross_minilm", "needs module=reranker"),
-        ("module=reranker", "module=reranker trains a cross-encoder"),
         ("trainer.precision=bf16mixed", r"trainer.precision is 'bf16mixed'; .*\(did you mean 'bf16-mixed'\?\)"),
         ("trainer.max_epochs=0", "trainer.max_epochs is 0; it must be at least 1, or -1"),
         ("trainer.max_epochs=-1", "the run would never end"),
-        ("trainer.max_epochs=many", "trainer.max_epochs is 'many'; it must be a whole number"),
         ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val is -1"),
         ("data.normalization=minmax", "Did you mean 'list_minmax'?"),
         ("data.candidates=tops", "Did you mean 'top'?"),
@@ -90,13 +105,14 @@ def error_of(module, monkeypatch, capsys, *arguments):
         ("name=a/b", "name is 'a/b'; files are called by it"),
     ],
 )
-def test_wrong_settings_are_named_before_anything_is_loaded(
-    small_run, monkeypatch, capsys, tmp_path, never_loaded, argument, message
-):
-    options = ["module=distillation", *small_run, f"hydra.run.dir={tmp_path}/run", argument]
-    error = " ".join(error_of(run_module, monkeypatch, capsys, *options).split())
-    assert re.search(message.removesuffix("?"), error), error
-    assert "error: " in error
+def test_wrong_values_are_named_before_anything_is_loaded(base, never_loaded, argument, message):
+    config = copy.deepcopy(base)
+    check(config)
+    key, _, value = argument.lstrip("+").partition("=")
+    OmegaConf.update(config, key, yaml.safe_load(value), force_add=True)
+    with pytest.raises(InputError) as refused:
+        check(config)
+    assert re.search(message.removesuffix("?"), str(refused.value)), refused.value
 
 
 def test_a_metric_of_no_evaluation_is_refused(small_run, small_scifact, never_loaded):
@@ -211,7 +227,7 @@ def test_help_says_what_the_command_does(module, monkeypatch, capsys):
         module.main()
     assert not stopped.value.code
     text = capsys.readouterr().out
-    assert "python -m experiments." in text and "encoder: " in text and "--cfg job" in text
+    assert "python -m experiments." in text and "encoder" in text and "== Groups ==" in text and "--cfg job" in text
     assert len(text.splitlines()) < 60 and max(map(len, text.splitlines())) < 400
 
 

@@ -25,6 +25,7 @@ from datamodules import archives
 from datamodules.corpus import find_dataset
 from datamodules.query_lists import QueryList, read_query_lists, write_query_lists
 from experiments import run as run_module
+from experiments.arguments import check_arguments
 from experiments.comparison.changes import Change, _line
 from experiments.comparison.formats import latex_comment
 from experiments.comparison.report import write_report
@@ -176,7 +177,9 @@ def test_a_users_own_class_and_what_the_switch_names_may_be_called(monkeypatch, 
 def test_every_shipped_configuration_may_call_what_it_calls():
     for group in ("encoder", "module", "evaluation", "trainer", "pruner", "data"):
         for path in (CONF / group).glob("[!_]*.yaml"):
-            check_targets(config_of("name=x", f"{group}={path.stem}"))
+            config = config_of("name=x", f"{group}={path.stem}")
+            check_targets(config)
+            check_arguments(config)
 
 
 def test_yaml_of_a_run_folder_makes_no_objects(tmp_path, trace):
