@@ -50,7 +50,9 @@ def redact(value: Any, name: str = "") -> Any:
 
 def _redact_container(value: str, name: str) -> str:
     try:
-        return str(redact(yaml.safe_load(value), name))
+        content = yaml.safe_load(value)
+        redacted = redact(content, name)
+        return value if redacted == content else str(redacted)
     except yaml.YAMLError:
         return HIDDEN  # what cannot be read cannot be known to hold none
 
@@ -104,4 +106,5 @@ def _redact_overrides(value: Any) -> Any:
     [whole] = redact_arguments([value])
     if whole != value:
         return whole
-    return ",".join(redact_arguments(value.split(",")))
+    parts = value.split(",")  # several overrides; one with a list or mapping is torn by that, so all of them go
+    return value if redact_arguments(parts) == parts else HIDDEN

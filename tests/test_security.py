@@ -177,7 +177,9 @@ def test_a_users_own_class_and_what_the_switch_names_may_be_called(monkeypatch, 
 def test_every_shipped_configuration_may_call_what_it_calls():
     for group in ("encoder", "module", "evaluation", "trainer", "pruner", "data"):
         for path in (CONF / group).glob("[!_]*.yaml"):
-            config = config_of("name=x", f"{group}={path.stem}")
+            given = ["evaluation.datasets=[{path: x}]"] * (group == "evaluation")
+            given += ["data.train=[{path: x, corpus: y}]"] * (group == "data")
+            config = config_of("name=x", f"{group}={path.stem}", *given)
             check_targets(config)
             check_arguments(config)
 
@@ -205,7 +207,7 @@ def test_a_name_that_is_a_path_is_refused(small_run, small_scifact, tmp_path, na
     assert [p.name for p in tmp_path.iterdir()] == []
 
 
-def test_an_id_that_is_a_path_names_no_file(small_run, small_scifact, tmp_path):
+def test_an_id_that_is_a_path_names_no_file(small_run, small_scifact, small_lists, tmp_path):
     folder = tmp_path / "data" / "small"
     shutil.copytree(small_scifact, folder)
     first = json.loads((folder / "queries.jsonl").read_text().splitlines()[-1])["_id"]
@@ -213,8 +215,9 @@ def test_an_id_that_is_a_path_names_no_file(small_run, small_scifact, tmp_path):
     for path in (folder / "queries.jsonl", folder / "qrels" / "test.tsv"):
         text = path.read_text().replace(f'"_id": "{first}"', f'"_id": "{evil}"')
         path.write_text(re.sub(rf"^{first}\t", f"{evil}\t", text, flags=re.M))
-    options = [o for o in small_run if not o.startswith("evaluation.datasets")]
+    options = [o for o in small_run if not o.startswith(("evaluation.datasets", "data.train"))]
     options += [
+        f"data.train=[{{path: {small_lists}, corpus: {folder}}}]",
         f"evaluation.datasets=[{{path: {folder}}}]",
         "trainer.max_steps=1",
         "export=false",
@@ -222,7 +225,7 @@ def test_an_id_that_is_a_path_names_no_file(small_run, small_scifact, tmp_path):
     ]
     train(config_of(*options), tmp_path / "run")
     assert evil in (tmp_path / "run" / "queries" / "small.json").read_text()
-    assert not [p for p in [*tmp_path.parent.rglob("*evil*"), *tmp_path.rglob("*evil*")] if p.exists()]
+    assert not [p for p in tmp_path.parent.rglob("evil*") if p.stem == "evil"]
 
 
 # archives
@@ -327,10 +330,10 @@ def hostile_comparison(small_run, small_scifact, small_lists, tmp_path):
     found = [QueryList(**{**vars(q), "query_type": f"human {SCRIPT}|"}) for q in read_query_lists(small_lists)]
     write_query_lists(lists, found, {"teacher": f"{SCRIPT} | [t](javascript:t)"})
     options = [o for o in small_run if not o.startswith(("evaluation.datasets", "data.train"))]
-    options += [f"evaluation.datasets=[{{path: {folder}, name: 'x<script>|'}}]", "trainer.max_epochs=1"]
-    options += [f"data.train=[{{path: {lists}, corpus: {folder}}}]", "module.learning_rate=1e-2"]
+    options += [f"evaluation.datasets=[{{path: {folder}, name: 'x<script>|'}}]", "trainer.max_epochs=4"]
+    options += [f"data.train=[{{path: {lists}, corpus: {folder}}}]", "module.learning_rate=3e-2"]
     train(config_of(*options), tmp_path / "run")
-    write_report(compare([tmp_path / "run"]), tmp_path / "report")
+    write_report(compare([tmp_path / "run"], "last"), tmp_path / "report")
     return tmp_path / "report", (tmp_path / "run" / "model" / "README.md").read_text()
 
 
@@ -374,7 +377,7 @@ def test_an_id_alone_is_escaped_too():
         ("+hub={a: {b: {api_key: abc}}}", "+hub={'a': {'b': {'api_key': '***'}}}"),
         ("+hub={token: abc", "+hub=***"),
         ("hydra.job.env_set.HF_TOKEN=abc", "hydra.job.env_set.HF_TOKEN=***"),
-        ("data.train=[{path: a, corpus: b}]", "data.train=[{'path': 'a', 'corpus': 'b'}]"),
+        ("data.train=[{path: a, corpus: b}]", "data.train=[{path: a, corpus: b}]"),
     ],
 )
 def test_secrets_of_a_command_line_are_hidden_wherever_they_are(given, shown):
@@ -385,7 +388,7 @@ def test_no_file_of_a_run_or_a_sweep_holds_a_secret(small_run, tmp_path, monkeyp
     options = [o for o in small_run if not o.startswith("name=")] + ["trainer.max_steps=1", "export=false"]
     secrets = ["+hub.token=hunter2hunter2", "+hub2={password: swordfish}", "+hub3.token=[sesame1, sesame2]"]
     for line in ([f"hydra.run.dir={tmp_path}/run"], ["-m", "seed=1,2", f"hydra.sweep.dir={tmp_path}/sweep"]):
-        monkeypatch.setattr(sys, "argv", ["run.py", *options, *secrets, *line])
+        monkeypatch.setattr(sys, "argv", ["run.py", *line, *options, *secrets])
         run_module.main()
     assert (tmp_path / "run" / ".hydra" / "overrides.yaml").is_file() and (tmp_path / "sweep").is_dir()
     files = [p for p in tmp_path.rglob("*") if p.is_file()]
