@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from callbacks.markdown import markdown_text
 from callbacks.statistics import Difference
 from datamodules.corpus import BEIR_NAMES
 from retriever.cross_encoder import CrossEncoder
@@ -124,18 +126,17 @@ def _hub_name(path: str) -> str | None:
 
 
 def _what(facts: CardFacts) -> str:
+    base = markdown_text(facts.base)
     if facts.reranks:
-        what = (
-            f"{facts.base} as a cross-encoder with one logit, trained with **{facts.objective}** on labelled positives "
-        )
-        return f"# {facts.name}\n\n{what}against mined negatives."
+        what = f"{base} as a cross-encoder with one logit, trained with **{facts.objective}** on labelled positives "
+        return f"# {markdown_text(facts.name)}\n\n{what}against mined negatives."
     side = (
         "both sides, queries and passages."
         if not facts.frozen_passages
-        else f"the query side alone: **passages must be encoded with the unchanged {facts.base}**. An index that the "
+        else f"the query side alone: **passages must be encoded with the unchanged {base}**. An index that the "
         "base model made stays valid."
     )
-    return f"# {facts.name}\n\n{facts.base}, fine-tuned for retrieval with **{facts.objective}**, {side}"
+    return f"# {markdown_text(facts.name)}\n\n{base}, fine-tuned for retrieval with **{facts.objective}**, {side}"
 
 
 def _use(facts: CardFacts) -> str:
@@ -146,7 +147,9 @@ def _use(facts: CardFacts) -> str:
             'logits = CrossEncoder("PATH").predict([("a query", "a passage")])',
         ]
     else:
-        passages = f'SentenceTransformer("{facts.base}")' if facts.frozen_passages else "model"
+        passages = (
+            f"SentenceTransformer({json.dumps(facts.base, ensure_ascii=False)})" if facts.frozen_passages else "model"
+        )
         code = [
             "from sentence_transformers import SentenceTransformer",
             "",
@@ -174,7 +177,7 @@ def _specification(facts: CardFacts) -> list[tuple[str, str]]:
 
 
 def _prompt(prompt: str) -> str:
-    return f"`{prompt!r}`" if prompt else "none"
+    return f"`{repr(prompt).replace(chr(96), chr(39))}`" if prompt else "none"
 
 
 def _how_good(facts: CardFacts) -> str:
@@ -184,7 +187,7 @@ def _how_good(facts: CardFacts) -> str:
     head = ("data set", "queries", f"nDCG@10, {start}", "this model", "difference", "paired 95% interval", "Recall@100")
     rows = [
         (
-            f"{figure.name} ({figure.split or 'held-out lists'}{', dev queries' if figure.dev else ''})",
+            f"{markdown_text(figure.name)} ({figure.split or 'held-out lists'}{', dev queries' if figure.dev else ''})",
             str(figure.difference.queries),
             f"{figure.base['ndcg@10']:.4f}",
             f"{figure.model['ndcg@10']:.4f}",
@@ -199,14 +202,14 @@ def _how_good(facts: CardFacts) -> str:
 
 
 def _caveats(facts: CardFacts) -> list[str]:
-    unclear = [f.name for f in facts.figures if f.difference.low <= 0 <= f.difference.high]
+    unclear = [markdown_text(f.name) for f in facts.figures if f.difference.low <= 0 <= f.difference.high]
     sentences = [
         "The interval is a bootstrap over the queries: how far the mean difference would move with other queries of "
         f"that kind. It knows nothing of other seeds: this is one run, with seed {facts.seed}."
     ]
     if unclear:
         sentences.append(f"On {', '.join(unclear)} the interval holds 0: no difference can be told.")
-    few = [f"{f.name} ({f.difference.queries})" for f in facts.figures if f.difference.queries < 100]
+    few = [f"{markdown_text(f.name)} ({f.difference.queries})" for f in facts.figures if f.difference.queries < 100]
     if few:
         sentences.append(f"Few queries: {', '.join(few)}. An interval from so few is itself unsure.")
     if facts.criterion is None:
@@ -244,11 +247,11 @@ def _data(facts: CardFacts) -> str:
         (
             file["part"],
             str(file["lists"]),
-            ", ".join(f"{count} {kind}" for kind, count in file["types"].items()),
+            ", ".join(f"{count} {markdown_text(kind)}" for kind, count in file["types"].items()),
             _shown(file["weight"]) if file["part"] == "train" else "",
-            Path(file["corpus"]).name,
-            file["file"],
-            _teacher(file["teacher"]),
+            markdown_text(Path(file["corpus"]).name),
+            markdown_text(file["file"]),
+            markdown_text(_teacher(file["teacher"])),
         )
         for file in facts.data["files"]
     ]
@@ -261,10 +264,11 @@ def _left_out(facts: CardFacts) -> str:
     for leak in facts.data.get("leak_guard", ()):
         reasons = {why: n for why, n in leak.items() if why not in ("lists", "against", "of")}
         counts = ", ".join(f"{n} whose query {why}" for why, n in reasons.items())
-        sentences.append(f"* {counts} a query of {leak['against']} (of {leak['of']} lists of {leak['lists']})")
+        against, lists = markdown_text(leak["against"]), markdown_text(leak["lists"])
+        sentences.append(f"* {counts} a query of {against} (of {leak['of']} lists of {lists})")
     for name, reasons in facts.data.get("bad_lists", {}).items():
         counts = ", ".join(f"{n}: {why}" for why, n in reasons.items())
-        sentences.append(f"* bad lists of {Path(name).name}: {counts}")
+        sentences.append(f"* bad lists of {markdown_text(Path(name).name)}: {markdown_text(counts)}")
     if not sentences:
         return "No list was left out."
     return "Left out, lest train queries give away evaluation queries, or as bad:\n\n" + "\n".join(sentences)
@@ -279,11 +283,12 @@ def _teacher(teacher: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else markdown_text(str(value))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines
+        "| " + " | ".join(re.sub(r"(?<!\\)\|", r"\\|", cell).replace("\n", " ") for cell in line) + " |"
+        for line in lines
     )

@@ -1,7 +1,8 @@
-"""The run folder's records: environment.json at the start, results.json at the end."""
+"""What results.json and environment.json of a run folder hold."""
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 import subprocess
@@ -21,9 +22,19 @@ from callbacks.scoring import METRICS
 from datamodules.files import write_json
 from retriever.module import Encoded, QueryListModule
 
+_SAME = (
+    "The same seed gives the same figures, to the bit, with the same code, packages, inputs, processor and number of "
+    "threads and ranks. Another of these adds in another order, so figures differ in their last digits, and training "
+    "lets such differences grow. Times and memory always differ."
+)
+_SAME_ON_GPU = (
+    f"{_SAME} On a GPU some kernels add in an order that changes from run to run, unless deterministic_algorithms is "
+    "true and warn_only false (trainer.deterministic=true, which refuses what has no other kernel)."
+)
+
 
 class RunRecord(L.Callback):
-    """Writes what was run, on what, and what came out.
+    """Writes what was run, and what came out.
 
     ``results.json`` holds per data set and metric the values of the base model, of the step that the dev criterion
     chose (``best``) and of the last evaluated step (``last``), on the whole corpus; ``samples`` how far those on a
@@ -51,11 +62,6 @@ class RunRecord(L.Callback):
         self.criterion: dict[int, float] = {}  # step → the dev criterion
         self.pruned = False
         self.results: dict[str, Any] = {}
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the environment."""
-        if trainer.is_global_zero:
-            write_json(self.folder / "environment.json", environment(trainer.strategy.root_device))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: QueryListModule, outputs: Any, batch: Any, batch_idx: int
@@ -127,7 +133,8 @@ def best_value(by_step: Mapping[Any, float], mode: str) -> float | None:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, git revision, machine and device."""
+    """Versions, git revision, machine and device, and what of it must be the same for the same figures."""
+    on_gpu = device.type == "cuda"
     packages = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
     return {
         "python": sys.version.split()[0],
@@ -135,6 +142,14 @@ def environment(device: torch.device) -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "torch_threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "cuda": {"version": torch.version.cuda, "cudnn": torch.backends.cudnn.version()} if on_gpu else None,
+        "determinism": {
+            "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+            "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
+            "float32_matmul_precision": torch.get_float32_matmul_precision(),
+            "CUBLAS_WORKSPACE_CONFIG": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
+        },
+        "same_figures": _SAME_ON_GPU if on_gpu else _SAME,
         "git": _git_revision(),
         "packages": dict(sorted(packages.items())),
     }

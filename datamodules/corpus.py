@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from datamodules.archives import BEIR, download_beir
 from datamodules.columns import ColumnWriter, cached_columns, mapped_strings, update_digest
 from datamodules.files import json_lines, lines
 from datamodules.string_index import StringIndex, string_hashes
@@ -20,24 +21,7 @@ from retriever.packaged_weights import file_sha256
 
 _BLOCK = 10_000
 SHIPPED = Path(__file__).parent / "data"
-_BEIR_ADDRESS = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/{}.zip"
-BEIR_NAMES = [
-    "arguana",
-    "climate-fever",
-    "cqadupstack",
-    "dbpedia-entity",
-    "fever",
-    "fiqa",
-    "hotpotqa",
-    "msmarco",
-    "nfcorpus",
-    "nq",
-    "quora",
-    "scidocs",
-    "scifact",
-    "trec-covid",
-    "webis-touche2020",
-]
+BEIR_NAMES = list(BEIR)
 
 
 @dataclass(frozen=True)
@@ -117,15 +101,7 @@ def find_dataset(name: str | Path, data_dir: str | Path = "data") -> Path:
             f"There is no data set {str(name)!r}: it is no folder, none in {data_dir}, not shipped, and no BEIR name. "
             f"BEIR names are {', '.join(BEIR_NAMES)}."
         )
-    from beir.util import download_and_unzip
-
-    try:
-        return Path(download_and_unzip(_BEIR_ADDRESS.format(name), str(data_dir)))
-    except OSError as error:
-        raise InputError(
-            f"The BEIR data set {name!r} is not on this machine and could not be downloaded ({type(error).__name__}). "
-            f"Put its folder (corpus.jsonl, queries.jsonl, qrels/) at {Path(data_dir) / name}."
-        ) from error
+    return download_beir(str(name), data_dir)
 
 
 def find_file(path: str | Path) -> Path:

@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from torch.utils.data import DataLoader
 
-from datamodules.batches import BatchSampler, ListBatches, ListSource
+from datamodules.batches import CANDIDATES, ORDERS, BatchSampler, ListBatches, ListSource
 from datamodules.caches import cached_embeddings, cached_tokens
 from datamodules.corpus import Corpus, EvaluationSet, find_dataset, find_file, load_corpus, load_evaluation_set
 from datamodules.leakage import count_reasons, find_leaks
 from datamodules.list_choice import by_type, chosen_lists
-from datamodules.normalization import confident, normalize_scores
+from datamodules.normalization import NORMALIZATIONS, confident, normalize_scores
 from datamodules.overlap import find_overlap
 from datamodules.query_lists import QueryLists, open_query_lists
 from datamodules.splits import rows_in_dev
@@ -110,8 +110,18 @@ class QueryListDataModule(L.LightningDataModule):
         seed: int = 1,
     ) -> None:
         super().__init__()
-        require_positive(batch_size=batch_size, token_budget=token_budget, leak_jaccard=leak_jaccard)
+        require_positive(
+            batch_size=batch_size, list_length=list_length, token_budget=token_budget, leak_jaccard=leak_jaccard
+        )
         choose("data.leak_guard", leak_guard, LEAK_ACTIONS)
+        choose("data.candidates", candidates, CANDIDATES)
+        choose("data.normalization", normalization, NORMALIZATIONS)
+        choose("data.order", order, ORDERS)
+        choose("data.on_bad_list", on_bad_list, ("error", "drop"))
+        choose("data.empty_passages", empty_passages, ("error", "keep"))
+        choose("data.unknown_qrels", unknown_qrels, ("error", "keep"))
+        if num_workers < 0:
+            raise InputError(f"data.num_workers is {num_workers}; it must not be negative.")
         if dev is None and not 0 < dev_fraction < 1:
             raise InputError(
                 f"data.dev_fraction is {dev_fraction}; without data.dev it must be above 0 and below 1: settings and "
@@ -166,12 +176,27 @@ class QueryListDataModule(L.LightningDataModule):
                 "No query list is left for train or for dev. Where lists have no positive_ids, data.dev_fraction "
                 "splits off none: name a file of dev lists in data.dev. Else see what the leak guard left out, above."
             )
+        self._say_where_lists_are_short([lists for _, _, lists in train])
         self._train = [self._source(*part) for part in train if len(part[2])]
         self._dev = [self._source(*part) for part in dev if len(part[2])]
         self.report["train_lists"] = sum(len(s.lists) for s in self._train)
         self.report["dev_lists"] = sum(len(s.lists) for s in self._dev)
         self.report["teachers"] = [s.lists.metadata.get("teacher") for s in self._train]
         self.report["files"] = [_about("train", *p) for p in train] + [_about("dev", *p) for p in dev]
+
+    def _say_where_lists_are_short(self, train: Sequence[QueryLists]) -> None:
+        """Warn where no train list has ``list_length`` candidates: another length would then be the same run."""
+        lengths = np.concatenate([np.diff(lists.offsets) for lists in train])
+        if lengths.max() < self.list_length:
+            log.warning(
+                "data.list_length is %d, but the longest of %d train lists has %d candidates (median %d): all are used "
+                "whole, as with data.list_length=%d",
+                self.list_length,
+                len(lengths),
+                lengths.max(),
+                np.median(lengths),
+                lengths.max(),
+            )
 
     def train_dataloader(self) -> DataLoader:
         """One item is one batch of this rank."""

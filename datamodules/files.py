@@ -35,6 +35,15 @@ def write_json(path: str | Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def file_name(what: str, name: str) -> str:
+    """Return a name that files are called by; refuse one that is a path, and so could lead elsewhere."""
+    if not isinstance(name, str) or name in ("", ".", "..") or any(c in name for c in "/\\\0\n") or len(name) > 200:
+        raise InputError(
+            f"{what} is {name!r}; files are called by it, so it is at most 200 characters without slashes or line ends."
+        )
+    return name
+
+
 def open_text(path: Path) -> IO[str]:
     """Open a UTF-8 text file for reading; a name that ends in ``.gz`` is decompressed, a byte order mark skipped."""
     if path.suffix == ".gz":

@@ -17,11 +17,14 @@ from rich.console import Console
 
 from callbacks.run_record import environment
 from datamodules.files import atomic_path, write_json
+from experiments.arguments import check_arguments
 from experiments.benchmarks import report
 from experiments.benchmarks.cost_model import estimate, needed_and_recomputed, paper_workload
 from experiments.benchmarks.measuring import chosen_device, medians, run_in_turns
+from experiments.benchmarks.training_step import SYSTEMS
 from experiments.hydra_errors import run_kindly
-from retriever.errors import InputError, choose
+from experiments.targets import check_targets
+from retriever.errors import InputError, choose, require_positive
 
 log = logging.getLogger(__name__)
 _ESTIMATED = {
@@ -176,9 +179,6 @@ class Bench:
         return [{**c["results"]["ours_infonce"], "lists": c["lists"]} for c in (cases[0], cases[-1])]
 
     def _step_case(self, case: dict[str, Any]) -> dict[str, Any]:
-        known = {"lists", "rounds", "systems", "max_length", "list_length", "attention", "kept_tokens", "peer_batch"}
-        for key in case:
-            choose("a key of step.cases", key, known)
         max_length = case.get("max_length", self.config["max_length"])
         list_length = case.get("list_length", self.config["list_length"])
         kept = case.get("kept_tokens", self.config["kept_tokens"])
@@ -246,13 +246,29 @@ def _cosine(left: str, right: str) -> float:
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
+CASE_KEYS = ("lists", "rounds", "systems", "max_length", "list_length", "attention", "kept_tokens", "peer_batch")
 PARTS = ("step", "profile", "evaluation", "curves", "cost")
+
+
+def _check(config: DictConfig) -> None:
+    """Refuse what is wrong before the first of many measurements."""
+    check_targets(config)
+    check_arguments(config)
+    for part in config.parts:
+        choose("parts", part, PARTS)
+    for case in config.step.cases:
+        for key in case:
+            choose("a key of step.cases", key, CASE_KEYS)
+        for system in case.get("systems", ()):
+            choose("systems of step.cases", system, SYSTEMS)
+    for system in config.evaluation.systems:
+        choose("evaluation.systems", system, ("ours", "st", "beir"))
+    require_positive(token_budget=config.token_budget, max_length=config.max_length, list_length=config.list_length)
 
 
 def bench(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Measure the parts asked for; write ``report.json``, ``report.md`` and ``curves.png`` into the folder."""
-    for part in config.parts:
-        choose("parts", part, PARTS)
+    _check(config)
     facts = environment(chosen_device(config.device))
     measured = Bench(config, folder, facts["git"])
     measured.report["environment"] = {k: facts[k] for k in ("python", "platform", "processor", "device", "git")} | {

@@ -6,7 +6,6 @@ averaged.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from datamodules.files import atomic_path
 from experiments.comparison.formats import markdown, print_tables
 from experiments.comparison.measured import BASE
 from experiments.comparison.tables import POINTS, Comparison, compare
+from experiments.hydra_errors import KindParser
 from retriever.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class CompareSweep(Callback):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.compare", description=__doc__.splitlines()[0])
+    parser = KindParser(prog="python -m experiments.compare", description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", help="run folders, folders that hold some (a sweep's), or patterns")
     parser.add_argument(
         "--which", choices=POINTS, default="best", help="the step that the dev criterion chose, or the last"

@@ -5,12 +5,12 @@ Saves a workspace with the panels below, runs grouped by ablation and arm. --pri
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from experiments.hydra_errors import KindParser
 from retriever.errors import InputError
 
 STEP = "trainer/global_step"
@@ -105,7 +105,7 @@ def _panel(panel: Panel) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.dashboard", description=__doc__.splitlines()[0])
+    parser = KindParser(prog="python -m experiments.dashboard", description=__doc__.splitlines()[0])
     parser.add_argument("--entity", help="user or team")
     parser.add_argument("--project", default="retriever-distillation")
     parser.add_argument("--dataset", action="append", help="an evaluation set's name; may be given again (scifact)")

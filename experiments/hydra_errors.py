@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+from argparse import ArgumentParser
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
+from typing import NoReturn
 
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.repeat import NAME
 from retriever.errors import InputError
 
 
@@ -43,12 +47,33 @@ def explain(error: BaseException) -> str:
             return (
                 f"There is no {key!r} in {place or 'the configuration'}; it has {', '.join(valid)}.{_hint(key, valid)}"
             )
+    group = re.match(r"Could not override '([\w/@.]+)'", str(chain[0]))
+    if group and NAME in sys.argv:
+        return (
+            f"{group[1]} is a group, and --from takes the settings of a run: override values "
+            f"({group[1]}.…=…), or begin a run without --from."
+        )
     if isinstance(chain[0], MissingConfigException):
         return _missing_option(chain[0])
     own = str(chain[0]).strip()
     if chain[-1] is not chain[0] and isinstance(chain[-1], TypeError | ValueError):
         return f"{own.splitlines()[0]} ({chain[-1]})"
     return own
+
+
+class KindParser(ArgumentParser):
+    """An argument parser whose errors name the nearest option or choice."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        options = [option for action in self._actions for option in action.option_strings]
+        choices = [str(choice) for action in self._actions for choice in action.choices or ()]
+        words = [word.strip("',:").partition("=")[0] for word in message.split("(choose")[0].split()]
+        wrong = [w for w in words if w.startswith("--") and w not in options]
+        hints = [_hint(word, options) for word in wrong]
+        if "invalid choice" in message:
+            hints.append(_hint(words[-1], choices))
+        super().error(message + next(filter(None, hints), ""))
 
 
 def _missing_option(error: MissingConfigException) -> str:

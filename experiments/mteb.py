@@ -5,7 +5,6 @@ Needs no network: corpus, queries and judgements are those of a BEIR-layout fold
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 
 from datamodules.corpus import EvaluationSet, load_evaluation_set
+from experiments.hydra_errors import KindParser
 from retriever.errors import InputError
 
 FIGURES = {"ndcg@10": "ndcg_at_10", "recall@100": "recall_at_100"}  # our name → MTEB's
@@ -101,7 +101,7 @@ def _two_sided(queries: SentenceTransformer, passages: SentenceTransformer) -> A
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.mteb", description=__doc__.splitlines()[0])
+    parser = KindParser(prog="python -m experiments.mteb", description=__doc__.splitlines()[0])
     parser.add_argument("model", help="an exported folder, RUN/model")
     parser.add_argument("--dataset", default="scifact", help="a folder in BEIR's layout, or a shipped or BEIR name")
     parser.add_argument("--split", default="test")

@@ -22,6 +22,7 @@ from datamodules.corpus import (
     load_qrels,
 )
 from datamodules.engines import Engine
+from datamodules.files import file_name
 from datamodules.query_types import load_query_types
 from datamodules.stages.collect import Collect
 from datamodules.stages.deduplicate import Deduplicate
@@ -32,6 +33,8 @@ from datamodules.stages.sample import Sample
 from datamodules.stages.score import Ensemble, RunFusion, Score
 from datamodules.stages.split import Split
 from datamodules.stages.stage import Output, Shard, Stage, find_output, run_stage
+from experiments.arguments import check_arguments, check_settings
+from experiments.targets import check_targets
 from retriever.encoder import TextEncoder
 from retriever.errors import InputError, choose
 from retriever.packaged_weights import file_sha256
@@ -39,7 +42,13 @@ from retriever.teachers import Teacher
 
 log = logging.getLogger(__name__)
 STAGES = ("deduplicate", "sample", "generate", "collect", "mine", "score", "filter", "split")
+# whose section of the configuration has arguments of theirs alone
+_OF_STAGE: dict[str, type[Stage]] = {"deduplicate": Deduplicate, "sample": Sample, "score": Score, "filter": Filter}
 _GROUP_KEYS = ("source", "split", "path", "filter", "leak_guard")
+
+
+def _plain(section: DictConfig) -> dict[str, Any]:
+    return OmegaConf.to_container(section, resolve=True, throw_on_missing=False)
 
 
 class Pipeline:
@@ -50,11 +59,16 @@ class Pipeline:
     """
 
     def __init__(self, config: DictConfig) -> None:
+        check_targets(config)
+        check_arguments(config)
         self.config = config
         self.groups: dict[str, dict[str, Any]] = OmegaConf.to_container(config.queries, resolve=True)
         for name, options in self.groups.items():
+            file_name("queries: a group", name)
             for key in options or {}:
                 choose(f"queries.{name}: the key", key, _GROUP_KEYS)
+        for name, stage in _OF_STAGE.items():
+            check_settings(name, _plain(config[name]), stage)
         for key in ("stage", "until"):
             if config[key] is not None:
                 choose(key, config[key], STAGES)

@@ -5,9 +5,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from datamodules.files import atomic_path
 
 HIDDEN = "***"
 _SECRET_NAME = re.compile(
@@ -42,9 +48,11 @@ def redact(value: Any, name: str = "") -> Any:
     return _IN_ADDRESS.sub(HIDDEN, value)
 
 
-def _redact_container(value: str) -> str:
+def _redact_container(value: str, name: str) -> str:
     try:
-        return str(redact(yaml.safe_load(value)))
+        content = yaml.safe_load(value)
+        redacted = redact(content, name)
+        return value if redacted == content else str(redacted)
     except yaml.YAMLError:
         return HIDDEN  # what cannot be read cannot be known to hold none
 
@@ -54,7 +62,49 @@ def redact_arguments(arguments: Sequence[str]) -> list[str]:
     redacted = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
+        name = key.lstrip("+~")
         if value.startswith(("{", "[")):
-            value = _redact_container(value)
-        redacted.append(f"{key}={redact(value, key.lstrip('+~'))}" if equals else redact(argument))
+            value = _redact_container(value, name)
+        redacted.append(f"{key}={redact(value, name)}" if equals else redact(argument))
     return redacted
+
+
+class RedactHydra(Callback):
+    """Hydra callback: no secret stays in what Hydra itself writes: ``RUN/.hydra`` and a sweep's ``multirun.yaml``."""
+
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        """Hydra has written its files by now."""
+        hydra = config.hydra
+        files = [Path(hydra.sweep.dir) / "multirun.yaml"]
+        if hydra.output_subdir is not None:
+            files += (Path(hydra.runtime.output_dir) / hydra.output_subdir).glob("*.yaml")
+        for path in files:
+            if path.is_file():
+                _redact_file(path)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
+        """Hydra tells of a failing job with its overrides."""
+        job_return.overrides = redact_arguments(job_return.overrides or ())
+
+
+def _redact_file(path: Path) -> None:
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    redacted = _redact_overrides(redact(content))
+    if redacted != content:
+        with atomic_path(path) as temporary:
+            temporary.write_text(yaml.safe_dump(redacted, allow_unicode=True, sort_keys=False), encoding="utf-8")
+
+
+def _redact_overrides(value: Any) -> Any:
+    """Without the secrets in texts that are made of overrides: ``key=value,key=value``."""
+    if isinstance(value, dict):
+        return {key: _redact_overrides(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_redact_overrides(inner) for inner in value]
+    if not isinstance(value, str) or "=" not in value:
+        return value
+    [whole] = redact_arguments([value])
+    if whole != value:
+        return whole
+    parts = value.split(",")  # several overrides; one with a list or mapping is torn by that, so all of them go
+    return value if redact_arguments(parts) == parts else HIDDEN

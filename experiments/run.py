@@ -6,11 +6,13 @@ import logging
 import os
 import warnings
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import hydra
 import lightning as L
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
@@ -32,13 +34,15 @@ from callbacks import (
     StopWhenNoneImproves,
     WandbReport,
 )
-from datamodules.files import atomic_path
+from callbacks.run_record import environment
+from datamodules.files import write_json
+from experiments.checks import check, last_checkpoint, watched
 from experiments.comparison.formats import print_tables
 from experiments.comparison.tables import compare
 from experiments.hydra_errors import run_kindly
-from experiments.redaction import redact
+from experiments.repeat import as_typed, input_hashes, save_config, start_from_run, warn_of_changes
 from experiments.sweeps import run_of_sweep
-from retriever.errors import InputError, choose
+from retriever.errors import choose
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +57,7 @@ def train(config: DictConfig, folder: Path) -> dict:
     Returns:
         The content of ``results.json``.
     """
-    _check(config)
+    check(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     encoder = instantiate(config.encoder)
     module = instantiate(config.module, encoder=encoder)
@@ -70,7 +74,7 @@ def train(config: DictConfig, folder: Path) -> dict:
     )
     with ExitStack() as stack:
         if trainer.is_global_zero:
-            _save_config(config, folder)
+            _record_start(config, folder, trainer, encoder)
             _tidy(folder)
             if config.logger.wandb is not None:
                 from experiments.wandb_run import wandb_logger  # the import takes a second
@@ -84,10 +88,10 @@ def train(config: DictConfig, folder: Path) -> dict:
 
 def _fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule, config: DictConfig) -> RunRecord:
     """Evaluate the base model, train or go on training."""
-    checkpoint = None if config.resume is None else str(_last_checkpoint(config.resume))
+    checkpoint = None if config.resume is None else str(last_checkpoint(config.resume))
     if checkpoint is None:
         trainer.validate(module, datamodule=data, verbose=False)  # the base model, on the same curves
-        for name, metric in _watched(config):
+        for name, metric in watched(config):
             choose(name, metric, sorted(trainer.callback_metrics))
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     record = next(c for c in trainer.callbacks if isinstance(c, RunRecord))
@@ -98,42 +102,6 @@ def _fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataMod
     for logger in trainer.loggers:
         logger.finalize("success")
     return record
-
-
-def _check(config: DictConfig) -> None:
-    choose("criterion_mode", config.criterion_mode, ("min", "max"))
-    sets = {spec.get("name") or Path(spec.path).name: spec for spec in config.evaluation.datasets}
-    sets = {f"{name}-sample": spec for name, spec in sets.items()} | sets
-    for name, metric in _watched(config):
-        chosen_by_test = metric.startswith("val/") and sets.get(metric.split("/")[1], {}).get("queries") != "dev"
-        if chosen_by_test and not config.allow_test_selection:
-            raise InputError(
-                f"{name} is {metric!r}: the queries that are reported would choose the checkpoint. "
-                "Choose by dev lists (dev/loss, dev/kl), by a set with queries: dev, or say allow_test_selection=true."
-            )
-        name_in_metric = metric.split("/")[1] if metric.startswith("val/") else ""
-        if sets.get(name_in_metric, {}).get("sample") is not None and not name_in_metric.endswith("-sample"):
-            raise InputError(
-                f"{name} is {metric!r}, but validations search the sample of {name_in_metric} alone. "
-                f"Choose by {metric.replace(name_in_metric, name_in_metric + '-sample')!r}."
-            )
-    if config.resume is not None:
-        _last_checkpoint(config.resume)
-
-
-def _watched(config: DictConfig) -> list[tuple[str, str]]:
-    """Setting → metric that decides when to stop and what to keep."""
-    watched = [("criterion", config.criterion)] if config.save_checkpoints else []
-    if config.early_stopping.patience is not None:
-        watched += [("early_stopping.monitors", metric) for metric in config.early_stopping.monitors]
-    return watched
-
-
-def _last_checkpoint(run: str) -> Path:
-    path = Path(run) / "checkpoints" / "last.ckpt"
-    if not path.is_file():
-        raise InputError(f"resume: {path}: no such checkpoint. Name the folder of a run that was cut off.")
-    return path
 
 
 def _callbacks(config: DictConfig, folder: Path, evaluation: BeirEvaluation) -> list[L.Callback]:
@@ -210,14 +178,23 @@ def _tidy(folder: Path) -> None:
         torn.unlink()
 
 
-def _save_config(config: DictConfig, folder: Path) -> None:
-    with atomic_path(folder / "config.yaml") as temporary:
-        OmegaConf.save(redact(OmegaConf.to_container(config, resolve=True)), temporary)
+def _record_start(config: DictConfig, folder: Path, trainer: L.Trainer, encoder: torch.nn.Module) -> None:
+    """Write the configuration, and what it is run on; say what has changed since the run that it goes back to."""
+    facts = environment(trainer.strategy.root_device) | {
+        "ranks": trainer.world_size,
+        "inputs": input_hashes(config),
+        "weights": encoder.fingerprint(),  # of the base model: no checkpoint has been read
+    }
+    if config.repeats or config.resume:
+        warn_of_changes(Path(config.repeats or config.resume), facts)
+    save_config(config, folder)
+    write_json(folder / "environment.json", facts)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="run")
 def application(config: DictConfig) -> float | None:
     """One job: train, and print its table; what a sweeper that searches gets is the dev criterion, lower is better."""
+    as_typed()
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # inside Lightning
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # the run folder
@@ -240,7 +217,7 @@ def application(config: DictConfig) -> float | None:
 
 def main() -> None:
     """The command."""
-    run_kindly(application)
+    run_kindly(partial(start_from_run, application))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,17 @@ from retriever.errors import InputError
 log = logging.getLogger(__name__)
 ERROR_FILE = "error.txt"
 # what is written, logged and measured beside training, and where, makes no other run
-PLACES = {"resume", "output_dir", "cache_dir", "data_dir", "group", "logger", "diagnostics"}
+PLACES = {
+    "resume",
+    "repeats",
+    "allowed_targets",
+    "output_dir",
+    "cache_dir",
+    "data_dir",
+    "group",
+    "logger",
+    "diagnostics",
+}
 
 
 def _run_folder(sweep: str, number: int, name: str, overrides: str) -> str:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -168,7 +169,7 @@ class CrossEncoder(nn.Module):
                 **options,
             )
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        except (OSError, ValueError, ImportError, RuntimeError) as error:
+        except (OSError, ValueError, ImportError, RuntimeError, UnpicklingError) as error:
             raise InputError(
                 f"The model {model!r} could not be loaded: {str(error).strip().splitlines()[0]} "
                 "Name a folder that holds config.json, model.safetensors and tokenizer.json, or a model on the hub "

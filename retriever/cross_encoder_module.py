@@ -93,6 +93,10 @@ class CrossEncoderModule(QueryListModule):
         self.dev_ndcg = RetrievalNormalizedDCG(top_k=10, empty_target_action="skip")
         self.dev_mrr = RetrievalMRR(empty_target_action="skip")
 
+    def dev_metrics(self) -> list[str]:
+        """See :class:`QueryListModule`."""
+        return ["loss", *(("ranking", "distillation") if self.distillation_weight else ()), "ndcg@10", "mrr"]
+
     def losses(self, batch: RetrievalBatch) -> dict[str, Tensor]:
         """The losses on freshly drawn negatives."""
         candidates = choose_candidates(batch, self.negatives, self.negative_ranks, sample=True)

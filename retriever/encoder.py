@@ -9,6 +9,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
@@ -144,7 +145,7 @@ class TextEncoder(nn.Module):
         try:
             backbone = AutoModel.from_pretrained(source, dtype=torch.float32, attn_implementation=attention, **options)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        except (OSError, ValueError, ImportError) as error:
+        except (OSError, ValueError, ImportError, UnpicklingError) as error:
             raise InputError(
                 f"The model {model!r} could not be loaded: {str(error).strip().splitlines()[0]} "
                 "Name a folder that holds config.json, model.safetensors and tokenizer.json, or a model on the hub "

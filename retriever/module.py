@@ -28,6 +28,17 @@ from retriever.tokens import TokenizedTexts, micro_batches, padding_share
 # The paper's temperatures; dev/kl is measured at these whatever the objective trains with, so that runs compare.
 STUDENT_TEMPERATURE, TEACHER_TEMPERATURE = 0.05, 0.3
 
+_EXAMPLE = EncodedBatch(
+    queries=torch.eye(2, 1024),
+    passages=torch.eye(3, 1024),
+    passage_keys=torch.arange(3),
+    list_index=torch.tensor([[0, 1], [2, 1]]),
+    list_mask=torch.ones(2, 2, dtype=torch.bool),
+    teacher_scores=torch.tensor([[1.0, 0.0], [1.0, 0.5]]),
+    positive_index=torch.tensor([0, 2]),
+    labelled_keys=torch.tensor([[0], [2]]),
+)
+
 
 class Encoded(NamedTuple):
     """How much was encoded.
@@ -165,6 +176,10 @@ class QueryListModule(L.LightningModule):
         )
         return parts["loss"] * self.rank_weight(batch)
 
+    def dev_metrics(self) -> list[str] | None:
+        """Names, without ``dev/``, that a validation logs; None where that is not known before one."""
+        return None
+
     def rank_weight(self, batch: RetrievalBatch) -> float:
         """This rank's share of the step's queries × the number of ranks.
 
@@ -259,6 +274,16 @@ class RetrieverModule(QueryListModule):
     def objective(self, batch: EncodedBatch) -> dict[str, Tensor]:
         """Name → scalar; each a mean over the batch's own queries. ``loss`` is minimised, the others are logged."""
         raise NotImplementedError
+
+    def dev_metrics(self) -> list[str] | None:
+        """The parts of the objective, as it names them for two made-up queries, and what stands beside them."""
+        if self.matryoshka is not None:  # its parts are named by the encoder's width
+            return None
+        try:
+            parts = self._objective_in_full_precision(_EXAMPLE)
+        except Exception:  # an objective of a user's that cannot do without a real batch
+            return None
+        return [*parts, "kl", "top1_agreement", "teacher_ndcg@10"]
 
     def encode_batch(self, batch: RetrievalBatch) -> EncodedBatch:
         """Embed the queries and, unless their embeddings are given, the distinct passages, in one schedule."""

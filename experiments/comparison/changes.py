@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.comparison.formats import markdown_text
+from callbacks.markdown import markdown_text
 from experiments.comparison.measured import BASE, Measured
 from experiments.comparison.tables import Comparison
 
@@ -75,10 +75,10 @@ def most_changed(comparison: Comparison) -> list[Changes]:
 
 def changes_markdown(comparison: Comparison) -> str:
     """The most hurt and most helped queries in Markdown."""
-    parts = [f"# Queries changed most, nDCG@10 of {comparison.base} → of the arm"]
+    parts = [f"# Queries changed most, nDCG@10 of {markdown_text(comparison.base)} → of the arm"]
     for changes in most_changed(comparison):
         for word, side in (("hurt", changes.hurt), ("helped", changes.helped)):
-            parts.append(f"## {changes.dataset}, {markdown_text(changes.arm)}: most {word}")
+            parts.append(f"## {markdown_text(changes.dataset)}, {markdown_text(changes.arm)}: most {word}")
             parts.append("\n".join(map(_line, side)) or "none")
     return "\n\n".join(parts) + "\n"
 
@@ -86,7 +86,8 @@ def changes_markdown(comparison: Comparison) -> str:
 def _line(change: Change) -> str:
     notes = [f"relevant: {'; '.join(map(markdown_text, change.relevant))}"] if change.relevant else []
     notes += [markdown_text(change.overlap)] if change.overlap else []
-    words = f"{markdown_text(change.query)} ({markdown_text(change.query_id)})" if change.query else change.query_id
+    query_id = markdown_text(change.query_id)
+    words = f"{markdown_text(change.query)} ({query_id})" if change.query else query_id
     return f"* {change.base:.3f} → {change.value:.3f}: {words}" + "".join(f"\n  * {note}" for note in notes)
 
 

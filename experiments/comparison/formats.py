@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as View
 
+from callbacks.markdown import markdown_text
 from experiments.comparison.runs import reason
-from experiments.comparison.sheets import narrow_sheets, sheets
+from experiments.comparison.sheets import Sheet, narrow_sheets, sheets
 from experiments.comparison.tables import Comparison, Table
 
 _FIGURES = re.compile(r"[-+0-9.,/:\[\]\s]*")
@@ -88,7 +89,7 @@ def latex(comparison: Comparison) -> str:
     parts = ["% \\usepackage{booktabs}"]
     for sheet in sheets(comparison):
         if not sheet.rows:
-            parts.append(f"% {sheet.title}: {sheet.caption}")
+            parts.append(latex_comment(sheet))
             continue
         lines = [
             r"\begin{table}",
@@ -180,13 +181,13 @@ def _record(**cells: Any) -> tuple[Any, ...]:
     return tuple(cells.get(column) for column in COLUMNS)
 
 
-def markdown_text(text: str) -> str:
-    """One line in which nothing is markup: configurations and corpora may hold anything."""
-    return re.sub(r"([\\|`*<>\[\]])", r"\\\1", " ".join(text.split()))
-
-
 def _markdown_cell(text: str) -> str:
     return text if _FIGURES.fullmatch(text) else markdown_text(text)
+
+
+def latex_comment(sheet: Sheet) -> str:
+    """Title and caption in one line, for a line end would end the comment."""
+    return "% " + " ".join(f"{sheet.title}: {sheet.caption}".split())
 
 
 def _latex_cell(text: str) -> str:

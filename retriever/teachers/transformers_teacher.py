@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -171,11 +172,23 @@ def project_in_float32(linear: nn.Linear) -> None:
     linear.register_forward_pre_hook(lambda _, inputs: tuple(x.float() for x in inputs))
 
 
+_NOT_LOADED = (OSError, ValueError, ImportError, RuntimeError, KeyError, AttributeError, TypeError, UnpicklingError)
+
+
 def load_pretrained(auto_class: Any, model: str, revision: str | None, trust_remote_code: bool, **options: Any) -> Any:
     """``auto_class.from_pretrained``, with what goes wrong as an InputError."""
     try:
         return auto_class.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code, **options)
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError, AttributeError, TypeError) as error:
+    except (
+        OSError,
+        ValueError,
+        ImportError,
+        RuntimeError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        UnpicklingError,
+    ) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(
             f"The teacher {model!r} could not be loaded as {auto_class.__name__}: {reason}. Name a folder that holds "

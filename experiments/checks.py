@@ -1,0 +1,206 @@
+"""What a run's configuration is asked before anything is loaded: targets, keys, values, ranges, contradictions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from callbacks.diagnostics import Diagnostics
+from callbacks.scoring import METRICS
+from datamodules.files import file_name
+from experiments.arguments import SPECS, check_arguments, check_settings
+from experiments.repeat import CONFIG
+from experiments.sweeps import first_difference
+from experiments.targets import check_targets
+from retriever.errors import InputError, choose, require_positive
+from retriever.sentence_transformers_layout import read_spec
+
+# of a run that goes on, what its checkpoint and its frozen passages were made with
+_MADE_WITH = ("encoder", "module._target_", "module.train_passage_encoder", "module.matryoshka_dimensions")
+_SPEEDS = ("attention", "compile", "trust_remote_code")  # give the same embeddings
+_AS_TRAINED = ("query_prompt", "passage_prompt", "pooling", "normalize")
+
+
+def check(config: DictConfig) -> None:
+    """Refuse what is wrong in a run's configuration, while nothing has been loaded or encoded.
+
+    Raises:
+        InputError: with the setting, its value and what to do.
+    """
+    check_targets(config)
+    check_arguments(config)
+    check_settings("early_stopping", OmegaConf.to_container(config.early_stopping, resolve=True), _early_stopping)
+    check_settings("diagnostics", OmegaConf.to_container(config.diagnostics, resolve=True), Diagnostics)
+    file_name("name", config.name)
+    choose("criterion_mode", config.criterion_mode, ("min", "max"))
+    require_positive(token_budget=config.token_budget)
+    _check_trainer(config.trainer)
+    _check_criterion(config)
+    _check_model(config)
+    if config.resume is not None:
+        last_checkpoint(config.resume)
+        _check_resumed(config)
+    module = _built_on_nothing(config)
+    if module is not None:
+        _check_metrics(config, module)
+
+
+def _early_stopping(monitors: list[str], patience: int | None) -> None:
+    """The settings of ``early_stopping``."""
+
+
+def watched(config: DictConfig) -> list[tuple[str, str]]:
+    """Setting → metric that decides when to stop and what to keep."""
+    found = [("criterion", config.criterion)] if config.save_checkpoints else []
+    if config.early_stopping.patience is not None:
+        found += [("early_stopping.monitors", metric) for metric in config.early_stopping.monitors]
+    return found
+
+
+def last_checkpoint(run: str) -> Path:
+    """The checkpoint to resume a run from."""
+    path = Path(run) / "checkpoints" / "last.ckpt"
+    if not path.is_file():
+        raise InputError(f"resume: {path}: no such checkpoint. Name the folder of a run that was cut off.")
+    return path
+
+
+def _check_trainer(trainer: DictConfig) -> None:
+    for name in ("max_epochs", "max_steps"):
+        value = trainer.get(name)
+        if value is not None and value < 1 and value != -1:
+            raise InputError(f"trainer.{name} is {value}; it must be at least 1, or -1 for no limit.")
+    if trainer.get("max_epochs") in (None, -1) and trainer.get("max_steps") in (None, -1):
+        raise InputError("trainer.max_epochs and trainer.max_steps are both without a limit: the run would never end.")
+    for name in ("accumulate_grad_batches", "num_nodes", "check_val_every_n_epoch", "log_every_n_steps"):
+        if trainer.get(name) is not None and trainer[name] < 1:
+            raise InputError(f"trainer.{name} is {trainer[name]}; it must be at least 1.")
+    clip = trainer.get("gradient_clip_val")
+    if clip is not None and clip < 0:
+        raise InputError(f"trainer.gradient_clip_val is {clip}; it must not be negative (0 or null: no clipping).")
+
+
+def _sets(config: DictConfig) -> dict[str, Any]:
+    """Name → what the configuration says of an evaluation set."""
+    specs = [spec for spec in config.evaluation.datasets if "path" in spec]  # the evaluation refuses others
+    named = {spec.get("name") or Path(spec.path).name: spec for spec in specs}
+    for name in named:
+        file_name("evaluation.datasets: a name", name)
+    return {f"{name}-sample": spec for name, spec in named.items()} | named
+
+
+def _check_criterion(config: DictConfig) -> None:
+    """Refuse test queries that choose a checkpoint, and sets that no validation evaluates."""
+    sets = _sets(config)
+    for name, metric in watched(config):
+        chosen_by_test = metric.startswith("val/") and sets.get(metric.split("/")[1], {}).get("queries") != "dev"
+        if chosen_by_test and not config.allow_test_selection:
+            raise InputError(
+                f"{name} is {metric!r}: the queries that are reported would choose the checkpoint. "
+                "Choose by dev lists (dev/loss, dev/kl), by a set with queries: dev, or say allow_test_selection=true."
+            )
+        name_in_metric = metric.split("/")[1] if metric.startswith("val/") else ""
+        if sets.get(name_in_metric, {}).get("sample") is not None and not name_in_metric.endswith("-sample"):
+            raise InputError(
+                f"{name} is {metric!r}, but validations search the sample of {name_in_metric} alone. "
+                f"Choose by {metric.replace(name_in_metric, name_in_metric + '-sample')!r}."
+            )
+
+
+def _check_metrics(config: DictConfig, module: Any) -> None:
+    """Refuse a metric that nothing will log, as far as that is known beforehand."""
+    dev = module.dev_metrics()
+    if dev is None:
+        return
+    for name, metric in watched(config):
+        if not metric.startswith("val/"):
+            choose(name, metric, [f"dev/{part}" for part in dev])
+        elif config.evaluation._target_ == "callbacks.BeirEvaluation":
+            sets = {n: s for n, s in _sets(config).items() if not n.endswith("-sample") or s.get("sample") is not None}
+            kinds = [*METRICS, "ndcg@10_base", "ndcg@10_delta"]
+            choose(name, metric, [f"val/{n}/{kind}" for n in sets for kind in kinds])
+
+
+def _built_on_nothing(config: DictConfig) -> Any:
+    """Build encoder specification, objective and data module without a model, for their own checks to speak.
+
+    Returns:
+        The objective; None where it is not to be built without a model.
+    """
+    target = config.encoder._target_
+    spec = SPECS.get(target)
+    if spec is None:
+        return None
+    fields = {name: value for name, value in config.encoder.items() if name in spec.__dataclass_fields__}
+    stated = spec(**{name: value for name, value in fields.items() if value is not None})
+    kind = get_object(target.rpartition(".")[0])
+    encoder = kind.__new__(kind)
+    torch.nn.Module.__init__(encoder)
+    encoder.spec, encoder.dimension, encoder.name = stated, getattr(stated, "truncate_dim", None) or 2**31, "encoder"
+    built = None
+    for part in (config.data, config.module):
+        built, wrong = _try_to_build(part, encoder)
+        if wrong is not None:  # outside of the except block, or it would become its own context
+            raise wrong
+    return built if hasattr(built, "dev_metrics") else None
+
+
+def _try_to_build(part: DictConfig, encoder: torch.nn.Module) -> tuple[Any, InputError | None]:
+    """What was built, or None; and what the user can mend. Other errors say more once there is a model."""
+    try:
+        return instantiate(part, encoder=encoder), None
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, InputError):
+            cause = cause.__cause__ or cause.__context__
+        return None, cause
+
+
+def _check_model(config: DictConfig) -> None:
+    """Refuse prompts and passages other than those that a run's exported model was trained with."""
+    folder = Path(config.encoder.model)
+    record = folder.parent / "results.json"
+    if not (folder.is_dir() and record.is_file()):
+        return
+    stated = read_spec(folder)
+    for name in _AS_TRAINED:
+        asked = config.encoder.get(name)
+        if name in stated and asked is not None and asked != stated[name]:
+            raise InputError(
+                f"encoder.{name} is {asked!r}, and {folder} was trained with {stated[name]!r}: base and tuned model "
+                f"would not read the same. Say encoder.{name}=null to take the model's own."
+            )
+    try:
+        trained = json.loads(record.read_text(encoding="utf-8")).get("train_passage_encoder", True)
+    except (ValueError, AttributeError):
+        return
+    if trained is False and config.module.get("train_passage_encoder") is False:
+        raise InputError(
+            f"encoder.model is {folder}, whose query side alone was trained: the passage embeddings that it goes with "
+            "are its base model's, and module.train_passage_encoder=false would freeze its own. Start from the base "
+            "model, or train both sides."
+        )
+
+
+def _check_resumed(config: DictConfig) -> None:
+    """Refuse to go on with another encoder or objective than the run began with."""
+    path = Path(config.resume) / CONFIG
+    if not path.is_file():
+        return
+    before = OmegaConf.load(path)
+    for key in _MADE_WITH:
+        old, new = (OmegaConf.select(c, key) for c in (before, config))
+        old, new = (OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for v in (old, new))
+        if isinstance(old, dict) and isinstance(new, dict):
+            old, new = ({k: v for k, v in part.items() if k not in _SPEEDS} for part in (old, new))
+        found = first_difference(old, new, key)
+        if found:
+            raise InputError(
+                f"resume: {config.resume} was begun with {found[0]}={found[1]}, and this asks for {found[2]}: its "
+                "weights and the embeddings of its frozen passages would not fit. Resume with what it began with."
+            )
