@@ -54,7 +54,7 @@ def check_settings(key: str, settings: Mapping[str, Any], called: Callable[..., 
                 f"{key} has an unexpected keyword argument {name!r}; {called.__qualname__} takes "
                 f"{', '.join(sorted(known))}.{hint}"
             )
-        if value is None and spec is not None and name in spec.__dataclass_fields__:
+        if value is None and spec is not None and name in get_type_hints(spec):
             continue  # the model's own
         if value != "???" and not accepts(known[name], value):
             raise InputError(f"{key}.{name} is {value!r}; it must be {words(known[name], value)}.")

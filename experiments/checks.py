@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from hydra.utils import get_object, instantiate
@@ -136,7 +136,7 @@ def _built_on_nothing(config: DictConfig) -> Any:
     spec = SPECS.get(target)
     if spec is None:
         return None
-    fields = {name: value for name, value in config.encoder.items() if name in spec.__dataclass_fields__}
+    fields = {name: value for name, value in config.encoder.items() if name in get_type_hints(spec)}
     stated = spec(**{name: value for name, value in fields.items() if value is not None})
     kind = get_object(target.rpartition(".")[0])
     encoder = kind.__new__(kind)
