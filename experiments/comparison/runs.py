@@ -13,6 +13,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from callbacks.beir_evaluation import read_per_query
+from callbacks.run_record import RESULTS, read_results
+from datamodules.files import read_json
 from experiments.sweeps import PLACES
 from retriever.errors import InputError
 
@@ -74,10 +76,11 @@ class Run:
         points: dict[int, float] = {}
         for path in [*parts, self.folder / "metrics.csv"]:
             if path.is_file():
-                with open(path, encoding="utf-8", newline="") as file:
-                    for row in csv.DictReader(file):
-                        if row.get(column):
-                            points[int(row["step"])] = float(row[column])
+                text = path.read_text(encoding="utf-8")
+                whole = text[: text.rfind("\n") + 1]  # a full disk may have cut the last line
+                for row in csv.DictReader(whole.splitlines()):
+                    if row.get(column):
+                        points[int(row["step"])] = float(row[column])
         return dict(sorted(points.items()))
 
     def is_home(self, dataset: str) -> bool:
@@ -120,19 +123,21 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
     runs: list[Path] = []
     unfinished = 0
     for path in _expanded(paths):
-        found = sorted(p.parent for p in path.rglob("results.json"))
         cut = find_unfinished([path])
+        found = sorted(p.parent for p in path.rglob(RESULTS) if p.parent not in cut)  # torn results: cut off
         if not found and not cut:
             raise InputError(f"{path}: no results.json in or below it. Name folders of finished runs, or a sweep's.")
         unfinished += len(cut)
         runs += [run for run in found if run not in runs]
     if not runs:
-        raise InputError(f"There is no results.json: none of {unfinished} run(s) is finished. See the runs' logs.")
+        raise InputError(
+            f"There is no whole results.json: none of {unfinished} run(s) is finished. See the runs' logs."
+        )
     return runs
 
 
 def find_unfinished(paths: Iterable[str | Path]) -> list[Path]:
-    """Folders, named or below, of runs that failed, were cut off, or are under way: a configuration, and no results."""
+    """Folders, named or below, of runs that failed, were cut off, or are under way: a configuration, and no whole results."""
     runs: list[Path] = []
     for path in _expanded(paths):
         # .hydra/config.yaml is there before the run's own; a W&B folder inside of a run holds a config.yaml, too
@@ -142,12 +147,14 @@ def find_unfinished(paths: Iterable[str | Path]) -> list[Path]:
         for candidate in candidates:
             if not any(run in candidate.parents for run in outermost):
                 outermost.append(candidate)
-        runs += [run for run in outermost if not (run / "results.json").is_file() and run not in runs]
+        runs += [run for run in outermost if read_results(run) is None and run not in runs]
     return runs
 
 
 def reason(folder: Path) -> str:
     """Why an unfinished run has no results, in one line, as far as its folder says."""
+    if (folder / RESULTS).is_file():
+        return f"{RESULTS} is not a whole results file"
     path = folder / "error.txt"
     lines = path.read_text(encoding="utf-8").strip().splitlines() if path.is_file() else []
     return lines[0] if lines else "no results.json: it failed, was cut off, or is under way"
@@ -244,15 +251,13 @@ def _expanded(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def _optional(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    path = folder / "results.json"
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not a whole results file ({error}). Run that experiment again.") from error
+    results = read_results(folder)
+    if results is None:
+        raise InputError(f"{folder}: {reason(folder)}. Go on with that run (resume=), or run it again.")
     config = folder / "config.yaml"
     return results, OmegaConf.to_container(OmegaConf.load(config)) if config.is_file() else {}
 
