@@ -38,8 +38,8 @@ class EndAtSigterm(L.Callback):
     """Leaves SIGTERM to the handler that stood before the trainer's, during training and validation too.
 
     Lightning's own handler only takes a note. The run then ends with its step, but with status 0, as if it were
-    finished; a validation goes on to its end, which may take hours; and several ranks wait for one another inside of the
-    handler. Where no handler stood before (a caller's own process), Lightning's is left.
+    finished; a validation goes on to its end, which may take hours; and several ranks wait for one another inside of
+    the handler. Where no handler stood before (a caller's own process), Lightning's is left.
     """
 
     def __init__(self) -> None:

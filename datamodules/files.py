@@ -15,7 +15,6 @@ from typing import IO, Any
 
 from retriever.errors import InputError
 
-
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_ROOM = 2**20
 
@@ -86,8 +85,8 @@ def is_disk_full(error: BaseException, folder: Path | None = None) -> bool:
 def disk_full(path: str | Path) -> str:
     """What to tell the user where there is no room for a file."""
     return (
-        f"{path}: cannot be written, for the disk is full, or a quota or a limit of file sizes is reached. Make room and "
-        "go on: nothing that was finished is lost."
+        f"{path}: cannot be written, for the disk is full, or a quota or a limit of file sizes is reached. Make room "
+        "and go on: nothing that was finished is lost."
     )
 
 

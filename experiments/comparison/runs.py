@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import glob
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +136,7 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def find_unfinished(paths: Iterable[str | Path]) -> list[Path]:
-    """Folders, named or below, of runs that failed, were cut off, or are under way: a configuration, and no whole results."""
+    """Folders, named or below, of runs that failed, were cut off, or are under way: those without whole results."""
     runs: list[Path] = []
     for path in _expanded(paths):
         # .hydra/config.yaml is there before the run's own; a W&B folder inside of a run holds a config.yaml, too
