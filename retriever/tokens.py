@@ -91,7 +91,7 @@ class TokenizedTexts:
 
 
 def as_loaded(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """A copy without the truncation and padding that its last call left behind, on which what is saved must not depend."""
+    """A copy without the truncation and padding that its last call left behind: saved, it is always the same."""
     tokenizer = copy.deepcopy(tokenizer)
     if hasattr(tokenizer, "backend_tokenizer"):
         tokenizer.backend_tokenizer.no_truncation()

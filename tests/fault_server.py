@@ -1,8 +1,8 @@
 """Runs commands in forked children that meet a fault at a file operation; the imports are paid for once.
 
 One JSON object a line on standard input (``command``, ``arguments``, ``folder``, ``log``, and a fault: ``kind``,
-``at``), one a line on standard output: ``status`` as of :func:`os.waitstatus_to_exitcode`, ``struck``, ``operations`` and
-``waited_s`` from the fault to the end.
+``at``), one a line on standard output: ``status`` as of :func:`os.waitstatus_to_exitcode`, ``struck``, ``operations``
+and ``waited_s`` from the fault to the end.
 """
 
 import errno
@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import traceback
+from pathlib import Path
 
 GRACE = 10.0  # seconds between SIGTERM and SIGKILL; SLURM's default is 30
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "shutil.rmtree")
@@ -26,6 +27,7 @@ class Fault:
 
     ``kill``: SIGKILL right before the operation. ``kill_within``: up to 20 ms later, so in or after a write, also a
     library's. ``term``: SIGTERM. ``full``: no file can be opened for writing any more. ``memory``: a MemoryError.
+    ``worker``: SIGKILL to the processes that this one has started.
     """
 
     def __init__(self, folder, kind, at, out):
@@ -53,6 +55,10 @@ class Fault:
             threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
         elif self.kind == "term":
             os.kill(os.getpid(), signal.SIGTERM)
+        elif self.kind == "worker":
+            for task in Path("/proc/self/task").iterdir():
+                for number in (task / "children").read_text().split():
+                    os.kill(int(number), signal.SIGKILL)
         elif self.kind == "memory":
             raise MemoryError("no memory left")
 

@@ -23,7 +23,7 @@ import experiments
 KILLS = int(os.environ.get("FAULT_KILLS", 3))
 KINDS = ("kill", "kill", "kill_within", "term", "full", "memory")
 TIMES = ("wall_time_s", "peak_memory_bytes", "seconds_of_work", "started", "finished")
-STATUS = {"kill": {-9}, "kill_within": {-9}, "term": {143}, "full": {1, 2}, "memory": {1}}
+STATUS = {"kill": {-9}, "kill_within": {-9}, "term": {143}, "full": {0, 1, 2}, "memory": {1}, "worker": {0, 1}}
 
 
 @pytest.fixture(scope="module")
@@ -131,73 +131,120 @@ def commands(small_run, small_prepare, tmp_path):
     prepare = [o for o in small_prepare if not o.startswith("output_dir=")] + [f"output_dir={now}"]
     return {
         "run": ("run", [*common, *single, *folder]),
+        "workers": ("run", [*common, *single, *folder, "data.num_workers=1"]),
         "sweep": ("run", ["-m", *common, *grid, f"hydra.sweep.dir={now}/sweep"]),
         "prepare": ("prepare", prepare),
         "compare": ("compare", [str(now / "runs"), "--output", str(now / "report")]),
     }
 
 
-def ready(now, command, runs):
+@pytest.fixture
+def whole(server, commands, tmp_path):
+    """What an undisturbed run of a command leaves, and how many file operations it takes."""
+
+    def run(command):
+        now = tmp_path / "now"
+        if command == "compare":
+            ready(now)
+            told, log = server(*commands["sweep"], now)
+            assert told["status"] == 0, log
+            (now / "sweep").rename(tmp_path / "runs")
+        ready(now, command)
+        told, log = server(*commands[command], now)
+        assert told["status"] == 0, log
+        return outcome(now), told["operations"]
+
+    return run
+
+
+def ready(now, command=None):
     """An empty folder for a case; for a comparison the runs that it reads."""
     shutil.rmtree(now, ignore_errors=True)
     now.mkdir()
     if command == "compare":
-        shutil.copytree(runs, now / "runs")
+        shutil.copytree(now.with_name("runs"), now / "runs")
 
 
-@pytest.mark.parametrize("command", ["run", "sweep", "prepare", "compare"])
-def test_struck_commands_end_as_undisturbed_ones_do(server, commands, tmp_path, command):
-    now = tmp_path / "now"
-    runs = tmp_path / "runs"
-    if command == "compare":
-        ready(now, "sweep", None)
-        module, arguments = commands["sweep"]
-        assert server(module, arguments, now)[0]["status"] == 0
-        (now / "sweep").rename(runs)
-    module, arguments = commands[command]
-    ready(now, command, runs)
-    told, log = server(module, arguments, now)
-    assert told["status"] == 0, log
-    whole, operations = outcome(now), told["operations"]
-    moments, counts, differing, starts, case = random.Random(f"1 {command}"), Counter(), [], 0, 0
-    longest = 0.0
+def differences(got, whole):
+    """Names of what differs; of metrics the rows."""
+    found = []
+    for name in sorted(k for k in got.keys() | whole.keys() if got.get(k) != whole.get(k)):
+        found.append(name)
+        if name.endswith("metrics") and name in got:
+            mine, theirs = got[name], whole[name]
+            keys = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
+            found.append([(k, mine.get(k), theirs.get(k)) for k in keys][:4])
+    return found
+
+
+@pytest.mark.parametrize("command", ["run", "workers", "sweep", "prepare", "compare"])
+def test_struck_commands_end_as_undisturbed_ones_do(server, commands, whole, tmp_path, command):
+    now, moments, counts, wrong = tmp_path / "now", random.Random(f"1 {command}"), Counter(), []
+    expected, operations = whole(command)
+    starts = cases = 0
+    slowest = 0.0
     while counts.total() < KILLS:
-        case += 1
-        ready(now, command, runs)
-        kept = {}
-        for _ in range(30):
-            last = counts.total() >= KILLS
-            kind = None if last else moments.choice(KINDS)
-            at = moments.randint(1, operations) if kind else None
-            told, log = server(module, arguments, now, kind, at)
-            starts += 1
+        cases += 1
+        ready(now, command)
+        kept, struck = {}, True
+        while struck:  # the same command again, until it ends
+            kind = moments.choice(["worker"] if command == "workers" else KINDS) if counts.total() < KILLS else None
+            told, log = server(*commands[command], now, kind, moments.randint(1, operations))
+            starts, struck = starts + 1, told["struck"]
+            status = STATUS[kind] if struck else {0}
+            if told["status"] not in status or (kind == "full" and told["status"] and not one_sentence(log)):
+                wrong.append((cases, kind, told["status"], log[-3000:]))
             rewritten = [str(p) for p, stamp in kept.items() if not p.is_file() or p.stat().st_mtime_ns != stamp]
-            assert not rewritten, f"case {case}, {kind}: lost or written again: {rewritten}\n{log}"
-            if told["struck"]:
-                counts[kind] += 1
-                if told["status"] == 0 and kind not in ("kill", "kill_within", "term"):
-                    counts[f"{kind}, borne"] += 1
-                elif told["status"] not in STATUS[kind]:
-                    differing.append((case, kind, told["status"], log[-3000:]))
-                if kind == "term":
-                    longest = max(longest, told["waited_s"])
-                if kind == "full" and told["status"] != 0 and ("Traceback" in log or "error: " not in log):
-                    differing.append((case, kind, "not one sentence", log[-3000:]))
-            elif told["status"] != 0:
-                differing.append((case, kind, told["status"], log[-3000:]))
-                break
+            if rewritten:
+                wrong.append((cases, kind, "lost or written again", rewritten, log[-1000:]))
             kept |= finished(now)
-            if not told["struck"]:
-                break
-        got = outcome(now)
-        different = sorted(name for name in got.keys() | whole.keys() if got.get(name) != whole.get(name))
+            if struck:
+                counts[kind] += 1
+                slowest = max(slowest, told["waited_s"] if kind == "term" else 0)
+        different = differences(outcome(now), expected)
         if different:
-            differing.append((case, different))
-            for name in different:
-                if name.endswith("metrics") and name in got:
-                    mine, theirs = got[name], whole[name]
-                    keys = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
-                    differing.append([(k, mine.get(k), theirs.get(k)) for k in keys][:4])
-    print(f"\n{command}: {starts} starts, {case} cases, of {operations} operations; {dict(counts)}; ", end="")
-    print(f"SIGTERM to end at most {longest:.1f} s; {len(differing)} differ")
-    assert not differing, "\n".join(map(str, differing))
+            wrong.append((cases, "differs", different))
+    differ = sum(entry[1] == "differs" for entry in wrong)
+    print(
+        f"\n{command}: {counts.total()} faults {dict(counts)} in {starts} starts of {operations} file operations; ",
+        end="",
+    )
+    print(f"{cases} results, {differ} differ; {len(wrong) - differ} else wrong; SIGTERM takes at most {slowest:.1f} s")
+    assert not wrong, "\n".join(map(str, wrong))
+
+
+def one_sentence(log):
+    return "Traceback" not in log and "error: " in log
+
+
+def mount(folder, size, *options):
+    command = ["mount", "-t", "tmpfs", "-o", ",".join([f"size={size}", *options]), "tmpfs", str(folder)]
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root can mount a small disk")
+@pytest.mark.parametrize("command", ["run", "prepare"])
+def test_a_full_disk_is_told_in_one_sentence_and_gone_on_with(server, commands, whole, tmp_path, command):
+    now, moments, wrong = tmp_path / "now", random.Random(f"2 {command}"), []
+    expected, _ = whole(command)
+    size = sum(p.stat().st_size for p in now.rglob("*"))
+    full = 0
+    for case in range(KILLS):
+        ready(now)
+        room = int(size * moments.uniform(0.02, 0.95))
+        if not mount(now, room):
+            pytest.skip("a container that may not mount")
+        try:
+            told, log = server(*commands[command], now)
+            full += told["status"] != 0
+            if told["status"] not in (0, 2) or (told["status"] == 2 and not one_sentence(log)):
+                wrong.append((case, room, told["status"], log[-3000:]))
+            assert mount(now, 10 * size, "remount")
+            told, log = server(*commands[command], now)
+            different = differences(outcome(now), expected) if told["status"] == 0 else log[-3000:]
+            if different:
+                wrong.append((case, room, told["status"], different))
+        finally:
+            subprocess.run(["umount", str(now)], check=True)
+    print(f"\n{command}: {full} full disks of {KILLS}; {len(wrong)} wrong")
+    assert full and not wrong, "\n".join(map(str, wrong))
