@@ -1,4 +1,4 @@
-"""A torn checkpoint is recognised on resume, and the one before it is used; a full disk tears none."""
+"""A torn checkpoint is told on resume, and the one before it is used; a full disk tears none; torn run folders."""
 
 import json
 import logging
@@ -9,10 +9,14 @@ import shutil
 import pytest
 import torch
 from kills import killed_at
+from test_evaluation import make_run
 from test_run import config_of, weights
 
+from callbacks import WholeCsvLogger
 from callbacks.atomic_checkpoints import LAST, PREVIOUS, AtomicCheckpoints, find_checkpoint
 from datamodules.files import atomic_path, is_disk_full
+from experiments.comparison.runs import reason
+from experiments.comparison.tables import compare
 from experiments.run import train
 from retriever.errors import InputError
 
@@ -100,3 +104,34 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_others(no_room, tmp_path):
         temporary.write_text(json.dumps("x" * 10**6))
     assert {p.name for p in tmp_path.iterdir()} == before.keys()
     assert not is_disk_full(ValueError("no"), tmp_path)
+
+
+@pytest.mark.parametrize("torn", ["", "{", "[]", '{"name": "a", "seed": 2}'])
+def test_a_run_with_torn_results_is_listed_as_unfinished(tmp_path, torn):
+    make_run(tmp_path / "a", "infonce", 1, (0.3, 0.3))
+    make_run(tmp_path / "b", "infonce", 2, (0.3, 0.3))
+    (tmp_path / "b" / "results.json").write_text(torn)
+    comparison = compare([tmp_path])
+    assert [run.seed for group in comparison.groups for run in group.runs] == [1]
+    assert comparison.unfinished == [tmp_path / "b"] and "not a whole results file" in reason(tmp_path / "b")
+
+
+def test_torn_figures_of_a_finished_run_are_one_sentence_and_a_torn_curve_is_read_as_far_as_it_goes(tmp_path):
+    make_run(tmp_path / "a", "infonce", 1, (0.3, 0.3))
+    (tmp_path / "a" / "metrics.csv").write_text("step,val/d/ndcg@10\n0,0.3\n5,0.3\n9,")
+    [group] = compare([tmp_path]).groups
+    assert group.runs[0].curve("d") == {0: 0.3, 5: 0.3}
+    truncate(tmp_path / "a" / "per_query" / "d" / "step-000005.json")
+    with pytest.raises(InputError, match=r"step-000005\.json: not a whole JSON file"):
+        compare([tmp_path])
+
+
+def test_a_new_column_rewrites_no_metrics_in_place(tmp_path):
+    logger = WholeCsvLogger(tmp_path, name="", version="")
+    logger.log_metrics({"a": 1.0}, 0)
+    logger.save()
+    before = (tmp_path / "metrics.csv").stat().st_ino
+    logger.log_metrics({"b": 2.0}, 1)
+    logger.save()
+    assert (tmp_path / "metrics.csv").read_text().split() == ["a,b,step", "1.0,,0", ",2.0,1"]
+    assert (tmp_path / "metrics.csv").stat().st_ino != before
