@@ -42,8 +42,9 @@ class CompareSweep(Callback):
             return
         try:
             _show_and_write(comparison, folder)
-        except InputError as error:  # a full disk; Hydra would make a warning of it
-            sys.exit(f"error: No comparison: {error}")
+        except Exception as error:  # a full disk, say; Hydra would make a warning of it, and exit with status 0
+            kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+            sys.exit(f"error: No comparison: {kind}{error}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
