@@ -1,24 +1,113 @@
-"""AtomicCheckpoints: a checkpoint file is whole or not there, whenever the process is killed."""
+"""AtomicCheckpoints: a checkpoint file is whole or not there, whenever the process is killed; and the one before it."""
 
 from __future__ import annotations
 
+import logging
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from datamodules.files import atomic_path
+from datamodules.files import atomic_path, sync
+from retriever.errors import InputError
+
+log = logging.getLogger(__name__)
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Writes beside the checkpoint's name and renames.
+    """Writes beside the checkpoint's name and renames; keeps the ``last.ckpt`` before this one as ``previous.ckpt``.
+
+    A disk may damage a file that was whole, so there are two to resume from. Each of them names the best checkpoint of
+    its time, which is kept with it: so a folder holds these two, and at most two of the best (three for a moment).
 
     Lightning's own plugin writes to the system's temporary folder. From there it must copy to another file system, and
     a kill in the middle leaves a torn ``last.ckpt``: nothing to resume from. It also holds the whole file in memory.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._best_of_last: set[str] | None = None  # None: this process has not written last.ckpt yet
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Save, replacing what is there."""
+        path = Path(path)
         with atomic_path(path) as temporary:
             torch.save(checkpoint, temporary)
+            sync(temporary)  # while there still is a last.ckpt
+            if path.name == LAST and path.is_file():
+                path.replace(path.with_name(PREVIOUS))
+        if path.name == LAST:
+            self._remove_superseded(path.parent, _best(checkpoint))
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Keep it for now: the checkpoints to resume from may name it. It goes when they no longer do."""
+
+    def _remove_superseded(self, folder: Path, best: set[str]) -> None:
+        if self._best_of_last is not None:
+            for path in folder.glob("step-*.ckpt"):
+                if path.name not in best | self._best_of_last:
+                    path.unlink()
+        self._best_of_last = best
+
+
+def has_checkpoint(folder: str | Path) -> bool:
+    """Whether a run folder has something to resume from."""
+    return any((Path(folder) / "checkpoints" / name).is_file() for name in (LAST, PREVIOUS))
+
+
+def find_checkpoint(folder: str | Path) -> Path:
+    """The checkpoint to resume a run from: the last one that is whole, with the best one that it names.
+
+    Raises:
+        InputError: there is none.
+    """
+    checkpoints = Path(folder) / "checkpoints"
+    if not has_checkpoint(folder):
+        raise InputError(
+            f"resume: {checkpoints / LAST}: no such checkpoint. Name the folder of a run that was cut off."
+        )
+    torn = []
+    for path in (checkpoints / LAST, checkpoints / PREVIOUS):
+        if not path.is_file():  # a kill between two renames
+            continue
+        damage = _damage(path)
+        if damage is None:
+            if torn:
+                log.warning("%s; going on from the checkpoint before it, %s.", "; ".join(torn), path)
+            return path
+        torn.append(damage)
+    raise InputError(
+        f"resume: no whole checkpoint is left: {'; '.join(torn)}. Put a copy back, or start the run anew in another "
+        "folder."
+    )
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or with the best one that it names; None where both are whole."""
+    if not _is_whole(path):
+        return f"{path} is torn"
+    checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    for name in sorted(_best(checkpoint)):
+        if not _is_whole(path.with_name(name)):
+            return f"{path.with_name(name)}, the best checkpoint that {path.name} names, is torn or missing"
+    return None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether every part of the archive has the checksum that was written with it; torch.load looks at none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, ValueError):
+        return False
+
+
+def _best(checkpoint: Mapping[str, Any]) -> set[str]:
+    """Names of the files that a checkpoint names as the best."""
+    states = (state for state in checkpoint.get("callbacks", {}).values() if isinstance(state, dict))
+    paths = {Path(state["best_model_path"]).name for state in states if state.get("best_model_path")}
+    return paths - {LAST}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ from callbacks.block_search import search_and_score, trec_file
 from callbacks.scoring import METRICS, Run, mean_scores
 from datamodules.caches import cached_embeddings, cached_tokens, embed, token_range, update_with_tokens
 from datamodules.corpus import Corpus, EvaluationSet, find_dataset, find_file, load_corpus, load_evaluation_set
-from datamodules.files import atomic_path, write_json
+from datamodules.files import atomic_path, read_json, reserve, write_json
 from datamodules.held_out import held_out_set
 from datamodules.list_choice import chosen_lists
 from datamodules.mining import bm25_search
@@ -396,6 +395,7 @@ class BeirEvaluation(L.Callback):
             return np.empty((rows, dimension), self.embedding_dtype)
         # without a name: it is gone as soon as nobody looks at it any more, also after a kill
         with tempfile.TemporaryFile(dir=self.cache_dir) as file:
+            reserve(file, rows * dimension * np.dtype(self.embedding_dtype).itemsize)
             return np.memmap(file, self.embedding_dtype, "w+", shape=(rows, dimension))
 
     def _query_embeddings(self, trainer: L.Trainer, module: RetrieverModule, prepared: PreparedSet) -> np.ndarray:
@@ -452,4 +452,4 @@ def _only(data: EvaluationSet, query_ids: list[str]) -> EvaluationSet:
 
 def read_per_query(path: Path, metric: str = "ndcg@10") -> dict[str, float]:
     """Query id → value of a metric, from a file under ``per_query``."""
-    return json.loads(path.read_text(encoding="utf-8"))[metric]
+    return read_json(path)[metric]

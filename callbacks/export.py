@@ -39,11 +39,14 @@ class ExportBest(L.Callback):
         if not trainer.is_global_zero:
             return
         target, temporary = self.folder / "model", self.folder / ".model.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
+        for torn in (temporary, self.folder / ".old_model.tmp"):
+            shutil.rmtree(torn, ignore_errors=True)
         pl_module.encoder.save(temporary)
         (temporary / "README.md").write_text(self._card(trainer, pl_module), encoding="utf-8")
-        shutil.rmtree(target, ignore_errors=True)
+        if target.exists():  # never half a model under that name
+            target.rename(self.folder / ".old_model.tmp")
         temporary.rename(target)
+        shutil.rmtree(self.folder / ".old_model.tmp", ignore_errors=True)
         log.info("Exported the model of step %s to %s", best_checkpoint_step(trainer), target)
 
     def _card(self, trainer: L.Trainer, module: QueryListModule) -> str:

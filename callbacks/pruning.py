@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import lightning as L
 
-from callbacks.run_record import RunRecord, best_value
+from callbacks.run_record import RESULTS, RunRecord, best_value, read_results
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
@@ -55,8 +54,8 @@ class PruneRun(L.Callback):
 
     def _others(self) -> Iterator[Mapping[int, float]]:
         """Step → criterion of each finished run beside this one."""
-        for path in sorted(self.record.folder.parent.glob("*/results.json")):
-            results = json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(self.record.folder.parent.glob(f"*/{RESULTS}")):
+            results = read_results(path.parent) or {}
             alike = all(results.get(key) == self.record.config[key] for key in ("objective", "criterion"))
             if path.parent != self.record.folder and alike and not results.get("pruned"):
                 yield {int(step): value for step, value in results.get("criterion_by_step", {}).items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import resource
@@ -22,6 +23,7 @@ from callbacks.scoring import METRICS
 from datamodules.files import write_json
 from retriever.module import Encoded, QueryListModule
 
+RESULTS = "results.json"
 _SAME = (
     "The same seed gives the same figures, to the bit, with the same code, packages, inputs, processor and number of "
     "threads and ranks. Another of these adds in another order, so figures differ in their last digits, and training "
@@ -109,7 +111,7 @@ class RunRecord(L.Callback):
 
     def write(self) -> None:
         """Write the results: the last act of a run, for a run that has them is finished."""
-        write_json(self.folder / "results.json", self.results)
+        write_json(self.folder / RESULTS, self.results)
 
     def state_dict(self) -> dict[str, Any]:
         """Time spent, texts encoded and the dev criterion so far, so that a resumed run adds to them; and its end."""
@@ -125,6 +127,15 @@ class RunRecord(L.Callback):
         """Take up a resumed run."""
         self.seconds_before, self.criterion = state_dict["seconds"], state_dict["criterion"]
         self.encoded, self.pruned = Encoded(*state_dict["encoded"]), state_dict["pruned"]
+
+
+def read_results(folder: Path) -> dict[str, Any] | None:
+    """The content of a run's ``results.json``; None where it is missing or torn, so that the run is not finished."""
+    try:
+        results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return results if isinstance(results, dict) and {"name", "seed", "steps", "datasets"} <= results.keys() else None
 
 
 def best_value(by_step: Mapping[Any, float], mode: str) -> float | None:

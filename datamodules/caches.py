@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from datamodules.blocks import run_free_blocks
 from datamodules.columns import update_digest
-from datamodules.files import atomic_path
+from datamodules.files import atomic_path, remove_torn, reserve
 from datamodules.progress import progress_bar
 from retriever.encoder import TextEncoder
 from retriever.encoding import device_of, encode
@@ -76,6 +76,7 @@ def _tokenize_blocks(texts: Sequence[str], encoder: TextEncoder, kind: str, fold
 
 def _merge_tokens(folder: Path, blocks: int, dtype: np.dtype) -> None:
     lengths = [np.zeros(1, np.int64)]
+    remove_torn(folder)
     with atomic_path(folder / "ids.bin") as temporary, open(temporary, "wb") as merged:
         for number in range(blocks):
             with open(_token_block(folder, number), "rb") as file:
@@ -214,8 +215,11 @@ def _encode_in_blocks(
         run_free_blocks(folder / "locks", held, run, wait_for_others=True)
     with FileLock(folder / "merge.lock"):
         if not whole.is_file():
+            remove_torn(folder)
             with atomic_path(whole) as temporary:
                 merged = np.lib.format.open_memmap(temporary, "w+", dtype, (len(tokens), encoder.dimension))
+                with open(temporary, "rb+") as file:
+                    reserve(file, temporary.stat().st_size)
                 for name, where in zip(names, rows, strict=True):
                     merged[where] = np.load(name)
                 merged.flush()

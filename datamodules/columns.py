@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from filelock import FileLock
 
-from datamodules.files import write_json
+from datamodules.files import sync, write_json
 
 _BLOCK = 10_000
 _MARK = "whole.json"
@@ -67,6 +67,8 @@ def cached_columns(
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
+            for path in folder.iterdir():
+                sync(path)
             write_json(folder / _MARK, facts)
     facts = json.loads((folder / _MARK).read_text(encoding="utf-8"))
     return {path.stem: _map(path) for path in folder.iterdir() if path.name != _MARK}, facts

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,20 +15,91 @@ from typing import IO, Any
 
 from retriever.errors import InputError
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_ROOM = 2**20
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Give a temporary name beside ``path``; rename it to ``path`` if the block ends without an error."""
+    """Give a temporary name beside ``path``; rename it to ``path`` if the block ends without an error.
+
+    What was written is on the disk before it has its name, so that a power cut leaves no empty file of that name.
+
+    Raises:
+        InputError: the disk is full.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # containers that share a folder may share process numbers, too
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
+        if temporary.is_file():
+            sync(temporary)
         temporary.replace(path)
+    except Exception as error:
+        if not isinstance(error, InputError) and is_disk_full(error, path.parent):
+            raise InputError(disk_full(path)) from error
+        raise
     finally:
         if temporary.is_file():
             temporary.unlink()
+
+
+def sync(path: Path) -> None:
+    """Have a file's content on the disk."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def reserve(file: IO[bytes], size: int) -> None:
+    """Take room on the disk for so many bytes of a file, written or not: mapped to a full disk, they mean SIGBUS."""
+    if size and hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+
+
+def remove_torn(folder: Path) -> None:
+    """Remove what killed processes left below a folder that no other process is writing in."""
+    for torn in folder.rglob(".*.tmp"):
+        if torn.is_dir():
+            shutil.rmtree(torn, ignore_errors=True)
+        else:
+            torn.unlink(missing_ok=True)
+
+
+def is_disk_full(error: BaseException, folder: Path | None = None) -> bool:
+    """Whether an error, or what it came from, is that there is no room left; libraries say it in many ways.
+
+    Args:
+        error: what was raised.
+        folder: where something could not be written; so little room there is the reason, whatever the error says.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if getattr(cause, "errno", None) in _FULL or "No space left on device" in str(cause):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return folder is not None and shutil.disk_usage(folder).free < _NO_ROOM
+
+
+def disk_full(path: str | Path) -> str:
+    """What to tell the user where there is no room for a file."""
+    return (
+        f"{path}: cannot be written, for the disk is full, or a quota or a limit of file sizes is reached. Make room "
+        "and go on: nothing that was finished is lost."
+    )
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InputError: it is torn.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not a whole JSON file ({error}). Remove it, and make it again.") from error
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -43,7 +43,6 @@ def check(config: DictConfig) -> None:
     _check_criterion(config)
     _check_model(config)
     if config.resume is not None:
-        last_checkpoint(config.resume)
         _check_resumed(config)
     module = _built_on_nothing(config)
     if module is not None:
@@ -60,14 +59,6 @@ def watched(config: DictConfig) -> list[tuple[str, str]]:
     if config.early_stopping.patience is not None:
         found += [("early_stopping.monitors", metric) for metric in config.early_stopping.monitors]
     return found
-
-
-def last_checkpoint(run: str) -> Path:
-    """The checkpoint to resume a run from."""
-    path = Path(run) / "checkpoints" / "last.ckpt"
-    if not path.is_file():
-        raise InputError(f"resume: {path}: no such checkpoint. Name the folder of a run that was cut off.")
-    return path
 
 
 def _check_trainer(trainer: DictConfig) -> None:

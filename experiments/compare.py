@@ -6,6 +6,7 @@ averaged.
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ from hydra.experimental.callback import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
-from datamodules.files import atomic_path
+from callbacks.ending import end_at_sigterm
+from datamodules.files import atomic_path, disk_full, is_disk_full
 from experiments.comparison.formats import markdown, print_tables
 from experiments.comparison.measured import BASE
 from experiments.comparison.tables import POINTS, Comparison, compare
@@ -39,7 +41,11 @@ class CompareSweep(Callback):
         except InputError as error:  # the runs are there all the same
             log.error("No comparison: %s", error)
             return
-        _show_and_write(comparison, folder)
+        try:
+            _show_and_write(comparison, folder)
+        except Exception as error:  # a full disk, say; Hydra would make a warning of it, and exit with status 0
+            kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+            sys.exit(f"error: No comparison: {kind}{error}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -61,10 +67,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.wandb and not options.output:
         parser.error("--wandb logs the files that --output writes: name a folder with --output")
+    end_at_sigterm()
     try:
-        comparison = compare(options.runs, options.which, options.base)
+        _compare(options)
     except InputError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        sys.exit(f"error: {disk_full(error.filename or 'A file')}")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    comparison = compare(options.runs, options.which, options.base)
     if options.output:
         files = _show_and_write(comparison, Path(options.output))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -15,16 +16,28 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from callbacks.ending import end_at_sigterm
+from datamodules.files import disk_full, is_disk_full
 from experiments.repeat import NAME
 from retriever.errors import InputError
 
 
 def run_kindly(application: Callable[[], None]) -> None:
-    """Run a Hydra application; exit with status 2 and one message where the user can mend what is wrong."""
+    """Run a Hydra application; exit with status 2 and one message where the user can mend what is wrong.
+
+    At SIGTERM it ends with status 143 within seconds.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, in place of printing its own report and exiting
+    logging.raiseExceptions = False  # else a full disk makes a stack trace of every line that cannot be logged
+    end_at_sigterm()
     try:
         application()
     except (InputError, HydraException, OmegaConfBaseException) as error:
+        sys.stderr.write(f"error: {explain(error)}\n")
+        sys.exit(2)
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
         sys.stderr.write(f"error: {explain(error)}\n")
         sys.exit(2)
 
@@ -37,6 +50,9 @@ def explain(error: BaseException) -> str:
     for cause in chain:
         if isinstance(cause, InputError):
             return str(cause)
+    if is_disk_full(error):
+        named = [cause.filename for cause in chain if isinstance(cause, OSError) and cause.filename]
+        return disk_full(named[-1] if named else "A file")
     for cause in chain:
         # a key that is not there: OmegaConf's errors know the node that was asked
         parent = getattr(cause, "parent_node", None)

@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 
 import hydra
+from filelock import FileLock
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Column, Table
 
-from datamodules.files import atomic_path, write_json
+from datamodules.files import atomic_path, remove_torn, write_json
 from datamodules.stages.stage import Output, summary
 from experiments import list_files
 from experiments.hydra_errors import run_kindly
@@ -44,7 +45,9 @@ def prepare(config: DictConfig) -> list[Path]:
     counts = outputs["split"].manifest["counts"]
     if not any(counts[f"{group}.{part}"] for group in pipeline.groups for part in ("train", "dev")):
         raise InputError("No list is left: see the table of what each filter took, and loosen one (filter.…).")
-    written = [_copy(path, output) for path in sorted(outputs["split"].folder.glob("*.parquet"))]
+    with FileLock(Path(config.work) / "output.lock"):  # shards that end together write the same files
+        remove_torn(output)
+        written = [_copy(path, output) for path in sorted(outputs["split"].folder.glob("*.parquet"))]
     for other in sorted(set(output.glob("*.parquet")) - set(written)):
         log.warning("%s is of an earlier run, with other groups of queries; it stays as it is", other)
     card = teacher_card(pipeline)

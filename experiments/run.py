@@ -17,7 +17,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils.logging import disable_progress_bar
@@ -26,6 +25,7 @@ from callbacks import (
     AtomicCheckpoints,
     BeirEvaluation,
     Diagnostics,
+    EndAtSigterm,
     ExportBest,
     PruneRun,
     QueryRecord,
@@ -33,10 +33,12 @@ from callbacks import (
     StepSeeds,
     StopWhenNoneImproves,
     WandbReport,
+    WholeCsvLogger,
 )
+from callbacks.atomic_checkpoints import LAST, find_checkpoint, has_checkpoint
 from callbacks.run_record import environment
-from datamodules.files import write_json
-from experiments.checks import check, last_checkpoint, watched
+from datamodules.files import remove_torn, write_json
+from experiments.checks import check, watched
 from experiments.comparison.formats import print_tables
 from experiments.comparison.tables import compare
 from experiments.hydra_errors import run_kindly
@@ -58,6 +60,7 @@ def train(config: DictConfig, folder: Path) -> dict:
         The content of ``results.json``.
     """
     check(config)
+    checkpoint = None if config.resume is None else find_checkpoint(config.resume)
     L.seed_everything(config.seed, workers=True, verbose=False)
     encoder = instantiate(config.encoder)
     module = instantiate(config.module, encoder=encoder)
@@ -67,7 +70,7 @@ def train(config: DictConfig, folder: Path) -> dict:
         config.trainer,
         default_root_dir=str(folder),
         callbacks=_callbacks(config, folder, evaluation),
-        logger=CSVLogger(folder, name="", version=""),
+        logger=WholeCsvLogger(folder, name="", version=""),
         enable_progress_bar=os.isatty(2),
         enable_checkpointing=config.save_checkpoints,
         plugins=[*instantiate(config.trainer.get("plugins") or [], _convert_="all"), AtomicCheckpoints()],
@@ -75,25 +78,30 @@ def train(config: DictConfig, folder: Path) -> dict:
     with ExitStack() as stack:
         if trainer.is_global_zero:
             _record_start(config, folder, trainer, encoder)
-            _tidy(folder)
+            _tidy(folder, checkpoint)
             if config.logger.wandb is not None:
                 from experiments.wandb_run import wandb_logger  # the import takes a second
 
                 trainer.loggers = [*trainer.loggers, stack.enter_context(wandb_logger(config, folder))]
-        record = _fit(trainer, module, data, config)
+        record = _fit(trainer, module, data, config, checkpoint)
     if trainer.is_global_zero:
         record.write()
     return record.results
 
 
-def _fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule, config: DictConfig) -> RunRecord:
+def _fit(
+    trainer: L.Trainer,
+    module: L.LightningModule,
+    data: L.LightningDataModule,
+    config: DictConfig,
+    checkpoint: Path | None,
+) -> RunRecord:
     """Evaluate the base model, train or go on training."""
-    checkpoint = None if config.resume is None else str(last_checkpoint(config.resume))
     if checkpoint is None:
         trainer.validate(module, datamodule=data, verbose=False)  # the base model, on the same curves
         for name, metric in watched(config):
             choose(name, metric, sorted(trainer.callback_metrics))
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint and str(checkpoint), weights_only=True)
     record = next(c for c in trainer.callbacks if isinstance(c, RunRecord))
     if not record.results:  # cut off behind the last step: Lightning then leaves out what is done at the end
         for callback in trainer.callbacks:
@@ -114,9 +122,10 @@ def _callbacks(config: DictConfig, folder: Path, evaluation: BeirEvaluation) -> 
     if config.save_checkpoints:
         checkpoints = folder / "checkpoints"
         best = {"monitor": config.criterion, "mode": config.criterion_mode, "auto_insert_metric_name": False}
+        best["enable_version_counter"] = False  # a resumed run writes the same file again
         callbacks.append(ModelCheckpoint(checkpoints, filename="step-{step:06d}", **best))
         # save_last would write it only where the best one is written: a kill could lose many validations
-        callbacks.append(ModelCheckpoint(checkpoints, filename="last", enable_version_counter=False))
+        callbacks.append(ModelCheckpoint(checkpoints, filename=Path(LAST).stem, enable_version_counter=False))
     extra = {
         "objective": _objective(config),
         "criterion": config.criterion,
@@ -137,6 +146,7 @@ def _callbacks(config: DictConfig, folder: Path, evaluation: BeirEvaluation) -> 
         callbacks.append(ExportBest(folder, _card_facts(config)))
     if os.isatty(2):
         callbacks.append(RichProgressBar())
+    callbacks.append(EndAtSigterm())
     return callbacks
 
 
@@ -168,14 +178,15 @@ def _card_facts(config: DictConfig) -> dict[str, Any]:
     }
 
 
-def _tidy(folder: Path) -> None:
-    """Rename an earlier part's metrics.csv, lest the logger delete it; remove what a kill left half done."""
+def _tidy(folder: Path, checkpoint: Path | None) -> None:
+    """Rename an earlier part's metrics.csv, lest the logger delete it; remove what a kill left half done, or torn."""
     old = folder / "metrics.csv"
     if old.is_file():
         part = next(n for n in range(1, 10_000) if not (folder / f"metrics-part{n}.csv").exists())
         old.rename(folder / f"metrics-part{part}.csv")
-    for torn in (folder / "checkpoints").glob(".*.tmp"):
-        torn.unlink()
+    remove_torn(folder)
+    if checkpoint is not None and checkpoint.name != LAST:  # a torn one must not take the place of this one
+        checkpoint.with_name(LAST).unlink(missing_ok=True)
 
 
 def _record_start(config: DictConfig, folder: Path, trainer: L.Trainer, encoder: torch.nn.Module) -> None:
@@ -202,9 +213,13 @@ def application(config: DictConfig) -> float | None:
     if rank_zero_only.rank > 0:
         logging.getLogger().setLevel(logging.WARNING)  # the first rank speaks for all
     disable_progress_bar()
+    own = Path(HydraConfig.get().runtime.output_dir).absolute()
     # a resumed run goes on in its own folder, where its earlier figures are
-    folder = Path(config.resume or HydraConfig.get().runtime.output_dir).absolute()
+    folder = Path(config.resume or own).absolute()
     log.info("%s, seed %d → %s", config.name, config.seed, folder)
+    if config.resume is not None and folder == own and not has_checkpoint(folder):
+        log.info("There is no checkpoint yet: the run begins.")  # one command, to start it and to start it again
+        config.resume = None
     if HydraConfig.get().mode == RunMode.MULTIRUN:  # a sweep ends with one table of all
         results = run_of_sweep(config, folder, train)
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import sys
 import traceback
@@ -17,6 +16,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from callbacks.atomic_checkpoints import has_checkpoint
+from callbacks.run_record import read_results
 from datamodules.files import atomic_path
 from experiments.hydra_errors import explain
 from experiments.redaction import redact
@@ -63,8 +64,8 @@ def run_of_sweep(config: DictConfig, folder: Path, train: Callable[[DictConfig, 
     Raises:
         InputError: the folder holds a run of another configuration.
     """
-    results, checkpoint = _finished(folder), folder / "checkpoints" / "last.ckpt"
-    begun = results is not None or checkpoint.is_file()
+    results, cut_off = read_results(folder), has_checkpoint(folder)
+    begun = results is not None or cut_off
     damaged = begun and not (folder / "config.yaml").is_file()
     if begun and not damaged:
         _refuse_other_configuration(config, folder)
@@ -78,7 +79,7 @@ def run_of_sweep(config: DictConfig, folder: Path, train: Callable[[DictConfig, 
     if results is not None:
         log.info("%s is finished, and not run again", folder)
         return results
-    if checkpoint.is_file():
+    if cut_off:
         log.info("%s was cut off, and goes on from its last checkpoint", folder)
         config.resume = str(folder)
     try:
@@ -127,17 +128,10 @@ def _refuse_other_configuration(config: DictConfig, folder: Path) -> None:
         )
 
 
-def _finished(folder: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-
-
 def _keep_error(error: Exception, folder: Path) -> None:
     mendable = isinstance(error, InputError | HydraException | OmegaConfBaseException)
     message = " ".join((explain(error) if mendable else f"{type(error).__name__}: {error}").split())
     log.error("%s failed: %s", folder, message)
-    if rank_zero_only.rank == 0:
+    if rank_zero_only.rank == 0:  # on a full disk this fails, too, and ends the sweep
         with atomic_path(folder / ERROR_FILE) as temporary:
             temporary.write_text(f"{message}\n\n{''.join(traceback.format_exception(error))}", encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import inspect
 import json
@@ -21,7 +20,7 @@ from retriever.encoder import KINDS, max_positions, set_dropout, update_with_wei
 from retriever.encoding import device_of, in_micro_batches
 from retriever.errors import InputError, choose
 from retriever.packaged_weights import packaged_folder
-from retriever.tokens import TokenizedTexts
+from retriever.tokens import TokenizedTexts, as_loaded
 
 
 @dataclass(frozen=True)
@@ -241,10 +240,8 @@ class CrossEncoder(nn.Module):
         # without this, that class puts a sigmoid on a single logit
         self.backbone.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
         self.backbone.save_pretrained(folder)
-        tokenizer = copy.deepcopy(self.tokenizer)
+        tokenizer = as_loaded(self.tokenizer)
         tokenizer.model_max_length = self.spec.pair_max_length
-        if hasattr(tokenizer, "backend_tokenizer"):
-            tokenizer.backend_tokenizer.no_truncation()  # what the last call left behind
         tokenizer.save_pretrained(folder)
         return folder
 

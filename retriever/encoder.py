@@ -20,7 +20,7 @@ from retriever import sentence_transformers_layout as layout
 from retriever.errors import InputError, choose
 from retriever.packaged_weights import packaged_folder
 from retriever.pooling import POOLINGS, pool
-from retriever.tokens import TokenizedTexts
+from retriever.tokens import TokenizedTexts, as_loaded
 
 KINDS = ("query", "passage")
 # a fast tokenizer keeps the last call's truncation, so two threads must not be in one at once
@@ -230,7 +230,7 @@ class TextEncoder(nn.Module):
         """Write the model in the sentence-transformers layout; :meth:`from_pretrained` reads it back."""
         folder = Path(folder)
         self.merged_backbone().save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        as_loaded(self.tokenizer).save_pretrained(folder)
         layout.write_spec(folder, asdict(self.spec), width=self.backbone.config.hidden_size)
         return folder
 

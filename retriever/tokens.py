@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -87,6 +88,15 @@ class TokenizedTexts:
     def _lengths_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows = np.asarray(rows, dtype=np.int64)
         return rows, self.offsets[rows + 1] - self.offsets[rows]
+
+
+def as_loaded(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A copy without the truncation and padding that its last call left behind: saved, it is always the same."""
+    tokenizer = copy.deepcopy(tokenizer)
+    if hasattr(tokenizer, "backend_tokenizer"):
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
 
 
 def micro_batches(lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:

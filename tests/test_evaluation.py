@@ -12,7 +12,7 @@ from callbacks.scoring import score_run, without_self_hits
 from callbacks.statistics import paired_difference
 from experiments.compare import main as compare_main
 from experiments.comparison.formats import markdown
-from experiments.comparison.runs import find_runs
+from experiments.comparison.runs import find_runs, reason
 from experiments.comparison.tables import compare
 from retriever.errors import InputError
 from retriever.search import exact_search, merge_hits
@@ -171,5 +171,5 @@ def test_compare_refuses_what_cannot_be_compared(tmp_path):
     with pytest.raises(SystemExit, match="error: "):
         compare_main([str(tmp_path)])
     (tmp_path / "b" / "results.json").write_text("{")
-    with pytest.raises(InputError, match="not a whole results file"):
-        compare([tmp_path])
+    assert compare([tmp_path]).unfinished == [tmp_path / "b"]
+    assert reason(tmp_path / "b") == "results.json is not a whole results file"

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from datamodules.blocks import run_free_blocks
-from datamodules.files import atomic_path, write_json
+from datamodules.files import atomic_path, read_json, remove_torn, write_json
 from datamodules.progress import progress_bar
 from retriever.errors import InputError
 from retriever.packaged_weights import file_sha256
@@ -139,7 +139,7 @@ def find_output(stage: Stage, work: Path) -> Output | None:
     manifest = folder / "manifest.json"
     if not manifest.is_file():
         return None
-    content = json.loads(manifest.read_text(encoding="utf-8"))
+    content = read_json(manifest)
     for name, facts in content["outputs"].items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != facts["bytes"]:
@@ -175,6 +175,9 @@ def run_stage(stage: Stage, work: Path, shard: Shard | None = None) -> Output | 
         if find_output(stage, work) is None:  # another process may have ended in between
             (folder / "manifest.json").unlink(missing_ok=True)  # of an output that is no longer whole
     sizes = stage.block_sizes()
+    done = sum(_block(folder, n).is_file() for n in range(len(sizes)))
+    if done:
+        log.info("%s: was cut off, and goes on with %d of %d blocks done", stage.name, done, len(sizes))
     _run_blocks(stage, folder, sizes, shard or Shard())
     with FileLock(folder / "merge.lock"):
         output = find_output(stage, work)
@@ -228,6 +231,7 @@ def _run_one(stage: Stage, folder: Path, number: int, size: int, advance: Callab
 
 def _merge(stage: Stage, folder: Path, blocks: int, started: float) -> Output:
     began = time.time()
+    remove_torn(folder)
     counts = stage.finish((pq.read_table(_block(folder, n)) for n in range(blocks)), folder)
     seconds = [float(pq.read_schema(_block(folder, n)).metadata[_SECONDS]) for n in range(blocks)]
     names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.suffix in (".parquet", ".jsonl", ".json"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import glob
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from callbacks.beir_evaluation import read_per_query
+from callbacks.run_record import RESULTS, read_results
+from datamodules.files import read_json
 from experiments.sweeps import PLACES
 from retriever.errors import InputError
 
@@ -75,10 +76,11 @@ class Run:
         points: dict[int, float] = {}
         for path in [*parts, self.folder / "metrics.csv"]:
             if path.is_file():
-                with open(path, encoding="utf-8", newline="") as file:
-                    for row in csv.DictReader(file):
-                        if row.get(column):
-                            points[int(row["step"])] = float(row[column])
+                text = path.read_text(encoding="utf-8")
+                whole = text[: text.rfind("\n") + 1]  # a full disk may have cut the last line
+                for row in csv.DictReader(whole.splitlines()):
+                    if row.get(column):
+                        points[int(row["step"])] = float(row[column])
         return dict(sorted(points.items()))
 
     def is_home(self, dataset: str) -> bool:
@@ -121,8 +123,8 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
     runs: list[Path] = []
     unfinished = 0
     for path in _expanded(paths):
-        found = sorted(p.parent for p in path.rglob("results.json") if (p.parent / "config.yaml").is_file())
         cut = find_unfinished([path])
+        found = sorted(p.parent for p in path.rglob(RESULTS) if p.parent not in cut)  # torn results: cut off
         if not found and not cut:
             raise InputError(f"{path}: no results.json in or below it. Name folders of finished runs, or a sweep's.")
         unfinished += len(cut)
@@ -135,7 +137,7 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def find_unfinished(paths: Iterable[str | Path]) -> list[Path]:
-    """Folders, named or below, of runs that failed, were cut off, or are under way: a configuration, and no results.
+    """Folders, named or below, of runs that failed, were cut off, or are under way: those without whole results.
 
     And of damaged ones: results without a configuration.
     """
@@ -149,20 +151,20 @@ def find_unfinished(paths: Iterable[str | Path]) -> list[Path]:
         for candidate in candidates:
             if not any(run in candidate.parents for run in outermost):
                 outermost.append(candidate)
-        whole = {run for run in outermost if all((run / name).is_file() for name in ("results.json", "config.yaml"))}
+        whole = {r for r in outermost if read_results(r) is not None and (r / "config.yaml").is_file()}
         runs += [run for run in outermost if run not in whole and run not in runs]
     return runs
 
 
 def reason(folder: Path) -> str:
     """Why an unfinished run has no results, in one line, as far as its folder says."""
+    if (folder / RESULTS).is_file():
+        damaged = read_results(folder) is not None  # and no configuration
+        what = "without config.yaml: the folder is damaged" if damaged else "is not a whole results file"
+        return f"{RESULTS} {what}"
     path = folder / "error.txt"
     lines = path.read_text(encoding="utf-8").strip().splitlines() if path.is_file() else []
-    if lines:
-        return lines[0]
-    if (folder / "results.json").is_file():
-        return "results.json without config.yaml: the folder is damaged"
-    return "no results.json: it failed, was cut off, or is under way"
+    return lines[0] if lines else "no results.json: it failed, was cut off, or is under way"
 
 
 def _is_of_run(folder: Path) -> bool:
@@ -262,15 +264,13 @@ def _expanded(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def _optional(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    path = folder / "results.json"
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not a whole results file ({error}). Run that experiment again.") from error
+    results = read_results(folder)
+    if results is None:
+        raise InputError(f"{folder}: {reason(folder)}. Go on with that run (resume=), or run it again.")
     return results, OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
 
 
