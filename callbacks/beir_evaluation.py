@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ from callbacks.block_search import search_and_score, trec_file
 from callbacks.scoring import METRICS, Run, mean_scores
 from datamodules.caches import cached_embeddings, cached_tokens, embed, token_range, update_with_tokens
 from datamodules.corpus import Corpus, EvaluationSet, find_dataset, find_file, load_corpus, load_evaluation_set
-from datamodules.files import atomic_path, write_json
+from datamodules.files import atomic_path, read_json, write_json
 from datamodules.held_out import held_out_set
 from datamodules.list_choice import chosen_lists
 from datamodules.mining import bm25_search
@@ -29,7 +28,7 @@ from datamodules.one_ahead import one_ahead
 from datamodules.query_lists import open_query_lists
 from datamodules.sampled_corpus import Sample, SampleSpec, draw_sample, sampled_set, update_with_evaluation_set
 from retriever.encoding import device_of
-from retriever.errors import InputError, choose, require_positive
+from retriever.errors import InputError, choose, require_positive, shown
 from retriever.module import RetrieverModule
 from retriever.search import exact_search
 from retriever.sharding import gather_weights
@@ -450,5 +449,16 @@ def _only(data: EvaluationSet, query_ids: list[str]) -> EvaluationSet:
 
 
 def read_per_query(path: Path, metric: str = "ndcg@10") -> dict[str, float]:
-    """Query id → value of a metric, from a file under ``per_query``."""
-    return json.loads(path.read_text(encoding="utf-8"))[metric]
+    """Query id → value of a metric, from a file under ``per_query``.
+
+    Raises:
+        InputError: the file is missing or damaged, or lacks the metric.
+    """
+    remedy = "Run that experiment again."
+    values = read_json(path, remedy).get(metric)
+    if not isinstance(values, dict) or not values:
+        raise InputError(f"{path}: no {metric!r} of queries in it. {remedy}")
+    for query, value in values.items():
+        if not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise InputError(f"{path}: {metric} of query {shown(query)} is {shown(value)}; expected 0 to 1. {remedy}")
+    return values

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING
 import lightning as L
 
 from callbacks.run_record import RunRecord, best_value
+from datamodules.files import read_json
+from retriever.errors import InputError
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
@@ -56,7 +57,11 @@ class PruneRun(L.Callback):
     def _others(self) -> Iterator[Mapping[int, float]]:
         """Step → criterion of each finished run beside this one."""
         for path in sorted(self.record.folder.parent.glob("*/results.json")):
-            results = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                results = read_json(path, "This run goes on without it.")
+            except InputError as error:
+                log.warning("%s", error)
+                continue
             alike = all(results.get(key) == self.record.config[key] for key in ("objective", "criterion"))
             if path.parent != self.record.folder and alike and not results.get("pruned"):
                 yield {int(step): value for step, value in results.get("criterion_by_step", {}).items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -14,10 +15,12 @@ from datamodules.list_layouts.cadet import Cadet
 from datamodules.list_layouts.flag_embedding import FlagEmbedding
 from datamodules.list_layouts.passages import CorpusPassages, NewCorpus
 from datamodules.list_layouts.sentence_transformers import SentenceTransformers
-from datamodules.list_layouts.stated import StatedList, shown
+from datamodules.list_layouts.stated import (
+    StatedList,
+)
 from datamodules.list_layouts.trec import Trec
 from datamodules.query_lists import QueryList
-from retriever.errors import InputError, choose
+from retriever.errors import InputError, choose, shown
 
 log = logging.getLogger(__name__)
 Layout = Cadet | SentenceTransformers | FlagEmbedding | Trec
@@ -135,6 +138,8 @@ def _encoded(
                 raise InputError(
                     f"{where}: a list of the corpus {query_list.corpus!r}, but the corpus given is {passages.name!r}."
                 )
+            if not all(map(math.isfinite, query_list.teacher_scores)):
+                raise InputError(f"{where}: a teacher score of it is not finite, so no tool can learn from it.")
             if query_list.query_id in seen:
                 raise InputError(f"{where}: its query id stands already in list {seen[query_list.query_id]}.")
             entry = layout.encode(where, query_list, passages)
