@@ -283,7 +283,7 @@ class _Failures:
             if len(failing) and not self._failing.get(name):
                 at = int(failing[0])
                 self._first[name] = (
-                    f"{lists.source}:{lists.line[at]}: list of query {lists.query_ids[at].as_py()!r}: {say(at)}. "
+                    f"{lists.source}:{lists.line[at]}: list of query {shown(lists.query_ids[at].as_py())}: {say(at)}. "
                 )
             self._failing[name] = self._failing.get(name, 0) + len(failing)
             # a list that fails two checks is dropped by the first
@@ -340,8 +340,8 @@ def _refuse_other_corpora(path: Path, table: pa.Table, corpus: Corpus) -> None:
     foreign = set(table["corpus"].unique().to_pylist()) - {corpus.name}
     if foreign:
         raise InputError(
-            f"{path}: lists of the corpus {min(map(str, foreign))!r}, but it is read with the corpus {corpus.name!r}. "
-            "Name the right corpus beside this file in data.train."
+            f"{path}: lists of the corpus {shown(min(map(str, foreign)))}, but it is read with the corpus "
+            f"{corpus.name!r}. Name the right corpus beside this file in data.train."
         )
 
 
@@ -359,7 +359,7 @@ def _check(
     np.maximum.at(highest, number[finite], lists.scores[finite])
 
     def unknown(ids: pa.Array, rows: np.ndarray, numbers: np.ndarray, at: int) -> str:
-        return repr(ids[int(np.flatnonzero((numbers == at) & (rows < 0))[0])].as_py())
+        return shown(ids[int(np.flatnonzero((numbers == at) & (rows < 0))[0])].as_py())
 
     return {
         "fewer than two candidates": (
@@ -399,7 +399,7 @@ def _refuse_repeated_query_ids(path: Path) -> None:
         for value, line in zip(table["query_id"].to_pylist(), numbers, strict=True):
             if value in seen:
                 raise InputError(
-                    f"{path}:{line}: the query_id {value!r} stands already in line {seen[value]}. Ids must differ."
+                    f"{path}:{line}: the query_id {shown(value)} stands already in line {seen[value]}. Ids must differ."
                 )
             seen[value] = line
 

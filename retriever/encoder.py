@@ -182,6 +182,10 @@ class TextEncoder(nn.Module):
         merged = known | {k: v for k, v in spec.items() if v is not None}
         if "pooling" not in merged:
             raise InputError(f"{model!r} does not say how it pools; set encoder.pooling to one of {POOLINGS}.")
+        try:
+            EncoderSpec(**known)
+        except InputError as error:
+            raise InputError(f"{source}: the model's own files say that {error}") from error
         encoder = cls(backbone, tokenizer, EncoderSpec(**merged), name=str(model))
         if encoder.packed and torch.cuda.is_available():
             packing.check_flash()

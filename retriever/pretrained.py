@@ -5,9 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from retriever.errors import InputError, shown
+
+_OF_LIBRARIES = (
+    OSError,
+    ValueError,
+    ImportError,
+    RuntimeError,
+    KeyError,
+    AttributeError,
+    TypeError,
+    SafetensorError,
+    StrictDataclassError,
+)
 
 
 def load(auto_class: Any, source: str, advice: str, **options: Any) -> Any:
@@ -26,8 +39,7 @@ def load(auto_class: Any, source: str, advice: str, **options: Any) -> Any:
         return auto_class.from_pretrained(source, **options)
     except Exception as error:
         # the tokenizers library raises the bare class for a damaged tokenizer.json
-        known = (OSError, ValueError, ImportError, RuntimeError, KeyError, AttributeError, TypeError, SafetensorError)
-        if not isinstance(error, known) and type(error) is not Exception:
+        if not isinstance(error, _OF_LIBRARIES) and type(error) is not Exception:
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")[:300]
         what = "tokenizer" if "Tokenizer" in auto_class.__name__ else "model"

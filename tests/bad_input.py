@@ -119,9 +119,14 @@ def damages(data: bytes) -> Iterator[tuple[str, bytes]]:
         text = data.decode()
     except UnicodeDecodeError:
         return
-    yield "latin-1", text.encode("latin-1", "replace")
-    for encoding in ("utf-16", "utf-16-le", "utf-32", "utf-7"):
-        yield encoding, text.encode(encoding)
+    for encoding in ("utf-16", "utf-16-le", "utf-32", "shift-jis", "latin-1"):
+        other = text.encode(encoding, "ignore")
+        if other != text.encode(errors="ignore") and not _is_ascii(other):  # else nobody can see it
+            yield encoding, other
+
+
+def _is_ascii(data: bytes) -> bool:
+    return data.isascii() and b"\0" not in data
 
 
 def plain_text(data: bytes) -> str | None:

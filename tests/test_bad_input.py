@@ -9,11 +9,14 @@ import itertools
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 from bad_input import (
     LARGEST,
     REFUSED,
@@ -31,20 +34,24 @@ from bad_input import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+from test_compare import values, write_run
 
 from datamodules.corpus import Corpus, load_corpus, load_evaluation_set, load_qrels, load_queries
-from datamodules.list_layouts import CorpusPassages, import_lists
-from datamodules.query_lists import (
-    QueryList,
-    open_query_lists,
-    read_query_lists,
-    write_query_lists,
-)
+from datamodules.list_layouts import CorpusPassages, import_lists, new_corpus
+from datamodules.query_lists import QueryList, open_query_lists, read_metadata, read_query_lists, write_query_lists
+from datamodules.query_types import load_query_types
+from experiments.comparison.changes import most_changed
+from experiments.comparison.tables import compare
+from experiments.list_files import main as prepare
+from retriever.encoder import TextEncoder
+from retriever.errors import InputError
 
 TALLY = Tally()
 DRAWN = int(os.environ.get("FUZZ_EXAMPLES", 0))
 drawn = settings(
-    max_examples=DRAWN or 40,
+    max_examples=DRAWN or 25,
     derandomize=not DRAWN,
     database=None,
     deadline=None,
@@ -481,7 +488,7 @@ def run_files(folder: Path) -> Path:
     names = [i for i in IDS if i.split() == [i]]
     run = folder / "x.run"
     run.write_text("".join(f"q{k} Q0 {i} {n} {n}.5 t\n" for k in (1, 2) for n, i in enumerate(names[k : k + 4], 1)))
-    (folder / "x.run.queries.jsonl").write_bytes(json_lines({"_id": f"q{k}", "text": f"query {k}"} for k in (1, 2)))
+    (folder / "x.run.queries.jsonl").write_bytes(json_lines({"_id": f"q{k}", "text": f"query 漢 {k}"} for k in (1, 2)))
     (folder / "x.run.qrels.tsv").write_text(f"query-id\tcorpus-id\tscore\nq1\t{names[2]}\t1\nq2\t7\t0\n")
     return run
 
@@ -489,17 +496,21 @@ def run_files(folder: Path) -> Path:
 SAME_CONTENT = {"CRLF", "byte order mark", "blank lines between", "no newline at the end"}
 
 
+def run_rows(path: Path) -> list[tuple]:
+    lists = import_lists(path, "trec", CorpusPassages(CORPUS))
+    return [(q.query_id, q.query, tuple(q.passage_ids), scores_of(q), tuple(q.positive_ids)) for q in lists]
+
+
 def test_damaged_runs_and_files_beside_them(place):
-    right = imported(run_files(place()), "trec")
-    assert len(right) == 2
+    right = run_rows(run_files(place()))
+    assert len(right) == 2 and right[0][-1]
     for ending in ("", ".queries.jsonl", ".qrels.tsv"):
         for name, data in damages(Path(f"{run_files(place())}{ending}").read_bytes()):
             path = run_files(place())
             Path(f"{path}{ending}").write_bytes(data)
-            # a run without its last byte, or without judgements, is a run
-            same = name in SAME_CONTENT or (ending == ".qrels.tsv" and name in ("empty", "blank lines alone"))
-            shorter = (right,) if same or name == "last byte missing" else ()
-            TALLY.judge(f"run{ending}, {name}", lambda: imported(path, "trec"), *shorter, where=str(path.parent))  # noqa: B023
+            empty = ending == ".qrels.tsv" and not data.strip()
+            without_qrels = [[(*row[:-1], ()) for row in right]] if empty else []
+            TALLY.judge(f"run{ending}, {name}", lambda: run_rows(path), right, *without_qrels, where=str(path.parent))  # noqa: B023
     for line in (
         "q1 Q0 7 1 nan t",
         "q1 Q0 7 1 inf t",
@@ -508,9 +519,10 @@ def test_damaged_runs_and_files_beside_them(place):
         "q1 Q0 7 1 2",
         "q1",
         "q9 Q0 7 1 2 t",
+        "q1 Q0 ghost 1 2 t",
     ):
         path = run_files(place())
-        path.write_text(path.read_text() + line + "\n")
+        path.write_text(line + "\n" + path.read_text())
         TALLY.judge(f"run with {line}", lambda: imported(path, "trec"), where=f"{path}:")  # noqa: B023
 
 
@@ -597,10 +609,9 @@ def test_commands_end_in_one_sentence(place, capsys, monkeypatch, small_scifact,
         records = [dict(lists[0], **change), *lists[1:]]
         path = folder / "lists.parquet"
         pq.write_table(pa.Table.from_pylist(records), path)
-        judge_command(f"inspect, {name}", ["inspect", path], capsys, shows, where=str(path))
-        judge_command(
-            f"inspect with corpus, {name}", ["inspect", path, "--corpus", corpus], capsys, shows, where=str(path)
-        )
+        judge_command(f"inspect, {name}", ["inspect", path, "--corpus", corpus], capsys, shows, where=str(path))
+        if "corpus" in name or not change:
+            judge_command(f"inspect without corpus, {name}", ["inspect", path], capsys, shows, where=str(path))
         right = name in ("as they are", "huge scores", "control characters", "markup")
         for layout in ("cadet", "flag_embedding", "sentence_transformers", "trec"):
             argv = ["export", path, "--layout", layout, "--corpus", corpus, "--output", folder / f"out.{layout}"]
@@ -652,11 +663,9 @@ def test_damaged_prompts(place):
             (folder / "passages.yaml").write_text("tide: The tide rises.\n")
             right = prompt_of(folder)
             (folder / file).write_bytes(data)
-            # a text that is cut is a text: YAML has no end mark
-            cut = {"last byte missing", "cut in the middle", "first byte missing"}
-            same = [right] if name in SAME_CONTENT | cut else []
-            if name == "twice" or name not in cut:
-                TALLY.judge(f"{file}, {name}", lambda: prompt_of(folder), *same, where=str(folder))  # noqa: B023
+            # YAML has no end mark: what is cut may be a text still
+            if name not in ("last byte missing", "cut in the middle", "first byte missing", "a byte that is no UTF-8"):
+                TALLY.judge(f"{file}, {name}", lambda: prompt_of(folder), right, where=str(folder))  # noqa: B023
     for line in (
         "instruction: [a]", "instruction: 7", "instruction: no", "labels: [no]", "labels: x", "labels: {a: b}",
         "examples: 3", "examples: x", "examples: [{passage: 3, query: 4}]", "examples: [{passage: a b, query: }]",
@@ -671,6 +680,285 @@ def test_damaged_prompts(place):
         )
         (folder / "own.yaml").write_text(f"{kept}{line}\n")
         TALLY.judge(f"prompt with {line}", lambda: prompt_of(folder), where=str(folder))  # noqa: B023
+
+
+# ------------------------------------------------------------------------------------------------- run folders
+
+
+def run_folder(folder: Path) -> Path:
+    write_run(folder / "a", "a", 1, {"d": values(1, 5)}, overlap={"d": {"q1": "near"}}, texts={"d": {"q1": WORDS}})
+    config = {"data": {"train": [{"corpus": "d"}]}, "evaluation": {"datasets": [{"path": "x/d"}]}}
+    OmegaConf.save({"seed": 1, **config}, folder / "a" / "config.yaml")
+    return folder / "a"
+
+
+WORDS = {"query": "what?", "relevant": ["this"]}
+RUN_FILES = (
+    "results.json",
+    "config.yaml",
+    "metrics.csv",
+    "per_query/d/step-000000.json",
+    "per_query/d/step-000008.json",
+    "overlap/d.json",
+    "queries/d.json",
+)
+
+
+def compared(folder: Path) -> list[tuple]:
+    """What a comparison shows: its table, its page's parts, and the learning curve."""
+    comparison = compare([folder])
+    arms = [(arm.name, arm.seeds, round(arm.ndcg, 9)) for arm in comparison["d"]]
+    changes = [
+        (change.query_id, change.query) for part in most_changed(comparison) for change in part.hurt + part.helped
+    ]
+    [run] = comparison.groups[0].runs
+    return [arms, sorted(changes), run.curve("d"), run.is_home("d"), run.overlap("d")]
+
+
+def test_damaged_run_folders(place):
+    right = compared(run_folder(place()))
+    for file in RUN_FILES:
+        data = (run_folder(place()) / file).read_bytes()
+        for name, damaged in damages(data):
+            folder = run_folder(place())
+            (folder / file).write_bytes(damaged)
+            # tables and YAML have no end mark, and a file beside the results may say nothing
+            cut = name in ("cut in the middle", "last byte missing", "first byte missing", "NUL bytes at the end")
+            if not (cut and file.endswith(("csv", "yaml"))):
+                less = [right_without(right, file)] if file.endswith(("csv", "yaml")) else []
+                TALLY.judge(f"{file}, {name}", lambda: compared(folder), right, *less, where=str(folder.parent))  # noqa: B023
+        folder = run_folder(place())
+        (folder / file).unlink()
+        (folder / file).mkdir()
+        less = right_without(right, file)
+        TALLY.judge(f"{file} is a folder", lambda: compared(folder), less, where=str(folder.parent))  # noqa: B023
+
+
+def right_without(right: list, file: str) -> list:
+    """The comparison of a run that lacks a file which it may lack."""
+    arms, changes, curve, home, overlap = right
+    return {
+        "metrics.csv": [arms, changes, {}, home, overlap],
+        "config.yaml": [arms, changes, curve, False, overlap],
+        "overlap/d.json": [arms, changes, curve, home, None],
+        "queries/d.json": [arms, [(query, "") for query, _ in changes], curve, home, overlap],
+    }.get(file, [])
+
+
+@drawn
+@given(data=st.data())
+def test_drawn_values_in_run_folders(place, data):
+    """Whatever stands at one place of a JSON file of a run: a sentence, or the figures of the other files."""
+    folder = run_folder(place())
+    right = compared(folder)
+    file = data.draw(st.sampled_from([name for name in RUN_FILES if name.endswith("json")]))
+    content = json.loads((folder / file).read_text())
+    keys = []
+    inside = content
+    while isinstance(inside, dict) and inside and (not keys or data.draw(st.booleans())):
+        keys.append(data.draw(st.sampled_from(sorted(inside))))
+        outer, inside = inside, inside[keys[-1]]
+    other = data.draw(value)
+    outer[keys[-1]] = other
+    (folder / file).write_text(json.dumps(content))
+    admissible = [right]
+    if type(other) in (int, float) or isinstance(other, str | dict | list):  # another value of the same kind is a value
+        admissible.append(AnyComparison())
+    TALLY.judge(f"{file}: {keys} is {str(other)[:40]}", lambda: compared(folder), *admissible, where=str(folder.parent))
+    shutil.rmtree(folder.parent)
+
+
+class AnyComparison:
+    """Equal to any comparison of finite figures."""
+
+    def __eq__(self, other: object) -> bool:
+        return all(np.isfinite(arm[2]) for arm in other[0])
+
+    __hash__ = None
+
+
+# ------------------------------------------------------------------------------------------------- model folders
+
+
+def embedded(folder: Path) -> list:
+    encoder = TextEncoder.from_pretrained(
+        str(folder), pooling="mean", query_max_length=16, passage_max_length=16
+    ).eval()
+    tokens = encoder.tokenize(["what is it"], "query")
+    ids = torch.from_numpy(np.asarray(tokens.ids, np.int64))[None]
+    with torch.inference_mode():
+        return encoder(ids, torch.ones_like(ids)).tolist()
+
+
+def test_damaged_model_folders(place, tiny_model):
+    right = embedded(tiny_model)
+    weights = load_file(tiny_model / "model.safetensors")
+
+    def judge(name: str, change: Callable[[Path], object], *admissible) -> None:
+        folder = place() / "model"
+        shutil.copytree(tiny_model, folder)
+        change(folder)
+        TALLY.judge(f"model, {name}", lambda: embedded(folder), *admissible, where=str(folder))
+        shutil.rmtree(folder)
+
+    for file in ("config.json", "tokenizer.json", "model.safetensors", "tokenizer_config.json"):
+        data = (tiny_model / file).read_bytes()
+        for name, damaged in damages(data):
+            if DRAWN or name in (
+                "empty",
+                "cut in the middle",
+                "junk",
+                "NUL page",
+                "utf-16",
+                "a web page",
+                "null",
+                "a list",
+                "deep nesting",
+            ):
+                # weights have no checksum: zeros in the middle of them are weights
+                kept = name == "NUL page" and file == "model.safetensors"
+                if not kept:
+                    judge(f"{file}, {name}", lambda folder: (folder / file).write_bytes(damaged), right)  # noqa: B023
+        judge(f"no {file}", lambda folder: (folder / file).unlink(), right)  # noqa: B023
+    for key, other in {
+        "hidden_size": 64, "intermediate_size": 16, "vocab_size": 10, "num_hidden_layers": 3, "num_attention_heads": 3,
+        "model_type": "gpt9", "hidden_act": "none such", "max_position_embeddings": "many", "layer_norm_eps": "x",
+    }.items():  # fmt: skip
+        judge(f"{key} is {other}", lambda folder: rewrite(folder / "config.json", key, other))  # noqa: B023
+    judge("weights of another model", lambda f: save_file({"other": torch.ones(2)}, f / "model.safetensors"))
+    fewer = {name: tensor for name, tensor in weights.items() if "layer.1" not in name}
+    judge("weights of fewer layers", lambda f: save_file(fewer, f / "model.safetensors"))
+    judge("a folder for the weights", lambda f: (f / "model.safetensors").unlink() or (f / "model.safetensors").mkdir())
+    for content in (
+        "{",
+        "[]",
+        '{"truncate_dim": "x"}',
+        '{"query_prompt": 3}',
+        '{"colour": "red"}',
+        '{"normalize": 1}',
+        "null",
+    ):
+        judge(f"spec {content}", lambda f: (f / "encoder_spec.json").write_text(content))  # noqa: B023
+    for content in ("{", "{}", "[3]", '[{"type": 1, "path": ""}]', '[{"type": "a.Pooling", "path": "none"}]'):
+        judge(f"modules {content}", lambda f: (f / "modules.json").write_text(content))  # noqa: B023
+
+
+def rewrite(path: Path, key: str, value: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+
+
+# ------------------------------------------------------------------------------------------------- large
+
+
+def test_large_lines_and_lists(place):
+    """Lines of megabytes and long lists; sizes of the order are 50 MB and 10,000 candidates of many lists."""
+    folder = place()
+    size = 50_000_000 if DRAWN else 5_000_000
+    long = {"_id": "long", "title": "", "text": "漢 a " * (size // 6)}
+    (folder / "corpus.jsonl").write_bytes(json_lines([long, {"_id": "b", "text": "short"}]))
+    for cache in (None, folder / "cache"):
+        rows = [("long", "", long["text"]), ("b", "", "short")]
+        TALLY.judge("long passage", lambda: corpus_rows(folder, cache), rows, may_refuse=False)  # noqa: B023
+    for name, data in {
+        "long line that is no JSON": b"x" * size,
+        "long line without an end": json_lines([long])[:-10],
+        "long id": json_lines([{"_id": "i" * size, "text": ""}]),
+        "long id twice": json_lines([{"_id": "i" * size, "text": "t"}] * 2),
+    }.items():
+        (folder / "corpus.jsonl").write_bytes(data)
+        TALLY.judge(name, lambda: corpus_rows(folder, None), where="corpus.jsonl")
+    ids = [f"passage-{number}" for number in range(10_000)]
+    corpus = Corpus("large", pa.array(ids), pa.array([""] * len(ids)), pa.array(ids))
+    scores = np.random.default_rng(0).normal(size=len(ids)).astype(np.float32).astype(float).tolist()
+    lists = [QueryList(str(k), "q", "human", "large", [], ids, scores[k:] + scores[:k]) for k in range(2)]
+    right = [
+        best_first((k + 1, str(k), "q", "human", "large", (), tuple(ids), tuple(lists[k].teacher_scores)))
+        for k in range(2)
+    ]
+    for ending in ("jsonl", "parquet"):
+        path = folder / f"lists.{ending}"
+        write_query_lists(path, lists, {})
+        TALLY.judge(f"10,000 candidates, {ending}", lambda: opened(path, corpus=corpus), right, may_refuse=False)  # noqa: B023
+
+
+def test_damaged_metadata(place):
+    for content in ("", "{", "[]", "null", '{"a": 1, "a": 2}', '{"a": "\\ud800"}', "[" * 100_000, "\xe9"):
+        path = place() / "lists.jsonl"
+        write_query_lists(path, LISTS, {"teacher": "made up"})
+        Path(f"{path}.meta.json").write_bytes(content.encode("latin-1"))
+        TALLY.judge(f"metadata {content[:20]}", lambda: read_metadata(path), where=str(path))  # noqa: B023
+        table = pq.read_table(write_parquet(path.parent)).replace_schema_metadata(
+            {"query_lists": content.encode("latin-1")}
+        )
+        pq.write_table(table, path.parent / "x.parquet")
+        if '"a"' not in content:  # what the sidecar must not have, Parquet's own metadata may
+            TALLY.judge(f"metadata {content[:20]}", lambda: read_metadata(path.parent / "x.parquet"), where="x.parquet")  # noqa: B023
+
+
+def write_parquet(folder: Path) -> Path:
+    write_query_lists(folder / "whole.parquet", LISTS, {})
+    return folder / "whole.parquet"
+
+
+def test_columns_of_other_types(place):
+    """Whatever types the columns of a Parquet file have: the same lists, or one sentence."""
+    plain = [row[1:] for row in plain_lists(json_lines(as_records()))]
+    table = pa.Table.from_pylist(as_records())
+    lengths = [len(each.teacher_scores) for each in LISTS]
+    whole = pa.array([list(range(n)) for n in lengths], pa.list_(pa.int64()))
+    equal = {
+        "large strings": {"query": table["query"].cast(pa.large_string())},
+        "large lists": {"passage_ids": table["passage_ids"].cast(pa.large_list(pa.large_string()))},
+        "a dictionary": {"query_type": table["query_type"].dictionary_encode()},
+        "single scores": {"teacher_scores": table["teacher_scores"].cast(pa.list_(pa.float32()))},
+    }
+    other = {
+        "scores as texts": {"teacher_scores": whole.cast(pa.list_(pa.string()))},
+        "binary ids": {"query_id": pa.array([b"a", b"b", b"\xff"])},
+        "ids as floats": {"query_id": pa.array([1.0, 2.0, 3.0])},
+        "a struct": {"query": pa.array([{"text": "a"}] * 3)},
+        "timestamps": {"query_id": pa.array([1, 2, 3], pa.timestamp("ms"))},
+        "booleans": {"query": pa.array([True, False, True])},
+        "ids not in a list": {"passage_ids": pa.array(["7", "7", "7"])},
+        "lists of lists": {"teacher_scores": pa.array([[[1.0]]] * 3)},
+        "nulls alone": {"query": pa.nulls(3)},
+        "null lists": {"positive_ids": pa.nulls(3)},
+        "a column missing": {"query": None},
+    }
+    for name, columns in (equal | other).items():
+        path = place() / "lists.parquet"
+        changed = table
+        for column, values_ in columns.items():
+            at = changed.schema.get_field_index(column)
+            changed = changed.remove_column(at) if values_ is None else changed.set_column(at, column, values_)
+        pq.write_table(changed, path)
+        right = [plain] if name in equal else []
+        TALLY.judge(
+            f"columns, {name}",
+            lambda: rows_of(read_query_lists(path)),  # noqa: B023
+            *right,
+            where=str(path),
+            may_refuse=not right,
+        )
+    for name, changed in {
+        "whole scores": table.set_column(6, "teacher_scores", whole),
+        "whole ids": table.set_column(0, "query_id", pa.array([1, 2, 3])),
+    }.items():
+        path = place() / "lists.parquet"
+        pq.write_table(changed, path)
+        expected = [[str(value) if name == "whole ids" else float(value) for value in column] for column in (
+            [[1], [2], [3]] if name == "whole ids" else whole.to_pylist()
+        )]  # fmt: skip
+        read = {"whole ids": lambda q: [q.query_id], "whole scores": lambda q: q.teacher_scores}[name]
+        TALLY.judge(f"columns, {name}", lambda: [read(q) for q in read_query_lists(path)], expected, may_refuse=False)  # noqa: B023
+    for name, changed in {
+        "a column twice": table.append_column("query", pa.array(["x"] * 3)),
+        "no row": table.slice(0, 0),
+        "no column": pa.table({}),
+    }.items():
+        path = place() / "lists.parquet"
+        pq.write_table(changed, path)
+        TALLY.judge(f"columns, {name}", lambda: opened(path), where=str(path))  # noqa: B023
 
 
 def test_the_figure(capsys):

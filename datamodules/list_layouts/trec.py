@@ -53,8 +53,8 @@ class Trec:
             first = members[0][1]
             if query_id in seen:
                 raise InputError(
-                    f"{path}:{first}: more lines of query {query_id!r}, after those from line {seen[query_id]} on. The "
-                    "lines of a query must stand together: sort --stable --key=1,1 RUN"
+                    f"{path}:{first}: more lines of query {shown(query_id)}, after those from line {seen[query_id]} "
+                    "on. The lines of a query must stand together; sort them: sort --stable --key=1,1 RUN."
                 )
             seen[query_id] = first
             record = queries.get(query_id)
@@ -63,7 +63,7 @@ class Trec:
     def parse(self, where: str, record: dict[str, Any]) -> StatedList:
         """What the lines of a query state."""
         if record["query"] is None:
-            raise InputError(f"{where}: the query {record['id']!r} is not in the file of queries.")
+            raise InputError(f"{where}: the query {shown(record['id'])} is not in the file of queries.")
         passages, scores = [], []
         for at, _, line in record["lines"]:
             columns = line.split()
@@ -75,7 +75,7 @@ class Trec:
             try:
                 scores.append(float(columns[4]))
             except ValueError as error:
-                raise InputError(f"{at}: the score {columns[4]!r} is no number.") from error
+                raise InputError(f"{at}: the score {shown(columns[4])} is no number.") from error
         place, query = record["query"]
         return StatedList(
             where=where,
