@@ -89,8 +89,8 @@ class CorpusPassages:
                     return self.corpus.ids[row].as_py()
         raise InputError(
             f"{passage.where}: no passage of the corpus {shown(self.name)} has the text {shown(whole)} (looked up "
-            "as title + space + text, and as the text alone). Name the corpus that these lists were made from, or none, and "
-            "a new one is written from the texts."
+            "as title + space + text, and as the text alone). Name the corpus that these lists were made from, or "
+            "none; then a new one is written from the texts."
         )
 
     def _agrees(self, row: int, passage: StatedPassage) -> bool:
