@@ -28,7 +28,7 @@ from datamodules.one_ahead import one_ahead
 from datamodules.query_lists import open_query_lists
 from datamodules.sampled_corpus import Sample, SampleSpec, draw_sample, sampled_set, update_with_evaluation_set
 from retriever.encoding import device_of
-from retriever.errors import InputError, choose, require_positive
+from retriever.errors import InputError, choose, require_positive, shown
 from retriever.module import RetrieverModule
 from retriever.search import exact_search
 from retriever.sharding import gather_weights
@@ -451,5 +451,16 @@ def _only(data: EvaluationSet, query_ids: list[str]) -> EvaluationSet:
 
 
 def read_per_query(path: Path, metric: str = "ndcg@10") -> dict[str, float]:
-    """Query id → value of a metric, from a file under ``per_query``."""
-    return read_json(path)[metric]
+    """Query id → value of a metric, from a file under ``per_query``.
+
+    Raises:
+        InputError: the file is missing or damaged, or lacks the metric.
+    """
+    remedy = "Run that experiment again."
+    values = read_json(path, remedy).get(metric)
+    if not isinstance(values, dict) or not values:
+        raise InputError(f"{path}: no {metric!r} of queries in it. {remedy}")
+    for query, value in values.items():
+        if not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise InputError(f"{path}: {metric} of query {shown(query)} is {shown(value)}; expected 0 to 1. {remedy}")
+    return values

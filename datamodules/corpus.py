@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,12 +15,13 @@ import pyarrow.compute as pc
 
 from datamodules.archives import BEIR, download_beir
 from datamodules.columns import ColumnWriter, cached_columns, mapped_strings, update_digest
-from datamodules.files import json_lines, lines
+from datamodules.files import is_file, is_folder, json_lines, lines
 from datamodules.string_index import StringIndex, string_hashes
-from retriever.errors import InputError, choose
+from retriever.errors import InputError, choose, shown
 from retriever.packaged_weights import file_sha256
 
 _BLOCK = 10_000
+_WHOLE = re.compile(r"[+-]?[0-9]{1,9}")
 SHIPPED = Path(__file__).parent / "data"
 BEIR_NAMES = list(BEIR)
 
@@ -94,12 +96,12 @@ def find_dataset(name: str | Path, data_dir: str | Path = "data") -> Path:
         InputError: none of these, or the download failed.
     """
     for folder in (Path(name), SHIPPED / name, Path(data_dir) / name):
-        if folder.is_dir():
+        if is_folder(folder):
             return folder
     if str(name) not in BEIR_NAMES:
         raise InputError(
-            f"There is no data set {str(name)!r}: it is no folder, none in {data_dir}, not shipped, and no BEIR name. "
-            f"BEIR names are {', '.join(BEIR_NAMES)}."
+            f"There is no data set {shown(str(name))}: it is no folder, none in {data_dir}, not shipped, and no BEIR "
+            f"name. BEIR names are {', '.join(BEIR_NAMES)}."
         )
     return download_beir(str(name), data_dir)
 
@@ -111,8 +113,10 @@ def find_file(path: str | Path) -> Path:
         InputError: neither is there.
     """
     for candidate in (Path(path), SHIPPED / path):
-        if candidate.is_file():
+        if is_file(candidate):
             return candidate
+    if is_folder(path):
+        raise InputError(f"{path}: a folder, where a file is expected.")
     shipped = sorted(str(p.relative_to(SHIPPED)) for p in SHIPPED.glob("*/lists/*.parquet"))
     raise InputError(f"{path}: no such file, and none of the shipped ones ({', '.join(shipped) or 'none'}).")
 
@@ -169,12 +173,12 @@ def _passage_blocks(
     number = None
     for number, record in json_lines(path):
         passage_id = _id(path, number, record, {} if seen is None else seen)
-        title, text = record.get("title") or "", record.get("text") or ""
+        title, text = ("" if record.get(key) is None else record[key] for key in ("title", "text"))
         if not isinstance(title, str) or not isinstance(text, str):
-            raise InputError(f"{path}:{number}: title and text of passage {passage_id!r} must be strings.")
+            raise InputError(f"{path}:{number}: title and text of passage {shown(passage_id)} must be strings.")
         if empty_passages == "error" and not (title.strip() or text.strip()):
             raise InputError(
-                f"{path}:{number}: passage {passage_id!r} has neither title nor text. Remove it, or let it stand "
+                f"{path}:{number}: passage {shown(passage_id)} has neither title nor text. Remove it, or let it stand "
                 "with data.empty_passages=keep."
             )
         for column, value in zip(block, (passage_id, title, text), strict=True):
@@ -201,7 +205,7 @@ def load_queries(folder: str | Path) -> dict[str, str]:
         query_id = _id(path, number, record, seen)
         text = record.get("text")
         if not isinstance(text, str) or not text.strip():
-            raise InputError(f"{path}:{number}: query {query_id!r} has no text. Mend or remove this line.")
+            raise InputError(f"{path}:{number}: query {shown(query_id)} has no text. Mend or remove this line.")
         queries[query_id] = text
     return queries
 
@@ -210,7 +214,7 @@ def load_qrels(folder: str | Path, split: str) -> tuple[Path, dict[str, dict[str
     """Read ``qrels/<split>.tsv``: the path, and query id → passage id → (grade, line number).
 
     Raises:
-        InputError: no such split, or a line that is not ``query-id <tab> corpus-id <tab> score``.
+        InputError: no such split, a line that is not ``query-id <tab> corpus-id <tab> score``, or a pair judged twice.
     """
     path = Path(folder) / "qrels" / f"{split}.tsv"
     if not path.is_file():
@@ -221,20 +225,29 @@ def load_qrels(folder: str | Path, split: str) -> tuple[Path, dict[str, dict[str
         columns = line.split("\t")
         if number == 1 and columns[-1].strip() == "score":
             continue
-        try:
-            query_id, passage_id, grade = columns[0], columns[1], int(columns[2])
-        except (ValueError, IndexError) as error:
+        grade = whole_grade(columns[-1])
+        if len(columns) != 3 or grade is None or not all(map(str.strip, columns)) or "\0" in line:
             raise InputError(
-                f"{path}:{number}: {line!r} is not 'query-id <tab> corpus-id <tab> whole number'."
-            ) from error
+                f"{path}:{number}: {shown(line)} is not 'query-id <tab> corpus-id <tab> whole number', up to 1,000,000."
+            )
+        query_id, passage_id = columns[:2]
         judged = qrels.setdefault(query_id, {})
         if passage_id in judged:
             raise InputError(
-                f"{path}:{number}: query {query_id!r} and passage {passage_id!r} were judged already in line "
+                f"{path}:{number}: query {shown(query_id)} and passage {shown(passage_id)} were judged already in line "
                 f"{judged[passage_id][1]}. Keep one of the two lines."
             )
         judged[passage_id] = (grade, number)
     return path, qrels
+
+
+def whole_grade(text: str) -> int | None:
+    """A grade of relevance, a whole number up to a million; None where the text is none.
+
+    trec_eval makes an array as long as the highest grade, and crashes at 2³¹.
+    """
+    text = text.strip()
+    return int(text) if _WHOLE.fullmatch(text) and abs(int(text)) <= 1_000_000 else None
 
 
 def load_evaluation_set(
@@ -274,11 +287,12 @@ def load_evaluation_set(
         judgements = [(q, p, line) for q, passages in judged.items() for p, (_, line) in passages.items()]
         rows = corpus.rows([p for _, p, _ in judgements])
         for (query_id, passage_id, line), row in zip(judgements, rows, strict=True):
-            missing = f"query {query_id!r}" if query_id not in queries else f"passage {passage_id!r}" if row < 0 else ""
+            missing = [f"query {shown(query_id)}"] if query_id not in queries else []
+            missing += [f"passage {shown(passage_id)}"] if row < 0 else []
             if missing:
                 raise InputError(
-                    f"{qrels_path}:{line}: {missing} is not in this data set. Are these the qrels of another corpus? "
-                    "To go on all the same: evaluation.unknown_qrels=keep."
+                    f"{qrels_path}:{line}: {missing[0]} is not in this data set. Are these the qrels of another "
+                    "corpus? To go on all the same: evaluation.unknown_qrels=keep."
                 )
     qrels = {q: {p: g for p, (g, _) in passages.items()} for q, passages in judged.items() if q in queries}
     if not qrels:
@@ -293,7 +307,7 @@ def judgement_files(folder: Path, split: str) -> list[Path]:
 
 def _either(folder: Path, name: str) -> Path:
     for path in (folder / name, folder / f"{name}.gz"):
-        if path.is_file():
+        if is_file(path):
             return path
     raise InputError(f"{folder}: neither {name} nor {name}.gz in it, so this is no folder in BEIR's layout.")
 
@@ -302,8 +316,14 @@ def _id(path: Path, number: int, record: dict, seen: dict[str, int]) -> str:
     value = record.get("_id")
     if value is None or value == "":
         raise InputError(f"{path}:{number}: no _id. Every line needs one.")
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise InputError(f"{path}:{number}: the _id is {shown(value)}; expected a string or a whole number.")
     value = str(value)
+    if not value.strip() or "\0" in value:  # trec_eval ends an id at NUL
+        raise InputError(f"{path}:{number}: the _id is {shown(value)}; expected characters, and no NUL among them.")
     if value in seen:
-        raise InputError(f"{path}:{number}: the _id {value!r} stands already in line {seen[value]}. Ids must differ.")
+        raise InputError(
+            f"{path}:{number}: the _id {shown(value)} stands already in line {seen[value]}. Ids must differ."
+        )
     seen[value] = number
     return value

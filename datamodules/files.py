@@ -8,12 +8,13 @@ import json
 import os
 import secrets
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from retriever.errors import InputError
+from retriever.errors import InputError, shown
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_ROOM = 2**20
@@ -90,18 +91,6 @@ def disk_full(path: str | Path) -> str:
     )
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        InputError: it is torn.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not a whole JSON file ({error}). Remove it, and make it again.") from error
-
-
 def write_json(path: str | Path, value: Any) -> None:
     """Write indented JSON atomically."""
     with atomic_path(path) as temporary:
@@ -117,44 +106,132 @@ def file_name(what: str, name: str) -> str:
     return name
 
 
-def open_text(path: Path) -> IO[str]:
+def open_text(path: Path, errors: str = "strict") -> IO[str]:
     """Open a UTF-8 text file for reading; a name that ends in ``.gz`` is decompressed, a byte order mark skipped."""
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig")
-    return open(path, encoding="utf-8-sig")
+        return gzip.open(path, "rt", encoding="utf-8-sig", errors=errors)
+    return open(path, encoding="utf-8-sig", errors=errors)
+
+
+def require_file(path: Path) -> Path:
+    """Return ``path``, of an existing file.
+
+    Raises:
+        InputError: nothing is there, or a folder.
+    """
+    if is_file(path):
+        return path
+    raise InputError(f"{path}: {'a folder, where a file is expected' if is_folder(path) else 'no such file'}.")
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether a file is there; a name that is too long for any is none."""
+    try:
+        return Path(path).is_file()
+    except OSError:
+        return False
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether a folder is there; a name that is too long for any is none."""
+    try:
+        return Path(path).is_dir()
+    except OSError:
+        return False
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
     """Number (from 1) and text of every line that is not blank.
 
     Raises:
-        InputError: the file is missing, torn or not UTF-8.
+        InputError: the file is missing, a folder, torn, not UTF-8, or may not be read.
     """
+    require_file(path)
     number = 0
     try:
         with open_text(path) as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield number, line.rstrip("\r\n")
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file.") from error
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise InputError(
-            f"{path}:{number + 1}: cannot be read on ({error}). The file is torn or not UTF-8; fetch or write it again."
+            f"{path}:{_first_undecodable(path)}: not UTF-8 ({error.reason}). Save it as UTF-8, for example with "
+            f"iconv -f LATIN1 -t UTF-8 (or -f UTF-16)."
         ) from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(
+            f"{path}:{number + 1}: cannot be decompressed further ({error}). The file is torn or not gzip; fetch or "
+            "write it again."
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"{path}:{number + 1}: cannot be read on ({error.strerror or error}). Look at its permissions and its disk."
+        ) from error
+
+
+def _first_undecodable(path: Path) -> int:
+    """The line: what is decoded is read ahead, so the error comes before the lines in front of it have been seen."""
+    with open_text(path, errors="surrogateescape") as file:
+        return next(number for number, line in enumerate(file, 1) if _is_broken(line))
+
+
+def _is_broken(text: str) -> bool:
+    """Whether a string holds half a character (a lone surrogate), which no file and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number (from 1) and object of every line of a JSON Lines file.
 
     Raises:
-        InputError: a line is not a JSON object.
+        InputError: a line is not a JSON object, has a key twice, or a text with half a character.
     """
     for number, line in lines(path):
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{path}:{number}: not JSON ({error}). Mend or remove this line.") from error
-        if not isinstance(record, dict):
-            raise InputError(f"{path}:{number}: a JSON {type(record).__name__}, where an object is expected.")
-        yield number, record
+        yield number, _json_object(f"{path}:{number}", line, "Mend or remove this line.")
+
+
+def read_json(path: Path, remedy: str = "Remove it, and make it again.") -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Args:
+        path: the file.
+        remedy: what to do about a damaged one, a sentence.
+
+    Raises:
+        InputError: the file is missing, cannot be read, or holds no JSON object.
+    """
+    require_file(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a whole JSON file ({error}). {remedy}") from error
+    return _json_object(str(path), text, remedy)
+
+
+def _json_object(where: str, text: str, remedy: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text, object_pairs_hook=_without_repeats)
+    except RecursionError as error:
+        raise InputError(f"{where}: not JSON that can be read (nested too deeply). {remedy}") from error
+    except ValueError as error:
+        raise InputError(f"{where}: not JSON ({error}). {remedy}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: a JSON {type(value).__name__}, where an object is expected. {remedy}")
+    # only an escape makes half a character
+    if "\\ud" in text.lower() and _is_broken(json.dumps(value, ensure_ascii=False)):
+        raise InputError(f"{where}: a text has half a character in it (a lone surrogate, \\ud800 to \\udfff). {remedy}")
+    return value
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; JSON itself would silently keep the last of two equal keys."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for number, key in enumerate(keys) if key in keys[:number])
+        raise ValueError(f"the key {shown(twice)} stands twice in one object")
+    return value

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import pyarrow.parquet as pq
 
 from datamodules.columns import ColumnWriter, cached_columns, mapped_strings
 from datamodules.corpus import Corpus
-from datamodules.files import atomic_path, json_lines
+from datamodules.files import atomic_path, json_lines, read_json, require_file
+from datamodules.parquet_files import PARQUET, open_parquet, parquet_blocks
 from datamodules.string_index import string_hashes
-from retriever.errors import InputError, choose
+from retriever.errors import InputError, choose, shown
 from retriever.packaged_weights import file_sha256
 
 SCHEMA = pa.schema(
@@ -35,6 +37,8 @@ SCHEMA = pa.schema(
 )
 _METADATA_KEY = b"query_lists"
 _BLOCK = 10_000
+_BLOCK_CANDIDATES = 2_000_000
+_READ = 100
 _TAKEN = 100_000
 _STRINGS = ("query_ids", "queries", "query_types")
 
@@ -138,8 +142,8 @@ def write_query_lists(path: str | Path, query_lists: Iterable[QueryList], metada
     with atomic_path(path) as temporary:
         if _format(path) == "parquet":
             schema = SCHEMA.with_metadata({_METADATA_KEY: meta.encode()})
-            with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-                for block in _batched(query_lists, _BLOCK):
+            with pq.ParquetWriter(temporary, schema, **PARQUET) as writer:
+                for block in _batched(query_lists):
                     writer.write_table(pa.Table.from_pylist([asdict(q) for q in block], schema=schema))
                     count += len(block)
         else:
@@ -158,20 +162,34 @@ def read_query_lists(path: str | Path) -> Iterator[QueryList]:
     Raises:
         InputError: with file and line.
     """
-    for table, _ in _tables(Path(path)):
-        for record in table.to_pylist():
-            yield QueryList(**record)
+    path = Path(path)
+    for table, numbers in _tables(path):
+        for start in range(0, len(table), _READ):
+            for number, record in enumerate(table.slice(start, _READ).to_pylist(), start):
+                scored, named = len(record["teacher_scores"]), len(record["passage_ids"])
+                if scored != named:
+                    raise InputError(_unequal(path, numbers[number], named, scored))
+                yield QueryList(**record)
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """What a list file says of its teacher; empty where it says nothing."""
+    """What a list file says of its teacher; empty where it says nothing.
+
+    Raises:
+        InputError: what it says is damaged.
+    """
     path = Path(path)
     if _format(path) == "parquet":
-        text = (_parquet(path).schema_arrow.metadata or {}).get(_METADATA_KEY, b"{}").decode()
-    else:
-        sidecar = Path(f"{path}.meta.json")
-        text = sidecar.read_text(encoding="utf-8") if sidecar.is_file() else "{}"
-    return json.loads(text)
+        text = (open_parquet(path).schema_arrow.metadata or {}).get(_METADATA_KEY, b"{}")
+        try:
+            metadata = json.loads(text)
+        except (ValueError, RecursionError):
+            metadata = None
+        if not isinstance(metadata, dict):
+            raise InputError(f"{path}: its metadata {shown(text)} are no JSON object. Write or fetch it again.")
+        return metadata
+    sidecar = Path(f"{path}.meta.json")
+    return read_json(sidecar, "Write it again, or remove it.") if sidecar.is_file() else {}
 
 
 def open_query_lists(
@@ -192,9 +210,7 @@ def open_query_lists(
         InputError: with file, line, what is wrong and what to do.
     """
     choose("data.on_bad_list", on_bad_list, ("error", "drop"))
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file.")
+    path = require_file(Path(path))
     key = json.dumps([file_sha256(path), corpus.name, corpus.ids_sha256, on_bad_list])
     folder = Path(cache_dir) / "query_lists" / hashlib.sha256(key.encode()).hexdigest()[:32]
     columns, facts = cached_columns(folder, lambda writer: _resolve(path, corpus, on_bad_list, writer))
@@ -269,7 +285,7 @@ class _Failures:
             if len(failing) and not self._failing.get(name):
                 at = int(failing[0])
                 self._first[name] = (
-                    f"{lists.source}:{lists.line[at]}: list of query {lists.query_ids[at].as_py()!r}: {say(at)}. "
+                    f"{lists.source}:{lists.line[at]}: list of query {shown(lists.query_ids[at].as_py())}: {say(at)}. "
                 )
             self._failing[name] = self._failing.get(name, 0) + len(failing)
             # a list that fails two checks is dropped by the first
@@ -301,10 +317,7 @@ def _resolved(
     unequal = np.flatnonzero(lengths != score_lengths)
     if len(unequal):
         at = unequal[0]
-        raise InputError(
-            f"{path}:{line[at]}: {lengths[at]} passage_ids but {score_lengths[at]} teacher_scores. "
-            "Each candidate needs one score."
-        )
+        raise InputError(_unequal(path, line[at], lengths[at], score_lengths[at]))
     lists = QueryLists(
         source=path,
         line=line,
@@ -321,12 +334,16 @@ def _resolved(
     return lists, candidate_ids, positive_ids
 
 
+def _unequal(path: Path, line: int, passages: int, scores: int) -> str:
+    return f"{path}:{line}: {passages} passage_ids but {scores} teacher_scores. Each candidate needs one score."
+
+
 def _refuse_other_corpora(path: Path, table: pa.Table, corpus: Corpus) -> None:
     foreign = set(table["corpus"].unique().to_pylist()) - {corpus.name}
     if foreign:
         raise InputError(
-            f"{path}: lists of the corpus {min(map(str, foreign))!r}, but it is read with the corpus {corpus.name!r}. "
-            "Name the right corpus beside this file in data.train."
+            f"{path}: lists of the corpus {shown(min(map(str, foreign)))}, but it is read with the corpus "
+            f"{corpus.name!r}. Name the right corpus beside this file in data.train."
         )
 
 
@@ -344,7 +361,7 @@ def _check(
     np.maximum.at(highest, number[finite], lists.scores[finite])
 
     def unknown(ids: pa.Array, rows: np.ndarray, numbers: np.ndarray, at: int) -> str:
-        return repr(ids[int(np.flatnonzero((numbers == at) & (rows < 0))[0])].as_py())
+        return shown(ids[int(np.flatnonzero((numbers == at) & (rows < 0))[0])].as_py())
 
     return {
         "fewer than two candidates": (
@@ -363,7 +380,9 @@ def _check(
         ),
         "score not finite": (
             np.unique(number[~finite]),
-            lambda at: f"a teacher score is {lists.scores[(number == at) & ~finite][0]}; scores must be finite",
+            lambda at: (
+                f"a teacher score is {lists.scores[(number == at) & ~finite][0]}; scores must be finite in 32 bits"
+            ),
         ),
         "passage twice": (
             np.unique(number[order][1:][same]),
@@ -382,7 +401,7 @@ def _refuse_repeated_query_ids(path: Path) -> None:
         for value, line in zip(table["query_id"].to_pylist(), numbers, strict=True):
             if value in seen:
                 raise InputError(
-                    f"{path}:{line}: the query_id {value!r} stands already in line {seen[value]}. Ids must differ."
+                    f"{path}:{line}: the query_id {shown(value)} stands already in line {seen[value]}. Ids must differ."
                 )
             seen[value] = line
 
@@ -396,31 +415,60 @@ def _best_first(lists: QueryLists) -> QueryLists:
 def _tables(path: Path) -> Iterator[tuple[pa.Table, list[int]]]:
     """Blocks of lists in the schema, with their line (or row) numbers."""
     if _format(path) == "parquet":
-        file = _parquet(path)
-        missing = [n for n in SCHEMA.names if n not in file.schema_arrow.names]
-        if missing:
-            raise InputError(f"{path}: no column {missing[0]!r}; a query list has {', '.join(SCHEMA.names)}.")
-        done = 0
-        try:
-            for batch in file.iter_batches(_BLOCK, columns=SCHEMA.names):
-                table = pa.Table.from_batches([batch]).select(SCHEMA.names).cast(SCHEMA)
-                yield _no_nulls(path, table, done), list(range(done + 1, done + 1 + len(batch)))
-                done += len(batch)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
-            raise InputError(
-                f"{path}:{done + 1}: this file is torn or of other types ({error}). Write it again."
-            ) from error
+        _check_columns(path)
+        for done, table in parquet_blocks(path, _rows_of_a_block(path), SCHEMA.names, SCHEMA):
+            yield _no_nulls(path, table, done), list(range(done + 1, done + 1 + len(table)))
         return
     records: list[dict[str, Any]] = []
     numbers: list[int] = []
+    candidates = 0
     for number, record in json_lines(path):
         records.append(_checked_record(path, number, record))
         numbers.append(number)
-        if len(records) == _BLOCK:
+        candidates += len(records[-1]["passage_ids"])
+        if len(records) == _BLOCK or candidates >= _BLOCK_CANDIDATES:
             yield pa.Table.from_pylist(records, schema=SCHEMA), numbers
-            records, numbers = [], []
+            records, numbers, candidates = [], [], 0
     if records:
         yield pa.Table.from_pylist(records, schema=SCHEMA), numbers
+
+
+def _check_columns(path: Path) -> None:
+    """Refuse columns that are missing, or that a cast would make something else of (1.0 is no id)."""
+    found = open_parquet(path).schema_arrow
+    for name in SCHEMA.names:
+        if name not in found.names:
+            raise InputError(f"{path}: no column {name!r}; a query list has {', '.join(SCHEMA.names)}.")
+        kind, wanted = found.field(name).type, SCHEMA.field(name).type
+        element = kind.value_type if _is_list(kind) else kind
+        element = element.value_type if pa.types.is_dictionary(element) else element
+        if name == "teacher_scores":
+            good = pa.types.is_floating(element) or pa.types.is_integer(element) or pa.types.is_null(element)
+        else:
+            good = _is_text(element) or pa.types.is_integer(element) or pa.types.is_null(element)
+        if not good or _is_list(kind) != _is_list(wanted):
+            raise InputError(f"{path}: the column {name!r} is of type {kind}; expected {wanted}. Write it again so.")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return any(check(kind) for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return any(check(kind) for check in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
+
+
+def _rows_of_a_block(path: Path) -> int:
+    """Fewer where lists are long: a block is in memory."""
+    file = open_parquet(path).metadata
+    groups = [file.row_group(number) for number in range(file.num_row_groups)]
+    candidates = sum(
+        group.column(at).num_values
+        for group in groups
+        for at in range(group.num_columns)
+        if group.column(at).path_in_schema.startswith("passage_ids.")
+    )
+    return max(1, min(_BLOCK, _BLOCK_CANDIDATES * file.num_rows // max(1, candidates)))
 
 
 def _checked_record(path: Path, number: int, record: dict[str, Any]) -> dict[str, Any]:
@@ -433,34 +481,44 @@ def _checked_record(path: Path, number: int, record: dict[str, Any]) -> dict[str
                 isinstance(v, int | float) and not isinstance(v, bool) for v in value
             )
             expected = "a list of numbers"
+            record[name] = [_as_float(v) for v in value] if good else value
         elif name.endswith("_ids"):
             good, expected = isinstance(value, list) and all(isinstance(v, str) for v in value), "a list of strings"
         else:
             good, expected = isinstance(value, str) and bool(value.strip()), "a string that is not empty"
         if not good:
-            raise InputError(f"{path}:{number}: {name!r} is {str(value)[:80]!r}; expected {expected}.")
+            raise InputError(f"{path}:{number}: {name!r} is {shown(value)}; expected {expected}.")
     return {name: record[name] for name in SCHEMA.names}
 
 
+def _as_float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer beyond all floats
+        return math.inf if value > 0 else -math.inf
+
+
 def _no_nulls(path: Path, table: pa.Table, done: int) -> pa.Table:
+    """Refuse nulls and empty strings; a null score is one that is not finite."""
     for name in SCHEMA.names:
-        if table[name].null_count:
-            row = table[name].is_null().to_pylist().index(True)
+        column = table[name]
+        if column.null_count:
+            row = column.is_null().to_pylist().index(True)
             raise InputError(f"{path}:{done + row + 1}: {name!r} is null. Mend or remove this row.")
         if table.schema.field(name).type == pa.string():
-            blank = pc.equal(pc.utf8_trim_whitespace(table[name]), "").to_pylist()
+            blank = pc.equal(pc.utf8_trim_whitespace(column), "").to_pylist()
             if any(blank):
                 raise InputError(f"{path}:{done + blank.index(True) + 1}: {name!r} is empty. Mend or remove this row.")
+            continue
+        values, lengths = _ragged(column)
+        if values.null_count and name == "teacher_scores":
+            known = pa.ListArray.from_arrays(pa.array(_offsets(lengths), pa.int32()), values.fill_null(float("nan")))
+            table = table.set_column(table.schema.get_field_index(name), SCHEMA.field(name), known)
+        elif values.null_count:
+            place = values.is_null().to_pylist().index(True)
+            row = int(np.searchsorted(_offsets(lengths), place, side="right"))
+            raise InputError(f"{path}:{done + row}: {name!r} has a null in it. Mend or remove this row.")
     return table
-
-
-def _parquet(path: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(path, memory_map=True)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file.") from error
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: not a whole Parquet file ({error}). Write or fetch it again.") from error
 
 
 def _format(path: Path) -> str:
@@ -473,9 +531,17 @@ def _ragged(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
     return merged.flatten(), merged.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
 
 
-def _batched(items: Iterable[QueryList], size: int) -> Iterator[list[QueryList]]:
-    iterator = iter(items)
-    while block := list(islice(iterator, size)):
+def _batched(query_lists: Iterable[QueryList]) -> Iterator[list[QueryList]]:
+    """Blocks for the row groups of a file; fewer lists where they are long."""
+    block: list[QueryList] = []
+    candidates = 0
+    for query_list in query_lists:
+        block.append(query_list)
+        candidates += len(query_list.passage_ids)
+        if len(block) == _BLOCK or candidates >= _BLOCK_CANDIDATES:
+            yield block
+            block, candidates = [], 0
+    if block:
         yield block
 
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
-from retriever.errors import InputError, choose
+from datamodules.yaml_files import read_yaml
+from retriever.errors import InputError, choose, shown
 
 SHIPPED_TYPES = Path(__file__).parent / "prompts"
 _KEYS = ("instruction", "labels", "shots", "max_phrases", "max_words", "max_copied_words", "examples")
@@ -77,49 +73,57 @@ def load_query_types(names: Sequence[str], folders: Sequence[str | Path] = ()) -
     passages: dict[str, str] = {}
     for place in reversed(places):
         if (place / _PASSAGES).is_file():
-            passages |= _read(place / _PASSAGES)
+            passages |= _passages(place / _PASSAGES)
     return [_query_type(known[choose("generate.types", name, sorted(known))], passages) for name in names]
 
 
+def _passages(path: Path) -> dict[str, str]:
+    passages = read_yaml(path, "Write it as key: text.")
+    for key, text in passages.items():
+        if not isinstance(text, str):
+            raise InputError(f"{path}: {shown(key)} is {shown(text)}; expected a text.")
+    return passages
+
+
 def _query_type(path: Path, passages: dict[str, str]) -> QueryType:
-    content = _read(path)
+    content = read_yaml(path, f"Write it as {SHIPPED_TYPES / 'question.yaml'} is written.")
     for key in content:
         choose(f"{path}: the key", key, _KEYS)
-    if not str(content.get("instruction") or "").strip():
-        raise InputError(f"{path}: no instruction. Say there what the model is to write.")
+    instruction = content.get("instruction")
+    if not isinstance(instruction, str) or not instruction.strip():
+        raise InputError(f"{path}: no instruction, but {shown(instruction)}. Say there what the model is to write.")
+    for key in ("labels", "examples"):
+        if not isinstance(content.get(key) or [], list):
+            raise InputError(f"{path}: {key} is {shown(content[key])}; expected a list.")
+    if not _are_texts(content.get("labels") or []):
+        raise InputError(f"{path}: labels are {shown(content['labels'])}; expected texts (in quotes, if need be).")
     examples = []
     for number, example in enumerate(content.get("examples") or [], 1):
-        if not isinstance(example, dict) or set(example) != {"passage", "query"}:
+        if not isinstance(example, dict) or set(example) != {"passage", "query"} or not _are_texts(example.values()):
             raise InputError(
                 f"{path}: example {number} is {str(example)[:60]!r}; expected {{passage: …, query: …}}, the passage "
                 f"as a text or as a key of {_PASSAGES}."
             )
-        passage = str(example["passage"])
+        passage = example["passage"]
         if passage not in passages and len(passage.split()) == 1:
             raise InputError(f"{path}: example {number}: {_PASSAGES} has no passage {passage!r}.")
-        examples.append((passages.get(passage, passage).strip(), str(example["query"]).strip()))
+        examples.append((passages.get(passage, passage).strip(), example["query"].strip()))
     shots = content.get("shots", min(3, len(examples)))
-    if not isinstance(shots, int) or not 0 <= shots <= len(examples):
+    if not isinstance(shots, int) or isinstance(shots, bool) or not 0 <= shots <= len(examples):
         raise InputError(f"{path}: shots is {shots!r}; expected a number from 0 to {len(examples)}, the examples here.")
     limits = {k: content[k] for k in ("max_phrases", "max_words", "max_copied_words") if content.get(k) is not None}
     for key, value in limits.items():
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise InputError(f"{path}: {key} is {value!r}; expected a whole number of at least 1.")
     return QueryType(
         name=path.stem,
-        instruction=str(content["instruction"]).strip(),
-        labels=tuple(map(str, content.get("labels") or ())),
+        instruction=instruction.strip(),
+        labels=tuple(content.get("labels") or ()),
         shots=shots,
         examples=tuple(examples),
         **limits,
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not YAML ({' '.join(str(error).split())}).") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected keys and values, as in {SHIPPED_TYPES / 'question.yaml'}.")
-    return content
+def _are_texts(values: Iterable[object]) -> bool:
+    return all(isinstance(value, str) and value.strip() for value in values)

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from callbacks.scoring import score_run, without_self_hits
 from datamodules.corpus import SHIPPED, Corpus, find_dataset, find_file, load_corpus, load_evaluation_set
-from datamodules.files import atomic_path
+from datamodules.files import atomic_path, is_folder
 from datamodules.list_layouts import LAYOUTS, CorpusPassages, export_lists, import_lists, new_corpus
 from datamodules.list_summary import ListSummary, TypeSummary, summarise
 from datamodules.query_lists import QueryList, open_query_lists, read_metadata, read_query_lists, write_query_lists
@@ -44,6 +44,9 @@ def main(argv: Sequence[str]) -> None:
         options.run(options)
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    except OSError as error:  # of what is written; what is read says more
+        sys.stderr.write(f"error: {error.filename2 or error.filename}: cannot be written ({error.strerror}).\n")
         sys.exit(2)
 
 
@@ -334,7 +337,7 @@ def _find_corpus(name: str, asked: str | None) -> tuple[Path | None, Corpus | No
     if asked:
         folder = find_dataset(asked)
         return folder, load_corpus(folder, name=name)
-    if not any((place / name).is_dir() for place in (Path(), SHIPPED, Path("data"))):
+    if not any(is_folder(place / name) for place in (Path(), SHIPPED, Path("data"))):
         return None, None
     try:
         folder = find_dataset(name)

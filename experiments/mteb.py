@@ -5,7 +5,6 @@ Needs no network: corpus, queries and judgements are those of a BEIR-layout fold
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 
 from datamodules.corpus import EvaluationSet, load_evaluation_set
+from experiments.comparison.runs import read_runs
 from experiments.hydra_errors import KindParser
 from retriever.errors import InputError
 
@@ -110,9 +110,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         data = load_evaluation_set(options.dataset, options.split)
         figures = mteb_figures(options.model, data, options.passages)
+        recorded = _recorded(Path(options.model).parent / "results.json", data.name)
     except InputError as error:
         sys.exit(f"error: {error}")
-    recorded = _recorded(Path(options.model).parent / "results.json", data.name)
     for metric, value in figures.items():
         print(f"{metric} {value:.5f}" + (f" (this run recorded {recorded[metric]:.5f})" if recorded else ""))
 
@@ -121,8 +121,8 @@ def _recorded(path: Path, dataset: str) -> dict[str, float]:
     """The run's own figures of its best step, where the model lies in a run folder."""
     if not path.is_file():
         return {}
-    metrics = json.loads(path.read_text(encoding="utf-8"))["datasets"].get(dataset, {})
-    return {name: points["best"] for name, points in metrics.items()}
+    [run] = read_runs([path.parent])
+    return {metric: run.mean(dataset, metric, "best") for metric in FIGURES} if dataset in run.datasets else {}
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from retriever.encoder import KINDS, max_positions, set_dropout, update_with_wei
 from retriever.encoding import device_of, in_micro_batches
 from retriever.errors import InputError, choose
 from retriever.packaged_weights import packaged_folder
+from retriever.pretrained import load, load_whole
 from retriever.tokens import TokenizedTexts, as_loaded
 
 
@@ -159,21 +159,21 @@ class CrossEncoder(nn.Module):
             choose("encoder option", field, PairSpec.__dataclass_fields__)
         if attention == packing.NAME:
             raise InputError("encoder.attention is 'packed', which text encoders offer; for a cross-encoder take sdpa.")
-        try:
-            backbone = AutoModelForSequenceClassification.from_pretrained(
-                source,
-                num_labels=1,
-                dtype=torch.float32,
-                attn_implementation=attention,
-                **options,
-            )
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        except (OSError, ValueError, ImportError, RuntimeError, UnpicklingError) as error:
-            raise InputError(
-                f"The model {model!r} could not be loaded: {str(error).strip().splitlines()[0]} "
-                "Name a folder that holds config.json, model.safetensors and tokenizer.json, or a model on the hub "
-                "that this machine can reach; a classifier must have one logit."
-            ) from error
+        advice = (
+            "Name a folder that holds config.json, model.safetensors and tokenizer.json, or a model on the hub that "
+            "this machine can reach; a classifier must have one logit."
+        )
+        backbone = load_whole(
+            AutoModelForSequenceClassification,
+            source,
+            advice,
+            _may_be_new,
+            num_labels=1,
+            dtype=torch.float32,
+            attn_implementation=attention,
+            **options,
+        )
+        tokenizer = load(AutoTokenizer, source, advice, **options)
         if dropout is not None:
             set_dropout(backbone, dropout)
         return cls(backbone, tokenizer, PairSpec(**spec), name=str(model))
@@ -282,6 +282,11 @@ def score_pairs(
         return *pairs.tokens.padded(rows, encoder.pad_id, device), types
 
     return in_micro_batches(encoder, pairs.tokens.lengths, token_budget, inputs, on_micro_batch, kept_tokens)
+
+
+def _may_be_new(weight: str, backbone: str) -> bool:
+    """Whether a plain backbone, whose folder knows nothing of a classifier, may lack this weight."""
+    return not weight.startswith(backbone) or weight.startswith(f"{backbone}pooler.")
 
 
 def _template(tokenizer: PreTrainedTokenizerBase, backbone: nn.Module, name: str) -> _Template:

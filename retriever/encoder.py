@@ -9,7 +9,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +16,22 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from retriever import packing
 from retriever import sentence_transformers_layout as layout
-from retriever.errors import InputError, choose
+from retriever.errors import InputError, choose, shown
 from retriever.packaged_weights import packaged_folder
 from retriever.pooling import POOLINGS, pool
+from retriever.pretrained import load, load_whole
 from retriever.tokens import TokenizedTexts, as_loaded
 
 KINDS = ("query", "passage")
+_KINDS_OF_VALUES = {
+    "pooling": (str,),
+    "query_prompt": (str,),
+    "passage_prompt": (str,),
+    "query_max_length": (int,),
+    "passage_max_length": (int,),
+    "normalize": (bool,),
+    "truncate_dim": (int, type(None)),
+}
 # a fast tokenizer keeps the last call's truncation, so two threads must not be in one at once
 _TOKENIZER_LOCK = threading.Lock()
 
@@ -50,7 +59,13 @@ class EncoderSpec:
     truncate_dim: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the values."""
+        """Check the values, which a model's own files may state."""
+        for name, kinds in _KINDS_OF_VALUES.items():
+            value = getattr(self, name)
+            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+                raise InputError(
+                    f"encoder.{name} is {shown(value)}; expected {' or '.join(k.__name__ for k in kinds)}."
+                )
         choose("encoder.pooling", self.pooling, POOLINGS)
         for name in ("query_max_length", "passage_max_length"):
             if getattr(self, name) < 3:
@@ -142,26 +157,35 @@ class TextEncoder(nn.Module):
         _check_folder(source)
         if compile is not None and attention == packing.NAME:
             raise InputError("encoder.compile and encoder.attention=packed exclude each other: choose one of them.")
-        try:
-            backbone = AutoModel.from_pretrained(source, dtype=torch.float32, attn_implementation=attention, **options)
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        except (OSError, ValueError, ImportError, UnpicklingError) as error:
-            raise InputError(
-                f"The model {model!r} could not be loaded: {str(error).strip().splitlines()[0]} "
-                "Name a folder that holds config.json, model.safetensors and tokenizer.json, or a model on the hub "
-                "that this machine can reach."
-            ) from error
+        advice = (
+            "Name a folder that holds config.json, model.safetensors and tokenizer.json, or a model on the hub that "
+            "this machine can reach."
+        )
+        backbone = load_whole(
+            AutoModel,
+            source,
+            advice,
+            lambda name, _: name.startswith("pooler."),  # unused here
+            dtype=torch.float32,
+            attn_implementation=attention,
+            **options,
+        )
+        tokenizer = load(AutoTokenizer, source, advice, **options)
         if getattr(backbone, "pooler", None) is not None:
             backbone.pooler = None  # unused here: no gradient (which DDP refuses), and random where not in the file
         if dropout is not None:
             set_dropout(backbone, dropout)
         known = layout.read_spec(Path(source)) if Path(source).is_dir() else {}
-        unknown = set(spec) - set(EncoderSpec.__dataclass_fields__)
+        unknown = (set(spec) | set(known)) - set(EncoderSpec.__dataclass_fields__)
         if unknown:
-            choose("encoder option", sorted(unknown)[0], EncoderSpec.__dataclass_fields__)
+            choose(f"{model}: the encoder option", sorted(unknown)[0], EncoderSpec.__dataclass_fields__)
         merged = known | {k: v for k, v in spec.items() if v is not None}
         if "pooling" not in merged:
             raise InputError(f"{model!r} does not say how it pools; set encoder.pooling to one of {POOLINGS}.")
+        try:
+            EncoderSpec(**known)
+        except InputError as error:
+            raise InputError(f"{source}: the model's own files say that {error}") from error
         encoder = cls(backbone, tokenizer, EncoderSpec(**merged), name=str(model))
         if encoder.packed and torch.cuda.is_available():
             packing.check_flash()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class InputError(ValueError):
@@ -27,3 +28,9 @@ def require_positive(**values: float) -> None:
     for name, value in values.items():
         if not (value > 0 and value != float("inf")):
             raise InputError(f"{name} is {value}; it must be a finite number above 0.")
+
+
+def shown(value: Any) -> str:
+    """A value for messages, cut short."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

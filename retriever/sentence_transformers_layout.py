@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from retriever.errors import InputError
+from retriever.errors import InputError, shown
 
 # our name → the flag of sentence-transformers' pooling configuration
 _POOLING_FLAGS = {
@@ -76,7 +76,11 @@ def read_spec(folder: Path) -> dict[str, Any]:
         return _read(folder / _SPEC_FILE)
     if not (folder / "modules.json").is_file():
         return {}
-    modules = _read(folder / "modules.json")
+    modules = _read(folder / "modules.json", list)
+    if not all(
+        isinstance(m, dict) and isinstance(m.get("type"), str) and isinstance(m.get("path"), str) for m in modules
+    ):
+        raise InputError(f"{folder / 'modules.json'}: {shown(modules)}; expected objects with type and path.")
     kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules}
     spec: dict[str, Any] = {"normalize": "Normalize" in kinds}
     unknown = set(kinds) - {"Transformer", "Pooling", "Normalize"}
@@ -86,11 +90,19 @@ def read_spec(folder: Path) -> dict[str, Any]:
         spec["pooling"] = _pooling_of(folder / kinds["Pooling"] / "config.json")
     if (folder / "sentence_bert_config.json").is_file():
         length = _read(folder / "sentence_bert_config.json").get("max_seq_length")
+        if length is not None and (not isinstance(length, int) or length < 3):
+            raise InputError(
+                f"{folder / 'sentence_bert_config.json'}: max_seq_length is {shown(length)}; expected a whole number "
+                "of at least 3."
+            )
         if length:
             spec["passage_max_length"] = length
             spec["query_max_length"] = min(64, length)
     if (folder / "config_sentence_transformers.json").is_file():
-        prompts = _read(folder / "config_sentence_transformers.json").get("prompts") or {}
+        path = folder / "config_sentence_transformers.json"
+        prompts = _read(path).get("prompts") or {}
+        if not isinstance(prompts, dict) or not all(isinstance(p, str | None) for p in prompts.values()):
+            raise InputError(f"{path}: prompts are {shown(prompts)}; expected name: text.")
         spec["query_prompt"] = prompts.get("query") or ""
         spec["passage_prompt"] = prompts.get("document") or prompts.get("passage") or ""
     return spec
@@ -108,11 +120,14 @@ def _pooling_of(path: Path) -> str:
     return chosen[0]
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, kind: type = dict) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable JSON file ({error}).") from error
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a readable JSON file ({error}). Fetch or export the model again.") from error
+    if not isinstance(value, kind):
+        raise InputError(f"{path}: {shown(value)}; expected a JSON {kind.__name__}. Fetch or export the model again.")
+    return value
 
 
 def _write(path: Path, value: Any) -> None:

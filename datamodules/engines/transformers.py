@@ -10,7 +10,8 @@ import torch
 from jinja2 import TemplateError
 
 from datamodules.engines.engine import Answer, Conversation, Engine, model_identity, refused
-from retriever.errors import InputError, choose, require_positive
+from retriever.errors import choose, require_positive
+from retriever.pretrained import load
 
 _SAMPLING = {"temperature": 0.8, "top_p": 1.0, "max_tokens": 50, "frequency_penalty": 0.0, "stop": ()}
 
@@ -71,14 +72,9 @@ class TransformersEngine(Engine):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         options = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self.model, **options)
-            model = AutoModelForCausalLM.from_pretrained(self.model, dtype=self.dtype, **options)
-        except (OSError, ValueError, ImportError) as error:
-            raise InputError(
-                f"generator.model: {self.model!r} could not be loaded: {str(error).strip().splitlines()[0]} "
-                "Name a folder with a chat model, or one on the hub that this machine can reach."
-            ) from error
+        advice = "Name in generator.model a folder with a chat model, or one on the hub that this machine can reach."
+        tokenizer = load(AutoTokenizer, self.model, advice, **options)
+        model = load(AutoModelForCausalLM, self.model, advice, dtype=self.dtype, **options)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer, model.to(self.device).eval()

@@ -18,11 +18,10 @@ from datamodules.list_layouts.stated import (
     keys,
     list_of,
     required_text,
-    shown,
     text_of,
 )
 from datamodules.query_lists import QueryList
-from retriever.errors import InputError
+from retriever.errors import InputError, shown
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Cadet:
                     where=where,
                     id=id_of(where, "docid", entry.get("docid")),
                     text=text_of(where, entry, "text"),
-                    title=str(entry.get("title") or ""),
+                    title=_title(where, entry),
                 )
             )
             scores.append(entry[self.score_key])
@@ -93,6 +92,13 @@ class Cadet:
     def write(self, lines: Iterable[dict[str, Any]], path: Path) -> int:
         """Write the lines; return how many."""
         return write_json_lines(lines, path)
+
+
+def _title(where: str, entry: dict[str, Any]) -> str:
+    title = entry.get("title")
+    if title is not None and not isinstance(title, str):
+        raise InputError(f"{where}: 'title' is {shown(title)}; expected a string.")
+    return title or ""
 
 
 def _positive_ids(where: str, record: dict[str, Any]) -> list[str]:

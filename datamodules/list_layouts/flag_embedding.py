@@ -10,9 +10,16 @@ from typing import Any
 from datamodules.files import json_lines
 from datamodules.list_layouts.json_files import write_json_lines
 from datamodules.list_layouts.passages import CorpusPassages
-from datamodules.list_layouts.stated import StatedList, StatedPassage, ids_of, list_of, required_text, shown, text_of
+from datamodules.list_layouts.stated import (
+    StatedList,
+    StatedPassage,
+    ids_of,
+    list_of,
+    required_text,
+    text_of,
+)
 from datamodules.query_lists import QueryList
-from retriever.errors import InputError
+from retriever.errors import InputError, shown
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class FlagEmbedding:
         order = ids_of(where, record, "passage_ids")
         if order is not None:
             place = {passage.id: at for at, passage in enumerate(passages)}
-            if sorted(order) != sorted(str(passage.id) for passage in passages):
+            if None in place or sorted(order) != sorted(passage.id for passage in passages):
                 raise InputError(f"{where}: 'passage_ids' are not those of 'pos_ids' and 'neg_ids'. Mend or remove it.")
             scores = [scores[place[passage_id]] for passage_id in order]
             passages = [passages[place[passage_id]] for passage_id in order]

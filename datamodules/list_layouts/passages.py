@@ -14,9 +14,11 @@ import pyarrow.compute as pc
 
 from datamodules.corpus import Corpus, load_corpus
 from datamodules.files import atomic_path
-from datamodules.list_layouts.stated import StatedPassage, shown
+from datamodules.list_layouts.stated import (
+    StatedPassage,
+)
 from datamodules.string_index import StringIndex
-from retriever.errors import InputError
+from retriever.errors import InputError, shown
 
 
 class CorpusPassages:
@@ -47,9 +49,9 @@ class CorpusPassages:
         row = self._row(passage.id, passage.where)
         if self.check_texts and passage.text is not None and not self._agrees(row, passage):
             raise InputError(
-                f"{passage.where}: the text of passage {passage.id!r} begins {shown(passage.text[:60])}, but in the "
-                f"corpus {self.name!r} it begins {shown(self.corpus.passages[row].as_py()[:60])}. Name the corpus that "
-                "these lists were made from, or take the ids alone: check_texts=False (--ignore-texts)."
+                f"{passage.where}: the text of passage {shown(passage.id)} begins {shown(passage.text[:60])}, but in "
+                f"the corpus {shown(self.name)} it begins {shown(self.corpus.passages[row].as_py()[:60])}. Name the "
+                "corpus that these lists were made from, or take the ids alone: check_texts=False (--ignore-texts)."
             )
         return passage.id
 
@@ -73,8 +75,8 @@ class CorpusPassages:
         row = self._ids.find(passage_id)
         if row < 0:
             raise InputError(
-                f"{where}: the passage {passage_id!r} is not in the corpus {self.name!r}. Name the corpus that these "
-                "lists were made from."
+                f"{where}: the passage {shown(passage_id)} is not in the corpus {shown(self.name)}. Name the corpus "
+                "that these lists were made from."
             )
         return row
 
@@ -86,9 +88,9 @@ class CorpusPassages:
                 if row >= 0:
                     return self.corpus.ids[row].as_py()
         raise InputError(
-            f"{passage.where}: no passage of the corpus {self.name!r} has the text {shown(whole)} (looked up as title "
-            "+ space + text, and as the text alone). Name the corpus that these lists were made from, or none, and a "
-            "new one is written from the texts."
+            f"{passage.where}: no passage of the corpus {shown(self.name)} has the text {shown(whole)} (looked up "
+            "as title + space + text, and as the text alone). Name the corpus that these lists were made from, or "
+            "none; then a new one is written from the texts."
         )
 
     def _agrees(self, row: int, passage: StatedPassage) -> bool:
@@ -120,8 +122,8 @@ class NewCorpus:
             if passage.id in self._digests:
                 return passage.id
             raise InputError(
-                f"{passage.where}: the passage {passage.id!r} comes without its text (here and before), so no corpus "
-                "can be written from this file. Name the corpus that has it."
+                f"{passage.where}: the passage {shown(passage.id)} comes without its text (here and before), so no "
+                "corpus can be written from this file. Name the corpus that has it."
             )
         digest = hashlib.sha256(f"{passage.title}\0{passage.text}".encode()).digest()
         passage_id = passage.id or hashlib.sha256(f"{passage.title} {passage.text}".strip().encode()).hexdigest()[:32]
@@ -130,8 +132,8 @@ class NewCorpus:
             self.write(passage_id, passage.title, passage.text)
         elif passage.id is not None and known != digest[:8]:
             raise InputError(
-                f"{passage.where}: the passage {passage_id!r} has the text {shown(passage.text)} here and another one "
-                "before. Mend the file, or name the corpus that its ids belong to."
+                f"{passage.where}: the passage {shown(passage_id)} has the text {shown(passage.text)} here and another "
+                "one before. Mend the file, or name the corpus that its ids belong to."
             )
         return passage_id
 

@@ -14,9 +14,16 @@ import pyarrow.parquet as pq
 from datamodules.files import atomic_path, json_lines
 from datamodules.list_layouts.json_files import write_json_lines
 from datamodules.list_layouts.passages import CorpusPassages
-from datamodules.list_layouts.stated import StatedList, StatedPassage, keys, required_text, shown, text_of
+from datamodules.list_layouts.stated import (
+    StatedList,
+    StatedPassage,
+    keys,
+    required_text,
+    text_of,
+)
+from datamodules.parquet_files import PARQUET, parquet_blocks
 from datamodules.query_lists import QueryList
-from retriever.errors import InputError, choose
+from retriever.errors import InputError, choose, shown
 
 _QUERY = ("query", "anchor", "question")
 _LABELS = ("label", "labels", "score", "scores")
@@ -68,6 +75,8 @@ class SentenceTransformers:
         for name, value in record.items():
             if name in _LABELS or name in _QUERY or name in _NOT_PASSAGES or name.endswith(_ID_ENDINGS):
                 continue
+            if isinstance(value, list) and len({type(v) for v in value if v is not None}) > 1:
+                raise InputError(f"{where}: {name!r} is {shown(value)}; expected texts alone (or nulls).")
             for text in value if isinstance(value, list) else [value]:
                 if not isinstance(text, str):  # a null (a shorter list), or a column that holds no text
                     continue
@@ -129,7 +138,10 @@ class SentenceTransformers:
         schema = pa.schema([(n, types.get(n) or types[type(value)]) for n, value in first.items()])
         count = 0
         rows = chain([first], rows)
-        with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        with (
+            atomic_path(path) as temporary,
+            pq.ParquetWriter(temporary, schema, **PARQUET) as writer,
+        ):
             while block := list(islice(rows, _BLOCK)):
                 writer.write_table(pa.Table.from_pylist(block, schema=schema))
                 count += len(block)
@@ -150,7 +162,12 @@ class SentenceTransformers:
 
 
 def _label(where: str, record: dict[str, Any], passages: int) -> list[Any]:
-    name = next((n for n in _LABELS if record.get(n) is not None), None)
+    name, *others = [n for n in _LABELS if record.get(n) is not None] or [None]
+    if others:
+        raise InputError(
+            f"{where}: {' and '.join(map(repr, (name, *others)))}, and nothing says which of them the teacher's scores "
+            "are. Remove the others."
+        )
     if name is None:
         raise InputError(f"{where}: none of {', '.join(map(repr, _LABELS))}; this row has {keys(record)}.")
     label = record[name]
@@ -164,15 +181,5 @@ def _label(where: str, record: dict[str, Any], passages: int) -> list[Any]:
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    number = 0
-    try:
-        for batch in pq.ParquetFile(path, memory_map=True).iter_batches(_BLOCK):
-            for record in batch.to_pylist():
-                number += 1
-                yield number, record
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file.") from error
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(
-            f"{path}:{number + 1}: not a whole Parquet file ({error}). Write or fetch it again."
-        ) from error
+    for done, table in parquet_blocks(path, _BLOCK):
+        yield from enumerate(table.to_pylist(), done + 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from retriever.errors import InputError
+from retriever.errors import InputError, shown
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,3 @@ def id_of(where: str, name: str, value: Any) -> str:
 def keys(record: dict[str, Any]) -> str:
     """The keys of a line, for messages."""
     return ", ".join(map(repr, list(record)[:12])) or "no key"
-
-
-def shown(value: Any) -> str:
-    """A value for messages, cut short."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -14,10 +15,12 @@ from datamodules.list_layouts.cadet import Cadet
 from datamodules.list_layouts.flag_embedding import FlagEmbedding
 from datamodules.list_layouts.passages import CorpusPassages, NewCorpus
 from datamodules.list_layouts.sentence_transformers import SentenceTransformers
-from datamodules.list_layouts.stated import StatedList, shown
+from datamodules.list_layouts.stated import (
+    StatedList,
+)
 from datamodules.list_layouts.trec import Trec
 from datamodules.query_lists import QueryList
-from retriever.errors import InputError, choose
+from retriever.errors import InputError, choose, shown
 
 log = logging.getLogger(__name__)
 Layout = Cadet | SentenceTransformers | FlagEmbedding | Trec
@@ -113,7 +116,7 @@ def _import(
             query_list = _checked(stated, passages, query_type, f"{path.name.split('.')[0]}-{number}")
             if query_list.query_id in seen:
                 raise InputError(
-                    f"{where}: the query id {query_list.query_id!r} stands already at {seen[query_list.query_id]}."
+                    f"{where}: the query id {shown(query_list.query_id)} stands already at {seen[query_list.query_id]}."
                 )
         except InputError as error:
             _drop_or_raise(error, on_bad_list, dropped)
@@ -129,12 +132,17 @@ def _encoded(
     seen: dict[str, int] = {}
     dropped: list[str] = []
     for number, query_list in enumerate(query_lists, 1):
-        where = f"list {number} (query {query_list.query_id!r})"
+        where = f"list {number} (query {shown(query_list.query_id)})"
         try:
             if query_list.corpus != passages.name:
                 raise InputError(
-                    f"{where}: a list of the corpus {query_list.corpus!r}, but the corpus given is {passages.name!r}."
+                    f"{where}: a list of the corpus {shown(query_list.corpus)}, but the corpus given is "
+                    f"{shown(passages.name)}."
                 )
+            if not query_list.passage_ids:
+                raise InputError(f"{where}: no candidate is in it.")
+            if not all(map(math.isfinite, query_list.teacher_scores)):
+                raise InputError(f"{where}: a teacher score of it is not finite, so no tool can learn from it.")
             if query_list.query_id in seen:
                 raise InputError(f"{where}: its query id stands already in list {seen[query_list.query_id]}.")
             entry = layout.encode(where, query_list, passages)
@@ -150,7 +158,8 @@ def _checked(stated: StatedList, passages: CorpusPassages | NewCorpus, query_typ
     where = stated.where
     if isinstance(passages, CorpusPassages) and stated.corpus not in (None, passages.name):
         raise InputError(
-            f"{where}: a list of the corpus {stated.corpus!r}, but the corpus given is {passages.name!r}. Name its own."
+            f"{where}: a list of the corpus {shown(stated.corpus)}, but the corpus given is {shown(passages.name)}. "
+            "Name its own."
         )
     if len(stated.scores) != len(stated.passages):
         raise InputError(
@@ -164,7 +173,7 @@ def _checked(stated: StatedList, passages: CorpusPassages | NewCorpus, query_typ
         passage_id = passages.resolve(passage)
         if passage_id in ids:
             raise InputError(
-                f"{passage.where}: the passage {passage_id!r} stands twice in this list. Keep one of the two."
+                f"{passage.where}: the passage {shown(passage_id)} stands twice in this list. Keep one of the two."
             )
         ids[passage_id] = None
     return QueryList(

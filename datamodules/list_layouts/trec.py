@@ -10,11 +10,18 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from datamodules.files import atomic_path, json_lines, lines
+from datamodules.corpus import whole_grade
+from datamodules.files import atomic_path, is_file, json_lines, lines
 from datamodules.list_layouts.passages import CorpusPassages
-from datamodules.list_layouts.stated import StatedList, StatedPassage, id_of, required_text, shown, text_of
+from datamodules.list_layouts.stated import (
+    StatedList,
+    StatedPassage,
+    id_of,
+    required_text,
+    text_of,
+)
 from datamodules.query_lists import QueryList
-from retriever.errors import InputError
+from retriever.errors import InputError, shown
 
 _HEADER = "query-id\tcorpus-id\tscore"
 
@@ -46,8 +53,8 @@ class Trec:
             first = members[0][1]
             if query_id in seen:
                 raise InputError(
-                    f"{path}:{first}: more lines of query {query_id!r}, after those from line {seen[query_id]} on. The "
-                    "lines of a query must stand together: sort --stable --key=1,1 RUN"
+                    f"{path}:{first}: more lines of query {shown(query_id)}, after those from line {seen[query_id]} "
+                    "on. The lines of a query must stand together; sort them: sort --stable --key=1,1 RUN."
                 )
             seen[query_id] = first
             record = queries.get(query_id)
@@ -56,7 +63,7 @@ class Trec:
     def parse(self, where: str, record: dict[str, Any]) -> StatedList:
         """What the lines of a query state."""
         if record["query"] is None:
-            raise InputError(f"{where}: the query {record['id']!r} is not in the file of queries.")
+            raise InputError(f"{where}: the query {shown(record['id'])} is not in the file of queries.")
         passages, scores = [], []
         for at, _, line in record["lines"]:
             columns = line.split()
@@ -68,7 +75,7 @@ class Trec:
             try:
                 scores.append(float(columns[4]))
             except ValueError as error:
-                raise InputError(f"{at}: the score {columns[4]!r} is no number.") from error
+                raise InputError(f"{at}: the score {shown(columns[4])} is no number.") from error
         place, query = record["query"]
         return StatedList(
             where=where,
@@ -121,31 +128,43 @@ class Trec:
 
     def _read_queries(self, run: Path) -> dict[str, tuple[str, dict[str, Any]]]:
         path = Path(self.queries or _queries_of(run))
-        if not path.is_file():
+        if not is_file(path):
             raise InputError(
                 f"{path}: no such file. A run holds no texts; name the file of its queries (queries.jsonl)."
             )
-        return {
-            id_of(f"{path}:{n}", "_id", record.get("_id")): (f"{path}:{n}", record) for n, record in json_lines(path)
-        }
+        queries: dict[str, tuple[str, dict[str, Any]]] = {}
+        for number, record in json_lines(path):
+            where = f"{path}:{number}"
+            query_id = id_of(where, "_id", record.get("_id"))
+            if query_id in queries:
+                raise InputError(
+                    f"{where}: the _id {shown(query_id)} stands already at {queries[query_id][0]}. Ids must differ."
+                )
+            queries[query_id] = (where, record)
+        return queries
 
     def _read_qrels(self, run: Path) -> dict[str, list[StatedPassage]]:
         path = Path(self.qrels or _qrels_of(run))
         if self.qrels is None and not path.is_file():
             return {}
         qrels: dict[str, list[StatedPassage]] = {}
+        seen: dict[tuple[str, str], int] = {}
         for number, line in lines(path):
             columns = line.split()
             if number == 1 and columns[-1] == "score":
                 continue
-            try:
-                query_id, passage_id, grade = columns[0], columns[-2], int(columns[-1])
-                if len(columns) not in (3, 4):
-                    raise ValueError(f"{len(columns)} columns")
-            except (ValueError, IndexError) as error:
+            grade = whole_grade(columns[-1])
+            if len(columns) not in (3, 4) or grade is None:
                 raise InputError(
                     f"{path}:{number}: {shown(line)} is neither 'query-id corpus-id grade' nor 'qid 0 docid grade'."
-                ) from error
+                )
+            query_id, passage_id = columns[0], columns[-2]
+            if (query_id, passage_id) in seen:
+                raise InputError(
+                    f"{path}:{number}: query {shown(query_id)} and passage {shown(passage_id)} were judged already in "
+                    f"line {seen[query_id, passage_id]}. Keep one of the two lines."
+                )
+            seen[query_id, passage_id] = number
             if grade > 0:
                 qrels.setdefault(query_id, []).append(StatedPassage(f"{path}:{number}", passage_id, None))
         return qrels

@@ -23,6 +23,7 @@ from filelock import FileLock
 
 from datamodules.blocks import run_free_blocks
 from datamodules.files import atomic_path, read_json, remove_torn, write_json
+from datamodules.parquet_files import PARQUET
 from datamodules.progress import progress_bar
 from retriever.errors import InputError
 from retriever.packaged_weights import file_sha256
@@ -199,7 +200,10 @@ def summary(counts: dict[str, Any]) -> str:
 @contextmanager
 def table_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
     """Write a Parquet file table by table, a row group each; it appears when it is whole."""
-    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    with (
+        atomic_path(path) as temporary,
+        pq.ParquetWriter(temporary, schema, **PARQUET) as writer,
+    ):
 
         def append(table: pa.Table) -> None:
             if len(table):
@@ -226,7 +230,7 @@ def _run_one(stage: Stage, folder: Path, number: int, size: int, advance: Callab
     table = stage.run_block(number, advance)
     metadata = {_SECONDS: str(time.time() - began).encode()}
     with atomic_path(path) as temporary:
-        pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
+        pq.write_table(table.replace_schema_metadata(metadata), temporary, **PARQUET)
 
 
 def _merge(stage: Stage, folder: Path, blocks: int, started: float) -> Output:

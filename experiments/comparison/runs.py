@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from callbacks.beir_evaluation import read_per_query
 from callbacks.run_record import RESULTS, read_results
 from datamodules.files import read_json
+from datamodules.yaml_files import read_yaml
 from experiments.sweeps import PLACES
-from retriever.errors import InputError
+from retriever.errors import InputError, shown
 
+COSTS = ("wall_time_s", "peak_memory_bytes", "passages_encoded", "tokens_encoded")
 OTHER_COMMANDS = ("bench", "prepare")
+_AGAIN = "Run that experiment again, or leave it out."
 _NO_SETTINGS = PLACES | {"seed", "export"}
 
 
@@ -50,11 +51,16 @@ class Run:
 
     def mean(self, dataset: str, metric: str, point: str) -> float:
         """A metric's mean over the queries at a point (``base``, ``best``, ``last``)."""
-        return self.results["datasets"][self.datasets[dataset]][metric][point]
+        path, own = self.folder / "results.json", self.datasets[dataset]
+        value = self.results["datasets"][own].get(metric, {}).get(point)
+        _require(path, f"datasets.{own}.{metric}.{point}", value, float)
+        return value
 
     def values(self, dataset: str, point: str) -> dict[str, float]:
         """Query id → nDCG@10 at a point."""
-        path = self.folder / "per_query" / self.datasets[dataset] / f"step-{self.results['steps'][point]:06d}.json"
+        step = self.results["steps"].get(point)
+        _require(self.folder / "results.json", f"steps.{point}", step, int)
+        path = self.folder / "per_query" / self.datasets[dataset] / f"step-{step:06d}.json"
         if not path.is_file():
             raise InputError(
                 f"{path}: missing, though {self.folder / 'results.json'} refers to it. Run that experiment again."
@@ -63,11 +69,11 @@ class Run:
 
     def overlap(self, dataset: str) -> dict[str, str] | None:
         """Query id → why training came close to it; None where the run did not write it down."""
-        return _optional(self.folder / "overlap" / f"{self.datasets[dataset]}.json")
+        return _optional(self.folder / "overlap" / f"{self.datasets[dataset]}.json", str)
 
     def queries(self, dataset: str) -> dict[str, dict[str, Any]]:
         """Query id → ``query`` and ``relevant`` in words; empty where the run did not write them down."""
-        return _optional(self.folder / "queries" / f"{self.datasets[dataset]}.json") or {}
+        return _optional(self.folder / "queries" / f"{self.datasets[dataset]}.json", dict) or {}
 
     def curve(self, dataset: str) -> dict[int, float]:
         """Step → nDCG@10, over all parts of a run that was cut off and went on."""
@@ -76,11 +82,7 @@ class Run:
         points: dict[int, float] = {}
         for path in [*parts, self.folder / "metrics.csv"]:
             if path.is_file():
-                text = path.read_text(encoding="utf-8")
-                whole = text[: text.rfind("\n") + 1]  # a full disk may have cut the last line
-                for row in csv.DictReader(whole.splitlines()):
-                    if row.get(column):
-                        points[int(row["step"])] = float(row[column])
+                points |= _curve(path, column)
         return dict(sorted(points.items()))
 
     def is_home(self, dataset: str) -> bool:
@@ -163,14 +165,14 @@ def reason(folder: Path) -> str:
         what = "without config.yaml: the folder is damaged" if damaged else "is not a whole results file"
         return f"{RESULTS} {what}"
     path = folder / "error.txt"
-    lines = path.read_text(encoding="utf-8").strip().splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines() if path.is_file() else []
     return lines[0] if lines else "no results.json: it failed, was cut off, or is under way"
 
 
 def _is_of_run(folder: Path) -> bool:
     """Whether a configuration may be a run's: the other commands keep theirs in ``.hydra``, too."""
     path = folder / "hydra.yaml"
-    return not path.is_file() or OmegaConf.load(path).hydra.job.name not in OTHER_COMMANDS
+    return not path.is_file() or read_yaml(path, _AGAIN)["hydra"]["job"]["name"] not in OTHER_COMMANDS
 
 
 def read_runs(folders: Iterable[Path]) -> list[Run]:
@@ -263,15 +265,72 @@ def _expanded(paths: Iterable[str | Path]) -> list[Path]:
     return found
 
 
-def _optional(path: Path) -> Any:
-    return read_json(path) if path.is_file() else None
+def _curve(path: Path, column: str) -> dict[int, float]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]  # a full disk may have cut the last line
+        return {int(r["step"]): float(r[column]) for r in csv.DictReader(whole.splitlines()) if r.get(column)}
+    except (csv.Error, OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a whole table of metrics ({error}). {_AGAIN}") from error
+
+
+def _optional(path: Path, kind: type) -> dict[str, Any] | None:
+    """What a file beside the results says of each query; None where there is no file."""
+    if not path.is_file():
+        return None
+    found = read_json(path, _AGAIN)
+    for query, value in found.items():
+        _require(path, query, value, kind)
+    return found
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    path = folder / RESULTS
     results = read_results(folder)
     if results is None:
         raise InputError(f"{folder}: {reason(folder)}. Go on with that run (resume=), or run it again.")
-    return results, OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    for key, kind in {"name": str, "seed": int, "steps": dict, "datasets": dict}.items():
+        _require(path, key, results.get(key), kind)
+    for point in ("base", "best", "last"):
+        if point in results["steps"]:
+            _require(path, f"steps.{point}", results["steps"][point], int)
+    for dataset, metrics in results["datasets"].items():
+        _require(path, f"datasets.{dataset}", metrics, dict)
+        for metric, points in metrics.items():
+            _require(path, f"datasets.{dataset}.{metric}", points, dict)
+            for point, value in points.items():
+                _require(path, f"datasets.{dataset}.{metric}.{point}", value, float)
+    for key in COSTS:
+        if results.get(key) is not None:
+            _require(path, key, results[key], float)
+    return results, _read_config(folder / "config.yaml")
+
+
+def _require(path: Path, key: str, value: Any, kind: type) -> None:
+    """Refuse a value of another kind; a whole number is a ``float``, and NaN is none."""
+    kinds = (int, float) if kind is float else (kind,)
+    if not isinstance(value, kinds) or isinstance(value, bool) or value != value:
+        raise InputError(f"{path}: {shown(key)} is {shown(value)}; expected a JSON {kind.__name__}. {_AGAIN}")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    config = read_yaml(path, _AGAIN)
+    for place, value, kind in (
+        ("data", config.get("data"), dict),
+        ("evaluation", config.get("evaluation"), dict),
+    ):
+        if value is not None:
+            _require(path, place, value, kind)
+    trained = (config.get("data") or {}).get("train") or []
+    evaluated = (config.get("evaluation") or {}).get("datasets") or []
+    for place, specs, key in (("data.train", trained, "corpus"), ("evaluation.datasets", evaluated, "path")):
+        _require(path, place, specs, list)
+        for spec in specs:
+            _require(path, place, spec, dict)
+            _require(path, f"{place}: {key}", spec.get(key), str)
+    return config
 
 
 def _spec(config: dict[str, Any], dataset: str) -> dict[str, Any]:

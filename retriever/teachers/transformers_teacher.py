@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from retriever.errors import InputError, choose, require_positive
+from retriever.pretrained import load
 from retriever.teachers.base import Teacher
 from retriever.teachers.pair_tokens import PairTokenizer, TokenizedPairs
 from retriever.tokens import micro_batches
@@ -172,29 +172,14 @@ def project_in_float32(linear: nn.Linear) -> None:
     linear.register_forward_pre_hook(lambda _, inputs: tuple(x.float() for x in inputs))
 
 
-_NOT_LOADED = (OSError, ValueError, ImportError, RuntimeError, KeyError, AttributeError, TypeError, UnpicklingError)
-
-
 def load_pretrained(auto_class: Any, model: str, revision: str | None, trust_remote_code: bool, **options: Any) -> Any:
     """``auto_class.from_pretrained``, with what goes wrong as an InputError."""
-    try:
-        return auto_class.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code, **options)
-    except (
-        OSError,
-        ValueError,
-        ImportError,
-        RuntimeError,
-        KeyError,
-        AttributeError,
-        TypeError,
-        UnpicklingError,
-    ) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise InputError(
-            f"The teacher {model!r} could not be loaded as {auto_class.__name__}: {reason}. Name a folder that holds "
-            "config.json, weights and tokenizer.json, or a model on the hub that this machine can reach, and the "
-            "teacher that fits its kind."
-        ) from error
+    advice = (
+        "Name a folder that holds config.json, weights and tokenizer.json, or a model on the hub that this machine can "
+        "reach, and the teacher that fits its kind."
+    )
+    options |= {"revision": revision, "trust_remote_code": trust_remote_code}
+    return load(auto_class, model, advice, **options)
 
 
 def position_limit(model: PreTrainedModel) -> int | None:
