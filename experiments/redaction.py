@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
@@ -49,12 +51,12 @@ def redact(value: Any, name: str = "") -> Any:
 
 
 def _redact_container(value: str, name: str) -> str:
-    try:
-        content = yaml.safe_load(value)
-        redacted = redact(content, name)
-        return value if redacted == content else str(redacted)
-    except yaml.YAMLError:
+    try:  # by Hydra's grammar: without a space, {token:abc} is a mapping there, and none in YAML
+        content = OverridesParser.create().parse_override(f"key={value}").value()
+    except HydraException:
         return HIDDEN  # what cannot be read cannot be known to hold none
+    redacted = redact(content, name)
+    return value if redacted == content else str(redacted)
 
 
 def redact_arguments(arguments: Sequence[str]) -> list[str]:

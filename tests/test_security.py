@@ -372,6 +372,7 @@ def test_an_id_alone_is_escaped_too():
         ("+token=abc", "+token=***"),
         ("++hub.token=abc", "++hub.token=***"),
         ("+hub={token: abc, port: 1}", "+hub={'token': '***', 'port': 1}"),
+        ("+hub={token:abc,port:1}", "+hub={'token': '***', 'port': 1}"),
         ("+tokens.token=[abc, def]", "+tokens.token=***"),
         ("+servers=[{password: abc}, {password: def}]", "+servers=[{'password': '***'}, {'password': '***'}]"),
         ("+hub={a: {b: {api_key: abc}}}", "+hub={'a': {'b': {'api_key': '***'}}}"),
