@@ -320,7 +320,7 @@ def hostile_comparison(small_run, small_scifact, small_lists, tmp_path):
     shutil.copytree(small_scifact, folder)
     corpus = [json.loads(line) for line in (folder / "corpus.jsonl").read_text().splitlines()]
     (folder / "corpus.jsonl").write_text(
-        "".join(json.dumps(r | {"title": f"{SCRIPT} | [x](javascript:y) {r['title']}"}) + "\n" for r in corpus)
+        "".join(json.dumps(r | {"title": f"{r['title']} {SCRIPT} | [x](javascript:y)"}) + "\n" for r in corpus)
     )
     queries = [json.loads(line) for line in (folder / "queries.jsonl").read_text().splitlines()]
     (folder / "queries.jsonl").write_text(
@@ -330,6 +330,7 @@ def hostile_comparison(small_run, small_scifact, small_lists, tmp_path):
     found = [QueryList(**{**vars(q), "query_type": f"human {SCRIPT}|"}) for q in read_query_lists(small_lists)]
     write_query_lists(lists, found, {"teacher": f"{SCRIPT} | [t](javascript:t)"})
     options = [o for o in small_run if not o.startswith(("evaluation.datasets", "data.train"))]
+    options += ["encoder.passage_max_length=128"]  # the markup does not crowd out the text
     options += [f"evaluation.datasets=[{{path: {folder}, name: 'x<script>|'}}]", "trainer.max_epochs=4"]
     options += [f"data.train=[{{path: {lists}, corpus: {folder}}}]", "module.learning_rate=3e-2"]
     train(config_of(*options), tmp_path / "run")
@@ -346,7 +347,8 @@ def test_reports_escape_all_text_of_corpora_and_queries(hostile_comparison):
     assert all(attributes["src"].startswith("data:image/png") for tag, attributes in found if tag == "img")
     assert not [name for _, attributes in found for name in attributes if name.startswith("on")]
     assert "default-src 'none'" in next(a["content"] for t, a in found if a.get("http-equiv"))
-    for text in ((report / "comparison.md").read_text(), (report / "comparison-queries.md").read_text(), card):
+    body = card.partition("\n---\n")[2]  # before it: YAML, which is data
+    for text in ((report / "comparison.md").read_text(), (report / "comparison-queries.md").read_text(), body):
         assert "alert(1)" in text or "x\\<script" in text
         assert not re.search(r"(?<!\\)<(script|img)", text), "an element"
         assert not re.search(r"(?<!\\)\]\(javascript", text) and not re.search(r"!\[x\]\(http", text), (
