@@ -30,7 +30,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
     def __init__(self) -> None:
         super().__init__()
-        self._best_of_last: set[str] | None = None  # None: this process has not written last.ckpt yet
+        self._best_of_last: set[str] | None = None  # None: this process knows of no last.ckpt
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Save, replacing what is there."""
@@ -42,6 +42,13 @@ class AtomicCheckpoints(TorchCheckpointIO):
                 path.replace(path.with_name(PREVIOUS))
         if path.name == LAST:
             self._remove_superseded(path.parent, _best(checkpoint))
+
+    def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """Load, and know what the checkpoint that is resumed from names."""
+        checkpoint = super().load_checkpoint(path, *arguments, **options)
+        if Path(path).name in (LAST, PREVIOUS):
+            self._best_of_last = _best(checkpoint)
+        return checkpoint
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Keep it for now: the checkpoints to resume from may name it. It goes when they no longer do."""

@@ -202,7 +202,7 @@ class QueryListDataModule(L.LightningDataModule):
         """One item is one batch of this rank."""
         loader = self._loader(self._train, self.order)
         self._sampler = loader.sampler
-        self._sampler.done = self._done
+        self._take_up()
         return loader
 
     def state_dict(self) -> dict[str, int]:
@@ -214,7 +214,19 @@ class QueryListDataModule(L.LightningDataModule):
         """Take up a resumed run."""
         self._done = state_dict["epoch"], state_dict["batches"]
         if self._sampler is not None:  # under FSDP, the loader is there before the checkpoint is read
-            self._sampler.done = self._done
+            self._take_up()
+
+    def _take_up(self) -> None:
+        """Have the sampler begin where a resumed run is.
+
+        Lightning names the epoch too late: loaders with workers have asked for their first batches by then.
+        """
+        self._sampler.done = self._done
+        if self._done is not None:
+            epoch, batches = self._done
+            limit = self.trainer.limit_train_batches if self.trainer else 1.0
+            length = int(len(self._sampler) * limit) if isinstance(limit, float) else min(len(self._sampler), limit)
+            self._sampler.set_epoch(epoch + (batches >= length))
 
     def val_dataloader(self) -> DataLoader:
         """The dev lists in their order, each once."""

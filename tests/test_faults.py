@@ -24,7 +24,7 @@ KILLS = int(os.environ.get("FAULT_KILLS", 1))
 KINDS = ("kill", "kill", "kill_within", "term", "full", "memory")
 TIMES = ("wall_time_s", "peak_memory_bytes", "seconds_of_work", "started", "finished")
 SPEED = "diagnostics/tokens_per_second"
-STATUS = {"kill": {-9}, "kill_within": {-9}, "term": {143}, "full": {0, 1, 2}, "memory": {1}, "worker": {0, 1}}
+STATUS = {"kill": {-9}, "kill_within": {-9, 0}, "term": {143}, "full": {0, 1, 2}, "memory": {1}, "worker": {0, 1}}
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +170,8 @@ def differences(got, whole):
     """Names of what differs; of metrics the rows."""
     found = []
     for name in sorted(k for k in got.keys() | whole.keys() if got.get(k) != whole.get(k)):
+        if "/step-" in name and name.endswith(".ckpt") and not (name in got and name in whole):
+            continue  # one of the superseded ones, which a kill may leave
         found.append(name)
         if name.endswith("metrics") and name in got:
             mine, theirs = got[name], whole[name]

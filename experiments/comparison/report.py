@@ -25,6 +25,8 @@ def write_report(comparison: Comparison, folder: Path) -> list[Path]:
         "comparison-queries.csv": query_csv(comparison),
         **{f"comparison-{name}.png": png for name, png in plots.items()},
     }
+    for torn in folder.glob(".comparison*.tmp"):
+        torn.unlink(missing_ok=True)
     for name, content in contents.items():
         with atomic_path(folder / name) as temporary:
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)
