@@ -38,6 +38,7 @@ SCHEMA = pa.schema(
 _METADATA_KEY = b"query_lists"
 _BLOCK = 10_000
 _BLOCK_CANDIDATES = 2_000_000
+_ROWS = 500
 _READ = 100
 _TAKEN = 100_000
 _STRINGS = ("query_ids", "queries", "query_types")
@@ -416,8 +417,17 @@ def _tables(path: Path) -> Iterator[tuple[pa.Table, list[int]]]:
     """Blocks of lists in the schema, with their line (or row) numbers."""
     if _format(path) == "parquet":
         _check_columns(path)
-        for done, table in parquet_blocks(path, _rows_of_a_block(path), SCHEMA.names, SCHEMA):
-            yield _no_nulls(path, table, done), list(range(done + 1, done + 1 + len(table)))
+        # a few rows at a time, for lists may be long; the footer's own counts crash Arrow where they are damaged
+        parts: list[pa.Table] = []
+        rows, candidates = 0, 0
+        for done, part in parquet_blocks(path, _ROWS, SCHEMA.names, SCHEMA):
+            parts.append(_no_nulls(path, part, done))
+            rows, candidates = rows + len(part), candidates + pc.sum(pc.list_value_length(part["passage_ids"])).as_py()
+            if rows >= _BLOCK or candidates >= _BLOCK_CANDIDATES:
+                yield pa.concat_tables(parts), list(range(done + len(part) - rows + 1, done + len(part) + 1))
+                parts, rows, candidates = [], 0, 0
+        if parts:
+            yield pa.concat_tables(parts), list(range(done + len(part) - rows + 1, done + len(part) + 1))
         return
     records: list[dict[str, Any]] = []
     numbers: list[int] = []
@@ -456,19 +466,6 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _is_list(kind: pa.DataType) -> bool:
     return any(check(kind) for check in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
-
-
-def _rows_of_a_block(path: Path) -> int:
-    """Fewer where lists are long: a block is in memory."""
-    file = open_parquet(path).metadata
-    groups = [file.row_group(number) for number in range(file.num_row_groups)]
-    candidates = sum(
-        group.column(at).num_values
-        for group in groups
-        for at in range(group.num_columns)
-        if group.column(at).path_in_schema.startswith("passage_ids.")
-    )
-    return max(1, min(_BLOCK, _BLOCK_CANDIDATES * file.num_rows // max(1, candidates)))
 
 
 def _checked_record(path: Path, number: int, record: dict[str, Any]) -> dict[str, Any]:

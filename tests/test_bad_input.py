@@ -476,7 +476,9 @@ def test_damaged_tables_of_other_tools(place):
     data = whole.read_bytes()
     right = imported(whole, "sentence_transformers")
     assert right == plain_rows("sentence_transformers", json_lines(LAYOUTS["sentence_transformers"]))
-    ways = dict(damages(data)) | {f"bit of {at}": flipped(data, at) for at in range(0, len(data), 1 if DRAWN else 41)}
+    # the footer has no checksum, and a column of another name is one that this layout may lack
+    pages = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    ways = dict(damages(data)) | {f"bit of {at}": flipped(data, at) for at in range(0, pages, 1 if DRAWN else 41)}
     for name, damaged in ways.items():
         path = place() / "lists.parquet"
         path.write_bytes(damaged)
