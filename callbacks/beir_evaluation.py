@@ -461,6 +461,6 @@ def read_per_query(path: Path, metric: str = "ndcg@10") -> dict[str, float]:
     if not isinstance(values, dict) or not values:
         raise InputError(f"{path}: no {metric!r} of queries in it. {remedy}")
     for query, value in values.items():
-        if not isinstance(value, int | float) or not 0 <= value <= 1:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
             raise InputError(f"{path}: {metric} of query {shown(query)} is {shown(value)}; expected 0 to 1. {remedy}")
     return values

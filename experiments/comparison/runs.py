@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,14 @@ class Run:
 
     def queries(self, dataset: str) -> dict[str, dict[str, Any]]:
         """Query id → ``query`` and ``relevant`` in words; empty where the run did not write them down."""
-        return _optional(self.folder / "queries" / f"{self.datasets[dataset]}.json", dict) or {}
+        path = self.folder / "queries" / f"{self.datasets[dataset]}.json"
+        found = _optional(path, dict) or {}
+        for query, words in found.items():
+            _require(path, f"{query}.query", words.get("query"), str)
+            _require(path, f"{query}.relevant", words.get("relevant"), list)
+            for title in words["relevant"]:
+                _require(path, f"{query}.relevant", title, str)
+        return found
 
     def curve(self, dataset: str) -> dict[int, float]:
         """Step → nDCG@10, over all parts of a run that was cut off and went on."""
@@ -291,6 +299,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise InputError(f"{folder}: {reason(folder)}. Go on with that run (resume=), or run it again.")
     for key, kind in {"name": str, "seed": int, "steps": dict, "datasets": dict}.items():
         _require(path, key, results.get(key), kind)
+    if not results["datasets"]:
+        raise InputError(f"{path}: the run was evaluated on no data set, so there is nothing to compare. {_AGAIN}")
     for point in ("base", "best", "last"):
         if point in results["steps"]:
             _require(path, f"steps.{point}", results["steps"][point], int)
@@ -307,9 +317,10 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _require(path: Path, key: str, value: Any, kind: type) -> None:
-    """Refuse a value of another kind; a whole number is a ``float``, and NaN is none."""
+    """Refuse a value of another kind; a whole number is a ``float``, and what is not finite is none."""
     kinds = (int, float) if kind is float else (kind,)
-    if not isinstance(value, kinds) or isinstance(value, bool) or value != value:
+    good = isinstance(value, kinds) and not isinstance(value, bool)
+    if not good or (kind is float and not abs(value) <= sys.float_info.max):
         raise InputError(f"{path}: {shown(key)} is {shown(value)}; expected a JSON {kind.__name__}. {_AGAIN}")
 
 
