@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from datamodules.files import atomic_path, sync
+from datamodules.files import atomic_path
 from retriever.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -37,9 +39,8 @@ class AtomicCheckpoints(TorchCheckpointIO):
         path = Path(path)
         with atomic_path(path) as temporary:
             torch.save(checkpoint, temporary)
-            sync(temporary)  # while there still is a last.ckpt
             if path.name == LAST and path.is_file():
-                path.replace(path.with_name(PREVIOUS))
+                _keep_as_previous(path)
         if path.name == LAST:
             self._remove_superseded(path.parent, _best(checkpoint))
 
@@ -61,6 +62,15 @@ class AtomicCheckpoints(TorchCheckpointIO):
         self._best_of_last = best
 
 
+def _keep_as_previous(path: Path) -> None:
+    """Give a file a second name; it keeps its own, so that there is a ``last.ckpt`` at every moment."""
+    with atomic_path(path.with_name(PREVIOUS)) as temporary:
+        try:
+            os.link(path, temporary)
+        except OSError:  # a file system without second names
+            shutil.copyfile(path, temporary)
+
+
 def has_checkpoint(folder: str | Path) -> bool:
     """Whether a run folder has something to resume from."""
     return any((Path(folder) / "checkpoints" / name).is_file() for name in (LAST, PREVIOUS))
@@ -79,7 +89,7 @@ def find_checkpoint(folder: str | Path) -> Path:
         )
     torn = []
     for path in (checkpoints / LAST, checkpoints / PREVIOUS):
-        if not path.is_file():  # a kill between two renames
+        if not path.is_file():
             continue
         damage = _damage(path)
         if damage is None:

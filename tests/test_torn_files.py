@@ -57,7 +57,7 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before(cut, tmp_path, caplog):
         with caplog.at_level(logging.WARNING):
             assert find_checkpoint(copy) == copy / "checkpoints" / PREVIOUS
         assert f"{LAST} is torn; going on from the checkpoint before it" in caplog.text
-    (checkpoints / LAST).unlink()  # a kill between two renames
+    (checkpoints / LAST).unlink()
     assert find_checkpoint(folder) == checkpoints / PREVIOUS
     flip_bit(checkpoints / PREVIOUS)
     with pytest.raises(InputError, match=r"no whole checkpoint is left: .*previous\.ckpt is torn\. Put a copy back"):
@@ -122,7 +122,7 @@ def test_torn_figures_of_a_finished_run_are_one_sentence_and_a_torn_curve_is_rea
     [group] = compare([tmp_path]).groups
     assert group.runs[0].curve("d") == {0: 0.3, 5: 0.3}
     truncate(tmp_path / "a" / "per_query" / "d" / "step-000005.json")
-    with pytest.raises(InputError, match=r"step-000005\.json: not a whole JSON file"):
+    with pytest.raises(InputError, match=r"step-000005\.json: not JSON"):
         compare([tmp_path])
 
 
