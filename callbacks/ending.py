@@ -39,7 +39,8 @@ class EndAtSigterm(L.Callback):
 
     Lightning's own handler only takes a note. The run then ends with its step, but with status 0, as if it were
     finished; a validation goes on to its end, which may take hours; and several ranks wait for one another inside of
-    the handler. Where no handler stood before (a caller's own process), Lightning's is left.
+    the handler. Where no handler stood before (a caller's own process), Lightning's is left. In a job of
+    submitit's, its own stands there, which passes over SIGTERM: such a job ends at SLURM's SIGKILL.
     """
 
     def __init__(self) -> None:

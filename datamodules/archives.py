@@ -58,7 +58,8 @@ def download_beir(name: str, data_dir: str | Path) -> Path:
     with FileLock(data_dir / f".{name}.lock"):
         if folder.is_dir():
             return folder
-        if not archive.is_file():
+        fetched = not archive.is_file()
+        if fetched:
             try:
                 with atomic_path(archive) as temporary:
                     download_url(_ADDRESS.format(name), str(temporary))
@@ -69,7 +70,8 @@ def download_beir(name: str, data_dir: str | Path) -> Path:
                 ) from error
         check_md5(archive, BEIR[name])
         unpack(archive, name, folder)
-    archive.unlink()
+        if fetched:  # one that was there before is the user's own
+            archive.unlink()
     return folder
 
 

@@ -228,7 +228,8 @@ def load_qrels(folder: str | Path, split: str) -> tuple[Path, dict[str, dict[str
         grade = whole_grade(columns[-1])
         if len(columns) != 3 or grade is None or not all(map(str.strip, columns)) or "\0" in line:
             raise InputError(
-                f"{path}:{number}: {shown(line)} is not 'query-id <tab> corpus-id <tab> whole number', up to 1,000,000."
+                f"{path}:{number}: {shown(line)} is not 'query-id <tab> corpus-id <tab> whole number', up to "
+                f"1,000,000; it has {len(columns)} columns."
             )
         query_id, passage_id = columns[:2]
         judged = qrels.setdefault(query_id, {})

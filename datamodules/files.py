@@ -59,9 +59,9 @@ def reserve(file: IO[bytes], size: int) -> None:
         os.posix_fallocate(file.fileno(), 0, size)
 
 
-def remove_torn(folder: Path) -> None:
-    """Remove what killed processes left below a folder that no other process is writing in."""
-    for torn in folder.rglob(".*.tmp"):
+def remove_torn(folder: Path, below: bool = True) -> None:
+    """Remove what killed processes left in a folder that no other process is writing in, and in those below it."""
+    for torn in (folder.rglob if below else folder.glob)(".*.tmp"):
         if torn.is_dir():
             shutil.rmtree(torn, ignore_errors=True)
         else:
@@ -214,7 +214,7 @@ def read_json(path: Path, remedy: str = "Remove it, and make it again.") -> dict
 
 def _json_object(where: str, text: str, remedy: str) -> dict[str, Any]:
     try:
-        value = json.loads(text, object_pairs_hook=_without_repeats)
+        value = _DECODER.decode(text)
     except RecursionError as error:
         raise InputError(f"{where}: not JSON that can be read (nested too deeply). {remedy}") from error
     except ValueError as error:
@@ -222,7 +222,7 @@ def _json_object(where: str, text: str, remedy: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{where}: a JSON {type(value).__name__}, where an object is expected. {remedy}")
     # only an escape makes half a character
-    if "\\ud" in text.lower() and _is_broken(json.dumps(value, ensure_ascii=False)):
+    if ("\\ud" in text or "\\uD" in text) and _is_broken(json.dumps(value, ensure_ascii=False)):
         raise InputError(f"{where}: a text has half a character in it (a lone surrogate, \\ud800 to \\udfff). {remedy}")
     return value
 
@@ -235,3 +235,6 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for number, key in enumerate(keys) if key in keys[:number])
         raise ValueError(f"the key {shown(twice)} stands twice in one object")
     return value
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_without_repeats)  # json.loads would make one for every line

@@ -1,4 +1,4 @@
-"""Reading Parquet files that others wrote: whole, valid, and what is wrong with them in words."""
+"""Reading Parquet files: whole, valid, and what is wrong with them in words."""
 
 from __future__ import annotations
 
@@ -30,6 +30,17 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     if twice is not None:
         raise InputError(f"{path}: two columns are called {shown(twice)}. Write it again without one of them.")
     return file
+
+
+def read_parquet(path: Path) -> pa.Table:
+    """Read a Parquet file whole; its pages are checked where the file has checksums.
+
+    Raises:
+        InputError: no such file, or a damaged one.
+    """
+    require_file(path)
+    with _in_words(path, "not a whole Parquet file"):
+        return pq.read_table(path, page_checksum_verification=True)
 
 
 def parquet_blocks(

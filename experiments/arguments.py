@@ -22,6 +22,7 @@ SPECS = {
     "retriever.encoder.TextEncoder.from_pretrained": EncoderSpec,
     "retriever.cross_encoder.CrossEncoder.from_pretrained": PairSpec,
 }
+_OURS = ("retriever", "datamodules", "callbacks")
 _HYDRAS = {"_target_", "_convert_", "_recursive_", "_partial_", "_args_"}
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
@@ -80,11 +81,15 @@ def _parameters(called: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
                 found.setdefault(parameter.name, hints.get(parameter.name, Any))
         if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
             return {name: hint for name, hint in found.items() if name != "self"}, False
+        if function.__module__.partition(".")[0] not in _OURS:  # it may do something of its own with the others
+            break
     return found, True
 
 
 def accepts(hint: Any, value: Any) -> bool:
     """Whether a value of YAML fits an annotation; what is neither plain nor a container of plain values always does."""
+    if hint in (Any, object):
+        return True
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
         return any(accepts(inner, value) for inner in get_args(hint))

@@ -14,6 +14,7 @@ from callbacks.diagnostics import Diagnostics
 from callbacks.scoring import METRICS
 from datamodules.files import file_name
 from experiments.arguments import SPECS, check_arguments, check_settings
+from experiments.redaction import redact
 from experiments.repeat import CONFIG
 from experiments.sweeps import first_difference
 from experiments.targets import check_targets
@@ -34,12 +35,18 @@ def check(config: DictConfig) -> None:
     """
     check_targets(config)
     check_arguments(config)
+    for name, switch in {"early_stopping": "patience", "diagnostics": "every_n_steps"}.items():
+        if config[name] is None:
+            raise InputError(f"{name} is null; to switch it off, say {name}.{switch}=null.")
     check_settings("early_stopping", OmegaConf.to_container(config.early_stopping, resolve=True), _early_stopping)
-    check_settings("diagnostics", OmegaConf.to_container(config.diagnostics, resolve=True), Diagnostics)
+    diagnostics = OmegaConf.to_container(config.diagnostics, resolve=True)
+    if diagnostics["every_n_steps"] is None:  # none are made
+        del diagnostics["every_n_steps"]
+    check_settings("diagnostics", diagnostics, Diagnostics)
     file_name("name", config.name)
     choose("criterion_mode", config.criterion_mode, ("min", "max"))
     require_positive(token_budget=config.token_budget)
-    _check_trainer(config.trainer)
+    _check_trainer(config.trainer, config.early_stopping.patience)
     _check_criterion(config)
     _check_model(config)
     if config.resume is not None:
@@ -61,13 +68,17 @@ def watched(config: DictConfig) -> list[tuple[str, str]]:
     return found
 
 
-def _check_trainer(trainer: DictConfig) -> None:
+def _check_trainer(trainer: DictConfig, patience: int | None) -> None:
     for name in ("max_epochs", "max_steps"):
         value = trainer.get(name)
         if value is not None and value < 1 and value != -1:
             raise InputError(f"trainer.{name} is {value}; it must be at least 1, or -1 for no limit.")
-    if trainer.get("max_epochs") in (None, -1) and trainer.get("max_steps") in (None, -1):
-        raise InputError("trainer.max_epochs and trainer.max_steps are both without a limit: the run would never end.")
+    limits = [trainer.get("max_steps") not in (None, -1), trainer.get("max_time") is not None, patience is not None]
+    if trainer.get("max_epochs") == -1 and not any(limits):
+        raise InputError(
+            "trainer.max_epochs and trainer.max_steps are both without a limit, and nothing else stops the run: it "
+            "would never end. Set one of them, trainer.max_time or early_stopping.patience."
+        )
     for name in ("accumulate_grad_batches", "num_nodes", "check_val_every_n_epoch", "log_every_n_steps"):
         if trainer.get(name) is not None and trainer[name] < 1:
             raise InputError(f"trainer.{name} is {trainer[name]}; it must be at least 1.")
@@ -135,7 +146,8 @@ def _built_on_nothing(config: DictConfig) -> Any:
     encoder.spec, encoder.dimension, encoder.name = stated, getattr(stated, "truncate_dim", None) or 2**31, "encoder"
     built = None
     for part in (config.data, config.module):
-        built, wrong = _try_to_build(part, encoder)
+        with torch.device("meta"):  # an objective's own weights take no room
+            built, wrong = _try_to_build(part, encoder)
         if wrong is not None:  # outside of the except block, or it would become its own context
             raise wrong
     return built if hasattr(built, "dev_metrics") else None
@@ -183,7 +195,7 @@ def _check_resumed(config: DictConfig) -> None:
     path = Path(config.resume) / CONFIG
     if not path.is_file():
         return
-    before = OmegaConf.load(path)
+    before, config = OmegaConf.load(path), OmegaConf.create(redact(OmegaConf.to_container(config, resolve=True)))
     for key in _MADE_WITH:
         old, new = (OmegaConf.select(c, key) for c in (before, config))
         old, new = (OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for v in (old, new))

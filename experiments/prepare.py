@@ -46,15 +46,16 @@ def prepare(config: DictConfig) -> list[Path]:
     if not any(counts[f"{group}.{part}"] for group in pipeline.groups for part in ("train", "dev")):
         raise InputError("No list is left: see the table of what each filter took, and loosen one (filter.…).")
     with FileLock(Path(config.work) / "output.lock"):  # shards that end together write the same files
-        remove_torn(output)
+        remove_torn(output, below=False)  # runs may be under way in folders of it
         written = [_copy(path, output) for path in sorted(outputs["split"].folder.glob("*.parquet"))]
+        write_json(output / "manifest.json", {name: o.manifest for name, o in outputs.items()})
+        card = teacher_card(pipeline)
+        if card:
+            write_json(output / "teacher_card.json", card)
     for other in sorted(set(output.glob("*.parquet")) - set(written)):
         log.warning("%s is of an earlier run, with other groups of queries; it stays as it is", other)
-    card = teacher_card(pipeline)
     if card:
         print_card(card, console)
-        write_json(output / "teacher_card.json", card)
-    write_json(output / "manifest.json", {name: o.manifest for name, o in outputs.items()})
     for path in written:
         log.info("%s: %s lists", path, counts[path.stem])
     return written

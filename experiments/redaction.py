@@ -19,10 +19,11 @@ from datamodules.files import atomic_path
 
 HIDDEN = "***"
 _SECRET_NAME = re.compile(
-    r"(^|[._-])((api|access|private|secret)[_-]?key|secret|token|password|passwd|credentials?|authorization)$", re.I
+    r"(^|[._-])((api|access|private|secret)[_-]?key|secret|((access|auth|api|hf)[_-]?)?token|password|passwd|credentials?|authorization)$",
+    re.I,
 )
 _SHORTEST = 8  # a shorter value of an environment variable may well be a common word
-_IN_ADDRESS = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
+_IN_ADDRESS = re.compile(r"(?<=://)[^/\s@]+(?=@)")
 
 
 def redact(value: Any, name: str = "") -> Any:

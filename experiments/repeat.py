@@ -30,6 +30,7 @@ FLAG = "--from"
 CONFIG, FOLLOWS = "config.yaml", "follows.yaml"
 NAME = "repeated"  # of the configuration, for Hydra
 _RUN = Path(__file__).parent / "conf" / "run.yaml"
+_ASKED_FOR = ("trust_remote_code", "_target_", "allowed_targets")  # what no folder may switch on
 _RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")  # ${oc.env:NAME}, not ${seed}
 _TYPED: list[list[str]] = []
 _MANY = 12  # packages named in a warning
@@ -137,7 +138,7 @@ def follows(config: DictConfig) -> dict[str, str]:
 
 def _follow(config: DictConfig, key: str, expression: Any) -> None:
     """Let a setting follow others again, if it does not change by that."""
-    if not isinstance(expression, str) or _RESOLVER.search(expression):
+    if not isinstance(expression, str) or _RESOLVER.search(expression) or key.rpartition(".")[2] in _ASKED_FOR:
         return
     try:
         recorded = OmegaConf.select(config, key)

@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils.logging import disable_progress_bar
@@ -36,7 +37,7 @@ from callbacks import (
     WholeCsvLogger,
 )
 from callbacks.atomic_checkpoints import LAST, find_checkpoint, has_checkpoint
-from callbacks.run_record import environment
+from callbacks.run_record import environment, read_results
 from datamodules.files import remove_torn, write_json
 from experiments.checks import check, watched
 from experiments.comparison.formats import print_tables
@@ -73,7 +74,7 @@ def train(config: DictConfig, folder: Path) -> dict:
         logger=WholeCsvLogger(folder, name="", version=""),
         enable_progress_bar=os.isatty(2),
         enable_checkpointing=config.save_checkpoints,
-        plugins=[*instantiate(config.trainer.get("plugins") or [], _convert_="all"), AtomicCheckpoints()],
+        plugins=[*instantiate(config.trainer.get("plugins") or [], _convert_="all"), AtomicCheckpoints(), *_slurm()],
     )
     with ExitStack() as stack:
         if trainer.is_global_zero:
@@ -110,6 +111,11 @@ def _fit(
     for logger in trainer.loggers:
         logger.finalize("success")
     return record
+
+
+def _slurm() -> list[SLURMEnvironment]:
+    """Without Lightning's own requeueing: its extra checkpoint would be taken for the base model's weights."""
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 
 def _callbacks(config: DictConfig, folder: Path, evaluation: BeirEvaluation) -> list[L.Callback]:
@@ -218,6 +224,9 @@ def application(config: DictConfig) -> float | None:
     folder = Path(config.resume or own).absolute()
     log.info("%s, seed %d → %s", config.name, config.seed, folder)
     if config.resume is not None and folder == own and not has_checkpoint(folder):
+        if read_results(folder) is not None:
+            log.info("%s is finished, and not run again", folder)
+            return None
         log.info("There is no checkpoint yet: the run begins.")  # one command, to start it and to start it again
         config.resume = None
     if HydraConfig.get().mode == RunMode.MULTIRUN:  # a sweep ends with one table of all

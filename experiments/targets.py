@@ -27,6 +27,7 @@ PROJECT = (
     "callbacks.RerankEvaluation",
 )
 LIBRARIES = (
+    "datetime.timedelta",  # how long ranks wait for each other
     "lightning.Trainer",
     "lightning.pytorch.strategies",
     "lightning.pytorch.plugins",
@@ -70,7 +71,7 @@ def _check(key: str, target: Any, allowed: Sequence[str], found_in_run: bool) ->
     if not isinstance(target, str):
         raise InputError(f"{key} is {target!r}; it is the dotted name of a class.")
     root = target.partition(".")[0]
-    if root in sys.stdlib_module_names:
+    if root in sys.stdlib_module_names and target not in LIBRARIES:
         raise InputError(f"{key} is {target!r}, of Python's standard library, which no configuration may call.")
     own = not found_in_run and _is_own(root)
     if not (own or any(_within(target, prefix) for prefix in (*PROJECT, *LIBRARIES, *allowed))):

@@ -6,7 +6,6 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
@@ -14,6 +13,7 @@ from callbacks.scoring import score_run
 from callbacks.statistics import paired_difference
 from datamodules.corpus import find_dataset, load_evaluation_set
 from datamodules.mining import Hits
+from datamodules.parquet_files import read_parquet
 from datamodules.stages.mine import table_to_hits
 from experiments.pipeline import Pipeline
 
@@ -31,7 +31,7 @@ def teacher_card(pipeline: Pipeline) -> dict[str, Any]:
         ``oracle`` is the best order of these candidates) and ``teacher minus`` (order → paired difference with its 95%
         interval); empty where no group is judged.
     """
-    scored = pq.read_table(pipeline.outputs["score"].file("scored.parquet"))
+    scored = read_parquet(pipeline.outputs["score"].file("scored.parquet"))
     card = {}
     for group, split in pipeline.judged_groups().items():
         folder = find_dataset(pipeline.config.corpus, pipeline.config.data_dir)
@@ -82,7 +82,7 @@ def _orders(pipeline: Pipeline, table: Any, inside: np.ndarray) -> dict[str, Run
     ids = pipeline.corpus.ids
     for file in sorted(mined.manifest["outputs"]):
         name = "fused" if file == "candidates.parquet" else file.removeprefix("run.").removesuffix(".parquet")
-        hits = table_to_hits(pq.read_table(mined.file(file)))
+        hits = table_to_hits(read_parquet(mined.file(file)))
         hits = Hits(hits.scores[inside], hits.rows[inside])
         orders[name] = {}
         for query, wanted, rows, values in zip(query_ids, candidates, hits.rows, hits.scores, strict=True):

@@ -279,6 +279,8 @@ class RetrieverModule(QueryListModule):
         """The parts of the objective, as it names them for two made-up queries, and what stands beside them."""
         if self.matryoshka is not None:  # its parts are named by the encoder's width
             return None
+        if type(self).validation_step is not RetrieverModule.validation_step:  # it may log others
+            return None
         try:
             parts = self._objective_in_full_precision(_EXAMPLE)
         except Exception:  # an objective of a user's that cannot do without a real batch

@@ -60,7 +60,9 @@ def load_whole(auto_class: Any, source: str, advice: str, may_lack: Callable[[st
         may_lack: asked about a weight's name and the prefix of the backbone's weights; true where it may be new.
         **options: for ``from_pretrained``.
     """
-    model, info = load(auto_class, source, advice, output_loading_info=True, **options)
+    loaded = load(auto_class, source, advice, output_loading_info=True, **options)
+    # a model folder's own code may give back the model alone
+    model, info = loaded if isinstance(loaded, tuple) else (loaded, {"missing_keys": ()})
     missing = sorted(name for name in info["missing_keys"] if not may_lack(name, f"{model.base_model_prefix}."))
     if missing:
         raise InputError(

@@ -206,9 +206,12 @@ def test_damaged_folders_are_listed_and_other_commands_folders_are_not(tmp_path)
         hydra.mkdir(parents=True)
         OmegaConf.save({"seed": 1}, hydra / "config.yaml")
         OmegaConf.save({"hydra": {"job": {"name": command}}}, hydra / "hydra.yaml")
+    (tmp_path / "starting" / ".hydra").mkdir(parents=True)
+    for name in ("config.yaml", "hydra.yaml"):  # Hydra writes them without renaming
+        (tmp_path / "starting" / ".hydra" / name).touch()
     comparison = compare([tmp_path])
     assert [arm.seeds for arm in comparison["d"]] == [[], [1]]
-    assert comparison.unfinished == [tmp_path / "2", tmp_path / "run"]
+    assert comparison.unfinished == [tmp_path / "2", tmp_path / "run", tmp_path / "starting"]
     assert "results.json without config.yaml: the folder is damaged" in markdown(comparison)
 
 

@@ -3,6 +3,7 @@
 import copy
 import re
 import sys
+from contextlib import nullcontext
 
 import pytest
 import yaml
@@ -13,10 +14,12 @@ from experiments import bench as bench_module
 from experiments import compare, dashboard, mteb
 from experiments import prepare as prepare_module
 from experiments import run as run_module
+from experiments.arguments import check_settings
 from experiments.checks import check
 from experiments.pipeline import Pipeline
 from experiments.run import train
 from retriever.errors import InputError
+from retriever.objectives import InfoNCE
 
 
 @pytest.fixture
@@ -94,7 +97,6 @@ def base():
         ("encoder.query_max_length=2", "encoder.query_max_length is 2; it must be at least 3"),
         ("trainer.precision=bf16mixed", r"trainer.precision is 'bf16mixed'; .*\(did you mean 'bf16-mixed'\?\)"),
         ("trainer.max_epochs=0", "trainer.max_epochs is 0; it must be at least 1, or -1"),
-        ("trainer.max_epochs=-1", "the run would never end"),
         ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val is -1"),
         ("data.normalization=minmax", "Did you mean 'list_minmax'?"),
         ("data.candidates=tops", "Did you mean 'top'?"),
@@ -113,6 +115,35 @@ def test_wrong_values_are_named_before_anything_is_loaded(base, never_loaded, ar
     with pytest.raises(InputError) as refused:
         check(config)
     assert re.search(message.removesuffix("?"), str(refused.value)), refused.value
+
+
+def test_a_run_may_be_ended_by_other_limits_than_epochs(base, never_loaded):
+    endless = {"trainer.max_epochs": -1, "early_stopping.patience": None}
+    for options, message in [
+        ({"trainer.max_epochs": -1}, None),
+        (endless | {"trainer.max_time": "00:01:00:00"}, None),
+        (endless, "it would never end"),
+        ({"diagnostics.every_n_steps": None}, None),
+        ({"diagnostics": None}, "diagnostics is null; to switch it off, say diagnostics.every_n_steps=null"),
+    ]:
+        config = copy.deepcopy(base)
+        for key, value in options.items():
+            OmegaConf.update(config, key, value, force_add=True)
+        with pytest.raises(InputError, match=message) if message else nullcontext():
+            check(config)
+
+
+class OwnWay:
+    """A class of a user's, which does something of its own with what it does not name."""
+
+    def __init__(self, layers, of=None, **options):
+        self.margin = options.pop("margin")
+
+
+def test_what_a_users_class_makes_of_its_arguments_is_its_own_business():
+    check_settings("module", {"layers": [1, 2], "of": {"a": 1}, "margin": 0.1}, OwnWay)
+    with pytest.raises(InputError, match=r"'margin'; InfoNCE takes"):
+        check_settings("module", {"margin": 0.1}, InfoNCE)
 
 
 def test_a_metric_of_no_evaluation_is_refused(small_run, small_scifact, never_loaded):
@@ -136,6 +167,7 @@ def test_a_run_goes_on_with_what_it_began_with(small_run, tmp_path):
     (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"")
     OmegaConf.save(OmegaConf.to_container(config_of(*small_run), resolve=True), tmp_path / "config.yaml")
     check(config_of(*small_run, f"resume={tmp_path}", "encoder.attention=eager", "trainer.max_epochs=9"))
+    check(config_of(*small_run, f"resume={tmp_path}", "encoder.query_max_length=${oc.decode:'64'}"))
     for option, message in {
         "encoder.query_prompt=x": "begun with encoder.query_prompt=, and this asks for x",
         "module.train_passage_encoder=false": "begun with module.train_passage_encoder=True",

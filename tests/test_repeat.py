@@ -145,6 +145,14 @@ def test_a_folder_decides_nothing_that_is_dangerous(tmp_path, content, message):
         read_run(tmp_path)
 
 
+def test_what_follows_what_switches_on_no_foreign_code(tmp_path):
+    (tmp_path / "config.yaml").write_text("encoder: {trust_remote_code: false}\nallow_test_selection: false\n")
+    (tmp_path / "follows.yaml").write_text('encoder.trust_remote_code: "${allow_test_selection}"\n')
+    config = read_run(tmp_path)
+    config.allow_test_selection = True
+    assert config.encoder.trust_remote_code is False
+
+
 def test_what_is_typed_is_believed(tmp_path):
     (tmp_path / "config.yaml").write_text("encoder: {trust_remote_code: true}\nhub: {token: '***'}\n")
     config = read_run(tmp_path, {"encoder.trust_remote_code", "hub.token"})

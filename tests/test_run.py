@@ -30,7 +30,7 @@ from datamodules.caches import embed
 from datamodules.corpus import load_evaluation_set
 from experiments import run as run_module
 from experiments.comparison.tables import compare
-from experiments.run import train
+from experiments.run import _slurm, train
 from retriever.encoder import TextEncoder
 from retriever.errors import InputError
 from retriever.losses import listwise_distillation
@@ -399,3 +399,11 @@ def test_sweep_on_other_processes_ends_with_the_table(small_run, tmp_path, name)
     options = ["trainer.max_epochs=1", "seed=1,2", "export=false", f"hydra.sweep.dir={tmp_path}/sweep"]
     finish(tmp_path / "sweep", start(tmp_path / "sweep", "-m", *small_run, *options, f"hydra/launcher={name}"))
     assert "| small | 1, 2 |" in (tmp_path / "sweep" / "comparison.md").read_text()
+
+
+def test_lightning_does_not_requeue_beside_slurm(monkeypatch):
+    """Its own checkpoint would be loaded where the base model is to be measured."""
+    assert _slurm() == []
+    for name in ("NTASKS", "JOB_ID", "PROCID", "LOCALID", "NODEID", "JOB_NAME"):
+        monkeypatch.setenv(f"SLURM_{name}", "train" if name == "JOB_NAME" else "1")
+    assert [environment.auto_requeue for environment in _slurm()] == [False]

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from hydra import compose, initialize_config_dir
 
 import experiments
@@ -13,15 +12,7 @@ from experiments.run import train
 CONF = Path(experiments.__file__).parent / "conf"
 
 
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-def test_quick_start_begins_at_the_published_figure(two_threads, tmp_path):
+def test_quick_start_begins_at_the_published_figure(tmp_path):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose(
             "run",

@@ -75,7 +75,8 @@ class SentenceTransformers:
         for name, value in record.items():
             if name in _LABELS or name in _QUERY or name in _NOT_PASSAGES or name.endswith(_ID_ENDINGS):
                 continue
-            if isinstance(value, list) and len({type(v) for v in value if v is not None}) > 1:
+            kinds = {type(v) for v in value if v is not None} if isinstance(value, list) else set()
+            if str in kinds and len(kinds) > 1:
                 raise InputError(f"{where}: {name!r} is {shown(value)}; expected texts alone (or nulls).")
             for text in value if isinstance(value, list) else [value]:
                 if not isinstance(text, str):  # a null (a shorter list), or a column that holds no text

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from datamodules.corpus import Corpus, find_dataset, judgement_files
 from datamodules.files import json_lines
 from datamodules.free_queries import QUERY_SOURCES, collect_queries
+from datamodules.parquet_files import read_parquet
 from datamodules.stages.stage import Output, Stage, table_writer
 from retriever.errors import InputError, choose
 from retriever.packaged_weights import file_sha256
@@ -111,7 +111,7 @@ class Collect(Stage):
     def _queries(self, name: str) -> Iterator[tuple[str, str, str, list[str]]]:
         options = self.groups[name]
         if options["source"] == "generated":
-            for row in pq.read_table(self.generated.file("queries.parquet")).to_pylist():
+            for row in read_parquet(self.generated.file("queries.parquet")).to_pylist():
                 yield row["query_id"], row["query"], row["query_type"], [row["passage_id"]]
         elif options["source"] == "file":
             yield from self._from_file(Path(options["path"]))

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from datamodules.parquet_files import read_parquet
 from datamodules.stages.stage import Output, Stage, table_writer
 from retriever.errors import InputError, choose, require_positive
 
@@ -114,7 +114,7 @@ class Filter(Stage):
 
     @cached_property
     def _table(self) -> pa.Table:
-        return pq.read_table(self.scored.file("scored.parquet"))
+        return read_parquet(self.scored.file("scored.parquet"))
 
     def _rules(self, table: pa.Table) -> Iterator[tuple[str, np.ndarray]]:
         if self.consistency_rank is not None:

@@ -11,10 +11,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from datamodules.corpus import Corpus
 from datamodules.engines import Answer, Engine
+from datamodules.parquet_files import read_parquet
 from datamodules.query_cleaning import clean_query
 from datamodules.query_types import QueryType
 from datamodules.stages.stage import Output, Stage, table_writer
@@ -139,7 +139,7 @@ class Generate(Stage):
 
     @cached_property
     def _passage_ids(self) -> list[str]:
-        return pq.read_table(self.sample.file("passages.parquet"))["passage_id"].to_pylist()
+        return read_parquet(self.sample.file("passages.parquet"))["passage_id"].to_pylist()
 
     def _attempt(
         self, tasks: list[tuple[QueryType, str, str]], number: int, attempt: int, advance: Callable[[int], None]

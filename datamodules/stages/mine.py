@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from datamodules.caches import cached_embeddings, cached_tokens, embed
 from datamodules.corpus import Corpus
 from datamodules.mining import Hits, bm25_search, fuse_ranks, fuse_scores
+from datamodules.parquet_files import read_parquet
 from datamodules.stages.stage import Output, Stage, table_writer
 from retriever.encoder import TextEncoder
 from retriever.errors import InputError, choose, require_positive
@@ -228,7 +228,7 @@ class Mine(Stage):
 
     @cached_property
     def _queries(self) -> pa.Table:
-        return pq.read_table(self.collected.file("queries.parquet"))
+        return read_parquet(self.collected.file("queries.parquet"))
 
     @cached_property
     def _positives(self) -> list[np.ndarray]:
@@ -239,7 +239,7 @@ class Mine(Stage):
         """Row → the row that stands for it, int64 [N]."""
         same = np.arange(len(self.corpus))
         if self.deduplicated:
-            removed = pq.read_table(self.deduplicated.file("removed.parquet"))
+            removed = read_parquet(self.deduplicated.file("removed.parquet"))
             removed = removed.filter(removed["kept_id"].is_valid())
             left, stays = (self.corpus.rows(removed[n].combine_chunks()) for n in ("passage_id", "kept_id"))
             same[left] = stays

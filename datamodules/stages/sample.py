@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from datamodules.corpus import Corpus
 from datamodules.files import lines
+from datamodules.parquet_files import read_parquet
 from datamodules.stages.deduplicate import KEPT
 from datamodules.stages.stage import Output, Stage, table_writer
 from retriever.errors import InputError, require_positive
@@ -104,7 +104,7 @@ class Sample(Stage):
         return {"passages": len(self._ids()), "excluded": len(self.exclude), "drawn": count}
 
     def _ids(self) -> pa.Array:
-        return pq.read_table(self.deduplicated.file("passages.parquet"))["passage_id"].combine_chunks()
+        return read_parquet(self.deduplicated.file("passages.parquet"))["passage_id"].combine_chunks()
 
 
 def _hash(passage_id: str, seed: int) -> float:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from datamodules.corpus import Corpus
 from datamodules.mining import Hits, fuse_scores
 from datamodules.normalization import normalize_scores
+from datamodules.parquet_files import read_parquet
 from datamodules.stages.collect import COLLECTED
 from datamodules.stages.mine import first_ranks, positive_rows, table_to_hits
 from datamodules.stages.stage import Output, Stage, table_writer
@@ -198,7 +198,7 @@ class Score(Stage):
 
     @cached_property
     def _queries(self) -> pa.Table:
-        return pq.read_table(self.collected.file("queries.parquet")).select(COLLECTED.names)
+        return read_parquet(self.collected.file("queries.parquet")).select(COLLECTED.names)
 
     @cached_property
     def _positives(self) -> list[np.ndarray]:
@@ -206,7 +206,7 @@ class Score(Stage):
 
     @cached_property
     def _candidates(self) -> Hits:
-        hits = table_to_hits(pq.read_table(self.mined.file("candidates.parquet")))
+        hits = table_to_hits(read_parquet(self.mined.file("candidates.parquet")))
         return Hits(hits.scores[:, : self.candidates], hits.rows[:, : self.candidates])
 
     @cached_property
@@ -215,7 +215,7 @@ class Score(Stage):
         in_order = self.mined.manifest["settings"]["retrievers"]
         names.sort(key=lambda n: list(in_order).index(n.removeprefix("run.").removesuffix(".parquet")))
         return {
-            n.removeprefix("run.").removesuffix(".parquet"): table_to_hits(pq.read_table(self.mined.file(n)))
+            n.removeprefix("run.").removesuffix(".parquet"): table_to_hits(read_parquet(self.mined.file(n)))
             for n in names
         }
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from datamodules.caches import cached_embeddings, cached_tokens
 from datamodules.corpus import EvaluationSet
 from datamodules.files import atomic_path
 from datamodules.leakage import Leak, find_leaks
+from datamodules.parquet_files import read_parquet
 from datamodules.query_lists import QueryList, write_query_lists
 from datamodules.splits import in_dev
 from datamodules.stages.stage import Output, Stage
@@ -147,7 +147,7 @@ class Split(Stage):
 
     @cached_property
     def _table(self) -> pa.Table:
-        return pq.read_table(self.filtered.file("filtered.parquet"))
+        return read_parquet(self.filtered.file("filtered.parquet"))
 
     def _leaks(self, table: pa.Table, judged: bool) -> list[Leak]:
         queries = table["query"].to_pylist()

@@ -23,7 +23,7 @@ from filelock import FileLock
 
 from datamodules.blocks import run_free_blocks
 from datamodules.files import atomic_path, read_json, remove_torn, write_json
-from datamodules.parquet_files import PARQUET
+from datamodules.parquet_files import PARQUET, read_parquet
 from datamodules.progress import progress_bar
 from retriever.errors import InputError
 from retriever.packaged_weights import file_sha256
@@ -236,7 +236,7 @@ def _run_one(stage: Stage, folder: Path, number: int, size: int, advance: Callab
 def _merge(stage: Stage, folder: Path, blocks: int, started: float) -> Output:
     began = time.time()
     remove_torn(folder)
-    counts = stage.finish((pq.read_table(_block(folder, n)) for n in range(blocks)), folder)
+    counts = stage.finish((read_parquet(_block(folder, n)) for n in range(blocks)), folder)
     seconds = [float(pq.read_schema(_block(folder, n)).metadata[_SECONDS]) for n in range(blocks)]
     names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.suffix in (".parquet", ".jsonl", ".json"))
     content = {

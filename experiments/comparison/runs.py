@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
 from callbacks.beir_evaluation import read_per_query
 from callbacks.run_record import RESULTS, read_results
 from datamodules.files import read_json
@@ -179,8 +183,11 @@ def reason(folder: Path) -> str:
 
 def _is_of_run(folder: Path) -> bool:
     """Whether a configuration may be a run's: the other commands keep theirs in ``.hydra``, too."""
-    path = folder / "hydra.yaml"
-    return not path.is_file() or read_yaml(path, _AGAIN)["hydra"]["job"]["name"] not in OTHER_COMMANDS
+    try:
+        hydra = OmegaConf.load(folder / "hydra.yaml")
+        return OmegaConf.select(hydra, "hydra.job.name") not in OTHER_COMMANDS
+    except (OSError, YAMLError, OmegaConfBaseException, AttributeError):  # none, or torn by a kill
+        return True
 
 
 def read_runs(folders: Iterable[Path]) -> list[Run]:
