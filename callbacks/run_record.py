@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import resource
@@ -20,7 +19,8 @@ import torch
 from callbacks.beir_evaluation import BeirEvaluation
 from callbacks.best_checkpoint import best_checkpoint_step
 from callbacks.scoring import METRICS
-from datamodules.files import write_json
+from datamodules.files import read_json, write_json
+from retriever.errors import InputError
 from retriever.module import Encoded, QueryListModule
 
 RESULTS = "results.json"
@@ -132,10 +132,10 @@ class RunRecord(L.Callback):
 def read_results(folder: Path) -> dict[str, Any] | None:
     """The content of a run's ``results.json``; None where it is missing or torn, so that the run is not finished."""
     try:
-        results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        results = read_json(folder / RESULTS)
+    except InputError:
         return None
-    return results if isinstance(results, dict) and {"name", "seed", "steps", "datasets"} <= results.keys() else None
+    return results if {"name", "seed", "steps", "datasets"} <= results.keys() else None
 
 
 def best_value(by_step: Mapping[Any, float], mode: str) -> float | None:

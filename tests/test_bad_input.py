@@ -728,6 +728,8 @@ def test_damaged_run_folders(place):
             cut = name in ("cut in the middle", "last byte missing", "first byte missing", "NUL bytes at the end")
             if not (cut and file.endswith(("csv", "yaml"))):
                 less = [right_without(right, file)] if file.endswith(("csv", "yaml")) else []
+                if file == "metrics.csv" and name == "no newline at the end":  # the last number may be half of one
+                    less.append([*right[:2], dict(list(right[2].items())[:-1]), *right[3:]])
                 TALLY.judge(f"{file}, {name}", lambda: compared(folder), right, *less, where=str(folder.parent))  # noqa: B023
         folder = run_folder(place())
         (folder / file).unlink()

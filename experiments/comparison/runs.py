@@ -135,17 +135,18 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
         InputError: a path without any run, or no finished run in all.
     """
     runs: list[Path] = []
-    unfinished = 0
+    unfinished: list[Path] = []
     for path in _expanded(paths):
         cut = find_unfinished([path])
         found = sorted(p.parent for p in path.rglob(RESULTS) if p.parent not in cut)  # torn results: cut off
         if not found and not cut:
             raise InputError(f"{path}: no results.json in or below it. Name folders of finished runs, or a sweep's.")
-        unfinished += len(cut)
+        unfinished += cut
         runs += [run for run in found if run not in runs]
     if not runs:
         raise InputError(
-            f"There is no whole results.json: none of {unfinished} run(s) is finished. See the runs' logs."
+            f"There is no whole results.json: none of {len(unfinished)} run(s) is finished. {unfinished[0]}: "
+            f"{reason(unfinished[0])}. See the runs' logs."
         )
     return runs
 
