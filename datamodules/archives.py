@@ -41,7 +41,8 @@ _SMALL = 2**24  # bytes that are no bomb, however they were packed
 def download_beir(name: str, data_dir: str | Path) -> Path:
     """Download and unpack a BEIR data set; its folder.
 
-    An archive that lies in ``data_dir`` already is used, and stays. Processes that share the folder wait for each other.
+    An archive that lies in ``data_dir`` already is used, and stays. Processes that share the folder wait for each
+    other.
 
     Args:
         name: one of ``BEIR``.
