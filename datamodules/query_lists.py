@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +35,7 @@ SCHEMA = pa.schema(
         ("teacher_scores", pa.list_(pa.float32())),
     ]
 )
+_T = TypeVar("_T")
 _METADATA_KEY = b"query_lists"
 _BLOCK = 10_000
 _BLOCK_CANDIDATES = 2_000_000
@@ -144,7 +145,7 @@ def write_query_lists(path: str | Path, query_lists: Iterable[QueryList], metada
         if _format(path) == "parquet":
             schema = SCHEMA.with_metadata({_METADATA_KEY: meta.encode()})
             with pq.ParquetWriter(temporary, schema, **PARQUET) as writer:
-                for block in _batched(query_lists):
+                for block in _in_blocks(query_lists, lambda each: (1, len(each.passage_ids))):
                     writer.write_table(pa.Table.from_pylist([asdict(q) for q in block], schema=schema))
                     count += len(block)
         else:
@@ -418,29 +419,18 @@ def _tables(path: Path) -> Iterator[tuple[pa.Table, list[int]]]:
     if _format(path) == "parquet":
         _check_columns(path)
         # a few rows at a time, for lists may be long; the footer's own counts crash Arrow where they are damaged
-        parts: list[pa.Table] = []
-        rows, candidates = 0, 0
-        for done, part in parquet_blocks(path, _ROWS, SCHEMA.names, SCHEMA):
-            parts.append(_no_nulls(path, part, done))
-            rows, candidates = rows + len(part), candidates + pc.sum(pc.list_value_length(part["passage_ids"])).as_py()
-            if rows >= _BLOCK or candidates >= _BLOCK_CANDIDATES:
-                yield pa.concat_tables(parts), list(range(done + len(part) - rows + 1, done + len(part) + 1))
-                parts, rows, candidates = [], 0, 0
-        if parts:
-            yield pa.concat_tables(parts), list(range(done + len(part) - rows + 1, done + len(part) + 1))
+        parts = (
+            (done, _no_nulls(path, part, done)) for done, part in parquet_blocks(path, _ROWS, SCHEMA.names, SCHEMA)
+        )
+        for block in _in_blocks(
+            parts, lambda p: (len(p[1]), pc.sum(pc.list_value_length(p[1]["passage_ids"])).as_py())
+        ):
+            table = pa.concat_tables(part for _, part in block)
+            yield table, list(range(block[0][0] + 1, block[0][0] + len(table) + 1))
         return
-    records: list[dict[str, Any]] = []
-    numbers: list[int] = []
-    candidates = 0
-    for number, record in json_lines(path):
-        records.append(_checked_record(path, number, record))
-        numbers.append(number)
-        candidates += len(records[-1]["passage_ids"])
-        if len(records) == _BLOCK or candidates >= _BLOCK_CANDIDATES:
-            yield pa.Table.from_pylist(records, schema=SCHEMA), numbers
-            records, numbers, candidates = [], [], 0
-    if records:
-        yield pa.Table.from_pylist(records, schema=SCHEMA), numbers
+    records = ((number, _checked_record(path, number, record)) for number, record in json_lines(path))
+    for block in _in_blocks(records, lambda r: (1, len(r[1]["passage_ids"]))):
+        yield pa.Table.from_pylist([record for _, record in block], schema=SCHEMA), [number for number, _ in block]
 
 
 def _check_columns(path: Path) -> None:
@@ -528,16 +518,17 @@ def _ragged(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
     return merged.flatten(), merged.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
 
 
-def _batched(query_lists: Iterable[QueryList]) -> Iterator[list[QueryList]]:
-    """Blocks for the row groups of a file; fewer lists where they are long."""
-    block: list[QueryList] = []
-    candidates = 0
-    for query_list in query_lists:
-        block.append(query_list)
-        candidates += len(query_list.passage_ids)
-        if len(block) == _BLOCK or candidates >= _BLOCK_CANDIDATES:
+def _in_blocks(items: Iterable[_T], size: Callable[[_T], tuple[int, int]]) -> Iterator[list[_T]]:
+    """Blocks of about ``_BLOCK`` lists, fewer where they are long; ``size``: lists and candidates of an item."""
+    block: list[_T] = []
+    lists, candidates = 0, 0
+    for item in items:
+        block.append(item)
+        more_lists, more_candidates = size(item)
+        lists, candidates = lists + more_lists, candidates + more_candidates
+        if lists >= _BLOCK or candidates >= _BLOCK_CANDIDATES:
             yield block
-            block, candidates = [], 0
+            block, lists, candidates = [], 0, 0
     if block:
         yield block
 

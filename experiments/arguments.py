@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.targets import nodes
 from retriever.cross_encoder import PairSpec
 from retriever.encoder import EncoderSpec
-from retriever.errors import InputError
+from retriever.errors import InputError, did_you_mean
 
 # what a function that takes **spec takes with it
 SPECS = {
@@ -41,21 +41,20 @@ def check_arguments(config: DictConfig) -> None:
 def check_settings(key: str, settings: Mapping[str, Any], called: Callable[..., Any], spec: type | None = None) -> None:
     """Compare settings with what a class or function takes; ``spec``: a class whose fields it takes, too."""
     known, is_open = _parameters(called)
+    fields = get_type_hints(spec) if spec is not None else {}
     if spec is not None:
-        known, is_open = known | get_type_hints(spec), False
+        known, is_open = known | fields, False
     for name, value in settings.items():
         if name in _HYDRAS:
             continue
         if name not in known:
             if is_open:
                 continue
-            near = get_close_matches(name, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
             raise InputError(
                 f"{key} has an unexpected keyword argument {name!r}; {called.__qualname__} takes "
-                f"{', '.join(sorted(known))}.{hint}"
+                f"{', '.join(sorted(known))}.{did_you_mean(name, known)}"
             )
-        if value is None and spec is not None and name in get_type_hints(spec):
+        if value is None and name in fields:
             continue  # the model's own
         if value != "???" and not accepts(known[name], value):
             raise InputError(f"{key}.{name} is {value!r}; it must be {words(known[name], value)}.")

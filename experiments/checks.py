@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -11,8 +10,9 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from callbacks.diagnostics import Diagnostics
+from callbacks.run_record import RESULTS
 from callbacks.scoring import METRICS
-from datamodules.files import file_name
+from datamodules.files import file_name, read_json
 from experiments.arguments import SPECS, check_arguments, check_settings
 from experiments.redaction import redact
 from experiments.repeat import CONFIG
@@ -167,7 +167,7 @@ def _try_to_build(part: DictConfig, encoder: torch.nn.Module) -> tuple[Any, Inpu
 def _check_model(config: DictConfig) -> None:
     """Refuse prompts and passages other than those that a run's exported model was trained with."""
     folder = Path(config.encoder.model)
-    record = folder.parent / "results.json"
+    record = folder.parent / RESULTS
     if not (folder.is_dir() and record.is_file()):
         return
     stated = read_spec(folder)
@@ -179,8 +179,8 @@ def _check_model(config: DictConfig) -> None:
                 f"would not read the same. Say encoder.{name}=null to take the model's own."
             )
     try:
-        trained = json.loads(record.read_text(encoding="utf-8")).get("train_passage_encoder", True)
-    except (ValueError, AttributeError):
+        trained = read_json(record).get("train_passage_encoder", True)
+    except InputError:
         return
     if trained is False and config.module.get("train_passage_encoder") is False:
         raise InputError(

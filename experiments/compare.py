@@ -18,11 +18,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
 from callbacks.ending import end_at_sigterm
-from datamodules.files import atomic_path, disk_full, is_disk_full
+from datamodules.files import atomic_path, is_disk_full
 from experiments.comparison.formats import markdown, print_tables
 from experiments.comparison.measured import BASE
 from experiments.comparison.tables import POINTS, Comparison, compare
-from experiments.hydra_errors import KindParser
+from experiments.hydra_errors import KindParser, explain
 from retriever.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -70,12 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     end_at_sigterm()
     try:
         _compare(options)
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        if not is_disk_full(error):
+    except (InputError, OSError) as error:
+        if not isinstance(error, InputError) and not is_disk_full(error):
             raise
-        sys.exit(f"error: {disk_full(error.filename or 'A file')}")
+        sys.exit(f"error: {explain(error)}")
 
 
 def _compare(options: argparse.Namespace) -> None:

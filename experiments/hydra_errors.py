@@ -8,7 +8,6 @@ import re
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from callbacks.ending import end_at_sigterm
 from datamodules.files import disk_full, is_disk_full
 from experiments.repeat import NAME
-from retriever.errors import InputError
+from retriever.errors import InputError, did_you_mean
 
 
 def run_kindly(application: Callable[[], None]) -> None:
@@ -61,7 +60,8 @@ def explain(error: BaseException) -> str:
             place = parent._get_full_key("")
             valid = sorted(map(str, parent.keys()))
             return (
-                f"There is no {key!r} in {place or 'the configuration'}; it has {', '.join(valid)}.{_hint(key, valid)}"
+                f"There is no {key!r} in {place or 'the configuration'}; it has {', '.join(valid)}."
+                f"{did_you_mean(key, valid)}"
             )
     group = re.match(r"Could not override '([\w/@.]+)'", str(chain[0]))
     if group and NAME in sys.argv:
@@ -86,9 +86,9 @@ class KindParser(ArgumentParser):
         choices = [str(choice) for action in self._actions for choice in action.choices or ()]
         words = [word.strip("',:").partition("=")[0] for word in message.split("(choose")[0].split()]
         wrong = [w for w in words if w.startswith("--") and w not in options]
-        hints = [_hint(word, options) for word in wrong]
+        hints = [did_you_mean(word, options) for word in wrong]
         if "invalid choice" in message:
-            hints.append(_hint(words[-1], choices))
+            hints.append(did_you_mean(words[-1], choices))
         super().error(message + next(filter(None, hints), ""))
 
 
@@ -102,11 +102,6 @@ def _missing_option(error: MissingConfigException) -> str:
         return str(error).strip()
     plugins = " Is its plugin installed? pip install '.[cluster]' brings launchers."
     return (
-        f"There is no {option!r} in {group}; it has {', '.join(valid)}.{_hint(option, valid)}"
+        f"There is no {option!r} in {group}; it has {', '.join(valid)}.{did_you_mean(option, valid)}"
         f"{plugins if group == 'hydra' else ''}"
     )
-
-
-def _hint(wrong: object, valid: list[str]) -> str:
-    near = get_close_matches(str(wrong), valid, n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""

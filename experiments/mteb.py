@@ -12,6 +12,7 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
+from callbacks.run_record import RESULTS
 from datamodules.corpus import EvaluationSet, load_evaluation_set
 from experiments.comparison.runs import read_runs
 from experiments.hydra_errors import KindParser
@@ -110,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         data = load_evaluation_set(options.dataset, options.split)
         figures = mteb_figures(options.model, data, options.passages)
-        recorded = _recorded(Path(options.model).parent / "results.json", data.name)
+        recorded = _recorded(Path(options.model).parent / RESULTS, data.name)
     except InputError as error:
         sys.exit(f"error: {error}")
     for metric, value in figures.items():

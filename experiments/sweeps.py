@@ -21,6 +21,7 @@ from callbacks.run_record import read_results
 from datamodules.files import atomic_path
 from experiments.hydra_errors import explain
 from experiments.redaction import redact
+from experiments.repeat import CONFIG
 from retriever.distributed import world_size
 from retriever.errors import InputError
 
@@ -66,7 +67,7 @@ def run_of_sweep(config: DictConfig, folder: Path, train: Callable[[DictConfig, 
     """
     results, cut_off = read_results(folder), has_checkpoint(folder)
     begun = results is not None or cut_off
-    damaged = begun and not (folder / "config.yaml").is_file()
+    damaged = begun and not (folder / CONFIG).is_file()
     if begun and not damaged:
         _refuse_other_configuration(config, folder)
     if rank_zero_only.rank == 0:
@@ -119,7 +120,7 @@ class FailedRuns(Callback):
 def _refuse_other_configuration(config: DictConfig, folder: Path) -> None:
     # without secrets, written and read again, as the other one was
     asked = OmegaConf.create(OmegaConf.to_yaml(redact(OmegaConf.to_container(config, resolve=True))))
-    found = first_difference(*(OmegaConf.to_container(c) for c in (OmegaConf.load(folder / "config.yaml"), asked)))
+    found = first_difference(*(OmegaConf.to_container(c) for c in (OmegaConf.load(folder / CONFIG), asked)))
     if found:
         key, old, new = found
         raise InputError(

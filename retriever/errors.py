@@ -18,9 +18,15 @@ def choose(what: str, value: str, valid: Iterable[str]) -> str:
     valid = list(valid)
     if value in valid:
         return value
-    near = get_close_matches(str(value), valid, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise InputError(f"{what} is {value!r}; valid values are {', '.join(map(repr, valid))}.{hint}")
+    raise InputError(
+        f"{what} is {value!r}; valid values are {', '.join(map(repr, valid))}.{did_you_mean(value, valid)}"
+    )
+
+
+def did_you_mean(wrong: object, valid: Iterable[str]) -> str:
+    """A sentence, with a blank before it, that names the nearest of ``valid``; empty where none is near."""
+    near = get_close_matches(str(wrong), valid, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def require_positive(**values: float) -> None:

@@ -50,6 +50,14 @@ def load(auto_class: Any, source: str, advice: str, **options: Any) -> Any:
         ) from error
 
 
+def load_telling(auto_class: Any, source: str, advice: str, **options: Any) -> tuple[Any, list[str]]:
+    """As :func:`load`; the model, and the names of its weights that its files lack, which are random then."""
+    loaded = load(auto_class, source, advice, output_loading_info=True, **options)
+    # a model folder's own code may give back the model alone
+    model, info = loaded if isinstance(loaded, tuple) else (loaded, {"missing_keys": ()})
+    return model, sorted(info["missing_keys"])
+
+
 def load_whole(auto_class: Any, source: str, advice: str, may_lack: Callable[[str, str], bool], **options: Any) -> Any:
     """As :func:`load`, and refuse a folder without all weights: the library would begin with random ones there.
 
@@ -60,10 +68,8 @@ def load_whole(auto_class: Any, source: str, advice: str, may_lack: Callable[[st
         may_lack: asked about a weight's name and the prefix of the backbone's weights; true where it may be new.
         **options: for ``from_pretrained``.
     """
-    loaded = load(auto_class, source, advice, output_loading_info=True, **options)
-    # a model folder's own code may give back the model alone
-    model, info = loaded if isinstance(loaded, tuple) else (loaded, {"missing_keys": ()})
-    missing = sorted(name for name in info["missing_keys"] if not may_lack(name, f"{model.base_model_prefix}."))
+    model, new = load_telling(auto_class, source, advice, **options)
+    missing = [name for name in new if not may_lack(name, f"{model.base_model_prefix}.")]
     if missing:
         raise InputError(
             f"The model of {source!r} lacks {len(missing)} weights, {shown(missing[0])} among them: they are those of "

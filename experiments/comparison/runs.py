@@ -18,7 +18,8 @@ from callbacks.beir_evaluation import read_per_query
 from callbacks.run_record import RESULTS, read_results
 from datamodules.files import read_json
 from datamodules.yaml_files import read_yaml
-from experiments.sweeps import PLACES
+from experiments.repeat import CONFIG
+from experiments.sweeps import ERROR_FILE, PLACES
 from retriever.errors import InputError, shown
 
 COSTS = ("wall_time_s", "peak_memory_bytes", "passages_encoded", "tokens_encoded")
@@ -56,7 +57,7 @@ class Run:
 
     def mean(self, dataset: str, metric: str, point: str) -> float:
         """A metric's mean over the queries at a point (``base``, ``best``, ``last``)."""
-        path, own = self.folder / "results.json", self.datasets[dataset]
+        path, own = self.folder / RESULTS, self.datasets[dataset]
         value = self.results["datasets"][own].get(metric, {}).get(point)
         _require(path, f"datasets.{own}.{metric}.{point}", value, float)
         return value
@@ -64,7 +65,7 @@ class Run:
     def values(self, dataset: str, point: str) -> dict[str, float]:
         """Query id → nDCG@10 at a point."""
         step = self.results["steps"].get(point)
-        _require(self.folder / "results.json", f"steps.{point}", step, int)
+        _require(self.folder / RESULTS, f"steps.{point}", step, int)
         path = self.folder / "per_query" / self.datasets[dataset] / f"step-{step:06d}.json"
         if not path.is_file():
             raise InputError(
@@ -159,14 +160,14 @@ def find_unfinished(paths: Iterable[str | Path]) -> list[Path]:
     runs: list[Path] = []
     for path in _expanded(paths):
         # .hydra/config.yaml is there before the run's own; a W&B folder inside of a run holds a config.yaml, too
-        configs = (p.parent for p in path.rglob("config.yaml"))
+        configs = (p.parent for p in path.rglob(CONFIG))
         configured = {p.parent if p.name == ".hydra" else p for p in configs if _is_of_run(p)}
-        candidates = sorted(configured | {p.parent for p in path.rglob("results.json")})
+        candidates = sorted(configured | {p.parent for p in path.rglob(RESULTS)})
         outermost: list[Path] = []
         for candidate in candidates:
             if not any(run in candidate.parents for run in outermost):
                 outermost.append(candidate)
-        whole = {r for r in outermost if read_results(r) is not None and (r / "config.yaml").is_file()}
+        whole = {r for r in outermost if read_results(r) is not None and (r / CONFIG).is_file()}
         runs += [run for run in outermost if run not in whole and run not in runs]
     return runs
 
@@ -177,7 +178,7 @@ def reason(folder: Path) -> str:
         damaged = read_results(folder) is not None  # and no configuration
         what = "without config.yaml: the folder is damaged" if damaged else "is not a whole results file"
         return f"{RESULTS} {what}"
-    path = folder / "error.txt"
+    path = folder / ERROR_FILE
     lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines() if path.is_file() else []
     return lines[0] if lines else "no results.json: it failed, was cut off, or is under way"
 
@@ -321,7 +322,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     for key in COSTS:
         if results.get(key) is not None:
             _require(path, key, results[key], float)
-    return results, _read_config(folder / "config.yaml")
+    return results, _read_config(folder / CONFIG)
 
 
 def _require(path: Path, key: str, value: Any, kind: type) -> None:

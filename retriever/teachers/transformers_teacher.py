@@ -13,12 +13,16 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from retriever.errors import InputError, choose, require_positive
-from retriever.pretrained import load
+from retriever.pretrained import load, load_telling
 from retriever.teachers.base import Teacher
 from retriever.teachers.pair_tokens import PairTokenizer, TokenizedPairs
 from retriever.tokens import micro_batches
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_ADVICE = (
+    "Name a folder that holds config.json, weights and tokenizer.json, or a model on the hub that this machine can "
+    "reach, and the teacher that fits its kind."
+)
 
 
 class TransformersTeacher(Teacher):
@@ -119,15 +123,8 @@ class TransformersTeacher(Teacher):
 
     def _pretrained(self, auto_class: Any, what: str) -> PreTrainedModel:
         """The model through one of transformers' Auto classes; refused where a weight is not in its files."""
-        model, loading = load_pretrained(
-            auto_class,
-            self.name,
-            self.revision,
-            self.trust_remote_code,
-            dtype=DTYPES[self.dtype],
-            output_loading_info=True,
-        )
-        missing = sorted(loading["missing_keys"])
+        source = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+        model, missing = load_telling(auto_class, self.name, _ADVICE, dtype=DTYPES[self.dtype], **source)
         if missing:
             raise InputError(
                 f"{self.name} holds no weights for {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}, so it "
@@ -172,14 +169,9 @@ def project_in_float32(linear: nn.Linear) -> None:
     linear.register_forward_pre_hook(lambda _, inputs: tuple(x.float() for x in inputs))
 
 
-def load_pretrained(auto_class: Any, model: str, revision: str | None, trust_remote_code: bool, **options: Any) -> Any:
+def load_pretrained(auto_class: Any, model: str, revision: str | None, trust_remote_code: bool) -> Any:
     """``auto_class.from_pretrained``, with what goes wrong as an InputError."""
-    advice = (
-        "Name a folder that holds config.json, weights and tokenizer.json, or a model on the hub that this machine can "
-        "reach, and the teacher that fits its kind."
-    )
-    options |= {"revision": revision, "trust_remote_code": trust_remote_code}
-    return load(auto_class, model, advice, **options)
+    return load(auto_class, model, _ADVICE, revision=revision, trust_remote_code=trust_remote_code)
 
 
 def position_limit(model: PreTrainedModel) -> int | None:
