@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+import torch
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -19,6 +20,8 @@ from callbacks.ending import end_at_sigterm
 from datamodules.files import disk_full, is_disk_full
 from experiments.repeat import NAME
 from retriever.errors import InputError, did_you_mean
+
+_NO_MEMORY = (MemoryError, torch.OutOfMemoryError)
 
 
 def run_kindly(application: Callable[[], None]) -> None:
@@ -35,7 +38,7 @@ def run_kindly(application: Callable[[], None]) -> None:
         sys.stderr.write(f"error: {explain(error)}\n")
         sys.exit(2)
     except Exception as error:
-        if not is_disk_full(error):
+        if not (is_disk_full(error) or isinstance(error, _NO_MEMORY)):
             raise
         sys.stderr.write(f"error: {explain(error)}\n")
         sys.exit(2)
@@ -52,6 +55,14 @@ def explain(error: BaseException) -> str:
     if is_disk_full(error):
         named = [cause.filename for cause in chain if isinstance(cause, OSError) and cause.filename]
         return disk_full(named[-1] if named else "A file")
+    if isinstance(error, _NO_MEMORY):
+        where = "The GPU's" if isinstance(error, torch.OutOfMemoryError) else "This machine's"
+        said = str(error).strip().split(". ")[0] or type(error).__name__
+        return (
+            f"{where} memory is full ({said}). Lower token_budget (and module.kept_tokens, where set): it bounds the "
+            "memory of a step whatever the batch size. Frozen passages (module.train_passage_encoder=false) and "
+            "encoder.lora take less, too."
+        )
     for cause in chain:
         # a key that is not there: OmegaConf's errors know the node that was asked
         parent = getattr(cause, "parent_node", None)

@@ -188,7 +188,7 @@ class TextEncoder(nn.Module):
             raise InputError(f"{source}: the model's own files say that {error}") from error
         encoder = cls(backbone, tokenizer, EncoderSpec(**merged), name=str(model))
         if encoder.packed and torch.cuda.is_available():
-            packing.check_flash()
+            packing.check_flash(backbone)
         if encoder.packed and not _packs(backbone):
             raise InputError(
                 f"encoder.attention is 'packed', but {model!r} gives other embeddings with it: its backbone offers no "

@@ -82,27 +82,33 @@ def _flash(
     ends = torch.tensor([0, *text_lengths]).cumsum(0).int().to(query.device, non_blocking=True)
     longest = max(text_lengths)
     q, k, v = (t[0].transpose(0, 1).contiguous() for t in (query, key, value))
-    window, gqa = (-1, 0) if causal else (-1, -1), q.shape[1] != k.shape[1]
-    out = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling, window_size=window, enable_gqa=gqa)
+    gqa = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}
+    window = (-1, 0) if causal else (-1, -1)
+    out = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling, window_size=window, **gqa)
     return out.unsqueeze(0)
 
 
-def check_flash() -> None:
-    """Whether this torch has the variable-length attention that a GPU is to use.
+def check_flash(backbone: PreTrainedModel) -> None:
+    """Whether this torch has the variable-length attention that a backbone is to use on a GPU.
 
     Raises:
         InputError: it has not, or an older one.
     """
+    needed = {"scale", "window_size"}
+    heads = getattr(backbone.config, "num_attention_heads", None)
+    if getattr(backbone.config, "num_key_value_heads", heads) != heads:
+        needed.add("enable_gqa")
     try:
         from torch.nn.attention.varlen import varlen_attn
 
-        offered = {"scale", "window_size", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys()
+        lacking = needed - inspect.signature(varlen_attn).parameters.keys()
     except ImportError:
-        offered = False
-    if not offered:
+        lacking = needed
+    if lacking:
         raise InputError(
             f"encoder.attention is 'packed', but torch {torch.__version__} lacks the variable-length attention for "
-            "GPUs that it needs (2.13 has it). Take encoder.attention=sdpa, or a newer torch."
+            f"GPUs that it needs (with {', '.join(sorted(lacking))}; 2.13 has it). Take encoder.attention=sdpa, or a "
+            "newer torch."
         )
 
 

@@ -103,7 +103,7 @@ def gradients(encoder, tokens, budget, seed=0):
     encoder.zero_grad()
     torch.manual_seed(seed)
     embeddings = encode(encoder, tokens, budget)
-    weights = torch.arange(embeddings.numel()).reshape(embeddings.shape).sin()
+    weights = torch.arange(embeddings.numel(), device=embeddings.device).reshape(embeddings.shape).sin()
     ((embeddings * weights).sum() ** 2).backward()
     return torch.cat([p.grad.flatten() for p in encoder.parameters() if p.grad is not None])
 
