@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import bm25s
 import numpy as np
 import Stemmer
 
@@ -55,6 +55,10 @@ def bm25_search(
     Returns:
         Hits [Q, k]; a passage that shares no word with the query is none of its hits.
     """
+    # bm25s starts JAX where that is installed, and JAX takes three quarters of a GPU's memory and orders ties otherwise
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    import bm25s
+
     if language not in Stemmer.algorithms():
         choose("mine.retrievers.bm25.bm25.language", language, Stemmer.algorithms())
     stemmer = Stemmer.Stemmer(language)
@@ -64,7 +68,7 @@ def bm25_search(
         bm25s.tokenize(list(passages), stopwords=stop_words, stemmer=stemmer, show_progress=False), show_progress=False
     )
     tokens = bm25s.tokenize(list(queries), stopwords=stop_words, stemmer=stemmer, show_progress=False)
-    rows, scores = index.retrieve(tokens, k=min(k, len(passages)), show_progress=False)
+    rows, scores = index.retrieve(tokens, k=min(k, len(passages)), show_progress=False, backend_selection="numpy")
     found = scores > 0
     return Hits(np.where(found, scores, -np.inf).astype(np.float32), np.where(found, rows, -1).astype(np.int64))
 

@@ -3,7 +3,10 @@
 Skipped where there is no GPU: ``pytest tests/test_gpu.py`` on a machine that has one.
 """
 
+import inspect
 import json
+import subprocess
+import sys
 
 import faiss
 import numpy as np
@@ -12,6 +15,7 @@ import torch
 from kills import killed_at
 from test_encoder import LENGTHS, TEXTS, gradients, save_backbone
 from test_run import cli, config_of, finish, metrics, start, weights
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from datamodules.caches import embed
@@ -24,6 +28,10 @@ from retriever.teachers.sequence_classifier import SequenceClassifier
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 needs_gpu_faiss = pytest.mark.skipif(not hasattr(faiss, "StandardGpuResources"), reason="this faiss is for CPUs alone")
+needs_grouped_queries = pytest.mark.skipif(
+    "enable_gqa" not in inspect.signature(varlen_attn).parameters,
+    reason="this torch's flash attention groups no queries",
+)
 BFLOAT16 = torch.autocast("cuda", torch.bfloat16)
 
 
@@ -53,7 +61,10 @@ def test_embeddings_and_gradients_are_the_cpus(tiny_model, attention):
         assert found.is_cuda and (found.cpu() - expected).norm() < 1e-4 * expected.norm()
 
 
-@pytest.mark.parametrize(("kind", "pooling"), [("bert", "cls"), ("roberta", "mean"), ("llama", "last")])
+@pytest.mark.parametrize(
+    ("kind", "pooling"),
+    [("bert", "cls"), ("roberta", "mean"), pytest.param("llama", "last", marks=needs_grouped_queries)],
+)
 def test_flash_attention_over_packed_texts_in_bfloat16(tiny_model, tmp_path, kind, pooling):
     folder = str(tiny_model) if kind == "bert" else save_backbone(kind, tiny_model, tmp_path)
     padded, packed = (
@@ -87,15 +98,15 @@ def test_dropout_replays_in_checkpointed_micro_batches(tiny_model):
 def test_step_memory_does_not_grow_with_the_batch(tiny_encoder):
     tiny_encoder.cuda()
 
-    def peak(times):
-        tokens = tiny_encoder.tokenize(TEXTS * times, "passage")
-        gradients(tiny_encoder, tokens, 512)
+    def peak(texts):
+        tokens = tiny_encoder.tokenize([TEXTS[2] * 8] * texts, "passage")
+        encode(tiny_encoder, tokens, 2048).sum().backward()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        gradients(tiny_encoder, tokens, 512)
+        encode(tiny_encoder, tokens, 2048).sum().backward()
         return torch.cuda.max_memory_allocated() - before
 
-    assert peak(1600) < 1.5 * peak(100)
+    assert peak(2000) < 1.2 * peak(100)
 
 
 def test_compiled_backbone_gives_the_same_gradients(tiny_model):
@@ -216,3 +227,11 @@ def test_a_full_gpu_is_one_sentence(gpu_run, tmp_path, monkeypatch, capsys):
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert "The GPU's memory is full" in said and "Lower token_budget" in said and "Traceback" not in said
+
+
+def test_bm25_leaves_the_gpu_alone():
+    pytest.importorskip("jax")
+    code = "from datamodules.mining import bm25_search; bm25_search(['a cell', 'b'], ['cell'], 2); import jax; "
+    code += "print(jax.default_backend())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "cpu", done.stderr

@@ -149,7 +149,8 @@ def test_last_steps_are_evaluated_where_training_ends_between_validations(small_
 
 def start(folder, *arguments, module="experiments.run", **variables):
     """A process of its own, with one thread; its output goes to a file beside the run folder."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CONF.parents[1]), **variables}
+    path = os.pathsep.join(filter(None, [str(CONF.parents[1]), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **variables}
     with open(f"{folder}.{time.monotonic_ns()}.log", "w") as log:
         line = [sys.executable, "-m", module, *arguments]
         return subprocess.Popen(line, env=environment, stdout=log, stderr=subprocess.STDOUT)
