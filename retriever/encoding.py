@@ -75,11 +75,11 @@ def in_micro_batches(
     Returns:
         The outputs [N, …], in the order of ``lengths``.
     """
-    parts = micro_batches(lengths, token_budget)
+    on_host = device_of(model).type == "cpu"
+    parts = micro_batches(lengths, token_budget, on_gpu=not on_host)
     sizes = [len(rows) * max(1, int(lengths[rows].max())) for rows in parts]
     behind = np.cumsum(sizes[::-1])[::-1]  # tokens of this and all later micro-batches
     with_gradient = torch.is_grad_enabled()
-    on_host = device_of(model).type == "cpu"
     if on_host:
         reuse_freed_memory()
 

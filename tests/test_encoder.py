@@ -56,6 +56,10 @@ def test_micro_batches_cover_all_texts_within_the_budget_with_little_padding():
     assert max(sizes) <= 4096
     assert sum(sizes) / lengths.sum() < 1.03
     assert [p.tolist() for p in micro_batches(np.array([50, 3]), 10)] == [[0], [1]]
+    full = micro_batches(lengths, 4096, on_gpu=True)
+    assert sorted(np.concatenate(full).tolist()) == list(range(2000))
+    sizes = [len(p) * lengths[p].max() for p in full]
+    assert max(sizes) <= 4096 and min(sizes[:-1]) > 4096 - 256 and len(full) < len(parts)
 
 
 def test_padding_stays_below_three_percent_on_real_lengths(scifact, tiny_encoder):

@@ -111,7 +111,7 @@ class Ours:
     def facts(self) -> dict[str, float]:
         """What was computed."""
         lengths = TokenizedTexts.concatenate([self.batch.queries, self.batch.passages]).lengths
-        parts = micro_batches(lengths, self.module.token_budget)
+        parts = micro_batches(lengths, self.module.token_budget, on_gpu=self.batch.list_mask.is_cuda)
         return {
             "distinct_share": len(self.batch.passage_keys) / float(self.batch.list_mask.sum()),
             "padding_share": padding_share(lengths, parts),

@@ -110,7 +110,7 @@ class TransformersTeacher(Teacher):
         # the model's own padding id first: decoders that classify find a row's last token by it
         pad_id = getattr(self.model.config.get_text_config(), "pad_token_id", None)
         pad_id = (self.tokenizer.pad_token_id or 0) if pad_id is None else pad_id
-        for rows in micro_batches(pairs.tokens.lengths, self.token_budget):
+        for rows in micro_batches(pairs.tokens.lengths, self.token_budget, on_gpu=self.device.type != "cpu"):
             ids, mask = pairs.tokens.padded(rows, pad_id, self.device)
             scores[rows] = self._logits(ids, mask, pairs, rows).float().cpu().numpy()
             if on_batch:
