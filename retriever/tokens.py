@@ -104,8 +104,8 @@ def micro_batches(lengths: np.ndarray, token_budget: int, *, on_gpu: bool = Fals
 
     Texts are sorted by length, the longest first, so that a budget that is too large for the memory fails at once. On a
     CPU a micro-batch ends early where the next text is more than 3% shorter than its longest, unless it has fewer than
-    256 tokens (or an eighth of the budget); so hardly any padding is computed. On a GPU none does: launching the kernels
-    of one more micro-batch takes longer than that padding. A text longer than the budget stands alone.
+    256 tokens (or an eighth of the budget); so hardly any padding is computed. On a GPU none does: launching the
+    kernels of one more micro-batch takes longer than that padding. A text longer than the budget stands alone.
 
     Args:
         lengths: tokens of each text, [N].
