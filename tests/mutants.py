@@ -171,9 +171,11 @@ def mutants_of(module: ModuleType) -> Iterator[Mutant]:
                 new = ast.copy_location(copy.deepcopy(new), node)
                 setattr(parent, field, new) if number is None else held.__setitem__(number, new)
                 code = code_of(compile(ast.fix_missing_locations(tree), module.__file__, "exec"), name)
+                sound = live(module, name).__code__
                 shown = node.test if isinstance(node, ast.If) else node
                 after = new.test if isinstance(new, ast.If) else new
-                yield Mutant(module, name, node.lineno, f"{ast.unparse(shown)} → {ast.unparse(after)}", code)
+                if code.co_freevars == sound.co_freevars:  # else, as without super(), it fits no living function
+                    yield Mutant(module, name, node.lineno, f"{ast.unparse(shown)} → {ast.unparse(after)}", code)
                 setattr(parent, field, held) if number is None else held.__setitem__(number, node)
 
 
@@ -224,7 +226,8 @@ def main() -> int:
     arguments = parser.parse_args()
     mutation = Mutation(arguments.modules, arguments.every)
     options = ["-o", "addopts=", "-p", "no:terminal", "-p", "no:cacheprovider", "-W", "ignore"]
-    pytest.main([*options, *(str(HERE / name) for name in TESTS)], plugins=[mutation])
+    if pytest.main([*options, *(str(HERE / name) for name in TESTS)], plugins=[mutation]):
+        return 1
     survived = len(mutation.mutants) - mutation.killed
     print(f"{len(mutation.mutants)} mutants, {mutation.killed} killed, {survived} survived")
     return bool(survived)
