@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from math import ceil
 from typing import Any
@@ -20,6 +21,7 @@ _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 _LINES = ("-", "--", ":", "-.")
 _INK = {"light": "#1f2328", "dark": "#e6edf3"}
 _LABEL = 40
+_WIDTH, _HANDLE = 0.09, 0.7  # inches of a letter, and of what a legend puts before a name
 
 
 def draw(comparison: Comparison, ground: str | None = None) -> dict[str, bytes]:
@@ -36,20 +38,22 @@ def draw(comparison: Comparison, ground: str | None = None) -> dict[str, bytes]:
     style = _styles(comparison)
     with matplotlib.rc_context(settings):
         plots = {
-            "intervals": _panels(comparison, lambda axes, name: _intervals(axes, comparison, name, style, ink)),
+            "intervals": _panels(comparison, lambda axes, name: _intervals(axes, comparison, name, style, ink), True),
             "curves": _panels(comparison, lambda axes, name: _curves(axes, comparison, name, style, ink)),
             "queries": _panels(comparison, lambda axes, name: _sorted(axes, comparison, name, style, ink)),
         }
         return {name: _png(figure) for name, figure in plots.items()}
 
 
-def _panels(comparison: Comparison, fill: Callable[[Axes, str], None]) -> Figure:
-    """One panel a data set."""
+def _panels(comparison: Comparison, fill: Callable[[Axes, str], None], arms_beside: bool = False) -> Figure:
+    """One panel a data set, with the arms' names beside it or in a legend below all."""
+    longest = _WIDTH * max(len(_short(group.name)) for group in comparison.groups)
     names = list(comparison.measured)
     columns = min(len(names), 3)
     rows = ceil(len(names) / columns)
     most = max(len(part.values) for part in comparison.measured.values())
-    figure = Figure(figsize=(max(6.4, 5.2 * columns), rows * max(3.4, 0.34 * most + 1.4)), layout="constrained")
+    width = max(6.4, (max(5.2, 3.2 + longest) if arms_beside else 5.2) * columns)
+    figure = Figure(figsize=(width, rows * max(3.4, 0.34 * most + 1.4)), layout="constrained")
     for number, name in enumerate(names):
         axes = figure.add_subplot(rows, columns, number + 1)
         fill(axes, name)
@@ -64,7 +68,7 @@ def _panels(comparison: Comparison, fill: Callable[[Axes, str], None]) -> Figure
             handles.values(),
             map(_short, handles),
             loc="outside lower center",
-            ncols=min(3, len(handles)),
+            ncols=max(1, min(3, len(handles), int(width / (longest + _HANDLE)))),
             frameon=False,
         )
     return figure
@@ -77,7 +81,7 @@ def _intervals(axes: Axes, comparison: Comparison, dataset: str, style: dict, in
         axes.plot([d.low, d.high], [place, place], color=style[arm.name]["color"], linewidth=2.2)
         axes.plot(d.mean, place, marker="o", markersize=6, color=style[arm.name]["color"])
     axes.axvline(0, color=ink, linewidth=0.9)
-    axes.locator_params(axis="x", nbins=5)
+    axes.locator_params(axis="x", nbins=4)
     axes.set_yticks(range(len(arms)), [_short(arm.name) for arm in reversed(arms)])
     axes.set_ylim(-0.6, len(arms) - 0.4)
     axes.set_xlabel(f"nDCG@10, difference to {_short(comparison.base)}")
@@ -127,7 +131,9 @@ def _png(figure: Figure) -> bytes:
 
 
 def _short(text: str) -> str:
-    """A label of bounded length in which nothing is mathematics."""
-    if len(text) > _LABEL:  # names of a grid differ at their ends
-        text = text[: _LABEL // 2] + "…" + text[1 + len(text) - _LABEL // 2 :]
+    """A label of bounded length, settings by the last part of their names, in which nothing is mathematics."""
+    text = re.sub(r"[\w.]+\.(\w+=)", r"\1", text)
+    if len(text) > _LABEL:  # names of a grid differ at their ends, and in what stands before the settings
+        head = min(text.find(" (") + 2, _LABEL - 12) if " (" in text else _LABEL // 2
+        text = text[:head] + "…" + text[head + 1 + len(text) - _LABEL :]
     return text.replace("$", r"\$")
