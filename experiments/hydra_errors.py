@@ -34,6 +34,13 @@ def run_kindly(application: Callable[[], None]) -> None:
     end_at_sigterm()
     try:
         application()
+    except BrokenPipeError:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever reads the output, as head, has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)  # as a shell says of one that SIGPIPE ended
+        raise
     except (InputError, HydraException, OmegaConfBaseException) as error:
         sys.stderr.write(f"error: {explain(error)}\n")
         sys.exit(2)
