@@ -174,6 +174,30 @@ def test_a_users_own_class_and_what_the_switch_names_may_be_called(monkeypatch, 
         check_targets(config)
 
 
+def test_a_users_own_module_gives_on_its_own_classes_alone(monkeypatch, tmp_path):
+    (tmp_path / "own_parts.py").write_text("from retriever.objectives import InfoNCE\nclass Mine(InfoNCE): pass\n")
+    (tmp_path / "own_package").mkdir()
+    (tmp_path / "own_package" / "__init__.py").write_text(
+        "from os import system\nfrom shutil import rmtree\nfrom torch import load\nfrom wandb import init\n"
+        "from own_parts import InfoNCE, Mine\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = config_of("name=x")
+    config.module._target_ = "own_package.Mine"
+    check_targets(config)
+    for name, home in {
+        "system": "posix", "rmtree": "shutil", "load": "torch.serialization", "init": "wandb.sdk.wandb_init",
+        "InfoNCE": "retriever.objectives.infonce",
+    }.items():  # fmt: skip
+        config.module._target_ = f"own_package.{name}"
+        with pytest.raises(InputError, match=f"comes from '{home}'; name what you mean itself"):
+            check_targets(config)
+    config.module._target_, config.repeats = "own_package.Mine", "a/run/folder"
+    config.allowed_targets = ["own_package"]
+    with pytest.raises(InputError, match="comes from 'own_parts'"):
+        check_targets(config)
+
+
 def test_every_shipped_configuration_may_call_what_it_calls():
     for group in ("encoder", "module", "evaluation", "trainer", "pruner", "data"):
         for path in (CONF / group).glob("[!_]*.yaml"):
