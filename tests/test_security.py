@@ -31,7 +31,7 @@ from experiments.comparison.formats import latex_comment
 from experiments.comparison.report import write_report
 from experiments.comparison.sheets import Sheet
 from experiments.comparison.tables import compare
-from experiments.redaction import redact_arguments
+from experiments.redaction import _redact_overrides, redact_arguments
 from experiments.repeat import read_run
 from experiments.run import train
 from experiments.targets import check_targets
@@ -405,11 +405,28 @@ def test_an_id_alone_is_escaped_too():
         ("+hub={a: {b: {api_key: abc}}}", "+hub={'a': {'b': {'api_key': '***'}}}"),
         ("+hub={token: abc", "+hub=***"),
         ("hydra.job.env_set.HF_TOKEN=abc", "hydra.job.env_set.HF_TOKEN=***"),
-        ("data.train=[{path: a, corpus: b}]", "data.train=[{path: a, corpus: b}]"),
+        ("+hub={token: abc},{token: 'def'}", "+hub={'token': '***'},{'token': '***'}"),
+        ("+hub=shuffle([{token: abc}])", "+hub=[{'token': '***'}]"),
+        ("+hub.url=http://a:b@host/x?q=1&api_key=abc&z=2", "+hub.url=http://***@host/x?q=1&api_key=***&z=2"),
+        ("data.train=[{path: a/lr=3/b, corpus: c, token: abc}]", "data.train=***"),
+        ("data.train=[{path: a, corpus: b}],+hub.token=abc", "data.train=***"),
+        *(
+            (ordinary, ordinary)
+            for ordinary in (
+                "data.train=[{path: a, corpus: b}]",
+                "data.train=[{path: a/lr=3/b.parquet, corpus: c}]",
+                "data.train=[{path: 'a/lr=3/b.parquet', corpus: c}],[{path: d}]",
+                "data.train=[{path: a, corpus: b}],seed=1",
+                "encoder.model=runs/lr=3,seed=1/model",
+                "data.data_dir=${data_dir}/lr=3",
+                "outputs/seed=[12]",
+            )
+        ),
     ],
 )
 def test_secrets_of_a_command_line_are_hidden_wherever_they_are(given, shown):
     assert redact_arguments([given]) == [shown]
+    assert given != shown or _redact_overrides(given) == shown, given
 
 
 def test_no_file_of_a_run_or_a_sweep_holds_a_secret(small_run, tmp_path, monkeypatch):
