@@ -9,7 +9,7 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
@@ -19,6 +19,7 @@ from callbacks.ending import end_at_sigterm
 from datamodules.files import disk_full, is_disk_full
 from experiments.repeat import NAME
 from retriever.errors import InputError, did_you_mean
+from retriever.printable import printable
 
 
 def run_kindly(application: Callable[[], None]) -> None:
@@ -32,12 +33,12 @@ def run_kindly(application: Callable[[], None]) -> None:
     try:
         application()
     except (InputError, HydraException, OmegaConfBaseException) as error:
-        sys.stderr.write(f"error: {explain(error)}\n")
+        sys.stderr.write(printable(f"error: {explain(error)}\n"))
         sys.exit(2)
     except Exception as error:
         if not is_disk_full(error):
             raise
-        sys.stderr.write(f"error: {explain(error)}\n")
+        sys.stderr.write(printable(f"error: {explain(error)}\n"))
         sys.exit(2)
 
 
@@ -78,7 +79,14 @@ def explain(error: BaseException) -> str:
 
 
 class KindParser(ArgumentParser):
-    """An argument parser whose errors name the nearest option or choice."""
+    """An argument parser whose errors name the nearest option or choice; so do those of its commands."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """None are unknown, lest a command's be told of by a parser that does not have its options."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2."""
@@ -89,7 +97,7 @@ class KindParser(ArgumentParser):
         hints = [did_you_mean(word, options) for word in wrong]
         if "invalid choice" in message:
             hints.append(did_you_mean(words[-1], choices))
-        super().error(message + next(filter(None, hints), ""))
+        super().error(printable(message) + next(filter(None, hints), ""))
 
 
 def _missing_option(error: MissingConfigException) -> str:

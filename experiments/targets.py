@@ -49,7 +49,10 @@ def check_targets(config: DictConfig) -> None:
     Raises:
         InputError: with the key, the target and the switch.
     """
-    allowed = tuple(config.get("allowed_targets") or ())
+    given = config.get("allowed_targets") or ()
+    if isinstance(given, str):
+        raise InputError(f"allowed_targets is {given!r}; it must be a list: allowed_targets=[{given}].")
+    allowed = tuple(given)
     found_in_run = config.get("repeats") is not None
     for key, node in nodes(OmegaConf.to_container(config, resolve=True, throw_on_missing=False)):
         _check(f"{key}._target_", node["_target_"], allowed, found_in_run)
