@@ -273,6 +273,8 @@ def test_short_lists_are_counted(small_run, tmp_path, caplog):
         ("queries={../evil: {source: judged}}", "files are called by it"),
         ("+teacher.x._target_=os.system", "standard library"),
         ("+tokn_budget=5", "Did you mean 'token_budget'?"),
+        ("corpus=2024", "corpus is 2024; it must be text. For the text '2024'"),
+        ("output=3", "output is 3; it must be text"),
     ],
 )
 def test_prepare_names_wrong_settings(small_prepare, monkeypatch, capsys, argument, message):
@@ -288,12 +290,12 @@ def test_prepare_names_wrong_settings(small_prepare, monkeypatch, capsys, argume
         ("step.cases=[{lists: 64, systems: [our_infonce]}]", "Did you mean 'ours_infonce'?"),
         ("evaluation.systems=[bear]", "Did you mean 'beir'?"),
         ("max_lenght=3", "Did you mean 'max_length'?"),
-        ("+max_lenght=3", "Did you mean 'max_length'?"),
+        ("+max_lenght=3; parts=[none]", "Did you mean 'max_length'?"),
         ("allowed_targets=torch", "it must be a list: allowed_targets=[torch]"),
     ],
 )
 def test_bench_names_wrong_settings(monkeypatch, capsys, tmp_path, argument, message):
-    error = error_of(bench_module, monkeypatch, capsys, argument, f"hydra.run.dir={tmp_path}/x")
+    error = error_of(bench_module, monkeypatch, capsys, *argument.split("; "), f"hydra.run.dir={tmp_path}/x")
     assert message in error and "Traceback" not in error
 
 
