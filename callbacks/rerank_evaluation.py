@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from callbacks.beir_evaluation import BeirEvaluation, PreparedSet
@@ -28,6 +29,7 @@ from retriever.cross_encoder import score_pairs
 from retriever.cross_encoder_module import CrossEncoderModule
 from retriever.encoder import TextEncoder
 from retriever.errors import InputError, require_positive
+from retriever.printable import printable
 from retriever.search import exact_search
 
 log = logging.getLogger(__name__)
@@ -268,7 +270,8 @@ def _oracle(data: EvaluationSet, candidates: Hits) -> Hits:
 def _print(table: dict[str, dict[str, dict[str, float | None]]], depth: int) -> None:
     console = Console(width=None if sys.stdout.isatty() else 132)
     for name, orders in table.items():
-        console.print(f"{name}: nDCG@10 of several orders of BM25's best {depth}, and of their own best of the corpus")
+        title = f"{name}: nDCG@10 of several orders of BM25's best {depth}, and of their own best of the corpus"
+        console.print(escape(printable(title)))
         view = Table()
         view.add_column("order", no_wrap=True)
         view.add_column("candidates", justify="right")

@@ -22,6 +22,7 @@ from retriever.packaged_weights import file_sha256
 
 _BLOCK = 10_000
 _WHOLE = re.compile(r"[+-]?[0-9]{1,9}")
+_BEIR, _TREC = (0, 1, 2), (0, 2, 3)  # the columns of query, passage and grade
 SHIPPED = Path(__file__).parent / "data"
 BEIR_NAMES = list(BEIR)
 
@@ -213,25 +214,19 @@ def load_queries(folder: str | Path) -> dict[str, str]:
 def load_qrels(folder: str | Path, split: str) -> tuple[Path, dict[str, dict[str, tuple[int, int]]]]:
     """Read ``qrels/<split>.tsv``: the path, and query id → passage id → (grade, line number).
 
+    A line is BEIR's ``query-id <tab> corpus-id <tab> score`` or TREC's ``qid 0 docid grade``, with tabs or spaces.
+    Columns behind BEIR's three are not read: those of a file whose first line names the third ``score``, and those that
+    are no numbers.
+
     Raises:
-        InputError: no such split, a line that is not ``query-id <tab> corpus-id <tab> score``, or a pair judged twice.
+        InputError: no such split, a line of neither form, or not of the first line's, or a pair judged twice.
     """
     path = Path(folder) / "qrels" / f"{split}.tsv"
     if not path.is_file():
         splits = sorted(p.stem for p in path.parent.glob("*.tsv"))
         raise InputError(f"{path}: no such file. The splits of {folder} are {', '.join(splits) or 'none'}.")
     qrels: dict[str, dict[str, tuple[int, int]]] = {}
-    for number, line in lines(path):
-        columns = line.split("\t")
-        if number == 1 and columns[-1].strip() == "score":
-            continue
-        grade = whole_grade(columns[-1])
-        if len(columns) != 3 or grade is None or not all(map(str.strip, columns)) or "\0" in line:
-            raise InputError(
-                f"{path}:{number}: {shown(line)} is not 'query-id <tab> corpus-id <tab> whole number', up to "
-                f"1,000,000; it has {len(columns)} columns."
-            )
-        query_id, passage_id = columns[:2]
+    for number, query_id, passage_id, grade in _judgements(path):
         judged = qrels.setdefault(query_id, {})
         if passage_id in judged:
             raise InputError(
@@ -240,6 +235,44 @@ def load_qrels(folder: str | Path, split: str) -> tuple[Path, dict[str, dict[str
             )
         judged[passage_id] = (grade, number)
     return path, qrels
+
+
+def _judgements(path: Path) -> Iterator[tuple[int, str, str, int]]:
+    """Number, query id, passage id and grade of every line."""
+    named, first = False, None
+    for number, line in lines(path):
+        columns = line.split("\t")
+        if len(columns) == 1 and len(line.split()) == 4:  # as TREC's are written
+            columns = line.split()
+        while len(columns) > 3 and not columns[-1].strip():  # a tab at the end
+            columns.pop()
+        if number == 1 and _is_header(columns):
+            named = [column.strip() for column in columns[2:3]] == ["score"]
+            continue
+        places = _BEIR if named or len(columns) == 3 else _places(columns)
+        first = first or places
+        grade = whole_grade(columns[places[2]]) if places is not None and len(columns) > places[2] else None
+        if grade is None or places != first or not all(map(str.strip, columns[: places[2]])) or "\0" in line:
+            raise InputError(
+                f"{path}:{number}: {shown(line)} is not 'query-id <tab> corpus-id <tab> whole number', up to "
+                f"1,000,000 (nor TREC's 'qid 0 docid whole number'), or not as those before; it has {len(columns)} "
+                "columns. Where further ones hold numbers, begin with a line 'query-id <tab> corpus-id <tab> score'."
+            )
+        yield number, columns[places[0]], columns[places[1]], grade
+
+
+def _is_header(columns: list[str]) -> bool:
+    named = "score" in {column.strip() for column in (*columns[2:3], columns[-1])}
+    return named and all(whole_grade(column) is None for column in columns)
+
+
+def _places(columns: list[str]) -> tuple[int, int, int] | None:
+    """Where query, passage and grade stand in more than three columns; None where that cannot be known."""
+    grades = [whole_grade(column) is not None for column in columns]
+    iteration = len(columns) > 1 and columns[1].strip() in ("0", "Q0")
+    if len(columns) == 4 and grades[3] and (iteration or not grades[2]):
+        return _TREC
+    return _BEIR if grades[2:] == [True] + [False] * len(columns[3:]) and not iteration else None
 
 
 def whole_grade(text: str) -> int | None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from retriever.errors import InputError, shown
+from retriever.errors import InputError, require_text, shown
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_ROOM = 2**20
@@ -99,7 +99,8 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def file_name(what: str, name: str) -> str:
     """Return a name that files are called by; refuse one that is a path, and so could lead elsewhere."""
-    if not isinstance(name, str) or name in ("", ".", "..") or any(c in name for c in "/\\\0\n") or len(name) > 200:
+    require_text(what, name)
+    if name in ("", ".", "..") or any(c in name for c in "/\\\0\n") or len(name) > 200:
         raise InputError(
             f"{what} is {name!r}; files are called by it, so it is at most 200 characters without slashes or line ends."
         )

@@ -46,7 +46,7 @@ def read_parquet(path: Path) -> pa.Table:
 def parquet_blocks(
     path: Path, size: int, columns: Sequence[str] | None = None, schema: pa.Schema | None = None
 ) -> Iterator[tuple[int, pa.Table]]:
-    """The rows before a block, and the block, of at most ``size`` rows.
+    """The rows before a block, and the block, of at most ``size`` rows; columns of bytes are read as UTF-8 texts.
 
     Args:
         path: the file.
@@ -62,7 +62,7 @@ def parquet_blocks(
     with _in_words(path, "this file is torn or of other types", lambda: done + 1):
         for batch in file.iter_batches(size, columns=columns):
             batch.validate(full=True)
-            table = pa.Table.from_batches([batch])
+            table = _bytes_as_texts(path, done, pa.Table.from_batches([batch]))
             yield done, table.select(schema.names).cast(schema, safe=False) if schema else table
             done += len(batch)
     if done != file.metadata.num_rows:
@@ -70,6 +70,48 @@ def parquet_blocks(
             f"{path}:{done + 1}: this file is torn ({file.metadata.num_rows} rows announced, {done} there). Write or "
             "fetch it again."
         )
+
+
+def _bytes_as_texts(path: Path, done: int, table: pa.Table) -> pa.Table:
+    """Other tools write texts without saying that they are some."""
+    for at, field in enumerate(table.schema):
+        kind = _text_type(field.type)
+        if kind == field.type:
+            continue
+        try:
+            table = table.set_column(at, field.name, table[at].cast(kind))  # safe: it looks at the bytes
+        except pa.ArrowInvalid as error:
+            row = next(n for n in range(len(table)) if not _is_cast(table[at].slice(n, 1), kind))
+            raise InputError(
+                f"{path}:{done + row + 1}: {field.name!r} holds bytes that are not UTF-8. Write it as text, or leave "
+                "this column out."
+            ) from error
+    return table
+
+
+def _text_type(kind: pa.DataType) -> pa.DataType:
+    """The type, with strings in the place of bytes."""
+    if pa.types.is_dictionary(kind):
+        inner = _text_type(kind.value_type)
+        return kind if inner == kind.value_type else inner
+    if is_list(kind):
+        inner = _text_type(kind.value_type)
+        return kind if inner == kind.value_type else pa.large_list(inner)
+    is_bytes = any(check(kind) for check in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view))
+    return pa.large_string() if is_bytes else kind
+
+
+def _is_cast(column: pa.ChunkedArray, kind: pa.DataType) -> bool:
+    try:
+        column.cast(kind)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether an Arrow type is that of lists, of whatever length."""
+    return any(check(kind) for check in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from datamodules.columns import ColumnWriter, cached_columns, mapped_strings
 from datamodules.corpus import Corpus
 from datamodules.files import atomic_path, json_lines, read_json, require_file
-from datamodules.parquet_files import PARQUET, open_parquet, parquet_blocks
+from datamodules.parquet_files import PARQUET, is_list, open_parquet, parquet_blocks
 from datamodules.string_index import string_hashes
 from retriever.errors import InputError, choose, shown
 from retriever.packaged_weights import file_sha256
@@ -440,22 +440,19 @@ def _check_columns(path: Path) -> None:
         if name not in found.names:
             raise InputError(f"{path}: no column {name!r}; a query list has {', '.join(SCHEMA.names)}.")
         kind, wanted = found.field(name).type, SCHEMA.field(name).type
-        element = kind.value_type if _is_list(kind) else kind
+        element = kind.value_type if is_list(kind) else kind
         element = element.value_type if pa.types.is_dictionary(element) else element
         if name == "teacher_scores":
             good = pa.types.is_floating(element) or pa.types.is_integer(element) or pa.types.is_null(element)
         else:
             good = _is_text(element) or pa.types.is_integer(element) or pa.types.is_null(element)
-        if not good or _is_list(kind) != _is_list(wanted):
+        if not good or is_list(kind) != is_list(wanted):
             raise InputError(f"{path}: the column {name!r} is of type {kind}; expected {wanted}. Write it again so.")
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return any(check(kind) for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return any(check(kind) for check in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
+    kinds = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")  # bytes become texts
+    return any(getattr(pa.types, f"is_{name}")(kind) for name in kinds)
 
 
 def _checked_record(path: Path, number: int, record: dict[str, Any]) -> dict[str, Any]:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import re
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.targets import nodes
 from retriever.cross_encoder import PairSpec
 from retriever.encoder import EncoderSpec
-from retriever.errors import InputError, did_you_mean
+from retriever.errors import InputError, did_you_mean, how_to_quote
 
 # what a function that takes **spec takes with it
 SPECS = {
@@ -24,6 +26,8 @@ SPECS = {
 }
 _OURS = ("retriever", "datamodules", "callbacks")
 _HYDRAS = {"_target_", "_convert_", "_recursive_", "_partial_", "_args_"}
+_REFERRED = re.compile(r"(?:\$\{|[:,])\s*\.*([^\s$.:,{}\[\]]+)")  # ${key.…}, ${resolver:key,…}
+_FOLLOWS = re.compile(r"\$\{([\w.]+)\}")
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
 
@@ -35,11 +39,93 @@ def check_arguments(config: DictConfig) -> None:
             annotation names, with what it may be.
     """
     for key, node in nodes(OmegaConf.to_container(config, resolve=True, throw_on_missing=False)):
-        check_settings(key, node, get_object(node["_target_"]), SPECS.get(node["_target_"]))
+        target = node["_target_"]
+        check_settings(key, node, get_object(target), SPECS.get(target), lambda name: _followed(config, name))
 
 
-def check_settings(key: str, settings: Mapping[str, Any], called: Callable[..., Any], spec: type | None = None) -> None:
-    """Compare settings with what a class or function takes; ``spec``: a class whose fields it takes, too."""
+def check_added(config: DictConfig, hydra: DictConfig, shipped: str) -> None:
+    """Refuse a ``+key=value`` of the command line that no code reads and nothing refers to.
+
+    Args:
+        config: the whole configuration.
+        hydra: Hydra's own.
+        shipped: the file in ``experiments/conf`` that names all settings at the top.
+
+    Raises:
+        InputError: with the nearest setting.
+    """
+    typed = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
+    added = {o.key_or_group.partition(".")[0] for o in typed if o.is_add() or o.is_force_add()}
+    known = set(OmegaConf.load(Path(__file__).parent / "conf" / shipped)) | set(hydra.runtime.choices)
+    unread = sorted((added & set(config)) - known)
+    if not unread:
+        return
+    written = OmegaConf.to_container(config, resolve=False), OmegaConf.to_container(hydra, resolve=False)
+    del written[1]["overrides"], written[1]["job"]["override_dirname"]  # what was typed refers to nothing
+    referred = {name for text in _texts(written) if "${" in text for name in _REFERRED.findall(text)}
+    for key in unread:
+        if key not in referred:
+            settings = _by_name(written[0])
+            del settings[key]
+            near = get_close_matches(key, settings, n=1)
+            raise InputError(
+                f"{key} is no setting, and nothing refers to it."
+                f"{f' Did you mean {settings[near[0]]!r}?' if near else ''} --cfg job prints all settings; a value of "
+                f"your own is read where another one says ${{{key}}}."
+            )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _texts(tuple(value.values()))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _by_name(section: dict[str, Any], place: str = "") -> dict[str, str]:
+    """Last part of a setting's dotted key → the key, of those on top where there are two."""
+    found = {}
+    for name, value in section.items():
+        if isinstance(value, dict):
+            found |= _by_name(value, f"{place}{name}.") | found
+    return found | {str(name): f"{place}{name}" for name in section}
+
+
+def _followed(config: DictConfig, key: str) -> str:
+    """The setting that gives this one its value: evaluation.datasets for data.evaluation."""
+    for _ in range(10):  # settings may follow each other round
+        place, _, name = key.rpartition(".")
+        parent = OmegaConf.select(config, place) if place else config
+        written = parent._get_node(name) if isinstance(parent, DictConfig) else None
+        followed = _FOLLOWS.fullmatch(str(written._value())) if written is not None else None
+        if followed is None:
+            break
+        key = followed[1]
+    return key
+
+
+def check_settings(
+    key: str,
+    settings: Mapping[str, Any],
+    called: Callable[..., Any],
+    spec: type | None = None,
+    named: Callable[[str], str] = str,
+) -> None:
+    """Compare settings with what a class or function takes.
+
+    Args:
+        key: where the settings stand; empty at the top.
+        settings: name → value.
+        called: what takes them.
+        spec: a class whose fields it takes, too.
+        named: what to call a setting whose value is wrong, by its dotted key.
+
+    Raises:
+        InputError: as :func:`check_arguments`.
+    """
     known, is_open = _parameters(called)
     fields = get_type_hints(spec) if spec is not None else {}
     if spec is not None:
@@ -57,7 +143,9 @@ def check_settings(key: str, settings: Mapping[str, Any], called: Callable[..., 
         if value is None and name in fields:
             continue  # the model's own
         if value != "???" and not accepts(known[name], value):
-            raise InputError(f"{key}.{name} is {value!r}; it must be {words(known[name], value)}.")
+            wanted = words(known[name], value)
+            hint = how_to_quote(value) if _WORDS[str] in wanted else ""
+            raise InputError(f"{named(f'{key}.{name}'.lstrip('.'))} is {value!r}; it must be {wanted}.{hint}")
 
 
 def _parameters(called: Callable[..., Any]) -> tuple[dict[str, Any], bool]:

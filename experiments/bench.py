@@ -17,7 +17,7 @@ from rich.console import Console
 
 from callbacks.run_record import environment
 from datamodules.files import atomic_path, write_json
-from experiments.arguments import check_arguments
+from experiments.arguments import check_added, check_arguments
 from experiments.benchmarks import report
 from experiments.benchmarks.cost_model import estimate, needed_and_recomputed, paper_workload
 from experiments.benchmarks.measuring import chosen_device, medians, run_in_turns
@@ -293,6 +293,7 @@ def bench(config: DictConfig, folder: Path) -> dict[str, Any]:
 @hydra.main(version_base="1.3", config_path="conf", config_name="bench")
 def application(config: DictConfig) -> None:
     """One benchmark."""
+    check_added(config, HydraConfig.get(), "bench.yaml")
     bench(config, Path(HydraConfig.get().runtime.output_dir).absolute())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -18,7 +19,7 @@ from experiments.redaction import redact
 from experiments.repeat import CONFIG
 from experiments.sweeps import first_difference
 from experiments.targets import check_targets
-from retriever.errors import InputError, choose, require_positive
+from retriever.errors import InputError, choose, require_positive, require_text
 from retriever.sentence_transformers_layout import read_spec
 
 # of a run that goes on, what its checkpoint and its frozen passages were made with
@@ -35,6 +36,7 @@ def check(config: DictConfig) -> None:
     """
     check_targets(config)
     check_arguments(config)
+    _check_top(config)
     for name, switch in {"early_stopping": "patience", "diagnostics": "every_n_steps"}.items():
         if config[name] is None:
             raise InputError(f"{name} is null; to switch it off, say {name}.{switch}=null.")
@@ -58,6 +60,51 @@ def check(config: DictConfig) -> None:
 
 def _early_stopping(monitors: list[str], patience: int | None) -> None:
     """The settings of ``early_stopping``."""
+
+
+def _top(
+    name: str,
+    group: str | None,
+    seed: int,
+    output_dir: str,
+    cache_dir: str,
+    data_dir: str,
+    token_budget: int,
+    criterion: str,
+    allow_test_selection: bool,
+    resume: str | None,
+    export: bool,
+    save_checkpoints: bool,
+) -> None:
+    """The settings at the top of a run."""
+
+
+def _wandb(
+    project: str,
+    entity: str | None,
+    offline: bool | None,
+    tags: list[str],
+    per_query_rows: int,
+    init_timeout: float,
+    finish_timeout: float,
+) -> None:
+    """The settings of ``logger.wandb``."""
+
+
+def _check_top(config: DictConfig) -> None:
+    """The settings that no class takes, and the texts in lists of files and data sets."""
+    settings = {key: config[key] for key in inspect.signature(_top).parameters}
+    if not config.save_checkpoints:  # nothing looks at it
+        del settings["criterion"]
+    check_settings("", settings, _top)
+    if config.logger.wandb is not None:
+        check_settings("logger.wandb", OmegaConf.to_container(config.logger.wandb, resolve=True), _wandb)
+    texts = {"data.train": ("path", "corpus"), "data.dev": ("path", "corpus"), "evaluation.datasets": ("path", "lists")}
+    for key, names in texts.items():
+        for number, spec in enumerate(OmegaConf.select(config, key) or ()):
+            for name in names:
+                if isinstance(spec, DictConfig) and spec.get(name) is not None:
+                    require_text(f"{key}[{number}].{name}", spec[name])
 
 
 def watched(config: DictConfig) -> list[tuple[str, str]]:

@@ -24,6 +24,7 @@ from experiments.comparison.measured import BASE
 from experiments.comparison.tables import POINTS, Comparison, compare
 from experiments.hydra_errors import KindParser, explain
 from retriever.errors import InputError
+from retriever.printable import printable
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +40,13 @@ class CompareSweep(Callback):
         try:
             comparison = compare([folder])
         except InputError as error:  # the runs are there all the same
-            log.error("No comparison: %s", error)
+            log.error("No comparison: %s", printable(str(error)))
             return
         try:
             _show_and_write(comparison, folder)
         except Exception as error:  # a full disk, say; Hydra would make a warning of it, and exit with status 0
             kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-            sys.exit(f"error: No comparison: {kind}{error}")
+            sys.exit(printable(f"error: No comparison: {kind}{error}"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (InputError, OSError) as error:
         if not isinstance(error, InputError) and not is_disk_full(error):
             raise
-        sys.exit(f"error: {explain(error)}")
+        sys.exit(printable(f"error: {explain(error)}"))
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -96,7 +97,7 @@ def _show_and_write(comparison: Comparison, folder: Path) -> list[Path]:
 
     print_tables(comparison)
     files = write_report(comparison, folder)
-    print(f"All of it, with plots and queries: {files[0]}")
+    print(printable(f"All of it, with plots and queries: {files[0]}"))
     return files
 
 

@@ -9,7 +9,7 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from hydra.errors import HydraException, MissingConfigException
@@ -20,6 +20,7 @@ from callbacks.ending import end_at_sigterm
 from datamodules.files import disk_full, is_disk_full
 from experiments.repeat import NAME
 from retriever.errors import InputError, did_you_mean
+from retriever.printable import printable
 
 _NO_MEMORY = (MemoryError, torch.OutOfMemoryError)
 
@@ -42,12 +43,12 @@ def run_kindly(application: Callable[[], None]) -> None:
             sys.exit(141)  # as a shell says of one that SIGPIPE ended
         raise
     except (InputError, HydraException, OmegaConfBaseException) as error:
-        sys.stderr.write(f"error: {explain(error)}\n")
+        sys.stderr.write(printable(f"error: {explain(error)}\n"))
         sys.exit(2)
     except Exception as error:
         if not (is_disk_full(error) or isinstance(error, _NO_MEMORY)):
             raise
-        sys.stderr.write(f"error: {explain(error)}\n")
+        sys.stderr.write(printable(f"error: {explain(error)}\n"))
         sys.exit(2)
 
 
@@ -96,7 +97,14 @@ def explain(error: BaseException) -> str:
 
 
 class KindParser(ArgumentParser):
-    """An argument parser whose errors name the nearest option or choice."""
+    """An argument parser whose errors name the nearest option or choice; so do those of its commands."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """None are unknown, lest a command's be told of by a parser that does not have its options."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2."""
@@ -107,7 +115,7 @@ class KindParser(ArgumentParser):
         hints = [did_you_mean(word, options) for word in wrong]
         if "invalid choice" in message:
             hints.append(did_you_mean(words[-1], choices))
-        super().error(message + next(filter(None, hints), ""))
+        super().error(printable(message) + next(filter(None, hints), ""))
 
 
 def _missing_option(error: MissingConfigException) -> str:

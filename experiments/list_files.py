@@ -25,7 +25,9 @@ from datamodules.list_layouts import LAYOUTS, CorpusPassages, export_lists, impo
 from datamodules.list_summary import ListSummary, TypeSummary, summarise
 from datamodules.query_lists import QueryList, open_query_lists, read_metadata, read_query_lists, write_query_lists
 from datamodules.small_corpus import cut_data_set
+from experiments.hydra_errors import KindParser
 from retriever.errors import InputError
+from retriever.printable import PrintableFormatter, printable
 
 COMMANDS = ("inspect", "import", "export", "cut")
 _BLUE, _ORANGE, _GREEN, _PINK, _GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#555555"
@@ -38,15 +40,18 @@ def main(argv: Sequence[str]) -> None:
     Args:
         argv: one of ``COMMANDS`` and what follows it.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(PrintableFormatter("%(levelname)s: %(message)s"))
     options = _parser().parse_args(argv)
     try:
         options.run(options)
     except InputError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(printable(f"error: {error}\n"))
         sys.exit(2)
     except OSError as error:  # of what is written; what is read says more
-        sys.stderr.write(f"error: {error.filename2 or error.filename}: cannot be written ({error.strerror}).\n")
+        name = error.filename2 or error.filename
+        sys.stderr.write(printable(f"error: {name}: cannot be written ({error.strerror}).\n"))
         sys.exit(2)
 
 
@@ -77,7 +82,7 @@ def inspect_file(path: str, corpus: str | None, qrels: str | None, png: str | No
     # a shipped file is named by its short path; no picture is put into the package
     picture = Path(png or (f"{path}.inspect.png" if Path(path).is_file() else f"{file.name}.inspect.png"))
     draw(summary, picture, file.name)
-    console.print(f"histograms: {picture}", soft_wrap=True, markup=False)
+    console.print(printable(f"histograms: {picture}"), soft_wrap=True, markup=False)
 
 
 def import_file(
@@ -219,7 +224,8 @@ def _edges(values: np.ndarray, whole: bool) -> np.ndarray:
 
 
 def _overview(file: Path, summary: ListSummary) -> Table:
-    table = Table(title=Text(f"{file}: {len(summary.total.lengths):,} lists"), title_justify="left")
+    title = printable(f"{file}: {len(summary.total.lengths):,} lists")
+    table = Table(title=Text(title), title_justify="left")
     table.add_column("query type", no_wrap=True)
     for heading in (
         "lists",
@@ -247,7 +253,7 @@ def _cells(kind: TypeSummary) -> list[str]:
         return f"{count / kind.labelled:.1%}" if kind.labelled else "–"
 
     return [
-        escape(kind.query_type),
+        escape(printable(kind.query_type)),
         f"{len(kind.lengths):,}",
         three(kind.lengths, "g"),
         f"{np.median(kind.words):g}",
@@ -279,7 +285,7 @@ def _facts(
 def _pairs(title: str, values: dict[str, Any]) -> Table:
     table = Table(title=title, title_justify="left", show_header=False)
     for key, value in values.items():
-        table.add_row(Text(str(key), no_wrap=True), Text(str(value)))
+        table.add_row(Text(printable(str(key)), no_wrap=True), Text(printable(str(value))))
     return table
 
 
@@ -310,9 +316,9 @@ def _examples(summary: ListSummary, corpus: Corpus | None) -> Table:
         ]
         passages = [_beginning(query_list, passage_id, corpus) for _, passage_id in best]
         table.add_row(
-            Text(f"{_short(query_list.query, 160)} [{query_list.query_type}]"),
+            Text(printable(f"{_short(query_list.query, 160)} [{query_list.query_type}]")),
             "\n".join(f"{score:.4g}" for score, _ in best),
-            Text("\n".join(passages), no_wrap=True, overflow="ellipsis"),
+            Text(printable("\n".join(passages)), no_wrap=True, overflow="ellipsis"),
             end_section=True,
         )
     return table
@@ -346,8 +352,8 @@ def _find_corpus(name: str, asked: str | None) -> tuple[Path | None, Corpus | No
         return None, None
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m experiments.prepare", description="Files of query lists.")
+def _parser() -> KindParser:
+    parser = KindParser(prog="python -m experiments.prepare", description="Files of query lists.")
     commands = parser.add_subparsers(required=True, metavar="|".join(COMMANDS))
     show = commands.add_parser("inspect", help="print what stands in a file, and draw its histograms")
     show.add_argument("file", help=".parquet or .jsonl file of query lists")
@@ -406,20 +412,20 @@ def _run_import(options: argparse.Namespace) -> None:
         given.pop("teacher", None),
         **given,
     )
-    print(f"{options.output}: {count:,} lists")
+    print(printable(f"{options.output}: {count:,} lists"))
 
 
 def _run_export(options: argparse.Namespace) -> None:
     given = _given(options)
     count = export_file(given.pop("file"), given.pop("output"), given.pop("layout"), given.pop("corpus", None), **given)
-    print(f"{options.output}: {count:,} lists")
+    print(printable(f"{options.output}: {count:,} lists"))
 
 
 def _run_cut(options: argparse.Namespace) -> None:
     counts = cut_data_set(
         find_dataset(options.data_set), Path(options.output), options.passages, options.split, options.seed
     )
-    print(f"{options.output}: {', '.join(f'{count:,} {what}' for what, count in counts.items())}")
+    print(printable(f"{options.output}: {', '.join(f'{count:,} {what}' for what, count in counts.items())}"))
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from datamodules.corpus import EvaluationSet, load_evaluation_set
 from experiments.comparison.runs import read_runs
 from experiments.hydra_errors import KindParser
 from retriever.errors import InputError
+from retriever.printable import printable
 
 FIGURES = {"ndcg@10": "ndcg_at_10", "recall@100": "recall_at_100"}  # our name → MTEB's
 
@@ -113,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         figures = mteb_figures(options.model, data, options.passages)
         recorded = _recorded(Path(options.model).parent / RESULTS, data.name)
     except InputError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(printable(f"error: {error}"))
     for metric, value in figures.items():
         print(f"{metric} {value:.5f}" + (f" (this run recorded {recorded[metric]:.5f})" if recorded else ""))
 

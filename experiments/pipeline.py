@@ -36,7 +36,7 @@ from datamodules.stages.stage import Output, Shard, Stage, find_output, run_stag
 from experiments.arguments import check_arguments, check_settings
 from experiments.targets import check_targets
 from retriever.encoder import TextEncoder
-from retriever.errors import InputError, choose
+from retriever.errors import InputError, choose, require_text
 from retriever.packaged_weights import file_sha256
 from retriever.teachers import Teacher
 
@@ -62,6 +62,8 @@ class Pipeline:
         check_targets(config)
         check_arguments(config)
         self.config = config
+        for key in ("corpus", "output", "work", "cache_dir", "data_dir"):
+            require_text(key, config[key])
         self.groups: dict[str, dict[str, Any]] = OmegaConf.to_container(config.queries, resolve=True)
         for name, options in self.groups.items():
             file_name("queries: a group", name)

@@ -12,17 +12,21 @@ from pathlib import Path
 
 import hydra
 from filelock import FileLock
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from datamodules.files import atomic_path, remove_torn, write_json
 from datamodules.stages.stage import Output, summary
 from experiments import list_files
+from experiments.arguments import check_added
 from experiments.hydra_errors import run_kindly
 from experiments.pipeline import Pipeline
 from experiments.teacher_card import print_card, teacher_card
 from retriever.errors import InputError
+from retriever.printable import printable
 
 log = logging.getLogger(__name__)
 _RULES = ("kept", "inconsistent", "not first", "short list", "low score")
@@ -71,17 +75,21 @@ def _stages_table(outputs: dict[str, Output]) -> Table:
     table = Table("stage", Column("minutes of work", justify="right"), "counts", title="Stages")
     for name, output in outputs.items():
         minutes = f"{output.manifest['seconds_of_work'] / 60:.1f}"
-        table.add_row(name, minutes, summary(output.manifest["counts"]))
+        table.add_row(name, minutes, _shown(summary(output.manifest["counts"])))
     return table
 
 
 def _answers_table(counts: dict[str, dict[str, int]]) -> Table:
     reasons = sorted({reason for line in counts.values() for reason in line} - {"accepted"})
-    columns = (Column(kind, justify="right") for kind in counts)
+    columns = (Column(_shown(kind), justify="right") for kind in counts)
     table = Table("answers", *columns, title="Answers by query type")
     for reason in ("accepted", *reasons):
         table.add_row(reason, *(f"{line.get(reason, 0):,}" for line in counts.values()))
     return table
+
+
+def _shown(text: str) -> str:
+    return escape(printable(text))
 
 
 def _filter_table(counts: dict[str, dict[str, dict[str, int]]]) -> Table:
@@ -90,13 +98,14 @@ def _filter_table(counts: dict[str, dict[str, dict[str, int]]]) -> Table:
     table = Table("queries", *(Column(rule, justify="right") for rule in rules), title="Lists by filter")
     for group, kinds in counts.items():
         for kind, line in kinds.items():
-            table.add_row(f"{group} {kind}", *(f"{line.get(rule, 0):,}" for rule in rules))
+            table.add_row(_shown(f"{group} {kind}"), *(f"{line.get(rule, 0):,}" for rule in rules))
     return table
 
 
 @hydra.main(version_base="1.3", config_path="conf/prepare", config_name="prepare")
 def application(config: DictConfig) -> None:
     """One job."""
+    check_added(config, HydraConfig.get(), "prepare/prepare.yaml")
     prepare(config)
 
 

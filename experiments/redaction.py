@@ -18,20 +18,22 @@ from omegaconf import DictConfig
 from datamodules.files import atomic_path
 
 HIDDEN = "***"
-_SECRET_NAME = re.compile(
-    r"(^|[._-])((api|access|private|secret)[_-]?key|secret|((access|auth|api|hf)[_-]?)?token|password|passwd|credentials?|authorization)$",
-    re.I,
+_SECRET = (
+    r"(api|access|private|secret)[_-]?key|secret|((access|auth|api|hf)[_-]?)?token|password|passwd|credentials?"
+    r"|authorization"
 )
+_SECRET_NAME = re.compile(rf"(^|[._-])({_SECRET})$", re.I)
 _SHORTEST = 8  # a shorter value of an environment variable may well be a common word
 _IN_ADDRESS = re.compile(r"(?<=://)[^/\s@]+(?=@)")
+_IN_QUERY = re.compile(rf"([?&]([\w.-]*[._-])?({_SECRET})=)[^&#\s]+", re.I)
 
 
 def redact(value: Any, name: str = "") -> Any:
     """A configuration without its secrets.
 
     What an environment variable with a telling name (``HF_TOKEN``, ``…_API_KEY``, ``…_PASSWORD``) holds becomes
-    ``${oc.env:NAME}``, so that the configuration can be used again; other values under such a name, and user and
-    password in an address, become ``***``.
+    ``${oc.env:NAME}``, so that the configuration can be used again; other values under such a name, and in an address
+    user and password and what it says under such a name, become ``***``.
 
     Args:
         value: of any type that YAML has; dicts and lists are copied.
@@ -48,14 +50,19 @@ def redact(value: Any, name: str = "") -> Any:
             value = value.replace(secret, f"${{oc.env:{variable}}}")
     if _SECRET_NAME.search(name) and "${oc.env:" not in value:
         return HIDDEN
-    return _IN_ADDRESS.sub(HIDDEN, value)
+    return _IN_QUERY.sub(rf"\1{HIDDEN}", _IN_ADDRESS.sub(HIDDEN, value))
 
 
 def _redact_container(value: str, name: str) -> str:
     try:  # by Hydra's grammar: without a space, {token:abc} is a mapping there, and none in YAML
-        content = OverridesParser.create().parse_override(f"key={value}").value()
-    except HydraException:
-        return HIDDEN  # what cannot be read cannot be known to hold none
+        override = OverridesParser.create().parse_override(f"key={value}")
+    except HydraException:  # an unquoted = in a path, or several overrides: no names are known, but words are
+        return HIDDEN if re.search(_SECRET, value, re.I) else redact(value, name)
+    if override.is_choice_sweep():
+        choices = list(override.sweep_string_iterator())
+        redacted = [_redact_container(choice, name) for choice in choices]
+        return value if redacted == choices else ",".join(redacted)
+    content = override.value()
     redacted = redact(content, name)
     return value if redacted == content else str(redacted)
 
@@ -66,7 +73,7 @@ def redact_arguments(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         key, equals, value = argument.partition("=")
         name = key.lstrip("+~")
-        if value.startswith(("{", "[")):
+        if "{" in value or "[" in value:
             value = _redact_container(value, name)
         redacted.append(f"{key}={redact(value, name)}" if equals else redact(argument))
     return redacted

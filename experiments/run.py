@@ -39,6 +39,7 @@ from callbacks import (
 from callbacks.atomic_checkpoints import LAST, find_checkpoint, has_checkpoint
 from callbacks.run_record import environment, read_results
 from datamodules.files import remove_torn, write_json
+from experiments.arguments import check_added
 from experiments.checks import check, watched
 from experiments.comparison.formats import print_tables
 from experiments.comparison.tables import compare
@@ -212,6 +213,7 @@ def _record_start(config: DictConfig, folder: Path, trainer: L.Trainer, encoder:
 def application(config: DictConfig) -> float | None:
     """One job: train, and print its table; what a sweeper that searches gets is the dev criterion, lower is better."""
     as_typed()
+    check_added(config, HydraConfig.get(), "run.yaml")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # inside Lightning
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # the run folder

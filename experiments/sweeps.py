@@ -24,6 +24,7 @@ from experiments.redaction import redact
 from experiments.repeat import CONFIG
 from retriever.distributed import world_size
 from retriever.errors import InputError
+from retriever.printable import printable
 
 log = logging.getLogger(__name__)
 ERROR_FILE = "error.txt"
@@ -114,7 +115,7 @@ class FailedRuns(Callback):
         lines = [f"{path.parent}: {path.read_text(encoding='utf-8').splitlines()[0]}" for path in errors]
         runs = "One run" if len(lines) == 1 else f"{len(lines)} runs"
         again = "The same command with this hydra.sweep.dir tries again, and repeats no finished run."
-        sys.exit("\n".join([f"error: {runs} of {config.hydra.sweep.dir} failed. {again}", *lines]))
+        sys.exit(printable("\n".join([f"error: {runs} of {config.hydra.sweep.dir} failed. {again}", *lines])))
 
 
 def _refuse_other_configuration(config: DictConfig, folder: Path) -> None:

@@ -49,7 +49,10 @@ def check_targets(config: DictConfig) -> None:
     Raises:
         InputError: with the key, the target and the switch.
     """
-    allowed = tuple(config.get("allowed_targets") or ())
+    given = config.get("allowed_targets") or ()
+    if isinstance(given, str):
+        raise InputError(f"allowed_targets is {given!r}; it must be a list: allowed_targets=[{given}].")
+    allowed = tuple(given)
     found_in_run = config.get("repeats") is not None
     for key, node in nodes(OmegaConf.to_container(config, resolve=True, throw_on_missing=False)):
         _check(f"{key}._target_", node["_target_"], allowed, found_in_run)
@@ -79,10 +82,10 @@ def _check(key: str, target: Any, allowed: Sequence[str], found_in_run: bool) ->
             f"{key} is {target!r}, which a configuration may not call. Where you know and trust that code, say "
             f"allowed_targets=[{target.rpartition('.')[0] or target}]."
         )
-    # a module also reaches what it imports: retriever.encoder.torch.load
+    # a module also reaches what it imports: retriever.encoder.torch.load; the user's own from each other is all right
     home = getattr(_located(key, target), "__module__", None) or ""
-    roots = {prefix.partition(".")[0] for prefix in (root, *allowed)}
-    if home.partition(".")[0] not in roots:
+    from_root = home.partition(".")[0]
+    if not (from_root in {prefix.partition(".")[0] for prefix in (root, *allowed)} or (own and _is_own(from_root))):
         raise InputError(f"{key} is {target!r}, which comes from {home or 'elsewhere'!r}; name what you mean itself.")
 
 
@@ -91,7 +94,9 @@ def _within(target: str, prefix: str) -> bool:
 
 
 def _is_own(root: str) -> bool:
-    """Whether a top-level module is neither installed nor one of the project's packages."""
+    """Whether a top-level module is neither Python's, nor installed, nor one of the project's packages."""
+    if root in sys.stdlib_module_names:
+        return False
     try:
         spec = importlib.util.find_spec(root)
     except (ImportError, ValueError):

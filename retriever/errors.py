@@ -36,6 +36,20 @@ def require_positive(**values: float) -> None:
             raise InputError(f"{name} is {value}; it must be a finite number above 0.")
 
 
+def require_text(what: str, value: Any) -> None:
+    """Raise an InputError unless a setting is text, as names and paths are."""
+    if not isinstance(value, str):
+        raise InputError(f"{what} is {value!r}; it must be text.{how_to_quote(value)}")
+
+
+def how_to_quote(value: Any) -> str:
+    """A sentence, with a blank before it, where text was expected and a number or truth value stands; else empty."""
+    number = next((v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int | float)), None)
+    if number is None:
+        return ""
+    return f" For the text {str(number)!r} quote it twice on the command line: \"'{number}'\"."
+
+
 def shown(value: Any) -> str:
     """A value for messages, cut short."""
     text = repr(value)

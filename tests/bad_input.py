@@ -212,26 +212,49 @@ def plain_queries(data: bytes) -> dict[str, str] | None:
 
 
 def plain_qrels(data: bytes) -> dict[str, dict[str, int]] | None:
-    """Query id → passage id → grade."""
+    """Query id → passage id → grade, of BEIR's three columns and what is behind them, or of TREC's four."""
     rows = plain_lines(data)
     if rows is None:
         return None
-    found: dict[str, dict[str, int]] = {}
-    for number, row in rows:
-        columns = row.split("\t")
-        if number == 1 and columns[-1].strip() == "score":
-            continue
-        grade = columns[-1].strip()
-        digits = grade.removeprefix("-").removeprefix("+")
-        if len(columns) != 3 or not (digits.isascii() and digits.isdigit() and len(digits) < 10) or "\0" in row:
+    spaced = [row if "\t" in row or len(row.split()) != 4 else "\t".join(row.split()) for _, row in rows]
+    table = [(number, row.split("\t")) for (number, _), row in zip(rows, spaced, strict=True)]
+    header, beir = False, {}
+    if table and table[0][0] == 1:
+        names = [name.strip() for name in table[0][1] if name.strip()]
+        header = "score" in (names[2:3] + names[-1:]) and not any(map(_is_grade, names))
+        named = names[2:3] == ["score"]
+        table = table[header:]
+    trec: dict[str, dict[str, int]] = {}
+    could_be = {"beir", "trec"}
+    for _, columns in table:
+        while len(columns) > 3 and not columns[-1].strip():
+            columns = columns[:-1]
+        if len(columns) < 3 or not columns[0].strip() or not columns[1].strip() or "\0" in "\t".join(columns):
             return None
-        if abs(int(grade)) > 1_000_000 or not all(column.strip() for column in columns):
-            return None
-        judged = found.setdefault(columns[0], {})
-        if columns[1] in judged:
-            return None
-        judged[columns[1]] = int(grade)
-    return found
+        query, second, third, *more = columns
+        zero = second.strip() in ("0", "Q0")
+        plainly = len(columns) == 3 or (header and named) or (not zero and not any(map(_is_grade, more)))
+        if not (plainly and _is_grade(third) and _put(beir, query, second, third)):
+            could_be -= {"beir"}
+        four = len(more) == 1 and not (header and named) and (zero or not _is_grade(columns[2]))
+        if not (
+            four and columns[2].strip() and _is_grade(columns[3]) and _put(trec, columns[0], columns[2], columns[3])
+        ):
+            could_be -= {"trec"}
+    return {} if not table else beir if could_be == {"beir"} else trec if could_be == {"trec"} else None
+
+
+def _is_grade(text: str) -> bool:
+    text = text.strip()
+    digits = text[1:] if text[:1] in ("-", "+") else text
+    return digits.isascii() and digits.isdigit() and len(digits) < 10 and int(digits) <= 1_000_000
+
+
+def _put(found: dict[str, dict[str, int]], query: str, passage: str, grade: str) -> bool:
+    """Note a judgement; False where the pair was judged already."""
+    new = passage not in found.setdefault(query, {})
+    found[query].setdefault(passage, int(grade))
+    return new
 
 
 def plain_lists(data: bytes) -> list[tuple] | None:

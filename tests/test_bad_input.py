@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -226,11 +227,28 @@ def test_damaged_queries_and_judgements(place):
         "1\t2",
     ):
         judge_qrels(place(), f"grade {grade!r}", f"q 1\ta b\t{grade}\n".encode())
-    for row in ("\ta b\t1", "q 1\t\t1", "q 1\t0\ta b\t1", "q 1\t0\t7\t1", "q 1 0 a b 1", "q 1\ta\0b\t1", "q 1\ta b"):
+    for row in ("\ta b\t1", "q 1\t\t1", "q 1 0 a b 1", "q 1\ta\0b\t1", "q 1\ta b", "q 1\t7\t1\t1", "q 1\t0\t1\tgood"):
         judge_qrels(place(), repr(row), f"{row}\n".encode())
+    header = "query-id\tcorpus-id\tscore"
+    for name, rows, right in (  # what other tools write; what was read once is read still
+        ("a tab at the end", ["q 1\ta b\t1\t", "2\t7\t0"], {"q 1": {"a b": 1}, "2": {"7": 0}}),
+        ("a header of more", [f"{header}\tby", "q 1\t0\t1\t2"], {"q 1": {"0": 1}}),
+        ("a column of notes", ["q 1\ta b\t1\tgood", "q 1\t7\t0"], {"q 1": {"a b": 1, "7": 0}}),
+        ("TREC's", ["q 1\t0\ta b\t1", "q 1\t0\t7\t2"], {"q 1": {"a b": 1, "7": 2}}),
+        ("TREC's with spaces", ["q1 0 7 1", "q1 Q0 é 0", "q1 3 d 2"], {"q1": {"7": 1, "é": 0, "d": 2}}),
+        ("TREC's without a grade", ["q1\t0\t7\t1", "q1\t0\t8"], None),
+        ("BEIR's with spaces", ["q1 d 1"], None),
+        ("TREC's grade is none", ["q1 0 7 1", "q1 0 8 x"], None),
+        ("either form", ["q1 5 7 1"], None),
+        ("one form, then the other", ["q1 0 7 1", "q1\t5\t1\tgood"], None),
+        ("a passage called score", ["q1 0 score 1"], {"q1": {"score": 1}}),
+    ):
+        data = "\n".join([*rows, ""]).encode()
+        assert plain_qrels(data) == right, name
+        judge_qrels(place(), name, data, may_refuse=right is None)
 
 
-def judge_qrels(folder: Path, name: str, data: bytes) -> None:
+def judge_qrels(folder: Path, name: str, data: bytes, may_refuse: bool = True) -> None:
     (folder / "qrels").mkdir()
     path = folder / "qrels" / "test.tsv"
     path.write_bytes(data)
@@ -238,7 +256,7 @@ def judge_qrels(folder: Path, name: str, data: bytes) -> None:
     def read():
         return {q: {p: g for p, (g, _) in found.items()} for q, found in load_qrels(folder, "test")[1].items()}
 
-    TALLY.judge(f"qrels, {name}", read, plain_qrels(data), where=str(path))
+    TALLY.judge(f"qrels, {name}", read, plain_qrels(data), where=str(path), may_refuse=may_refuse)
 
 
 def test_sets_that_do_not_belong_together(place):
@@ -476,6 +494,14 @@ def test_damaged_tables_of_other_tools(place):
     data = whole.read_bytes()
     right = imported(whole, "sentence_transformers")
     assert right == plain_rows("sentence_transformers", json_lines(LAYOUTS["sentence_transformers"]))
+    for name, docs, admissible in (
+        ("bytes", table["docs"].cast(pa.list_(pa.binary())), right),
+        ("bytes that are no UTF-8", pa.array([[b"\xff"]] * len(table)), None),
+    ):
+        path = place() / "lists.parquet"
+        pq.write_table(table.set_column(2, "docs", docs), path)
+        read = partial(imported, path, "sentence_transformers")
+        TALLY.judge(f"table of {name}", read, admissible, where=f"{path}:1", may_refuse=admissible is None)
     # the footer has no checksum, and a column of another name is one that this layout may lack
     pages = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
     ways = dict(damages(data)) | {f"bit of {at}": flipped(data, at) for at in range(0, pages, 1 if DRAWN else 41)}
@@ -914,11 +940,15 @@ def test_columns_of_other_types(place):
         "large strings": {"query": table["query"].cast(pa.large_string())},
         "large lists": {"passage_ids": table["passage_ids"].cast(pa.large_list(pa.large_string()))},
         "a dictionary": {"query_type": table["query_type"].dictionary_encode()},
+        "bytes": {name: table[name].cast(pa.binary()) for name in ("query_id", "query", "query_type", "corpus")},
+        "lists of bytes": {"passage_ids": table["passage_ids"].cast(pa.list_(pa.large_binary()))},
+        "a dictionary of bytes": {"query_type": table["query_type"].cast(pa.binary()).dictionary_encode()},
         "single scores": {"teacher_scores": table["teacher_scores"].cast(pa.list_(pa.float32()))},
     }
     other = {
         "scores as texts": {"teacher_scores": whole.cast(pa.list_(pa.string()))},
         "binary ids": {"query_id": pa.array([b"a", b"b", b"\xff"])},
+        "bytes in lists": {"passage_ids": pa.array([[b"7", b"\xff"]] * 3)},
         "ids as floats": {"query_id": pa.array([1.0, 2.0, 3.0])},
         "a struct": {"query": pa.array([{"text": "a"}] * 3)},
         "timestamps": {"query_id": pa.array([1, 2, 3], pa.timestamp("ms"))},

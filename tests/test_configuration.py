@@ -2,19 +2,22 @@
 
 import copy
 import re
+import shutil
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import yaml
-from omegaconf import OmegaConf
-from test_run import config_of
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf, open_dict
+from test_run import CONF, config_of
 
 from experiments import bench as bench_module
-from experiments import compare, dashboard, mteb
+from experiments import compare, dashboard, list_files, mteb
 from experiments import prepare as prepare_module
 from experiments import run as run_module
-from experiments.arguments import check_settings
+from experiments.arguments import check_added, check_settings
 from experiments.checks import check
 from experiments.pipeline import Pipeline
 from experiments.run import train
@@ -58,6 +61,10 @@ def error_of(module, monkeypatch, capsys, *arguments):
         ("encoder=cross_minilm", "needs module=reranker"),
         ("module=reranker", "module=reranker trains a cross-encoder"),
         ("trainer.max_epochs=many", "trainer.max_epochs is 'many'; it must be a whole number"),
+        (
+            "+lerning_rate=1",
+            "lerning_rate is no setting, and nothing refers to it. Did you mean 'module.learning_rate'?",
+        ),
     ],
 )
 def test_wrong_settings_are_named_before_anything_is_loaded(
@@ -105,6 +112,23 @@ def base():
         ("criterion=loss", "criterion is 'loss'; valid values are 'dev/loss'"),
         ("token_budget=0", "token_budget is 0"),
         ("name=a/b", "name is 'a/b'; files are called by it"),
+        ("name=2024", r"name is 2024; it must be text. For the text '2024' .* \"'2024'\""),
+        ("seed=1.5", "seed is 1.5; it must be a whole number"),
+        ("criterion=3", "criterion is 3; it must be text"),
+        (
+            "early_stopping.monitors=[3]",
+            "early_stopping.monitors is .3.; it must be a list, each of it text. For the text",
+        ),
+        (
+            "logger.wandb={tags: [2024]}",
+            "logger.wandb.tags is .2024.; it must be a list, each of it text. For the text",
+        ),
+        ("logger.wandb={projct: x}", "Did you mean 'project'?"),
+        ("evaluation.datasets=[x]", "evaluation.datasets is .'x'.; it must be a list, each of it a mapping"),
+        ("evaluation.datasets=[{path: 3}]", r"evaluation.datasets\[0\].path is 3; it must be text"),
+        ("evaluation.datasets=[{path: x, name: 3}]", "evaluation.datasets: a name is 3; it must be text"),
+        ("data.train=[{path: 3, corpus: x}]", r"data.train\[0\].path is 3; it must be text"),
+        ("allowed_targets=torch", r"allowed_targets is 'torch'; it must be a list: allowed_targets=\[torch\]"),
     ],
 )
 def test_wrong_values_are_named_before_anything_is_loaded(base, never_loaded, argument, message):
@@ -131,6 +155,46 @@ def test_a_run_may_be_ended_by_other_limits_than_epochs(base, never_loaded):
             OmegaConf.update(config, key, value, force_add=True)
         with pytest.raises(InputError, match=message) if message else nullcontext():
             check(config)
+
+
+@pytest.fixture
+def no_hub(monkeypatch, tmp_path):
+    """A machine without a network, whose cache of the hub is empty: the folder of that cache."""
+
+    def connect(_, address):
+        raise AssertionError(f"{address} was asked")
+
+    monkeypatch.setattr("socket.socket.connect", connect)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def test_a_model_of_the_hub_out_of_reach_is_one_sentence_before_anything_heavy(
+    small_run, monkeypatch, capsys, tmp_path, no_hub
+):
+    def loaded(*_, **__):
+        raise AssertionError("something heavy was begun")
+
+    for place in ("callbacks.beir_evaluation.load_corpus", "datamodules.datamodule.load_corpus"):
+        monkeypatch.setattr(place, loaded)
+    options = [*small_run, "encoder.model=someone/some-model", f"hydra.run.dir={tmp_path}/run"]
+    error = error_of(run_module, monkeypatch, capsys, *options)
+    assert re.search(r"error: The model of 'someone/some-model' could not be loaded.*\. Name a folder that", error), (
+        error
+    )
+    assert "hub that this machine can reach" in error and error.count("\n") <= 2, error
+    assert not (tmp_path / "cache").exists() and not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_model_that_is_here_asks_no_hub(small_run, tiny_model, tmp_path, no_hub):
+    cached = no_hub / "models--someone--some-model"
+    shutil.copytree(tiny_model, cached / "snapshots" / ("0" * 40))
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0" * 40)
+    for model in (tiny_model, "someone/some-model"):
+        options = [f"encoder.model={model}", "trainer.max_steps=1", "export=false"]
+        assert train(config_of(*small_run, *options), tmp_path / Path(model).name)["datasets"]
 
 
 class OwnWay:
@@ -208,6 +272,9 @@ def test_short_lists_are_counted(small_run, tmp_path, caplog):
         ("+teacher.weight=1", "unexpected keyword argument 'weight'"),
         ("queries={../evil: {source: judged}}", "files are called by it"),
         ("+teacher.x._target_=os.system", "standard library"),
+        ("+tokn_budget=5", "Did you mean 'token_budget'?"),
+        ("corpus=2024", "corpus is 2024; it must be text. For the text '2024'"),
+        ("output=3", "output is 3; it must be text"),
     ],
 )
 def test_prepare_names_wrong_settings(small_prepare, monkeypatch, capsys, argument, message):
@@ -223,10 +290,12 @@ def test_prepare_names_wrong_settings(small_prepare, monkeypatch, capsys, argume
         ("step.cases=[{lists: 64, systems: [our_infonce]}]", "Did you mean 'ours_infonce'?"),
         ("evaluation.systems=[bear]", "Did you mean 'beir'?"),
         ("max_lenght=3", "Did you mean 'max_length'?"),
+        ("+max_lenght=3; parts=[none]", "Did you mean 'max_length'?"),
+        ("allowed_targets=torch", "it must be a list: allowed_targets=[torch]"),
     ],
 )
 def test_bench_names_wrong_settings(monkeypatch, capsys, tmp_path, argument, message):
-    error = error_of(bench_module, monkeypatch, capsys, argument, f"hydra.run.dir={tmp_path}/x")
+    error = error_of(bench_module, monkeypatch, capsys, *argument.split("; "), f"hydra.run.dir={tmp_path}/x")
     assert message in error and "Traceback" not in error
 
 
@@ -237,12 +306,52 @@ def test_bench_names_wrong_settings(monkeypatch, capsys, tmp_path, argument, mes
         (compare, ["run", "--which", "lasst"], "Did you mean 'last'?"),
         (mteb, ["model", "--datset=x"], "Did you mean '--dataset'?"),
         (dashboard, ["--entiti", "x"], "Did you mean '--entity'?"),
+        (list_files, ["inspect", "x", "--corpsu", "y"], "Did you mean '--corpus'?"),
+        (
+            list_files,
+            ["import", "x", "--layout", "trec", "--output", "y", "--tacher", "z"],
+            "Did you mean '--teacher'?",
+        ),
+        (
+            list_files,
+            ["export", "x", "--layout", "trec", "--output", "y", "--teacher", "z"],
+            "arguments: --teacher z\n",
+        ),
+        (list_files, ["cut", "x", "--passges", "3", "--passages", "3", "--output", "y"], "Did you mean '--passages'?"),
     ],
 )
 def test_options_of_the_other_commands_are_named_too(module, arguments, message, capsys):
     with pytest.raises(SystemExit):
         module.main(arguments)
     assert message in capsys.readouterr().err
+
+
+def test_values_of_ones_own_are_read_where_something_refers_to_them(tmp_path):
+    (tmp_path / "exp").mkdir()
+    (tmp_path / "part").mkdir()
+    own = "# @package _global_\nof_a_file: 3\nname: ${f:${times},${ rate }}\n"
+    (tmp_path / "exp" / "own.yaml").write_text(own)
+    (tmp_path / "part" / "small.yaml").write_text("batch: 8\n")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for given, wrong in {
+            ("+rate=1", "module.learning_rate=${rate}"): "",
+            ("+exp=own", "+rate=1", "+times=2", "+third=3"): "third",
+            ("+sizes={a: 1}", "data.batch_size=${sizes.a}"): "",
+            ("+sizes.a=1", "hydra.run.dir=x/${sizes.a}"): "",
+            ("++seed=2", "+hydra.launcher.x=1", "+data.x=1"): "",
+            ("+exp=own", "of_a_file=4"): "",
+            ("+exp=own", "+part=small"): "",
+            ("+student=1",): "student",  # temperatures.student is another
+            ("+rate=1", "+other=${rate}"): "other",
+            ("+rate=1", "name=rate"): "rate",
+        }.items():
+            search = f"hydra.searchpath=[file://{tmp_path}]"
+            config = compose("run", [search, *given], return_hydra_config=True)
+            hydra = config.hydra
+            with open_dict(config):
+                del config["hydra"]
+            with pytest.raises(InputError, match=f"^{wrong} is no setting") if wrong else nullcontext():
+                check_added(config, hydra, "run.yaml")
 
 
 def test_a_group_cannot_be_chosen_of_a_repeated_run(small_run, tmp_path, monkeypatch, capsys):
@@ -264,8 +373,5 @@ def test_help_says_what_the_command_does(module, monkeypatch, capsys):
 
 
 def test_pipeline_keeps_its_checks(small_prepare):
-    from hydra import compose, initialize_config_dir
-    from test_run import CONF
-
     with initialize_config_dir(str(CONF / "prepare"), version_base="1.3"):
         Pipeline(compose("prepare", small_prepare))

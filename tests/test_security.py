@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
+import logging
 import pickle
 import re
 import shutil
@@ -16,27 +19,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
+from test_compare import values, write_run
 from test_run import config_of
 
 import experiments
 from datamodules import archives
 from datamodules.corpus import find_dataset
 from datamodules.query_lists import QueryList, read_query_lists, write_query_lists
+from experiments import compare as compare_module
+from experiments import list_files
 from experiments import run as run_module
 from experiments.arguments import check_arguments
 from experiments.comparison.changes import Change, _line
-from experiments.comparison.formats import latex_comment
+from experiments.comparison.formats import latex_comment, to_csv
 from experiments.comparison.report import write_report
 from experiments.comparison.sheets import Sheet
 from experiments.comparison.tables import compare
-from experiments.redaction import redact_arguments
+from experiments.redaction import _redact_overrides, redact_arguments
 from experiments.repeat import read_run
 from experiments.run import train
 from experiments.targets import check_targets
 from retriever.encoder import TextEncoder
 from retriever.errors import InputError
+from retriever.printable import printable
 
 CONF = Path(experiments.__file__).parent / "conf"
 SCRIPT = '<script>alert(1)</script><img src=x onerror="alert(2)">'
@@ -171,6 +178,30 @@ def test_a_users_own_class_and_what_the_switch_names_may_be_called(monkeypatch, 
     config.allowed_targets = ["own_losses", "os"]
     config.module._target_ = "os.system"
     with pytest.raises(InputError, match="standard library"):
+        check_targets(config)
+
+
+def test_a_users_own_module_gives_on_its_own_classes_alone(monkeypatch, tmp_path):
+    (tmp_path / "own_parts.py").write_text("from retriever.objectives import InfoNCE\nclass Mine(InfoNCE): pass\n")
+    (tmp_path / "own_package").mkdir()
+    (tmp_path / "own_package" / "__init__.py").write_text(
+        "from os import system\nfrom shutil import rmtree\nfrom torch import load\nfrom wandb import init\n"
+        "from own_parts import InfoNCE, Mine\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = config_of("name=x")
+    config.module._target_ = "own_package.Mine"
+    check_targets(config)
+    for name, home in {
+        "system": "posix", "rmtree": "shutil", "load": "torch.serialization", "init": "wandb.sdk.wandb_init",
+        "InfoNCE": "retriever.objectives.infonce",
+    }.items():  # fmt: skip
+        config.module._target_ = f"own_package.{name}"
+        with pytest.raises(InputError, match=f"comes from '{home}'; name what you mean itself"):
+            check_targets(config)
+    config.module._target_, config.repeats = "own_package.Mine", "a/run/folder"
+    config.allowed_targets = ["own_package"]
+    with pytest.raises(InputError, match="comes from 'own_parts'"):
         check_targets(config)
 
 
@@ -366,6 +397,54 @@ def test_an_id_alone_is_escaped_too():
     assert "\n" not in latex_comment(two)
 
 
+STEERING = "\x1b]0;title\x07\x1b[2J\x9b31m\u202edlrow\u2066\x7f\r"
+STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def test_texts_of_others_do_not_steer_the_terminal(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    ids = [f"d{number}{STEERING}" for number in range(3)]
+    rows = [json.dumps({"_id": i, "title": STEERING, "text": f"text {STEERING}"}) for i in ids]
+    corpus = tmp_path / "c"
+    corpus.mkdir()
+    (corpus / "corpus.jsonl").write_text("\n".join(rows))
+    lists = [QueryList(STEERING, f"what {STEERING}", f"k{STEERING}", f"c{STEERING}", ids[:1], ids, [3.0, 2.0, 1.0])]
+    write_query_lists("lists.parquet", lists, {f"teacher{STEERING}": STEERING})
+    list_files.main(["inspect", "lists.parquet", "--corpus", "c"])
+    shown = capsys.readouterr().out
+    assert shown.count(r"\x1b[2J") > 5 and r"\u202e" in shown and not STEERS.search(shown)
+    for arguments in (["inspect", f"no{STEERING}"], ["inspect", "x", f"--{STEERING}"]):
+        with pytest.raises(SystemExit):
+            list_files.main(arguments)
+        error = capsys.readouterr().err
+        assert r"\x1b" in error and not STEERS.search(error)
+    write_run(tmp_path / "run", f"arm{STEERING}", 1, {f"d{STEERING}": values(1, 5)})
+    compare_module.main([str(tmp_path / "run")])
+    shown = capsys.readouterr().out
+    assert r"arm\x1b]0" in shown and r"d\x1b]0" in shown and not STEERS.search(shown)
+    monkeypatch.setattr(sys, "argv", ["run.py", f"modul{STEERING}=x"])
+    with pytest.raises(SystemExit):
+        run_module.main()
+    assert not STEERS.search(capsys.readouterr().err)
+    record = logging.LogRecord("x", logging.INFO, "", 0, "read %s", (STEERING,), None)
+    for name in ("run", "bench", "prepare/prepare"):
+        formatter = OmegaConf.load(CONF / f"{name}.yaml").hydra.job_logging.formatters.simple
+        assert not STEERS.search(get_class(formatter["class"])(formatter.format).format(record))
+    assert printable("Ελληνικά, العربية, 漢字 🙂\ta\nb") == "Ελληνικά, العربية, 漢字 🙂\ta\nb"
+
+
+def test_a_spreadsheet_runs_no_formula_of_others(tmp_path):
+    formulas = ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(1)", "\t=1", " =1"]
+    rows = list(csv.reader(io.StringIO(to_csv([[f, f"a{f}", "-0.5", -0.5, "+1e-3", None] for f in formulas]))))
+    assert rows == [[f"'{f}", f"a{f}", "-0.5", "-0.5", "+1e-3", ""] for f in formulas]
+    words = {"query": '=HYPERLINK("http://x","y")', "relevant": []}
+    write_run(tmp_path / "run", "=arm", 1, {"=d": values(1, 5)}, texts={"=d": {"q1": words}})
+    write_report(compare([tmp_path / "run"]), tmp_path / "report")
+    for path in (tmp_path / "report").glob("*.csv"):
+        cells = [cell for row in csv.reader(io.StringIO(path.read_text())) for cell in row]
+        assert "'=arm" in cells and not [cell for cell in cells if cell.startswith(("=", "@"))]
+
+
 # secrets
 
 
@@ -381,16 +460,34 @@ def test_an_id_alone_is_escaped_too():
         ("+hub={a: {b: {api_key: abc}}}", "+hub={'a': {'b': {'api_key': '***'}}}"),
         ("+hub={token: abc", "+hub=***"),
         ("hydra.job.env_set.HF_TOKEN=abc", "hydra.job.env_set.HF_TOKEN=***"),
-        ("data.train=[{path: a, corpus: b}]", "data.train=[{path: a, corpus: b}]"),
+        ("+hub={token: abc},{token: 'def'}", "+hub={'token': '***'},{'token': '***'}"),
+        ("+hub=shuffle([{token: abc}])", "+hub=[{'token': '***'}]"),
+        ("+hub.url=http://a:b@host/x?q=1&api_key=abc&z=2", "+hub.url=http://***@host/x?q=1&api_key=***&z=2"),
+        ("data.train=[{path: a/lr=3/b, corpus: c, token: abc}]", "data.train=***"),
+        ("data.train=[{path: a, corpus: b}],+hub.token=abc", "data.train=***"),
+        *(
+            (ordinary, ordinary)
+            for ordinary in (
+                "data.train=[{path: a, corpus: b}]",
+                "data.train=[{path: a/lr=3/b.parquet, corpus: c}]",
+                "data.train=[{path: 'a/lr=3/b.parquet', corpus: c}],[{path: d}]",
+                "data.train=[{path: a, corpus: b}],seed=1",
+                "encoder.model=runs/lr=3,seed=1/model",
+                "data.data_dir=${data_dir}/lr=3",
+                "outputs/seed=[12]",
+            )
+        ),
     ],
 )
 def test_secrets_of_a_command_line_are_hidden_wherever_they_are(given, shown):
     assert redact_arguments([given]) == [shown]
+    assert given != shown or _redact_overrides(given) == shown, given
 
 
 def test_no_file_of_a_run_or_a_sweep_holds_a_secret(small_run, tmp_path, monkeypatch):
     options = [o for o in small_run if not o.startswith("name=")] + ["trainer.max_steps=1", "export=false"]
-    secrets = ["+hub.token=hunter2hunter2", "+hub2={password: swordfish}", "+hub3.token=[sesame1, sesame2]"]
+    hidden = ["hub.token=hunter2hunter2", "hub2={password: swordfish}", "hub3.token=[sesame1, sesame2]"]
+    secrets = [f"+logger.{each}" for each in hidden]
     for line in ([f"hydra.run.dir={tmp_path}/run"], ["-m", "seed=1,2", f"hydra.sweep.dir={tmp_path}/sweep"]):
         monkeypatch.setattr(sys, "argv", ["run.py", *line, *options, *secrets])
         run_module.main()
@@ -399,4 +496,4 @@ def test_no_file_of_a_run_or_a_sweep_holds_a_secret(small_run, tmp_path, monkeyp
     leaks = [p for p in files for s in ("hunter2", "swordfish", "sesame") if s.encode() in p.read_bytes()]
     assert len(files) > 50 and not leaks
     overrides = OmegaConf.load(tmp_path / "run" / ".hydra" / "overrides.yaml")
-    assert "+hub.token=***" in overrides and "trainer.max_steps=1" in overrides
+    assert "+logger.hub.token=***" in overrides and "trainer.max_steps=1" in overrides

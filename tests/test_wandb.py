@@ -119,8 +119,8 @@ def test_server_out_of_reach_stops_no_run_and_secrets_stay_here(to_wandb, tmp_pa
         "trainer.max_steps=1",
         "logger.wandb.init_timeout=2",
     ]
-    options += [f"+hub.token={SECRET[::-1]}", "+hub.password=${oc.env:MY_PASSWORD}", f"hydra.run.dir={folder}"]
-    options += ["hydra.output_subdir=null"]
+    options += [f"+logger.hub.token={SECRET[::-1]}", "+logger.hub.password=${oc.env:MY_PASSWORD}"]
+    options += ["hydra.output_subdir=null", f"hydra.run.dir={folder}"]
     secrets = {"WANDB_API_KEY": SECRET, "MY_PASSWORD": "correct horse battery"}
     finish(folder, start(folder, *options, WANDB_BASE_URL="http://127.0.0.1:9", WANDB_MODE="online", **secrets))
     assert (folder / "results.json").is_file()

@@ -16,7 +16,9 @@ from callbacks.markdown import markdown_text
 from experiments.comparison.runs import reason
 from experiments.comparison.sheets import Sheet, narrow_sheets, sheets
 from experiments.comparison.tables import Comparison, Table
+from retriever.printable import printable
 
+_NUMBER = re.compile(r"[-+]?[0-9]+([.,][0-9]+)?([eE][-+]?[0-9]+)?")
 _FIGURES = re.compile(r"[-+0-9.,/:\[\]\s]*")
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -58,17 +60,19 @@ def print_tables(comparison: Comparison) -> None:
     """Print the tables on the terminal, and which runs are not in them."""
     console = Console(width=None if sys.stdout.isatty() else 132)
     for sheet in narrow_sheets(comparison):
-        view = View(title=escape(f"{sheet.title}: {sheet.caption}"), title_justify="left")
+        view = View(title=escape(printable(f"{sheet.title}: {sheet.caption}")), title_justify="left")
         for number, column in enumerate(sheet.columns):
             # figures stay whole; a long name folds
-            view.add_column(escape(column), justify="right" if number else "left", no_wrap=number > 0, overflow="fold")
+            view.add_column(
+                escape(printable(column)), justify="right" if number else "left", no_wrap=number > 0, overflow="fold"
+            )
         for row, sign in zip(sheet.rows, sheet.signs, strict=True):
-            view.add_row(*map(escape, row), style={1: "green", -1: "red"}.get(sign))
+            view.add_row(*(escape(printable(cell)) for cell in row), style={1: "green", -1: "red"}.get(sign))
         console.print(view)
     if comparison.unfinished:
         console.print("Not finished, so in no table:")
         for folder in comparison.unfinished:
-            console.print(f"  {escape(f'{folder}: {reason(folder)}')}", soft_wrap=True)
+            console.print(f"  {escape(printable(f'{folder}: {reason(folder)}'))}", soft_wrap=True)
 
 
 def markdown(comparison: Comparison) -> str:
@@ -144,10 +148,18 @@ def query_csv(comparison: Comparison) -> str:
 
 
 def to_csv(lines: list[Any]) -> str:
-    """Lines as CSV; None is an empty cell."""
+    """Lines as CSV; None is an empty cell.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe in front; one that is a number stays as it is.
+    """
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(lines)
+    csv.writer(out, lineterminator="\n").writerows([[_cell(value) for value in line] for line in lines])
     return out.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    formula = isinstance(value, str) and value.lstrip()[:1] in tuple("=+-@") and not _NUMBER.fullmatch(value)
+    return f"'{value}" if formula else value
 
 
 def _records(table: Table, title: str) -> list[tuple[Any, ...]]:
