@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import select
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
@@ -36,12 +37,13 @@ def run_kindly(application: Callable[[], None]) -> None:
     try:
         application()
     except BrokenPipeError:
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:  # whoever reads the output, as head, has read enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(141)  # as a shell says of one that SIGPIPE ended
-        raise
+        output = select.poll()
+        output.register(sys.stdout.fileno(), 0)
+        if not output.poll(0):
+            raise
+        # whoever reads the output, as head, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # as a shell says of one that SIGPIPE ended
     except (InputError, HydraException, OmegaConfBaseException) as error:
         sys.stderr.write(printable(f"error: {explain(error)}\n"))
         sys.exit(2)

@@ -1,10 +1,12 @@
 """Wrong settings and contradictions are one helpful sentence, and nothing has been loaded by then."""
 
 import copy
+import os
 import re
 import shutil
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from experiments import prepare as prepare_module
 from experiments import run as run_module
 from experiments.arguments import check_added, check_settings
 from experiments.checks import check
+from experiments.hydra_errors import run_kindly
 from experiments.pipeline import Pipeline
 from experiments.run import train
 from retriever.errors import InputError
@@ -375,3 +378,12 @@ def test_help_says_what_the_command_does(module, monkeypatch, capsys):
 def test_pipeline_keeps_its_checks(small_prepare):
     with initialize_config_dir(str(CONF / "prepare"), version_base="1.3"):
         Pipeline(compose("prepare", small_prepare))
+
+
+def test_a_reader_of_the_output_that_left_ends_a_command_quietly(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as out, pytest.raises(SystemExit) as stopped:
+        monkeypatch.setattr(sys, "stdout", out)
+        run_kindly(partial(print, "x" * 1_000_000))
+    assert stopped.value.code == 141
