@@ -87,7 +87,7 @@ def find_checkpoint(folder: str | Path) -> Path:
         raise InputError(
             f"resume: {checkpoints / LAST}: no such checkpoint. Name the folder of a run that was cut off."
         )
-    torn = []
+    torn: list[str] = []
     for path in (checkpoints / LAST, checkpoints / PREVIOUS):
         if not path.is_file():
             continue

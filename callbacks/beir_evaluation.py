@@ -137,8 +137,8 @@ class BeirEvaluation(L.Callback):
             corpus = corpora[spec["path"]]
             if spec.get("lists") is None:
                 split, name = spec.get("split", "test"), spec.get("name")
-                options = {"name": name, "unknown_qrels": unknown_qrels, "corpus": corpus}
-                self.data.append(load_evaluation_set(str(folder), split, **options))
+                loaded = load_evaluation_set(str(folder), split, name=name, unknown_qrels=unknown_qrels, corpus=corpus)
+                self.data.append(loaded)
             else:
                 self.data.append(self._held_out(spec, corpus))
         names = [data.name for data in self.data]
@@ -149,7 +149,7 @@ class BeirEvaluation(L.Callback):
             )
         self.base: dict[str, dict[str, float]] = {}
         self.history: list[dict[str, Any]] = []
-        self._prepared: list[PreparedSet] | None = None
+        self._prepared: list[PreparedSet] = []
         self._samples: dict[str, dict[str, int]] = {}  # data set → how its sample is made up
 
     def _held_out(self, spec: Mapping, corpus: Corpus) -> EvaluationSet:
@@ -164,7 +164,7 @@ class BeirEvaluation(L.Callback):
         """
         if not isinstance(pl_module, self.module_class):
             raise InputError(self.mismatch)
-        if self._prepared is not None:
+        if self._prepared:
             return
         for number, (spec, data) in enumerate(zip(self.specs, self.data, strict=True)):
             if spec.get("queries") == "dev":
@@ -175,7 +175,6 @@ class BeirEvaluation(L.Callback):
             passages = cached_tokens(data.corpus.passages, pl_module.encoder, "passage", self.cache_dir)
             return PreparedSet(data, queries, passages)
 
-        self._prepared = []
         for spec, tokens in zip(self.specs, one_ahead(tokenize, self.data), strict=True):
             whole = self._with_base(trainer, pl_module, tokens)
             self._prepared.append(whole)
@@ -261,7 +260,7 @@ class BeirEvaluation(L.Callback):
 
     def _unknown(self, step: int) -> list[PreparedSet]:
         """Sets that have not been evaluated at this step."""
-        known = next((entry["metrics"] for entry in self.history if entry["step"] == step), {})
+        known: dict[str, Any] = next((entry["metrics"] for entry in self.history if entry["step"] == step), {})
         return [prepared for prepared in self._prepared if prepared.data.name not in known]
 
     def _evaluate_and_keep(
@@ -273,7 +272,7 @@ class BeirEvaluation(L.Callback):
         metrics = {entry["step"]: entry["metrics"] for entry in self.history}
         metrics[step] = metrics.get(step, {}) | results
         self.history = [{"step": number, "metrics": metrics[number]} for number in sorted(metrics)]
-        flat = {}
+        flat: dict[str, float] = {}
         for name, values in results.items():
             flat |= self._to_log(name, values)
             log.info(
@@ -351,6 +350,7 @@ class BeirEvaluation(L.Callback):
         title = f"encode {whole.data.name} queries"
         queries = self._cached(trainer, module, whole.queries, title, "float32")
         depth = spec.depth + self.ignore_identical_ids  # a query's own passage is none of its hits
+        assert whole.base is not None  # setup encoded it
         _, base = exact_search(queries, whole.base, depth)
         bm25 = bm25_search(whole.data.corpus.passages.to_pylist(), list(whole.data.queries.values()), depth)
         return draw_sample(whole.data, base, bm25.rows, spec)
@@ -380,6 +380,7 @@ class BeirEvaluation(L.Callback):
         share = _share(trainer, prepared)
         rows: Any = share if prepared.rows is None else prepared.rows[share]  # a slice, or row numbers
         if not module.train_passage_encoder:
+            assert prepared.base is not None  # setup encoded it
             return prepared.base[rows]
         if trainer.global_step == 0:
             return self._corpus_embeddings(trainer, module, prepared)[rows]

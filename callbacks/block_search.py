@@ -46,7 +46,8 @@ def search_and_score(
     Returns:
         Metric → query id → value on the first rank, {} on others.
     """
-    names, per_query = list(data.queries), {}
+    names = list(data.queries)
+    per_query: dict[str, dict[str, float]] = {}
     searched = max(_SCORED, _SEARCHED // world_size())  # every rank gets the hits of all
     for start in range(0, len(names), searched):
         found = exact_search(queries[start : start + searched], passages, hits + 1, first_row=first_row)

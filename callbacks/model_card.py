@@ -109,7 +109,7 @@ def _front_matter(facts: CardFacts) -> str:
         if figure.split is not None and not figure.dev  # only what others measure by the same name
     ]
     on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", facts.encoder.name) and facts.base == facts.encoder.name
-    corpora = {_hub_name(file["corpus"]) for file in facts.data["files"]} - {None}
+    corpora = {name for file in facts.data["files"] if (name := _hub_name(file["corpus"]))}
     return ModelCardData(
         library_name="sentence-transformers",
         pipeline_tag="text-ranking" if facts.reranks else "sentence-similarity",

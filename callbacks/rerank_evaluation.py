@@ -204,22 +204,27 @@ class RerankEvaluation(BeirEvaluation):
         bm25 = self._bm25(data)
         orders: dict[str, tuple[Hits, Hits | None]] = {"bm25": (bm25, bm25)}
         if self.dense is not None:
-            orders |= self._dense_orders(trainer, data, bm25)
+            orders |= self._dense_orders(self.dense, trainer, data, bm25)
         orders["cross-encoder"] = self._latest[data.name], None
         orders["oracle"] = _oracle(data, bm25), None
-        table = {}
+        table: dict[str, dict[str, float | None]] = {}
         for name, pair in orders.items():
             table[name] = {}
             for where, hits in zip(("candidates", "corpus"), pair, strict=True):
-                means, per_query = score_run(data.qrels, self._run(data, hits)) if hits else (None, None)
-                table[name][where] = means and means["ndcg@10"]
-                if hits and trainer.is_global_zero:
+                table[name][where] = None
+                if hits is None:
+                    continue
+                means, per_query = score_run(data.qrels, self._run(data, hits))
+                table[name][where] = means["ndcg@10"]
+                if trainer.is_global_zero:
                     write_json(self.folder / "per_query" / data.name / f"{name}-{where}.json", per_query)
         return table
 
-    def _dense_orders(self, trainer: L.Trainer, data: EvaluationSet, bm25: Hits) -> dict[str, tuple[Hits, Hits]]:
+    def _dense_orders(
+        self, dense: TextEncoder, trainer: L.Trainer, data: EvaluationSet, bm25: Hits
+    ) -> dict[str, tuple[Hits, Hits]]:
         """The dense retriever and its fusion with BM25: order of the candidates, best of the corpus."""
-        encoder = self.dense.to(trainer.strategy.root_device)
+        encoder = dense.to(trainer.strategy.root_device)
         tokens = {
             "passage": cached_tokens(data.corpus.passages, encoder, "passage", self.cache_dir),
             "query": cached_tokens(list(data.queries.values()), encoder, "query", self.cache_dir),

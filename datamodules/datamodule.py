@@ -201,8 +201,9 @@ class QueryListDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """One item is one batch of this rank."""
         loader = self._loader(self._train, self.order)
-        self._sampler = loader.sampler
-        self._take_up()
+        sampler: BatchSampler = loader.sampler
+        self._sampler = sampler
+        self._take_up(sampler)
         return loader
 
     def state_dict(self) -> dict[str, int]:
@@ -214,19 +215,19 @@ class QueryListDataModule(L.LightningDataModule):
         """Take up a resumed run."""
         self._done = state_dict["epoch"], state_dict["batches"]
         if self._sampler is not None:  # under FSDP, the loader is there before the checkpoint is read
-            self._take_up()
+            self._take_up(self._sampler)
 
-    def _take_up(self) -> None:
+    def _take_up(self, sampler: BatchSampler) -> None:
         """Have the sampler begin where a resumed run is.
 
         Lightning names the epoch too late: loaders with workers have asked for their first batches by then.
         """
-        self._sampler.done = self._done
+        sampler.done = self._done
         if self._done is not None:
             epoch, batches = self._done
             limit = self.trainer.limit_train_batches if self.trainer else 1.0
-            length = int(len(self._sampler) * limit) if isinstance(limit, float) else min(len(self._sampler), limit)
-            self._sampler.set_epoch(epoch + (batches >= length))
+            length = int(len(sampler) * limit) if isinstance(limit, float) else min(len(sampler), limit)
+            sampler.set_epoch(epoch + (batches >= length))
 
     def val_dataloader(self) -> DataLoader:
         """The dev lists in their order, each once."""

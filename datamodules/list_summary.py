@@ -100,7 +100,7 @@ class _Tally:
         self.words: list[int] = []
         self.scores: list[np.ndarray] = []
         self.best: list[float] = []
-        self.counts = Counter()
+        self.counts: Counter[str] = Counter()
 
     def add(self, query_list: QueryList, repeated: bool) -> None:
         scores = np.asarray(query_list.teacher_scores, np.float64)

@@ -62,7 +62,7 @@ def bm25_search(
     if language not in Stemmer.algorithms():
         choose("mine.retrievers.bm25.bm25.language", language, Stemmer.algorithms())
     stemmer = Stemmer.Stemmer(language)
-    stop_words = _STOP_WORDS.get(language, [])
+    stop_words: str | list[str] = _STOP_WORDS.get(language, [])
     index = bm25s.BM25(k1=k1, b=b)
     index.index(
         bm25s.tokenize(list(passages), stopwords=stop_words, stemmer=stemmer, show_progress=False), show_progress=False

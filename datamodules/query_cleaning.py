@@ -83,7 +83,8 @@ def clean_query(
 
 def copied_run(words: Sequence[str], passage: Sequence[str]) -> int:
     """The longest run of words that stands in both, in words."""
-    longest, before = 0, Counter()
+    longest = 0
+    before: Counter[int] = Counter()  # place → length of the run that ends there
     places: dict[str, list[int]] = {}
     for place, word in enumerate(passage):
         places.setdefault(word, []).append(place)

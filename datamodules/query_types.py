@@ -104,7 +104,7 @@ def _query_type(path: Path, passages: dict[str, str]) -> QueryType:
                 f"{path}: example {number} is {str(example)[:60]!r}; expected {{passage: …, query: …}}, the passage "
                 f"as a text or as a key of {_PASSAGES}."
             )
-        passage = example["passage"]
+        passage: str = example["passage"]
         if passage not in passages and len(passage.split()) == 1:
             raise InputError(f"{path}: example {number}: {_PASSAGES} has no passage {passage!r}.")
         examples.append((passages.get(passage, passage).strip(), example["query"].strip()))

@@ -221,4 +221,4 @@ def _flat(hint: Any) -> list[str]:
         return [f"a list, each of it {' or '.join(_flat(get_args(hint)[0]))}" if get_args(hint) else "a list"]
     if inspect.isclass(kind) and issubclass(kind, Mapping):
         return ["a mapping"]
-    return [_WORDS.get(hint) or getattr(hint, "__name__", str(hint))]
+    return [_WORDS[hint] if hint in _WORDS else getattr(hint, "__name__", str(hint))]

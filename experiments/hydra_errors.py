@@ -57,8 +57,8 @@ def run_kindly(application: Callable[[], None]) -> None:
 def explain(error: BaseException) -> str:
     """What to tell the user: the innermost InputError, the valid keys beside a wrong one, or the error's own text."""
     chain = [error]
-    while chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(chain[-1].__cause__ or chain[-1].__context__)
+    while deeper := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(deeper)
     for cause in chain:
         if isinstance(cause, InputError):
             return str(cause)

@@ -270,7 +270,7 @@ def _facts(
 ) -> dict[str, str]:
     """The corpus, the checks of training, and the teacher against the judgements."""
     facts = {"corpus": ", ".join(f"{c!r} ({n:,} lists)" for c, n in summary.corpora.most_common())}
-    if corpus is None:
+    if corpus is None or folder is None:
         return facts | {"passages": f"no corpus {name!r} found here; name its folder with --corpus to see texts"}
     agreement = teacher_ndcg(file, folder, corpus, qrels)
     return facts | {
@@ -326,10 +326,10 @@ def _examples(summary: ListSummary, corpus: Corpus | None) -> Table:
 
 def _beginning(query_list: QueryList, passage_id: str, corpus: Corpus | None) -> str:
     mark = "*" if passage_id in query_list.positive_ids else " "
-    row = int(corpus.rows([passage_id])[0]) if corpus is not None else -1
-    text = (
-        _short(corpus.passages[row].as_py(), 120) if row >= 0 else "(not in the corpus)" if corpus is not None else ""
-    )
+    if corpus is None:
+        return f"{mark}{passage_id}"
+    row = int(corpus.rows([passage_id])[0])
+    text = _short(corpus.passages[row].as_py(), 120) if row >= 0 else "(not in the corpus)"
     return f"{mark}{passage_id} {text}".rstrip()
 
 

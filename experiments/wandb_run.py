@@ -72,7 +72,8 @@ def module_file(target: str) -> dict[str, Path]:
     module = target.rpartition(".")[0]
     if module.split(".")[0] in PACKAGES:
         return {}
-    origin = importlib.util.find_spec(module).origin
+    spec = importlib.util.find_spec(module)
+    origin = spec.origin if spec else None
     return {f"own/{module.replace('.', '/')}.py": Path(origin)} if origin and origin.endswith(".py") else {}
 
 

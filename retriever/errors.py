@@ -13,7 +13,7 @@ class InputError(ValueError):
     """
 
 
-def choose(what: str, value: str, valid: Iterable[str]) -> str:
+def choose(what: str, value: Any, valid: Iterable[str]) -> str:
     """Return ``value`` if it is one of ``valid``, else raise an InputError that names them."""
     valid = list(valid)
     if value in valid:

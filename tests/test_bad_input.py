@@ -521,9 +521,6 @@ def run_files(folder: Path) -> Path:
     return run
 
 
-SAME_CONTENT = {"CRLF", "byte order mark", "blank lines between", "no newline at the end"}
-
-
 def run_rows(path: Path) -> list[tuple]:
     lists = import_lists(path, "trec", CorpusPassages(CORPUS))
     return [(q.query_id, q.query, tuple(q.passage_ids), scores_of(q), tuple(q.positive_ids)) for q in lists]

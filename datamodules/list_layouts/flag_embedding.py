@@ -46,7 +46,8 @@ class FlagEmbedding:
         order = ids_of(where, record, "passage_ids")
         if order is not None:
             place = {passage.id: at for at, passage in enumerate(passages)}
-            if None in place or sorted(order) != sorted(passage.id for passage in passages):
+            stated = [passage.id for passage in passages if passage.id is not None]
+            if len(stated) < len(passages) or sorted(order) != sorted(stated):
                 raise InputError(f"{where}: 'passage_ids' are not those of 'pos_ids' and 'neg_ids'. Mend or remove it.")
             scores = [scores[place[passage_id]] for passage_id in order]
             passages = [passages[place[passage_id]] for passage_id in order]
@@ -108,7 +109,7 @@ def _side(where: str, record: dict[str, Any], side: str) -> tuple[list[StatedPas
             "first."
         )
     scores = list_of(where, record, f"{side}_scores")
-    ids = ids_of(where, record, f"{side}_ids") or [None] * len(texts)
+    ids: list[str] | list[None] = ids_of(where, record, f"{side}_ids") or [None] * len(texts)
     for name, values in ((f"{side}_scores", scores), (f"{side}_ids", ids)):
         if len(values) != len(texts):
             raise InputError(f"{where}: {len(texts)} texts in {side!r} but {len(values)} in {name!r}.")

@@ -163,14 +163,15 @@ class SentenceTransformers:
 
 
 def _label(where: str, record: dict[str, Any], passages: int) -> list[Any]:
-    name, *others = [n for n in _LABELS if record.get(n) is not None] or [None]
-    if others:
+    names = [name for name in _LABELS if record.get(name) is not None]
+    if len(names) > 1:
         raise InputError(
-            f"{where}: {' and '.join(map(repr, (name, *others)))}, and nothing says which of them the teacher's scores "
+            f"{where}: {' and '.join(map(repr, names))}, and nothing says which of them the teacher's scores "
             "are. Remove the others."
         )
-    if name is None:
+    if not names:
         raise InputError(f"{where}: none of {', '.join(map(repr, _LABELS))}; this row has {keys(record)}.")
+    name = names[0]
     label = record[name]
     if not isinstance(label, list) or len(label) == passages - 1:
         what = shown(label) if not isinstance(label, list) else f"a list of {len(label)}"

@@ -77,7 +77,7 @@ class Collect(Stage):
         found = {"corpus": self.corpus_sha256}
         for name, options in self.groups.items():
             if options["source"] == "generated":
-                found[name] = self.generated.sha256("queries.parquet")
+                found[name] = self._generated().sha256("queries.parquet")
             elif options["source"] == "file":
                 found[name] = file_sha256(Path(options["path"]))
             elif options["source"] == "judged":
@@ -108,10 +108,14 @@ class Collect(Stage):
                 counts.update(table["group"].to_pylist())
         return {"queries": counts.total(), **counts}
 
+    def _generated(self) -> Output:
+        assert self.generated is not None  # a group whose source is generated is refused without
+        return self.generated
+
     def _queries(self, name: str) -> Iterator[tuple[str, str, str, list[str]]]:
         options = self.groups[name]
         if options["source"] == "generated":
-            for row in read_parquet(self.generated.file("queries.parquet")).to_pylist():
+            for row in read_parquet(self._generated().file("queries.parquet")).to_pylist():
                 yield row["query_id"], row["query"], row["query_type"], [row["passage_id"]]
         elif options["source"] == "file":
             yield from self._from_file(Path(options["path"]))

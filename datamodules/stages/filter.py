@@ -89,13 +89,14 @@ class Filter(Stage):
         verdict = np.full(len(table), None, dtype=object)
         exempt = np.isin(group, self.exempt)
         for rule, fails in self._rules(table):
-            verdict[fails & ~exempt & np.equal(verdict, None)] = rule
+            verdict[fails & ~exempt & _alive(verdict)] = rule
         if self.min_top_quantile is not None:
-            alive = np.equal(verdict, None) & (_lengths(table) > 0)
-            low = self._low(table, [f"{g}\n{k}" for g, k in zip(group, kind, strict=True)], alive)
+            alive = _alive(verdict) & (_lengths(table) > 0)
+            types = [f"{g}\n{k}" for g, k in zip(group, kind, strict=True)]
+            low = _low(table, types, alive, self.min_top_quantile)
             verdict[low & ~exempt] = "low score"
         # two candidates are what a list is
-        verdict[(_lengths(table) < 2) & np.equal(verdict, None)] = "short list"
+        verdict[(_lengths(table) < 2) & _alive(verdict)] = "short list"
         advance(len(table))
         return pa.table({"rule": pa.array(list(verdict), pa.string())})
 
@@ -136,18 +137,24 @@ class Filter(Stage):
             yield "not first", np.array([f not in p for f, p in zip(firsts, positives, strict=True)], dtype=bool)
         yield "short list", _lengths(table) < self.min_length
 
-    def _low(self, table: pa.Table, groups: list[str], alive: np.ndarray) -> np.ndarray:
-        """Lists whose best score is below the quantile of all scores of the lists that are alive in their group."""
-        scores, starts = _flat(table["teacher_scores"])
-        scores = scores.to_numpy(zero_copy_only=False).astype(np.float64)
-        number = np.repeat(np.arange(len(table)), _lengths(table))
-        low = np.zeros(len(table), dtype=bool)
-        for name in sorted(set(groups)):
-            inside = alive & (np.array(groups, dtype=object) == name)
-            if inside.any():
-                floor = np.quantile(scores[inside[number]], self.min_top_quantile)
-                low[inside] = scores[starts[inside]] < floor  # a list's first score is its best
-        return low
+
+def _alive(verdict: np.ndarray) -> np.ndarray:
+    """The lists that no rule has taken."""
+    return np.array([rule is None for rule in verdict], dtype=bool)
+
+
+def _low(table: pa.Table, groups: list[str], alive: np.ndarray, quantile: float) -> np.ndarray:
+    """Lists whose best score is below the quantile of all scores of the lists that are alive in their group."""
+    scores, starts = _flat(table["teacher_scores"])
+    scores = scores.to_numpy(zero_copy_only=False).astype(np.float64)
+    number = np.repeat(np.arange(len(table)), _lengths(table))
+    low = np.zeros(len(table), dtype=bool)
+    for name in sorted(set(groups)):
+        inside = alive & (np.array(groups, dtype=object) == name)
+        if inside.any():
+            floor = np.quantile(scores[inside[number]], quantile)
+            low[inside] = scores[starts[inside]] < floor  # a list's first score is its best
+    return low
 
 
 def _lengths(table: pa.Table) -> np.ndarray:

@@ -165,11 +165,12 @@ class Split(Stage):
 
     def _alike(self, queries: list[str], evaluation: EvaluationSet) -> list[Leak]:
         """Queries whose embedding is near an evaluation query's."""
-        names = list(evaluation.queries)
+        names, encoder = list(evaluation.queries), self.encoder
+        assert encoder is not None  # the pipeline gives one where split.cosine is set
 
         def embedded(texts: list[str]) -> np.ndarray:
-            tokens = cached_tokens(texts, self.encoder, "query", self.cache_dir)
-            return cached_embeddings(tokens, self.encoder, self.cache_dir, 16_384, "encode queries")
+            tokens = cached_tokens(texts, encoder, "query", self.cache_dir)
+            return cached_embeddings(tokens, encoder, self.cache_dir, 16_384, "encode queries")
 
         scores, rows = exact_search(embedded(queries), embedded([evaluation.queries[n] for n in names]), 1)
         near = np.flatnonzero(scores[:, 0] >= self.cosine)

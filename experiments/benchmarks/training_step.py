@@ -110,6 +110,7 @@ class Ours:
 
     def facts(self) -> dict[str, float]:
         """What was computed."""
+        assert self.batch.passages is not None  # both sides learn here
         lengths = TokenizedTexts.concatenate([self.batch.queries, self.batch.passages]).lengths
         parts = micro_batches(lengths, self.module.token_budget, on_gpu=self.batch.list_mask.is_cuda)
         return {

@@ -97,6 +97,7 @@ def read_measured(groups: Sequence[Group], dataset: str, which: str, base: str) 
     trained = {name: np.array([read(run, which) for run in members]) for name, members in runs.items()}
     bases = _bases(runs, before, dataset, base)
     overlaps = [run.overlap(dataset) for members in runs.values() for run in members]
+    written = [overlap for overlap in overlaps if overlap is not None]
     seeds = {name: [run.seed for run in members] for name, members in runs.items()}
     return Measured(
         dataset=dataset,
@@ -107,7 +108,7 @@ def read_measured(groups: Sequence[Group], dataset: str, which: str, base: str) 
         seeds={name: [] for name in bases} | seeds,
         runs=runs,
         texts={q: text for members in runs.values() for run in members for q, text in run.queries(dataset).items()},
-        overlap=None if None in overlaps else {query: why for found in overlaps for query, why in found.items()},
+        overlap={q: why for found in written for q, why in found.items()} if len(written) == len(overlaps) else None,
     )
 
 

@@ -60,7 +60,7 @@ def _panels(comparison: Comparison, fill: Callable[[Axes, str], None], arms_besi
         axes.set_title(_short(name), fontsize=11)
         axes.grid(alpha=0.25)
         axes.set_axisbelow(True)
-    handles = {}
+    handles: dict[str, Any] = {}
     for axes in figure.axes:
         handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if handles:
@@ -75,14 +75,13 @@ def _panels(comparison: Comparison, fill: Callable[[Axes, str], None], arms_besi
 
 
 def _intervals(axes: Axes, comparison: Comparison, dataset: str, style: dict, ink: str) -> None:
-    arms = [arm for arm in comparison[dataset] if arm.difference is not None]
-    for place, arm in enumerate(reversed(arms)):
-        d = arm.difference
-        axes.plot([d.low, d.high], [place, place], color=style[arm.name]["color"], linewidth=2.2)
-        axes.plot(d.mean, place, marker="o", markersize=6, color=style[arm.name]["color"])
+    arms = [(arm.name, arm.difference) for arm in reversed(comparison[dataset]) if arm.difference is not None]
+    for place, (name, d) in enumerate(arms):
+        axes.plot([d.low, d.high], [place, place], color=style[name]["color"], linewidth=2.2)
+        axes.plot(d.mean, place, marker="o", markersize=6, color=style[name]["color"])
     axes.axvline(0, color=ink, linewidth=0.9)
     axes.locator_params(axis="x", nbins=4)
-    axes.set_yticks(range(len(arms)), [_short(arm.name) for arm in reversed(arms)])
+    axes.set_yticks(range(len(arms)), [_short(name) for name, _ in arms])
     axes.set_ylim(-0.6, len(arms) - 0.4)
     axes.set_xlabel(f"nDCG@10, difference to {_short(comparison.base)}")
 

@@ -42,7 +42,7 @@ class Arm:
     difference: PairedTest | None
     p_holm: float | None = None
     recall: float | None = None
-    steps: list[int] | None = None
+    steps: list[int] = field(default_factory=list)
     pruned: list[int] = field(default_factory=list)
     paired: list[int] | None = None
     minutes: float | None = None
@@ -179,7 +179,7 @@ def _table(title: str, parts: Sequence[Measured], which: str, base: str, clean: 
     """One table; ``clean``: on the queries without overlap."""
     keep = [part.clean if clean else None for part in parts]
     total = sum(len(part.query_ids) for part in parts)
-    left = sum(int(mask.sum()) for mask in keep) if clean else total
+    left = sum(int(mask.sum()) for mask in keep if mask is not None) if clean else total
     if not left:
         return Table(title, 0, total, 0, [])
     names = [name for name in parts[0].values if all(name in part.values for part in parts)]
@@ -224,8 +224,8 @@ def _costs(runs: Sequence[Run]) -> dict[str, float | None]:
     """What a run cost, on average; None where not all runs say."""
 
     def mean(key: str, unit: float) -> float | None:
-        values = [run.results.get(key) for run in runs]
-        return None if None in values else float(np.mean(values)) / unit
+        values = [run.results[key] for run in runs if run.results.get(key) is not None]
+        return float(np.mean(values)) / unit if len(values) == len(runs) else None
 
     return {
         "minutes": mean("wall_time_s", 60),

@@ -59,6 +59,7 @@ class LayeredGemma(TransformersTeacher):
         self.compress_layers = list(compress_layers)
 
     def _template(self) -> list[str]:
+        assert self.template is not None  # set by __init__
         first, *others = self.template
         return [(self.tokenizer.bos_token or "") + first, *others]
 

@@ -120,10 +120,10 @@ class PairTokenizer:
         for start in range(0, len(queries), _BLOCK):
             block = slice(start, start + _BLOCK)
             pairs += [self._fit(parts) for parts in self._encode(list(queries[block]), list(passages[block]))]
-        has_types = bool(pairs) and pairs[0].types is not None
+        types = [p.types for p in pairs if p.types is not None]  # of all pairs or of none
         return TokenizedPairs(
             tokens=_ragged([p.ids for p in pairs]),
-            types=_ragged([p.types for p in pairs]) if has_types else None,
+            types=_ragged(types) if types else None,
             truncated=np.array([p.truncated for p in pairs], dtype=bool),
             before=np.array([p.before for p in pairs], dtype=np.int64),
             after=np.array([p.after for p in pairs], dtype=np.int64),
@@ -136,7 +136,8 @@ class PairTokenizer:
         """For each pair its encoded parts, uncut."""
         if self._parts is None:
             return [[encoded] for encoded in self._encode_together(queries, passages)]
-        columns = [self._encode_part(pieces, queries, passages) for pieces in self._parts]
+        special = len(self._parts) == 1
+        columns = [self._encode_part(pieces, queries, passages, special) for pieces in self._parts]
         return [list(parts) for parts in zip(*columns, strict=True)]
 
     def _encode_together(self, queries: list[str], passages: list[str]) -> list[_Encoded]:
@@ -151,13 +152,13 @@ class PairTokenizer:
             encoded.append(_Encoded(np.array(row.ids, dtype=np.int32), types, owners, ends))
         return encoded
 
-    def _encode_part(self, pieces: list[str], queries: list[str], passages: list[str]) -> list[_Encoded]:
+    def _encode_part(self, pieces: list[str], queries: list[str], passages: list[str], special: bool) -> list[_Encoded]:
         filled = [_fill(pieces, query, passage) for query, passage in zip(queries, passages, strict=True)]
         if not any(piece in _OWNERS for piece in pieces):
             filled = filled[:1]  # the same for every pair
         batch = self.tokenizer(
             [text for text, _ in filled],
-            add_special_tokens=len(self._parts) == 1,
+            add_special_tokens=special,
             padding=False,
             truncation=False,
             verbose=False,
