@@ -252,7 +252,8 @@ def _judgements(path: Path) -> Iterator[tuple[int, str, str, int]]:
         places = _BEIR if named or len(columns) == 3 else _places(columns)
         first = first or places
         grade = whole_grade(columns[places[2]]) if places is not None and len(columns) > places[2] else None
-        if grade is None or places != first or not all(map(str.strip, columns[: places[2]])) or "\0" in line:
+        whole = places is not None and all(map(str.strip, columns[: places[2]])) and "\0" not in line
+        if places is None or grade is None or places != first or not whole:
             raise InputError(
                 f"{path}:{number}: {shown(line)} is not 'query-id <tab> corpus-id <tab> whole number', up to "
                 f"1,000,000 (nor TREC's 'qid 0 docid whole number'), or not as those before; it has {len(columns)} "

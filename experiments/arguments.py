@@ -87,7 +87,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _by_name(section: dict[str, Any], place: str = "") -> dict[str, str]:
     """Last part of a setting's dotted key → the key, of those on top where there are two."""
-    found = {}
+    found: dict[str, str] = {}
     for name, value in section.items():
         if isinstance(value, dict):
             found |= _by_name(value, f"{place}{name}.") | found
