@@ -44,10 +44,10 @@ def margin_mse(
     """
     scores, teacher_scores = at_least_float32(scores), at_least_float32(teacher_scores)
     first = teacher_scores.masked_fill(~list_mask, float("-inf")).argmax(1, keepdim=True)
-    student = (scores.gather(1, first) - scores) / temperature
-    teacher = (teacher_scores.gather(1, first) - teacher_scores) / teacher_temperature
-    error = (student - teacher).masked_fill(~list_mask, 0.0)
-    return error.square().sum(1) / (list_mask.sum(1) - 1).clamp(min=1)
+    # masked before the division, where a learned temperature's gradient would be inf · 0
+    student = (scores.gather(1, first) - scores).masked_fill(~list_mask, 0.0) / temperature
+    teacher = (teacher_scores.gather(1, first) - teacher_scores).masked_fill(~list_mask, 0.0) / teacher_temperature
+    return (student - teacher).square().sum(1) / (list_mask.sum(1) - 1).clamp(min=1)
 
 
 def ranknet(
@@ -171,4 +171,4 @@ def _normalized_gains(teacher_scores: Tensor, mask: Tensor) -> Tensor:
         )
     places = torch.arange(gains.shape[1], device=gains.device) + 1
     ideal = (gains.sort(dim=1, descending=True).values / torch.log2(1.0 + places)).sum(1, keepdim=True)
-    return gains / ideal.masked_fill(ideal == 0, 1.0)
+    return gains / ideal.masked_fill(ideal == 0, float("inf"))

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from loss_examples import Example
 from scipy.stats import kendalltau
 from test_losses import encoded, module, random_example, reference_distillation_objective, reference_infonce_objective
 from test_run import config_of, metrics, weights
@@ -247,6 +248,13 @@ def test_masked_share_is_the_enumeration_of_the_pool(positive, threshold, multis
             expected.append(sum(key in masked for key in rest) / len(rest))
         found = contrast.masked_share(encoded(example, garbage=1e30, seed=seed, copies=copies))
         np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("pairs", "share"), [([(5, 1.0)], 0), ([(5, 1.0), (8, 0.9)], 1), ([(5, 1.0), (8, 0.5)], 0)])
+def test_masked_share_of_a_small_pool(pairs, share):
+    example = Example(queries=[[1.0]], passages={5: [0.2], 8: [0.1]}, lists=[pairs], labelled=[[5]])
+    found = Contrast(0.01, False, "teacher", 0.6, True).masked_share(encoded(example))
+    assert found.dtype == torch.float32 and found.tolist() == [share]
 
 
 # ----------------------------------------------------------------------------------------------------------- runs

@@ -25,7 +25,13 @@ from loss_examples import (
 from torch.autograd import gradcheck
 
 from retriever.errors import InputError
-from retriever.losses import excess_of_unknown, listwise_jensen_shannon, listwise_reverse_kl, masked_log_softmax
+from retriever.losses import (
+    excess_of_unknown,
+    listwise_distillation,
+    listwise_jensen_shannon,
+    listwise_reverse_kl,
+    masked_log_softmax,
+)
 from retriever.objectives import InBatchDistillation, ListwiseDistillation
 from retriever.ranking_losses import approx_ndcg, margin_mse
 
@@ -130,6 +136,26 @@ def test_divergence_gradients_are_finite_at_extreme_scores(name, garbage):
     assert value[1] == 0 and (scores.grad[~mask] == 0).all() and (scores.grad[1] == 0).all()
 
 
+@pytest.mark.parametrize("divergence", [listwise_distillation, listwise_reverse_kl, listwise_jensen_shannon, "excess"])
+@pytest.mark.parametrize("garbage", [math.nan, math.inf, -math.inf])
+def test_no_number_where_masked_reaches_loss_or_gradients(divergence, garbage):
+    mask = torch.tensor([[False, True, False, True, True]])
+    tau = torch.tensor(STUDENT, requires_grad=True)
+    rows = torch.tensor([[0.0, 0.5, 0.0, 0.25, 0.55], [0.0, 0.125, 0.0, 0.75, 0.5]])
+    pool = torch.tensor([[0.6, 0.5]]), torch.ones(2), torch.zeros(1, 2, dtype=torch.bool)
+    loss = (lambda *rest: excess_of_unknown(*pool, *rest)) if divergence == "excess" else divergence
+    found = []
+    for kept in (rows.masked_fill(~mask, garbage), rows[:, mask[0]]):
+        scores = kept[:1].clone().requires_grad_()
+        real = mask if kept.shape[1] == 5 else mask[:, mask[0]]
+        value = loss(scores, kept[1:], real, tau, TEACHER)
+        gradient, slope = torch.autograd.grad(value.sum(), (scores, tau))
+        assert (gradient[~real] == 0).all()
+        found.append(torch.cat([value, slope.unsqueeze(0), gradient[real]]))
+    assert found[0].abs().min() > 0
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_an_objective_of_each_divergence_is_its_mean(name):
     reference = DIVERGENCES[name][1]
@@ -192,6 +218,14 @@ def test_excess_is_that_of_a_literal_pool(kind, teacher_kind, temperatures, marg
         assert_close(value, expected, tolerance=3e-6)
 
 
+def test_excess_of_counts_is_as_exact_as_the_scores():
+    scores, teacher, pool = (score_table("cosines", seed).double() for seed in range(3))
+    every, none = torch.ones(scores.shape, dtype=torch.bool), torch.zeros(pool.shape, dtype=torch.bool)
+    value = excess_of_unknown(pool, torch.full((12,), 3), none, scores, teacher, every, 0.5, 0.5)
+    rows = zip(pool.tolist(), scores.tolist(), teacher.tolist(), strict=True)
+    assert_close(value, [reference_excess(u * 3, s, t, 0.5, 0.5) for u, s, t in rows], tolerance=1e-12)
+
+
 @pytest.mark.parametrize("lengths", [[6, 6, 6, 6], [6, 4, 2, 1]], ids=["full", "short"])
 @pytest.mark.parametrize("margin", [0.0, math.inf])
 def test_excess_gradients_in_float64(lengths, margin):
@@ -240,6 +274,24 @@ def test_in_batch_distillation_equals_the_enumeration_of_unknown_passages(vector
         assert_close(parts["distillation"], divergence)
         assert_close(parts["unknown"], excess, tolerance=3e-6)
         assert_close(parts["loss"], divergence + 0.5 * excess, tolerance=3e-6)
+
+
+@pytest.mark.parametrize("share", [None, 0.0, 0.9, 1.0])
+def test_in_batch_distillation_below_0_and_beside_shorter_lists(share):
+    # the second list is shorter: what fills it up is neither its first nor makes a passage known
+    example = Example(
+        queries=[[1.0], [1.0]],
+        passages={1: [0.52], 2: [0.5], 3: [0.3], 4: [0.48]},
+        lists=[[(1, -0.25), (4, -0.375), (3, -0.5)], [(2, -0.25)]],
+        labelled=[[1], [2]],
+    )
+    divergence, excess = reference_in_batch(example, share)
+    for seed in range(4):
+        parts = module(InBatchDistillation, unknown_weight=0, false_negative_share=share).objective(
+            encoded(example, seed=seed)
+        )
+        assert_close(parts["unknown"], excess, tolerance=3e-6)
+        assert_close(parts["loss"], divergence)
 
 
 def test_in_batch_distillation_of_one_list_is_plain_distillation():
@@ -306,6 +358,7 @@ def test_in_batch_distillation_gradients_reach_queries_and_passages_in_float64()
         ({"unknown_margin": -0.5}, r"unknown_margin -0\.5;"),
         ({"unknown_margin": math.nan}, "unknown_margin nan;"),
         ({"false_negative_share": 95}, "false_negative_share is 95;"),
+        ({"false_negative_share": 1.01}, r"false_negative_share is 1\.01;"),
     ],
 )
 def test_wrong_options_are_errors_with_their_values(arguments, message):
@@ -335,8 +388,12 @@ def test_half_precision_of_pool_and_list_is_computed_in_float32():
     scores, listed, teacher = (torch.rand(3, 8, generator=generator).bfloat16() for _ in range(3))
     rest = torch.ones(3, 8, dtype=torch.bool), 0.05, 0.3
     counts, excluded = torch.ones(8), torch.zeros(3, 8, dtype=torch.bool)
-    half = excess_of_unknown(scores, counts, excluded, listed, teacher, *rest)
-    whole = excess_of_unknown(scores.float(), counts, excluded, listed.float(), teacher.float(), *rest)
-    torch.testing.assert_close(half, whole, atol=0, rtol=0)
+    found = []
+    for pool, own in ((scores, listed), (scores.float(), listed.float())):
+        pool, own = pool.clone().requires_grad_(), own.clone().requires_grad_()
+        value = excess_of_unknown(pool, counts, excluded, own, teacher.to(own.dtype), *rest)
+        found.append((value, *(g.bfloat16() for g in torch.autograd.grad(value.sum(), (pool, own)))))
+    for half, whole in zip(*found, strict=True):  # gradients are rounded once
+        torch.testing.assert_close(half, whole, atol=0, rtol=0)
     half, whole = (approx_ndcg(*x, rest[0], 0.1) for x in ((listed, teacher), (listed.float(), teacher.float())))
     torch.testing.assert_close(half, whole, atol=0, rtol=0)

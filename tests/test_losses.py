@@ -189,6 +189,12 @@ def test_infonce_with_half_counts_adds_up_equal_columns():
     assert_close(value, [reference_infonce(positive, negatives, TAU)])
 
 
+def test_infonce_of_counts_is_as_exact_as_the_scores():
+    scores = score_table("cosines", 0).double()
+    value = infonce(scores, torch.zeros(len(scores), dtype=torch.long), 0.5, torch.full((12,), 3))
+    assert_close(value, [reference_infonce(row[0], row[1:] * 3, 0.5) for row in scores.tolist()], tolerance=1e-12)
+
+
 def test_infonce_at_cosines_that_overflow_a_plain_exponential():
     worst = infonce(torch.tensor([[-1.0, 1.0]]), torch.tensor([0]), TAU)
     best = infonce(torch.tensor([[1.0, -1.0]]), torch.tensor([0]), TAU)
@@ -486,6 +492,7 @@ def test_positive_aware_takes_more_out_of_the_pool_than_no_limit():
     [
         ({"positive_aware": "techer"}, r"module\.positive_aware is 'techer'.*Did you mean 'teacher'"),
         ({"negative_share": 95}, "negative_share is 95 "),
+        ({"negative_share": 1.01}, r"negative_share is 1\.01 "),
         ({"negative_share": math.nan}, "negative_share is nan "),
         ({"negative_margin": -0.1}, "negative_margin -0.1;"),
     ],
@@ -493,6 +500,25 @@ def test_positive_aware_takes_more_out_of_the_pool_than_no_limit():
 def test_wrong_limits_of_negatives_are_errors_with_their_values(arguments, message):
     with pytest.raises(InputError, match=message):
         module(InfoNCE, **arguments)
+
+
+@pytest.mark.parametrize("arguments", [{"threshold": "0"}, {"threshold": None, "scorer": "student", "share": "0"}])
+def test_a_share_of_0_leaves_no_negative_above_0(arguments):
+    names = {"threshold": "false_negative_threshold", "scorer": "positive_aware", "share": "negative_share"}
+    given = {names[n]: float(value) if value in ("0", "1") else value for n, value in arguments.items()}
+    for seed in range(3):
+        example = random_example(seed)
+        assert_close(loss_of(InfoNCE, encoded(example), **given), reference_infonce_objective(example, **arguments))
+
+
+def test_limits_of_the_teacher_hold_below_0_and_take_out_none_but_the_near():
+    scores = {1: 0.5, 2: 0.5, 3: 0.5, 4: 0.5}
+    # 3 is near the first query's positive, and 1 is no passage of the second query
+    example = example_with_two_queries([(1, -0.5), (3, -0.52), (4, -0.9)], [(2, -0.5), (4, -0.9)], scores)
+    expected = reference_infonce_objective(example, threshold=None, scorer="teacher", share="0.95")
+    assert_close(expected, (math.log(4) + math.log(5)) / 2)
+    arguments = {"false_negative_threshold": None, "positive_aware": "teacher"}
+    assert_close(loss_of(InfoNCE, encoded(example), **arguments), expected)
 
 
 def test_a_passage_of_three_lists_is_three_negatives():
@@ -567,9 +593,11 @@ def test_other_labelled_positives_are_no_negatives_with_labels_and_are_with_the_
 
 @pytest.mark.parametrize("objective", [InfoNCE, CombinedObjective])
 def test_a_missing_labelled_positive_is_an_error_that_says_so(objective):
-    batch = encoded(random_example(0), labels=False)
-    with pytest.raises(InputError, match="positive_ids"):
-        loss_of(objective, batch, positive="labelled")
+    none, one = encoded(random_example(0), labels=False), encoded(random_example(0))
+    one.positive_index[1] = -1
+    for batch in (none, one):
+        with pytest.raises(InputError, match="positive_ids"):
+            loss_of(objective, batch, positive="labelled")
 
 
 @pytest.mark.parametrize("vectors", ["grid", "signs", "large"])
@@ -585,7 +613,7 @@ def test_distillation_objective_equals_the_mean_divergence(vectors, temperatures
             assert_close(loss_of(ListwiseDistillation, batch), expected)
 
 
-@pytest.mark.parametrize("weights", [None, (1.0, 0.1), (0.3, 1.0), (0.0, 1.0), (1.0, 0.0)])
+@pytest.mark.parametrize("weights", [None, (0.3, 1.0), (1.0, 1.0), (0.0, 1.0), (1.0, 0.0)])
 @pytest.mark.parametrize("positive", ["teacher", "labelled"])
 def test_combined_objective_is_the_weighted_sum_and_returns_its_parts(weights, positive):
     arguments = {"positive": positive}
@@ -723,8 +751,10 @@ def test_a_threshold_that_is_no_share_is_an_error_with_its_value(objective, valu
         module(objective, false_negative_threshold=value)
 
 
-@pytest.mark.parametrize("weights", [(-1.0, 0.1), (1.0, -0.1), (0.0, 0.0)])
-def test_weights_that_are_negative_or_both_zero_are_an_error_with_their_values(weights):
+@pytest.mark.parametrize(
+    "weights", [(-1.0, 0.1), (1.0, -0.1), (0.0, 0.0), (math.nan, 1.0), (1.0, math.nan), (math.inf, 1.0)]
+)
+def test_weights_that_are_negative_both_zero_or_not_finite_are_an_error_with_their_values(weights):
     with pytest.raises(InputError, match=f"distillation_weight is {weights[0]} .*infonce_weight {weights[1]};"):
         module(CombinedObjective, distillation_weight=weights[0], infonce_weight=weights[1])
 

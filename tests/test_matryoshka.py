@@ -80,13 +80,21 @@ def test_a_prefix_of_zeros_has_finite_gradients():
     assert all(torch.isfinite(gradient).all() for gradient in torch.autograd.grad(loss, inputs))
 
 
+def test_one_dimension_is_enough_to_be_a_prefix():
+    parts = wide(MarginMSE, matryoshka_dimensions=[1])._objective_in_full_precision(
+        encoded(random_example(1, "normal"))
+    )
+    assert parts.keys() == {"loss", "loss_dim5", "loss_dim1"}
+
+
 @pytest.mark.parametrize("dimensions", [[5], [0], [3, 3], [], [-1], [384, 2]])
 def test_dimensions_out_of_range_are_an_error_with_their_values(dimensions):
     with pytest.raises(InputError, match=rf"matryoshka_dimensions is \[{', '.join(map(str, dimensions))}\].*1 to 4"):
-        wide(InfoNCE, matryoshka_dimensions=dimensions)
+        wide(InfoNCE, matryoshka_dimensions=tuple(dimensions))
 
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -1.0], [1.0, math.inf], []])
 def test_wrong_weights_are_an_error_with_their_values(weights):
-    with pytest.raises(InputError, match=r"matryoshka_weights is .* for each of matryoshka_dimensions"):
-        wide(InfoNCE, matryoshka_dimensions=[3, 2], matryoshka_weights=weights)
+    values = ", ".join(map(str, weights))
+    with pytest.raises(InputError, match=rf"matryoshka_weights is \[{values}\].* for each of matryoshka_dimensions"):
+        wide(InfoNCE, matryoshka_dimensions=[3, 2], matryoshka_weights=tuple(weights))

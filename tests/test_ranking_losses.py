@@ -19,10 +19,11 @@ from loss_examples import (
     score_table,
 )
 from torch.autograd import gradcheck
+from torch.utils.checkpoint import checkpoint
 
 from retriever.errors import InputError
 from retriever.objectives import ApproxNDCG, LambdaLoss, MarginMSE, RankNet
-from retriever.ranking_losses import approx_ndcg, lambda_loss, margin_mse, ranknet
+from retriever.ranking_losses import LAMBDA_WEIGHTS, approx_ndcg, lambda_loss, margin_mse, ranknet
 
 POSITIONS = 0.01
 LENGTHS = [1, 2, 5, 11, 12]
@@ -146,6 +147,39 @@ def test_losses_mask_entries_that_do_not_stand_last(name):
 
 
 @pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("garbage", [math.nan, math.inf, -math.inf])
+def test_no_number_where_masked_reaches_loss_or_gradients(name, garbage):
+    mask = torch.tensor([[False, True, False, True, True]])
+    tau = torch.tensor(STUDENT, requires_grad=True)
+    rows = torch.tensor([[0.0, 0.5, 0.0, 0.25, 0.55], [0.0, 0.125, 0.0, 0.75, 0.5]])
+    found = []
+    for kept in (rows.masked_fill(~mask, garbage), rows[:, mask[0]]):
+        scores = kept[:1].clone().requires_grad_()
+        real = mask if kept.shape[1] == 5 else mask[:, mask[0]]
+        value = LOSSES[name][0](scores, kept[1:], real, tau)
+        gradient, slope = torch.autograd.grad(value.sum(), (scores, tau))
+        assert (gradient[~real] == 0).all()
+        found.append(torch.cat([value, slope.unsqueeze(0), gradient[real]]))
+    assert found[0].abs().min() > 0
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["margin_mse", "ranknet", "ranknet, weighted"])
+def test_negative_teacher_scores_are_below_no_masked_entry(name):
+    loss, reference = LOSSES[name]
+    scores, teacher = torch.tensor([[0.5, 0.25, 0.1]]), torch.tensor([[-0.7, -0.2, 0.0]])
+    value = loss(scores, teacher, torch.tensor([[True, True, False]]), STUDENT)
+    assert_close(value, reference([0.5, 0.25], [-0.7, -0.2], STUDENT))
+
+
+@pytest.mark.parametrize("weights", LAMBDA_WEIGHTS)
+def test_passages_that_the_student_ties_are_ranked_as_they_stand(weights):
+    scores, teacher = torch.zeros(1, 40), torch.arange(1.0, 41.0).unsqueeze(0) / 40
+    value = lambda_loss(scores, teacher, torch.ones(1, 40, dtype=torch.bool), STUDENT, weights)
+    assert_close(value, reference_lambda_loss(scores[0].tolist(), teacher[0].tolist(), STUDENT, weights), 3e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("lengths", [[6, 6, 6, 6], [6, 4, 2, 1]], ids=["full", "short"])
 @pytest.mark.parametrize("ties", [False, True])
 def test_gradients_of_scores_and_temperature_in_float64(name, lengths, ties):
@@ -195,10 +229,16 @@ def test_a_list_that_the_teacher_ties_says_nothing(name, level):
 def test_half_precision_scores_are_computed_in_float32(name, half):
     scores, teacher = score_table("cosines", 0).to(half), score_table("cosines", 1).abs().to(half)
     loss, reference = LOSSES[name]
-    value = loss(scores, teacher, torch.ones(scores.shape, dtype=torch.bool), STUDENT)
-    assert value.dtype == torch.float32
+    values, gradients = [], []
+    for inputs in ((scores, teacher), (scores.float(), teacher.float())):
+        inputs = [x.clone().requires_grad_() for x in inputs]
+        values.append(loss(*inputs, torch.ones(scores.shape, dtype=torch.bool), STUDENT))
+        gradients.append(torch.autograd.grad(values[-1].sum(), inputs, materialize_grads=True, allow_unused=True))
+    assert values[0].dtype == torch.float32
     rows = zip(scores.tolist(), teacher.tolist(), strict=True)
-    assert_close(value, [reference(s, t, STUDENT) for s, t in rows], tolerance=3e-6)
+    assert_close(values[0], [reference(s, t, STUDENT) for s, t in rows], tolerance=3e-6)
+    for in_half, in_full in zip(*gradients, strict=True):
+        assert torch.equal(in_half, in_full.to(half))  # rounded once
 
 
 def test_margin_mse_has_no_loss_where_distillation_has_none():
@@ -254,6 +294,16 @@ def test_objectives_are_the_mean_over_the_lists(objective, arguments, reference)
         ]
         batch = encoded(example, garbage=GARBAGE[seed % 3], seed=seed, labels=False)
         assert_close(loss_of(objective, batch, **arguments), math.fsum(expected) / len(expected), tolerance=3e-6)
+
+
+def test_pairs_of_lists_fill_a_block(monkeypatch):
+    batch = encoded(random_example(3, short=False))
+    batch.queries.requires_grad_()
+    calls = []
+    monkeypatch.setattr("retriever.query_blocks.BLOCK_NUMBERS", 2 * 6**2)  # the pairs of two of six lists
+    monkeypatch.setattr("retriever.query_blocks.checkpoint", lambda *a, **k: calls.append(a) or checkpoint(*a, **k))
+    loss_of(RankNet, batch)
+    assert [len(rows[0]) for function, *rows in calls if function.__name__ == "list_losses"] == [2, 2, 2]
 
 
 def test_wrong_weights_are_an_error_that_names_the_valid_ones():

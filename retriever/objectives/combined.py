@@ -44,10 +44,11 @@ class CombinedObjective(RetrieverModule):
         **common,
     ) -> None:
         super().__init__(encoder, **common)
-        if min(distillation_weight, infonce_weight) < 0 or distillation_weight + infonce_weight == 0:
+        total = distillation_weight + infonce_weight
+        if not min(distillation_weight, infonce_weight) >= 0 or not 0 < total < float("inf"):
             raise InputError(
                 f"module.distillation_weight is {distillation_weight} and module.infonce_weight {infonce_weight}; "
-                "neither may be negative, and one must be above 0."
+                "neither may be negative, one must be above 0, and both finite."
             )
         self.distillation_weight = distillation_weight
         self.infonce_weight = infonce_weight
