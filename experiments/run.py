@@ -42,6 +42,7 @@ from datamodules.files import remove_torn, write_json
 from experiments.checks import check, watched
 from experiments.comparison.formats import print_tables
 from experiments.comparison.tables import compare
+from experiments.first_rank import of_first_rank
 from experiments.hydra_errors import run_kindly
 from experiments.repeat import as_typed, input_hashes, save_config, start_from_run, warn_of_changes
 from experiments.sweeps import run_of_sweep
@@ -61,7 +62,7 @@ def train(config: DictConfig, folder: Path) -> dict:
         The content of ``results.json``.
     """
     check(config)
-    checkpoint = None if config.resume is None else find_checkpoint(config.resume)
+    checkpoint = _checkpoint(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     encoder = instantiate(config.encoder)
     module = instantiate(config.module, encoder=encoder)
@@ -111,6 +112,15 @@ def _fit(
     for logger in trainer.loggers:
         logger.finalize("success")
     return record
+
+
+def _checkpoint(config: DictConfig) -> Path | None:
+    """The file to resume from, which the first rank checks, and all take."""
+    if config.resume is None:
+        return None
+    nodes = config.trainer.get("num_nodes", 1)
+    found = of_first_rank(f"checkpoint of {config.resume}", lambda: str(find_checkpoint(config.resume)), nodes)
+    return Path(found)
 
 
 def _slurm() -> list[SLURMEnvironment]:
@@ -213,6 +223,7 @@ def application(config: DictConfig) -> float | None:
     """One job: train, and print its table; what a sweeper that searches gets is the dev criterion, lower is better."""
     as_typed()
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # the data module's state is
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # inside Lightning
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # the run folder
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
