@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from functools import cache
 
@@ -14,11 +15,12 @@ from lightning.fabric.plugins.environments import (
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
-from torch.distributed import Store, rendezvous
+from torch.distributed import DistStoreError, Store, rendezvous
 
 from retriever.errors import InputError
 
 _VARIABLE = "EXPERIMENT_OF_FIRST_RANK"  # what the processes that Lightning starts find in their environment
+_READING = timedelta(minutes=5)
 _LONGEST = timedelta(days=1)  # a first rank that ends is noticed at once
 
 
@@ -62,6 +64,10 @@ def of_first_rank(key: str, find: Callable[[], str], num_nodes: int) -> str:
         else:
             value, message = json.loads(store.get(name))
             wrong = message and InputError(message)
+            store.set(f"{name}-{number}", "read")
+        if number == 0 and wrong is not None:  # the store ends with this process
+            with suppress(DistStoreError):  # one that died does not keep the others
+                store.wait([f"{name}-{other}" for other in range(1, sharing)], _READING)
     if wrong is not None:
         raise wrong
     os.environ[_VARIABLE] = json.dumps(inherited | {key: value})

@@ -104,6 +104,7 @@ def test_what_has_changed_since_is_said(small_run, small_lists, tmp_path, monkey
     read = []
     monkeypatch.setattr(input_hashes, "file_sha256", lambda path: read.append(str(path)) or file_sha256(path))
     monkeypatch.setattr(input_hashes, "_COARSEST_NS", 0)
+    monkeypatch.setattr(input_hashes, "_known", {})
     train(config_of(*options), tmp_path / "run")
     assert str(lists) in read and any(path.endswith("corpus.jsonl") for path in read)
     assert sorted(read) == sorted(set(read)), "each file is read once"

@@ -111,7 +111,7 @@ def test_one_rank_checks_and_all_resume_from_the_same_or_are_told_the_same(cut, 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(ask_first_rank, (port, tmp_path, tmp_path / "out"), nprocs=2)
+    torch.multiprocessing.start_processes(ask_first_rank, (port, tmp_path, tmp_path / "out"), 2, start_method="fork")
     (told, opened), (others, none) = (json.loads((tmp_path / f"out.{number}").read_text()) for number in (0, 1))
     assert told == others and told[0] == str(folder / "checkpoints" / PREVIOUS)
     assert told[1].startswith("resume: no whole checkpoint is left")
