@@ -77,7 +77,9 @@ def has_checkpoint(folder: str | Path) -> bool:
 
 
 def find_checkpoint(folder: str | Path) -> Path:
-    """The checkpoint to resume a run from: the last one that is whole, with the best one that it names.
+    """The checkpoint to resume a run from: the last one that is whole, with the best one that it names. It says which.
+
+    All of it is read, which takes minutes for a large model: one process does it for all.
 
     Raises:
         InputError: there is none.
@@ -90,28 +92,33 @@ def find_checkpoint(folder: str | Path) -> Path:
     torn: list[str] = []
     for path in (checkpoints / LAST, checkpoints / PREVIOUS):
         if not path.is_file():
+            torn.append(f"{path} is missing")
             continue
-        damage = _damage(path)
-        if damage is None:
-            if torn:
-                log.warning("%s; going on from the checkpoint before it, %s.", "; ".join(torn), path)
-            return path
-        torn.append(damage)
+        found = _read_whole(path)
+        if isinstance(found, str):
+            torn.append(found)
+            continue
+        place = f"{path} (epoch {found['epoch']}, step {found['global_step']})"
+        if torn:
+            log.warning("%s; going on from the checkpoint before it, %s", torn[0], place)
+        else:
+            log.info("Going on from %s", place)
+        return path
     raise InputError(
         f"resume: no whole checkpoint is left: {'; '.join(torn)}. Put a copy back, or start the run anew in another "
         "folder."
     )
 
 
-def _damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or with the best one that it names; None where both are whole."""
+def _read_whole(path: Path) -> dict[str, Any] | str:
+    """A checkpoint, mapped; or, in words, what is wrong with it, or with the best one that it names."""
     if not _is_whole(path):
         return f"{path} is torn"
     checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     for name in sorted(_best(checkpoint)):
         if not _is_whole(path.with_name(name)):
             return f"{path.with_name(name)}, the best checkpoint that {path.name} names, is torn or missing"
-    return None
+    return checkpoint
 
 
 def _is_whole(path: Path) -> bool:

@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 from datamodules.archives import BEIR, download_beir
 from datamodules.columns import ColumnWriter, cached_columns, mapped_strings, update_digest
 from datamodules.files import is_file, is_folder, json_lines, lines
+from datamodules.input_hashes import input_sha256
 from datamodules.string_index import StringIndex, string_hashes
 from retriever.errors import InputError, choose, shown
-from retriever.packaged_weights import file_sha256
 
 _BLOCK = 10_000
 _WHOLE = re.compile(r"[+-]?[0-9]{1,9}")
@@ -147,7 +147,7 @@ def load_corpus(
         blocks = list(_passage_blocks(path, empty_passages, {}))
         arrays = (pa.array([value for block in blocks for value in block[i]], pa.string()) for i in range(3))
         return Corpus(name or folder.name, *arrays)
-    copy = Path(cache_dir) / "corpora" / f"{file_sha256(path)[:32]}-{empty_passages}"
+    copy = Path(cache_dir) / "corpora" / f"{input_sha256(path)[:32]}-{empty_passages}"
     columns, _ = cached_columns(copy, lambda writer: _write_corpus(path, empty_passages, writer))
     return Corpus(name or folder.name, *(mapped_strings(columns, n) for n in ("ids", "titles", "texts", "passages")))
 

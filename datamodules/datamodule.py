@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -44,6 +44,17 @@ class _Guarded:
     corpus: str
     queries: dict[str, str]
     relevant: Mapping[str, Collection[str]]
+
+
+class _LateLoader(DataLoader):
+    """Its workers begin with the first batch that is asked for.
+
+    Lightning makes the iterator before it names the epoch, and under FSDP before it reads a checkpoint: workers that
+    began then would fetch the batches of another place.
+    """
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from super().__iter__()
 
 
 class QueryListDataModule(L.LightningDataModule):
@@ -202,8 +213,8 @@ class QueryListDataModule(L.LightningDataModule):
         """One item is one batch of this rank."""
         loader = self._loader(self._train, self.order)
         sampler: BatchSampler = loader.sampler
+        sampler.done = self._done
         self._sampler = sampler
-        self._take_up(sampler)
         return loader
 
     def state_dict(self) -> dict[str, int]:
@@ -215,19 +226,7 @@ class QueryListDataModule(L.LightningDataModule):
         """Take up a resumed run."""
         self._done = state_dict["epoch"], state_dict["batches"]
         if self._sampler is not None:  # under FSDP, the loader is there before the checkpoint is read
-            self._take_up(self._sampler)
-
-    def _take_up(self, sampler: BatchSampler) -> None:
-        """Have the sampler begin where a resumed run is.
-
-        Lightning names the epoch too late: loaders with workers have asked for their first batches by then.
-        """
-        sampler.done = self._done
-        if self._done is not None:
-            epoch, batches = self._done
-            limit = self.trainer.limit_train_batches if self.trainer else 1.0
-            length = int(len(sampler) * limit) if isinstance(limit, float) else min(len(sampler), limit)
-            sampler.set_epoch(epoch + (batches >= length))
+            self._sampler.done = self._done
 
     def val_dataloader(self) -> DataLoader:
         """The dev lists in their order, each once."""
@@ -259,7 +258,7 @@ class QueryListDataModule(L.LightningDataModule):
             world_size=trainer.world_size if trainer else 1,
             gather_shared=self.gather_shared,
         )
-        return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=self.num_workers)
+        return _LateLoader(dataset, sampler=sampler, batch_size=None, num_workers=self.num_workers)
 
     def _open(self, spec: Mapping, options: Sequence[str] = ()) -> _Part:
         unknown = set(spec) - {"path", "corpus", "weight", *options}

@@ -59,9 +59,15 @@ def reserve(file: IO[bytes], size: int) -> None:
         os.posix_fallocate(file.fileno(), 0, size)
 
 
-def remove_torn(folder: Path, below: bool = True) -> None:
-    """Remove what killed processes left in a folder that no other process is writing in, and in those below it."""
-    for torn in (folder.rglob if below else folder.glob)(".*.tmp"):
+def remove_torn(folder: Path, below: bool = True, names: str = "*") -> None:
+    """Remove what killed processes left of files of these names, where no other process is writing them.
+
+    Args:
+        folder: where.
+        below: also in the folders below it.
+        names: a pattern.
+    """
+    for torn in (folder.rglob if below else folder.glob)(f".{names}.tmp"):
         if torn.is_dir():
             shutil.rmtree(torn, ignore_errors=True)
         else:

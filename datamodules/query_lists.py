@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 from datamodules.columns import ColumnWriter, cached_columns, mapped_strings
 from datamodules.corpus import Corpus
 from datamodules.files import atomic_path, json_lines, read_json, require_file
+from datamodules.input_hashes import input_sha256
 from datamodules.parquet_files import PARQUET, is_list, open_parquet, parquet_blocks
 from datamodules.string_index import string_hashes
 from retriever.errors import InputError, choose, shown
-from retriever.packaged_weights import file_sha256
 
 SCHEMA = pa.schema(
     [
@@ -213,7 +213,7 @@ def open_query_lists(
     """
     choose("data.on_bad_list", on_bad_list, ("error", "drop"))
     path = require_file(Path(path))
-    key = json.dumps([file_sha256(path), corpus.name, corpus.ids_sha256, on_bad_list])
+    key = json.dumps([input_sha256(path), corpus.name, corpus.ids_sha256, on_bad_list])
     folder = Path(cache_dir) / "query_lists" / hashlib.sha256(key.encode()).hexdigest()[:32]
     columns, facts = cached_columns(folder, lambda writer: _resolve(path, corpus, on_bad_list, writer))
     lists = QueryLists(

@@ -49,6 +49,8 @@ def check(config: DictConfig) -> None:
     choose("criterion_mode", config.criterion_mode, ("min", "max"))
     require_positive(token_budget=config.token_budget)
     _check_trainer(config.trainer, config.early_stopping.patience)
+    if config.save_checkpoints or config.resume is not None:
+        _check_strategy(config.trainer.get("strategy"))
     _check_criterion(config)
     _check_model(config)
     if config.resume is not None:
@@ -132,6 +134,19 @@ def _check_trainer(trainer: DictConfig, patience: int | None) -> None:
     clip = trainer.get("gradient_clip_val")
     if clip is not None and clip < 0:
         raise InputError(f"trainer.gradient_clip_val is {clip}; it must not be negative (0 or null: no clipping).")
+
+
+def _check_strategy(strategy: Any) -> None:
+    """Refuse checkpoints that are folders, a file for each rank: they could be neither checked nor resumed."""
+    if not isinstance(strategy, DictConfig):
+        return
+    name = str(strategy.get("_target_")).rpartition(".")[2]
+    if name == "ModelParallelStrategy" and strategy.get("save_distributed_checkpoint", True):
+        said = "trainer.strategy.save_distributed_checkpoint is true"
+        raise InputError(f"{said}; only whole checkpoints can be resumed: set it to false, as trainer=fsdp does.")
+    if name == "FSDPStrategy" and strategy.get("state_dict_type") == "sharded":
+        said = "trainer.strategy.state_dict_type is 'sharded'"
+        raise InputError(f"{said}; only whole checkpoints can be resumed: set it to full, or take trainer=fsdp.")
 
 
 def _sets(config: DictConfig) -> dict[str, Any]:

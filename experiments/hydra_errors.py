@@ -48,10 +48,21 @@ def run_kindly(application: Callable[[], None]) -> None:
         sys.stderr.write(printable(f"error: {explain(error)}\n"))
         sys.exit(2)
     except Exception as error:
+        if _is_lost_worker(error):
+            what = str(error).strip().splitlines()[0]
+            sys.exit(f"error: Ray lost a job's process ({what}). The same command with this hydra.sweep.dir goes on.")
         if not (is_disk_full(error) or isinstance(error, _NO_MEMORY)):
             raise
         sys.stderr.write(printable(f"error: {explain(error)}\n"))
         sys.exit(2)
+
+
+def _is_lost_worker(error: Exception) -> bool:
+    """Whether a process that Ray ran a job in has died, and not the job raised an error."""
+    ray = sys.modules.get("ray")
+    if ray is None:
+        return False
+    return isinstance(error, ray.exceptions.RayError) and not isinstance(error, ray.exceptions.RayTaskError)
 
 
 def explain(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 
 from callbacks.run_record import RESULTS
 from datamodules.corpus import EvaluationSet, load_evaluation_set
-from experiments.comparison.runs import read_runs
+from experiments.comparison.runs import find_runs, read_runs
 from experiments.hydra_errors import KindParser
 from retriever.errors import InputError
 from retriever.printable import printable
@@ -123,7 +123,7 @@ def _recorded(path: Path, dataset: str) -> dict[str, float]:
     """The run's own figures of its best step, where the model lies in a run folder."""
     if not path.is_file():
         return {}
-    [run] = read_runs([path.parent])
+    [run] = read_runs(find_runs([path.parent])[0])
     return {metric: run.mean(dataset, metric, "best") for metric in FIGURES} if dataset in run.datasets else {}
 
 

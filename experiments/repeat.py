@@ -21,9 +21,9 @@ from yaml import YAMLError
 
 from datamodules.corpus import find_dataset, find_file, judgement_files
 from datamodules.files import atomic_path
+from datamodules.input_hashes import input_sha256
 from experiments.redaction import HIDDEN, redact
 from retriever.errors import InputError
-from retriever.packaged_weights import file_sha256
 
 log = logging.getLogger(__name__)
 FLAG = "--from"
@@ -178,7 +178,7 @@ def input_hashes(config: DictConfig) -> dict[str, str]:
         if spec.get("lists") is not None:
             files[spec.lists] = find_file(spec.lists)
         add_data_set(spec.path, None if spec.get("lists") is not None else spec.get("split", "test"))
-    return {name: file_sha256(path) for name, path in sorted(files.items()) if path.is_file()}
+    return {name: input_sha256(path) for name, path in sorted(files.items()) if path.is_file()}
 
 
 def warn_of_changes(folder: Path, now: Mapping[str, Any]) -> None:

@@ -43,6 +43,7 @@ from experiments.arguments import check_added
 from experiments.checks import check, watched
 from experiments.comparison.formats import print_tables
 from experiments.comparison.tables import compare
+from experiments.first_rank import of_first_rank
 from experiments.hydra_errors import run_kindly
 from experiments.repeat import as_typed, input_hashes, save_config, start_from_run, warn_of_changes
 from experiments.sweeps import run_of_sweep
@@ -62,7 +63,7 @@ def train(config: DictConfig, folder: Path) -> dict:
         The content of ``results.json``.
     """
     check(config)
-    checkpoint = None if config.resume is None else find_checkpoint(config.resume)
+    checkpoint = _checkpoint(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     encoder = instantiate(config.encoder)
     module = instantiate(config.module, encoder=encoder)
@@ -112,6 +113,15 @@ def _fit(
     for logger in trainer.loggers:
         logger.finalize("success")
     return record
+
+
+def _checkpoint(config: DictConfig) -> Path | None:
+    """The file to resume from, which the first rank checks, and all take."""
+    if config.resume is None:
+        return None
+    nodes = config.trainer.get("num_nodes", 1)
+    found = of_first_rank(f"checkpoint of {config.resume}", lambda: str(find_checkpoint(config.resume)), nodes)
+    return Path(found)
 
 
 def _slurm() -> list[SLURMEnvironment]:
@@ -215,6 +225,7 @@ def application(config: DictConfig) -> float | None:
     as_typed()
     check_added(config, HydraConfig.get(), "run.yaml")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # the data module's state is
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # inside Lightning
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # the run folder
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

@@ -15,17 +15,19 @@ from omegaconf import OmegaConf
 from test_run import config_of
 from wandb_files import offline_records
 
+from callbacks.run_record import read_results
 from callbacks.statistics import holm, paired_test
 from datamodules.batches import ListSource
 from datamodules.corpus import SHIPPED, load_evaluation_set, load_qrels, load_queries
 from datamodules.overlap import find_overlap
 from datamodules.query_lists import open_query_lists, read_query_lists
 from experiments.compare import main
+from experiments.comparison import runs as run_folders
 from experiments.comparison.changes import most_changed
 from experiments.comparison.formats import COLUMNS, csv_text, latex, markdown, print_tables, records
 from experiments.comparison.page import page
 from experiments.comparison.plots import _short
-from experiments.comparison.runs import find_runs, find_unfinished, read_runs
+from experiments.comparison.runs import find_runs, read_runs
 from experiments.comparison.tables import compare
 from experiments.run import train
 from retriever.errors import InputError
@@ -242,7 +244,7 @@ def test_table_without_overlap_takes_the_union_over_the_runs(tmp_path):
     assert "none of the 40 queries is left" in page(comparison) and "none of the 40" in latex(comparison)
 
 
-def test_runs_are_found_by_pattern_and_what_is_unfinished_is_listed(tmp_path, capsys):
+def test_runs_are_found_by_pattern_and_what_is_unfinished_is_listed(tmp_path, capsys, monkeypatch):
     sweep = tmp_path / "sweep"
     for seed in (1, 2):
         write_run(sweep / f"{seed}_a_seed{seed}", "a", seed, {"d": values(seed)})
@@ -256,9 +258,12 @@ def test_runs_are_found_by_pattern_and_what_is_unfinished_is_listed(tmp_path, ca
             (sweep / run / inside).mkdir(parents=True)
             (sweep / run / inside / "config.yaml").write_text("x: 1\n")
     cut = [sweep / "2_a_seed3", sweep / "3_a_seed4"]
-    assert find_unfinished([sweep]) == cut and compare([sweep]).unfinished == cut
-    assert find_runs([f"{sweep}/*_a_seed1", sweep]) == [sweep / "1_a_seed1", sweep / "2_a_seed2"]
-    assert find_unfinished([cut[0]]) == [cut[0]]
+    parsed = []
+    monkeypatch.setattr(run_folders, "read_results", lambda folder: parsed.append(folder) or read_results(folder))
+    assert compare([sweep]).unfinished == cut
+    assert parsed == [sweep / "1_a_seed1", sweep / "2_a_seed2"], "each is read once"
+    finished, unfinished = find_runs([f"{sweep}/*_a_seed1", sweep])
+    assert list(finished) == [sweep / "1_a_seed1", sweep / "2_a_seed2"] and unfinished == cut
     main([str(sweep)])
     out = capsys.readouterr().out
     assert f"{cut[0]}: no results.json: it failed, was cut off, or is under way" in out
@@ -279,7 +284,7 @@ def test_learning_curve_goes_over_all_parts_of_a_run(tmp_path):
     (tmp_path / "a" / "metrics-part2.csv").write_text(head + "6,,0.4\n")
     (tmp_path / "a" / "metrics-part10.csv").write_text(head + "6,,0.5\n")
     (tmp_path / "a" / "metrics.csv").write_text(head + "8,,0.6\n")
-    run = read_runs([tmp_path / "a"])[0]
+    [run] = read_runs(find_runs([tmp_path / "a"])[0])
     assert run.curve("d") == {0: 0.1, 4: 0.2, 6: 0.5, 8: 0.6}
     (tmp_path / "a" / "metrics.csv").unlink()
     assert run.curve("d")[6] == 0.5 and 8 not in run.curve("d")
@@ -505,6 +510,6 @@ def test_gain_at_home_and_loss_abroad_stand_side_by_side(
     judged = load_qrels(small_scifact, "test")[1]
     assert all(small[q]["relevant"][0].rstrip("…") == titles[p][:120] for q in judged for p in judged[q])
     overlap = json.loads((tmp_path / "sweep" / "1" / "overlap" / "small.json").read_text())
-    results = read_runs([tmp_path / "sweep" / "1"])[0].results
+    results = find_runs([tmp_path / "sweep" / "1"])[0][tmp_path / "sweep" / "1"]
     assert overlap.keys() < judged.keys() and results["data"]["train_lists"] > 20
     assert comparison.clean["small"].queries == 20 - len(overlap)

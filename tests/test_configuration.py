@@ -106,6 +106,11 @@ def base():
         ("encoder.pooling=men", "valid values are 'cls', 'mean', 'last'. Did you mean 'mean'?"),
         ("encoder.query_max_length=2", "encoder.query_max_length is 2; it must be at least 3"),
         ("trainer.precision=bf16mixed", r"trainer.precision is 'bf16mixed'; .*\(did you mean 'bf16-mixed'\?\)"),
+        ("trainer.strategy={_target_: lightning.pytorch.strategies.ModelParallelStrategy}", "checkpoint is true; only"),
+        (
+            "trainer.strategy={_target_: lightning.pytorch.strategies.FSDPStrategy, state_dict_type: sharded}",
+            "state_dict_type is 'sharded'; only",
+        ),
         ("trainer.max_epochs=0", "trainer.max_epochs is 0; it must be at least 1, or -1"),
         ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val is -1"),
         ("data.normalization=minmax", "Did you mean 'list_minmax'?"),

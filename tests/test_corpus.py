@@ -9,6 +9,7 @@ import pytest
 
 from datamodules.corpus import SHIPPED, find_dataset, find_file, load_corpus, load_evaluation_set, load_queries
 from datamodules.files import open_text
+from datamodules.input_hashes import input_sha256
 from datamodules.string_index import StringIndex
 from retriever.errors import InputError
 
@@ -23,6 +24,14 @@ def folder_with(tmp_path, corpus=None, queries=None, qrels=None):
     (tmp_path / "queries.jsonl").write_text("".join(json.dumps(r) + "\n" for r in queries))
     (tmp_path / "qrels" / "test.tsv").write_text(qrels or "query-id\tcorpus-id\tscore\nq1\td1\t1\n")
     return tmp_path
+
+
+def test_a_file_that_is_written_again_in_place_has_another_hash_at_once(tmp_path):
+    path = tmp_path / "file"
+    for number in range(300):  # several within one tick of the file system's clock
+        content = f"{number:03d}".encode()
+        path.write_bytes(content)
+        assert input_sha256(path) == hashlib.sha256(content).hexdigest()
 
 
 def test_passage_is_title_space_text(tmp_path):

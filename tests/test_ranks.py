@@ -153,7 +153,7 @@ def fit(name, overrides, **trainer):
 
 
 def fit_as_rank(rank, world_size, port, cases, out):
-    """One of the processes of ``world_size``: trains every case, and runs one experiment under FSDP."""
+    """One of the processes of ``world_size``: trains every case, and runs an experiment under FSDP and under DDP."""
     torch.set_num_threads(1)
     os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     found = {}
@@ -165,16 +165,18 @@ def fit_as_rank(rank, world_size, port, cases, out):
         weights, watch = fit(name, cases[name], devices=world_size, strategy=strategy)
         found[name, "fsdp"] = weights, dict(watch.forwards)
     torch.save(found, f"{out}.{rank}")
-    run_under_fsdp(Path(out).parent, cases["combined"])
+    for trainer in ("fsdp", "ddp"):
+        run_with_workers(Path(out).parent / trainer, cases["combined"], trainer)
     dist.destroy_process_group()
 
 
-def run_under_fsdp(folder, overrides):
-    """A whole run, and one that is cut off inside its second epoch and resumed."""
+def run_with_workers(folder, overrides, trainer):
+    """A whole run, and one that is cut off inside its second epoch and resumed; batches come from loader workers."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         data = overrides[3].split("corpus: ")[1].rstrip("}]")
         options = [f"evaluation.datasets=[{{path: {data}}}]", "encoder.dropout=0.1", "logger=csv", "name=fsdp"]
-        options += ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=2"]
+        options += ["trainer=fsdp"] if trainer == "fsdp" else ["trainer.strategy=ddp"]
+        options += ["trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=2", "data.num_workers=1"]
         options += ["trainer.max_steps=6", "trainer.val_check_interval=2"]  # ends between two validations
         config = compose("run", ["module=combined", *overrides, *options])
         resumed = compose("run", ["module=combined", *overrides, *options, f"resume={folder}/cut"])
@@ -242,7 +244,9 @@ def test_fsdp_with_uneven_micro_batches_gives_the_weights_of_one(trained, name):
     assert forwards != ranks[1][name, "fsdp"][1]  # ranks that waited for one another in a micro-batch would hang
 
 
-def test_fsdp_run_resumes_and_leaves_a_whole_model(trained, folder):
+@pytest.mark.parametrize("strategy", ["fsdp", "ddp"])
+def test_a_run_on_two_ranks_with_workers_resumes_and_leaves_a_whole_model(trained, folder, strategy):
+    folder = folder / strategy
     last = {run: torch.load(folder / run / "checkpoints" / "last.ckpt", weights_only=True) for run in ("whole", "cut")}
     for part in ("state_dict", "optimizer_states", "global_step"):
         torch.testing.assert_close(last["cut"][part], last["whole"][part], rtol=0, atol=0)

@@ -9,11 +9,13 @@ import torch
 from omegaconf import OmegaConf
 from test_run import config_of, finish, metrics, start, weights
 
+from datamodules import input_hashes
 from datamodules.query_lists import read_query_lists, write_query_lists
 from experiments import run as run_module
 from experiments.repeat import changes, follows, read_run
 from experiments.run import train
 from retriever.errors import InputError
+from retriever.packaged_weights import file_sha256
 
 TIMES = {"wall_time_s", "peak_memory_bytes"}
 
@@ -99,7 +101,13 @@ def test_what_has_changed_since_is_said(small_run, small_lists, tmp_path, monkey
     found = list(read_query_lists(small_lists))
     write_query_lists(lists, found, {"teacher": "made for tests"})
     options = [o.replace(str(small_lists), str(lists)) for o in small_run] + ["trainer.max_epochs=1", "export=false"]
+    read = []
+    monkeypatch.setattr(input_hashes, "file_sha256", lambda path: read.append(str(path)) or file_sha256(path))
+    monkeypatch.setattr(input_hashes, "_COARSEST_NS", 0)
+    monkeypatch.setattr(input_hashes, "_known", {})
     train(config_of(*options), tmp_path / "run")
+    assert str(lists) in read and any(path.endswith("corpus.jsonl") for path in read)
+    assert sorted(read) == sorted(set(read)), "each file is read once"
     facts = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert str(lists) in facts["inputs"] and len(facts["inputs"]) >= 4 and "threads" in facts["same_figures"]
     facts["packages"]["torch"], facts["git"] = "1.0", "abc"

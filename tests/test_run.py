@@ -395,11 +395,54 @@ def test_every_launcher_composes(name):
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("submitit"), reason="the extra 'cluster'")
-@pytest.mark.parametrize("name", ["local_processes", "ray_cpu"])
-def test_sweep_on_other_processes_ends_with_the_table(small_run, tmp_path, name):
+def test_sweep_on_other_processes_ends_with_the_table(small_run, tmp_path):
     options = ["trainer.max_epochs=1", "seed=1,2", "export=false", f"hydra.sweep.dir={tmp_path}/sweep"]
-    finish(tmp_path / "sweep", start(tmp_path / "sweep", "-m", *small_run, *options, f"hydra/launcher={name}"))
+    finish(tmp_path / "sweep", start(tmp_path / "sweep", "-m", *small_run, *options, "hydra/launcher=local_processes"))
     assert "| small | 1, 2 |" in (tmp_path / "sweep" / "comparison.md").read_text()
+
+
+def ray_worker(process):
+    """The process of a job that Ray runs for this one; None where there is none yet."""
+    waiting = [process]
+    while waiting:
+        number = waiting.pop()
+        try:
+            if Path(f"/proc/{number}/cmdline").read_bytes().startswith(b"ray::_run_job"):
+                return number
+            for task in Path(f"/proc/{number}/task").iterdir():
+                waiting += map(int, (task / "children").read_text().split())
+        except OSError:  # it has ended meanwhile
+            continue
+    return None
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("hydra_plugins.hydra_ray_launcher"), reason="the extra 'cluster'")
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked for in /proc")
+def test_sweep_on_ray_whose_worker_is_killed_keeps_what_is_finished_and_goes_on(small_run, tmp_path):
+    """``FAULT_KILLS=n``: n workers are killed."""
+    kills, moments, sweep = int(os.environ.get("FAULT_KILLS", 1)), random.Random(1), tmp_path / "sweep"
+    options = [*small_run, "trainer.max_epochs=4", "trainer.val_check_interval=2", "export=false"]
+    line = ["-m", *options, "seed=1,2", f"hydra.sweep.dir={sweep}", "hydra/launcher=ray_cpu"]
+    line += ["+hydra.launcher.ray.init.num_cpus=1", "+hydra.launcher.ray.remote.max_retries=0"]
+    for number in range(kills):
+        process = start(sweep, *line)
+        while not list(sweep.glob("001_*/checkpoints/last.ckpt")) or ray_worker(process.pid) is None:
+            assert process.poll() is None, "it must not end before it is struck"
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.5) if number else 0)
+        os.kill(ray_worker(process.pid), signal.SIGKILL)
+        assert process.wait(timeout=300) == 1
+        log = sorted(tmp_path.glob("sweep.*.log"))[-1].read_text()
+        assert "error: Ray lost a job's process (The worker died unexpectedly" in log and "Traceback" not in log
+    before = {path: path.stat().st_mtime_ns for path in sweep.glob("*/results.json")}
+    assert [path.parent.name[:4] for path in before] == ["000_"]
+    finish(sweep, start(sweep, *line))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert "| small | 1, 2 |" in (sweep / "comparison.md").read_text()
+    struck = next(sweep.glob("001_*"))
+    whole = train(config_of(*options, "seed=2"), tmp_path / "whole")
+    assert json.loads((struck / "results.json").read_text())["datasets"] == whole["datasets"]
+    assert all(torch.equal(weight, weights(struck)[name]) for name, weight in weights(tmp_path / "whole").items())
 
 
 def test_lightning_does_not_requeue_beside_slurm(monkeypatch):

@@ -1,6 +1,7 @@
 """What every stage gets: blocks that any process may take, a manifest, and nothing done twice."""
 
 import json
+import logging
 
 import pyarrow as pa
 import pytest
@@ -75,13 +76,15 @@ def test_a_kill_loses_one_block(tmp_path, whole, fails_at):
 @pytest.mark.parametrize(
     "shards", [["0/3", "1/3", "2/3"], ["2/3", "0/3", "1/3"], ["0/7", *(f"{i}/7" for i in range(1, 7))]]
 )
-def test_shards_leave_the_same_file(tmp_path, whole, shards):
+def test_shards_leave_the_same_file(tmp_path, whole, shards, caplog):
+    caplog.set_level(logging.INFO)
     stages = [Squares() for _ in shards]
     outputs = [run_stage(stage, tmp_path, Shard.parse(s)) for stage, s in zip(stages, shards, strict=True)]
     assert sorted(number for s in stages for number in s.done) == list(range(5))
     finished = [o for o in outputs if o is not None]
     assert content(finished[0]) == whole
     assert outputs[0] is None  # the first one had left blocks to others
+    assert "blocks are done already" in caplog.text and "cut off" not in caplog.text
 
 
 def test_a_shard_without_a_count_takes_what_nobody_has(tmp_path, whole):

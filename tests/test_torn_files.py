@@ -2,9 +2,13 @@
 
 import json
 import logging
+import os
 import random
 import resource
 import shutil
+import socket
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +21,7 @@ from callbacks.atomic_checkpoints import LAST, PREVIOUS, AtomicCheckpoints, find
 from datamodules.files import atomic_path, is_disk_full
 from experiments.comparison.runs import reason
 from experiments.comparison.tables import compare
-from experiments.run import train
+from experiments.run import _checkpoint, train
 from retriever.errors import InputError
 
 
@@ -49,16 +53,20 @@ def cut(small_run, tmp_path):
 def test_a_torn_checkpoint_gives_way_to_the_one_before(cut, tmp_path, caplog):
     options, folder = cut
     checkpoints = folder / "checkpoints"
-    assert find_checkpoint(folder) == checkpoints / LAST
+    with caplog.at_level(logging.INFO):
+        assert find_checkpoint(folder) == checkpoints / LAST
+    assert caplog.messages[-1] == f"Going on from {checkpoints / LAST} (epoch 0, step 4)"
     for number, tear in enumerate((truncate, empty, flip_bit)):
         copy = tmp_path / f"copy{number}"
         shutil.copytree(folder, copy)
         tear(copy / "checkpoints" / LAST)
         with caplog.at_level(logging.WARNING):
             assert find_checkpoint(copy) == copy / "checkpoints" / PREVIOUS
-        assert f"{LAST} is torn; going on from the checkpoint before it" in caplog.text
+        before = f"going on from the checkpoint before it, {copy / 'checkpoints' / PREVIOUS} (epoch 0, step 2)"
+        assert caplog.messages[-1] == f"{copy / 'checkpoints' / LAST} is torn; {before}"
     (checkpoints / LAST).unlink()
     assert find_checkpoint(folder) == checkpoints / PREVIOUS
+    assert caplog.messages[-1].startswith(f"{checkpoints / LAST} is missing; going on from the checkpoint before it")
     flip_bit(checkpoints / PREVIOUS)
     with pytest.raises(InputError, match=r"no whole checkpoint is left: .*previous\.ckpt is torn\. Put a copy back"):
         find_checkpoint(folder)
@@ -78,6 +86,36 @@ def test_a_torn_best_checkpoint_is_told_before_the_run_goes_on(cut):
         truncate(best)
     with pytest.raises(InputError, match=r"the best checkpoint that last\.ckpt names, is torn or missing"):
         find_checkpoint(folder)
+
+
+def ask_first_rank(number, port, folder, out):
+    """One of two processes that torchrun started: what it is told to resume from, and which files it opened."""
+    os.environ |= {"TORCHELASTIC_RUN_ID": "test", "RANK": str(number), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    opened, told = [], []
+    sys.addaudithook(lambda event, arguments: event == "open" and opened.append(str(arguments[0])))
+    for run in ("cut", "torn"):
+        try:
+            told.append(str(_checkpoint(config_of(f"resume={folder}/{run}"))))
+        except InputError as error:
+            told.append(str(error))
+    Path(f"{out}.{number}").write_text(json.dumps([told, sorted(p for p in set(opened) if p.endswith(".ckpt"))]))
+
+
+def test_one_rank_checks_and_all_resume_from_the_same_or_are_told_the_same(cut, tmp_path):
+    _, folder = cut
+    shutil.copytree(folder, tmp_path / "torn")
+    for path in (tmp_path / "torn" / "checkpoints").iterdir():
+        empty(path)
+    truncate(folder / "checkpoints" / LAST)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.start_processes(ask_first_rank, (port, tmp_path, tmp_path / "out"), 2, start_method="fork")
+    (told, opened), (others, none) = (json.loads((tmp_path / f"out.{number}").read_text()) for number in (0, 1))
+    assert told == others and told[0] == str(folder / "checkpoints" / PREVIOUS)
+    assert told[1].startswith("resume: no whole checkpoint is left")
+    assert len(opened) >= 4 and none == []
 
 
 @pytest.fixture

@@ -10,14 +10,7 @@ from typing import Any
 from datamodules.files import json_lines
 from datamodules.list_layouts.json_files import write_json_lines
 from datamodules.list_layouts.passages import CorpusPassages
-from datamodules.list_layouts.stated import (
-    StatedList,
-    StatedPassage,
-    ids_of,
-    list_of,
-    required_text,
-    text_of,
-)
+from datamodules.list_layouts.stated import StatedList, StatedPassage, ids_of, list_of, required_text, text_of
 from datamodules.query_lists import QueryList
 from retriever.errors import InputError, shown
 

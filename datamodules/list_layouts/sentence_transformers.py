@@ -14,13 +14,7 @@ import pyarrow.parquet as pq
 from datamodules.files import atomic_path, json_lines
 from datamodules.list_layouts.json_files import write_json_lines
 from datamodules.list_layouts.passages import CorpusPassages
-from datamodules.list_layouts.stated import (
-    StatedList,
-    StatedPassage,
-    keys,
-    required_text,
-    text_of,
-)
+from datamodules.list_layouts.stated import StatedList, StatedPassage, keys, required_text, text_of
 from datamodules.parquet_files import PARQUET, parquet_blocks
 from datamodules.query_lists import QueryList
 from retriever.errors import InputError, choose, shown

@@ -13,13 +13,7 @@ from typing import Any
 from datamodules.corpus import whole_grade
 from datamodules.files import atomic_path, is_file, json_lines, lines
 from datamodules.list_layouts.passages import CorpusPassages
-from datamodules.list_layouts.stated import (
-    StatedList,
-    StatedPassage,
-    id_of,
-    required_text,
-    text_of,
-)
+from datamodules.list_layouts.stated import StatedList, StatedPassage, id_of, required_text, text_of
 from datamodules.query_lists import QueryList
 from retriever.errors import InputError, shown
 

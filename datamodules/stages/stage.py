@@ -178,7 +178,8 @@ def run_stage(stage: Stage, work: Path, shard: Shard | None = None) -> Output | 
     sizes = stage.block_sizes()
     done = sum(_block(folder, n).is_file() for n in range(len(sizes)))
     if done:
-        log.info("%s: was cut off, and goes on with %d of %d blocks done", stage.name, done, len(sizes))
+        # left by a process that was cut off, or done by others that work at the same time
+        log.info("%s: %d of %d blocks are done already", stage.name, done, len(sizes))
     _run_blocks(stage, folder, sizes, shard or Shard())
     with FileLock(folder / "merge.lock"):
         output = find_output(stage, work)

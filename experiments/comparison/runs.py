@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import glob
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,47 +129,47 @@ class Group:
     runs: list[Run]
 
 
-def find_runs(paths: Iterable[str | Path]) -> list[Path]:
-    """Folders of finished runs: those named, found below the folders named, or matching a pattern.
+def find_runs(paths: Iterable[str | Path]) -> tuple[dict[Path, dict[str, Any]], list[Path]]:
+    """Runs: those named, found below the folders named, or matching a pattern.
+
+    Returns:
+        Folder → content of ``results.json`` of the finished ones; folders of those that failed, were cut off, or are
+        under way (without whole results), and of damaged ones (results without a configuration).
 
     Raises:
         InputError: a path without any run, or no finished run in all.
     """
-    runs: list[Path] = []
+    runs: dict[Path, dict[str, Any]] = {}
     unfinished: list[Path] = []
     for path in _expanded(paths):
-        cut = find_unfinished([path])
-        found = sorted(p.parent for p in path.rglob(RESULTS) if p.parent not in cut)  # torn results: cut off
+        found, cut = _runs_below(path)
         if not found and not cut:
             raise InputError(f"{path}: no results.json in or below it. Name folders of finished runs, or a sweep's.")
-        unfinished += cut
-        runs += [run for run in found if run not in runs]
+        unfinished += [run for run in cut if run not in unfinished]
+        runs |= found
     if not runs:
         raise InputError(
             f"There is no whole results.json: none of {len(unfinished)} run(s) is finished. {unfinished[0]}: "
             f"{reason(unfinished[0])}. See the runs' logs."
         )
-    return runs
+    return runs, unfinished
 
 
-def find_unfinished(paths: Iterable[str | Path]) -> list[Path]:
-    """Folders, named or below, of runs that failed, were cut off, or are under way: those without whole results.
-
-    And of damaged ones: results without a configuration.
-    """
-    runs: list[Path] = []
-    for path in _expanded(paths):
-        # .hydra/config.yaml is there before the run's own; a W&B folder inside of a run holds a config.yaml, too
-        configs = (p.parent for p in path.rglob(CONFIG))
-        configured = {p.parent if p.name == ".hydra" else p for p in configs if _is_of_run(p)}
-        candidates = sorted(configured | {p.parent for p in path.rglob(RESULTS)})
-        outermost: list[Path] = []
-        for candidate in candidates:
-            if not any(run in candidate.parents for run in outermost):
-                outermost.append(candidate)
-        whole = {r for r in outermost if read_results(r) is not None and (r / CONFIG).is_file()}
-        runs += [run for run in outermost if run not in whole and run not in runs]
-    return runs
+def _runs_below(path: Path) -> tuple[dict[Path, dict[str, Any]], list[Path]]:
+    """Finished and unfinished runs of one folder."""
+    results = {folder: read_results(folder) for folder in sorted(p.parent for p in path.rglob(RESULTS))}
+    # .hydra/config.yaml is there before the run's own; a W&B folder inside of a run holds a config.yaml, too
+    configs = (p.parent for p in path.rglob(CONFIG))
+    configured = {p.parent if p.name == ".hydra" else p for p in configs if _is_of_run(p)}
+    outermost: list[Path] = []
+    for candidate in sorted(configured | results.keys()):
+        if not any(run in candidate.parents for run in outermost):
+            outermost.append(candidate)
+    cut = [run for run in outermost if results.get(run) is None or not (run / CONFIG).is_file()]
+    for folder, content in results.items():
+        if content is None and folder not in cut:
+            raise InputError(f"{folder}: {reason(folder)}. {_AGAIN}")
+    return {folder: content for folder, content in results.items() if content and folder not in cut}, cut
 
 
 def reason(folder: Path) -> str:
@@ -192,13 +192,15 @@ def _is_of_run(folder: Path) -> bool:
         return True
 
 
-def read_runs(folders: Iterable[Path]) -> list[Run]:
-    """Read finished runs. Data sets of one name over several corpora get the corpus's name beside their own.
+def read_runs(finished: Mapping[Path, dict[str, Any]]) -> list[Run]:
+    """Check and read finished runs, given as :func:`find_runs` does.
+
+    Data sets of one name over several corpora get the corpus's name beside their own.
 
     Raises:
-        InputError: results are torn.
+        InputError: results or a configuration hold what they cannot.
     """
-    read = [(folder, *_read(folder)) for folder in folders]
+    read = [(folder, _checked(folder, results), _read_config(folder / CONFIG)) for folder, results in finished.items()]
     corpora: dict[str, set[str | None]] = {}
     for _, results, config in read:
         for name in results["datasets"]:
@@ -301,11 +303,8 @@ def _optional(path: Path, kind: type) -> dict[str, Any] | None:
     return found
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _checked(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
     path = folder / RESULTS
-    results = read_results(folder)
-    if results is None:
-        raise InputError(f"{folder}: {reason(folder)}. Go on with that run (resume=), or run it again.")
     for key, kind in {"name": str, "seed": int, "steps": dict, "datasets": dict}.items():
         _require(path, key, results.get(key), kind)
     if not results["datasets"]:
@@ -322,7 +321,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     for key in COSTS:
         if results.get(key) is not None:
             _require(path, key, results[key], float)
-    return results, _read_config(folder / CONFIG)
+    return results
 
 
 def _require(path: Path, key: str, value: Any, kind: type) -> None:

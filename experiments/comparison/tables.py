@@ -10,7 +10,7 @@ import numpy as np
 
 from callbacks.statistics import PairedTest, holm
 from experiments.comparison.measured import BASE, Measured, read_measured, tested
-from experiments.comparison.runs import Group, Run, find_runs, find_unfinished, group_runs, read_runs
+from experiments.comparison.runs import Group, Run, find_runs, group_runs, read_runs
 from retriever.errors import choose
 
 POINTS = ("best", "last")
@@ -143,8 +143,8 @@ def compare(paths: Iterable[str | Path], which: str = "best", base: str = BASE) 
     Raises:
         InputError: the runs cannot be compared; the message says why.
     """
-    paths = list(paths)
-    groups = group_runs(read_runs(find_runs(paths)))
+    finished, unfinished = find_runs(paths)
+    groups = group_runs(read_runs(finished))
     choose("--base", base, [BASE, *(group.name for group in groups)])
     runs = [run for group in groups for run in group.runs]
     datasets = dict.fromkeys(name for run in runs for name in run.datasets)
@@ -166,7 +166,7 @@ def compare(paths: Iterable[str | Path], which: str = "best", base: str = BASE) 
         average=average,
         clean_average=clean_average,
         forgetting=_forgetting(groups, measured, base),
-        unfinished=find_unfinished(paths),
+        unfinished=unfinished,
     )
 
 

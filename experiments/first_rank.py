@@ -1,0 +1,88 @@
+"""What the processes of one run take from its first rank before there is a process group, however they were started."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from functools import cache
+
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+from torch.distributed import DistStoreError, Store, rendezvous
+
+from retriever.errors import InputError
+
+_VARIABLE = "EXPERIMENT_OF_FIRST_RANK"  # what the processes that Lightning starts find in their environment
+_READING = timedelta(minutes=5)
+_LONGEST = timedelta(days=1)  # a first rank that ends is noticed at once
+
+
+def number_of_process(num_nodes: int) -> tuple[int, int]:
+    """This process's number among those that ask, and how many share a store: of a node's own children none does."""
+    tasks = _tasks()
+    if not isinstance(tasks, LightningEnvironment):
+        return tasks.global_rank(), tasks.world_size()
+    child = int(os.environ.get("LOCAL_RANK", 0))
+    if child > 0:  # Lightning started this process, with its parent's environment
+        return child, 1
+    return tasks.node_rank(), num_nodes  # one process on each node, which will start the others
+
+
+def of_first_rank(key: str, find: Callable[[], str], num_nodes: int) -> str:
+    """What ``find`` gives on the first rank, on all of them; it is called there alone.
+
+    Args:
+        key: what it is, the same on all ranks, once a command.
+        find: gives a text.
+        num_nodes: machines, where Lightning starts the processes of each.
+
+    Raises:
+        InputError: ``find`` raised it on the first rank; on all of them.
+    """
+    number, sharing = number_of_process(num_nodes)
+    inherited = json.loads(os.environ.get(_VARIABLE, "{}"))
+    if sharing == 1 and number > 0 and key in inherited:
+        return inherited[key]
+    value, wrong = "", None
+    if sharing == 1 or number == 0:
+        try:
+            value = find()
+        except InputError as error:
+            wrong = error
+    if sharing > 1:
+        store = _store(number, sharing)
+        name = f"{key}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+        if number == 0:
+            store.set(name, json.dumps([value, wrong and str(wrong)]))
+        else:
+            value, message = json.loads(store.get(name))
+            wrong = message and InputError(message)
+            store.set(f"{name}-{number}", "read")
+        if number == 0 and wrong is not None:  # the store ends with this process
+            with suppress(DistStoreError):  # one that died does not keep the others
+                store.wait([f"{name}-{other}" for other in range(1, sharing)], _READING)
+    if wrong is not None:
+        raise wrong
+    os.environ[_VARIABLE] = json.dumps(inherited | {key: value})
+    return value
+
+
+def _tasks() -> ClusterEnvironment:
+    return next((e() for e in (TorchElasticEnvironment, SLURMEnvironment) if e.detect()), LightningEnvironment())
+
+
+@cache  # and so kept open: the first rank's must be there for the slowest
+def _store(rank: int, world_size: int) -> Store:
+    """A store that the first rank opens where the process group will meet."""
+    tasks = _tasks()
+    url = f"tcp://{tasks.main_address}:{tasks.main_port}"
+    store, *_ = next(rendezvous(url, rank=rank, world_size=world_size))
+    store.set_timeout(_LONGEST)
+    return store
