@@ -52,6 +52,7 @@ def cached_tokens(texts: Sequence[str], encoder: TextEncoder, kind: str, cache_d
         with FileLock(folder / "lock"):
             if not _is_whole(folder, dtype):
                 _merge_tokens(folder, -(-len(texts) // _TEXT_BLOCK), dtype)
+    _drop_blocks(folder)
     offsets = np.load(folder / "offsets.npy", mmap_mode="r")
     return TokenizedTexts(np.memmap(folder / "ids.bin", dtype, "r") if offsets[-1] else np.zeros(0, dtype), offsets)
 
@@ -84,7 +85,6 @@ def _merge_tokens(folder: Path, blocks: int, dtype: np.dtype) -> None:
                 merged.write(np.load(file).astype(dtype).data)
     with atomic_path(folder / "offsets.npy") as temporary, open(temporary, "wb") as file:
         np.save(file, np.cumsum(np.concatenate(lengths)))
-    shutil.rmtree(folder / "blocks", ignore_errors=True)
 
 
 def _is_whole(folder: Path, dtype: np.dtype) -> bool:
@@ -93,6 +93,12 @@ def _is_whole(folder: Path, dtype: np.dtype) -> bool:
     if not (ids.is_file() and offsets.is_file()):
         return False
     return ids.stat().st_size == np.load(offsets, mmap_mode="r")[-1] * dtype.itemsize
+
+
+def _drop_blocks(folder: Path) -> None:
+    """Remove the blocks of what is merged, also those of a process that was killed before it could."""
+    if (folder / "blocks").is_dir():  # the locks stay: another process may just take one
+        shutil.rmtree(folder / "blocks", ignore_errors=True)
 
 
 def _token_block(folder: Path, number: int) -> Path:
@@ -130,6 +136,7 @@ def cached_embeddings(
     whole = folder / "embeddings.npy"
     if not whole.is_file():
         _encode_in_blocks(tokens, encoder, folder, whole, token_budget, title, np.dtype(dtype))
+    _drop_blocks(folder)
     return np.load(whole, mmap_mode="r")
 
 
@@ -223,7 +230,6 @@ def _encode_in_blocks(
                 for name, where in zip(names, rows, strict=True):
                     merged[where] = np.load(name)
                 merged.flush()
-        shutil.rmtree(folder / "blocks", ignore_errors=True)  # the locks stay: another process may just take one
 
 
 def _precision(encoder: TextEncoder) -> str:
