@@ -14,9 +14,7 @@ import pyarrow.compute as pc
 
 from datamodules.corpus import Corpus, load_corpus
 from datamodules.files import atomic_path
-from datamodules.list_layouts.stated import (
-    StatedPassage,
-)
+from datamodules.list_layouts.stated import StatedPassage
 from datamodules.string_index import StringIndex
 from retriever.errors import InputError, shown
 

@@ -15,9 +15,7 @@ from datamodules.list_layouts.cadet import Cadet
 from datamodules.list_layouts.flag_embedding import FlagEmbedding
 from datamodules.list_layouts.passages import CorpusPassages, NewCorpus
 from datamodules.list_layouts.sentence_transformers import SentenceTransformers
-from datamodules.list_layouts.stated import (
-    StatedList,
-)
+from datamodules.list_layouts.stated import StatedList
 from datamodules.list_layouts.trec import Trec
 from datamodules.query_lists import QueryList
 from retriever.errors import InputError, choose, shown
