@@ -310,21 +310,7 @@ class BeirEvaluation(L.Callback):
         self, trainer: L.Trainer, module: RetrieverModule, whole: PreparedSet, spec: SampleSpec
     ) -> PreparedSet:
         """The set over a sample of its corpus, drawn once per content and settings, by one rank."""
-        digest = hashlib.sha256(
-            repr(
-                (
-                    spec,
-                    self.ignore_identical_ids,
-                    module.encoder.fingerprint(),
-                    trainer.precision,
-                    self.embedding_dtype,
-                )
-            ).encode()
-        )
-        for tokens in (whole.queries, whole.passages):
-            update_with_tokens(digest, tokens)
-        update_with_evaluation_set(digest, whole.data)
-        path = self.cache_dir / "samples" / f"{digest.hexdigest()[:32]}.npz"
+        path = self.cache_dir / "samples" / f"{self._sample_key(trainer, module, whole, spec)}.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             if not path.is_file():
@@ -345,6 +331,15 @@ class BeirEvaluation(L.Callback):
             ", ".join(f"{count} {name}" for name, count in counts.items()),
         )
         return replace(whole, data=sampled_set(whole.data, rows), rows=rows)
+
+    def _sample_key(self, trainer: L.Trainer, module: RetrieverModule, whole: PreparedSet, spec: SampleSpec) -> str:
+        """What a sample depends on: its settings, how the base model embeds, token ids, and the evaluation set."""
+        embedded = (module.encoder.fingerprint(), trainer.precision, self.embedding_dtype)
+        digest = hashlib.sha256(repr((spec, self.ignore_identical_ids, *embedded)).encode())
+        for tokens in (whole.queries, whole.passages):
+            update_with_tokens(digest, tokens)
+        update_with_evaluation_set(digest, whole.data)
+        return digest.hexdigest()[:32]
 
     def _draw(self, trainer: L.Trainer, module: RetrieverModule, whole: PreparedSet, spec: SampleSpec) -> Sample:
         title = f"encode {whole.data.name} queries"

@@ -88,7 +88,7 @@ def trec_file(path: Path, tag: str, hits: int) -> Iterator[Callable[[Run], None]
 def _of_all_ranks(
     found: tuple[np.ndarray, np.ndarray], k: int, device: torch.device | str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The best ``k`` of all ranks' hits."""
+    """The best ``k`` of all ranks' hits, on the first rank; on others they are not yet put in order."""
     sizes = gather_sizes(found[0].shape[1], torch.device(device))
     if len(sizes) == 1:
         return found

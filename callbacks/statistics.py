@@ -9,8 +9,8 @@ import numpy as np
 
 from retriever.errors import InputError
 
-_TIE = 1e-6
-_CELLS = 4_000_000
+_TIE = 1e-6  # differences up to this are none
+_CELLS = 4_000_000  # resamples × queries in memory
 
 
 @dataclass(frozen=True)

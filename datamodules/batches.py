@@ -17,6 +17,7 @@ from retriever.tokens import TokenizedTexts
 
 ORDERS = ("shuffle", "rotate")
 CANDIDATES = ("top", "sample")
+# of :func:`gathered`, for each cut: bits of a number's place in the table, and how often numbers spread
 _MOST_BITS = 24
 _SPREADINGS = 8
 

@@ -21,10 +21,10 @@ from retriever.encoder import TextEncoder
 from retriever.encoding import device_of, encode
 from retriever.tokens import TokenizedTexts
 
-_TEXT_BLOCK = 10_000
-_EMBEDDING_BLOCK = 2_048
-_EMBED_PART = 65_536
-_HASHED_IDS = 2**24
+_TEXT_BLOCK = 10_000  # texts whose token ids are one file until all are merged
+_EMBEDDING_BLOCK = 2_048  # texts whose embeddings are
+_EMBED_PART = 65_536  # texts whose embeddings a device holds
+_HASHED_IDS = 2**24  # token ids that are hashed at a time
 
 
 def cached_tokens(texts: Sequence[str], encoder: TextEncoder, kind: str, cache_dir: str | Path) -> TokenizedTexts:

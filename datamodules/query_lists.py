@@ -37,11 +37,11 @@ SCHEMA = pa.schema(
 )
 _T = TypeVar("_T")
 _METADATA_KEY = b"query_lists"
-_BLOCK = 10_000
-_BLOCK_CANDIDATES = 2_000_000
-_ROWS = 500
-_READ = 100
-_TAKEN = 100_000
+_BLOCK = 10_000  # lists that are checked, or written, together
+_BLOCK_CANDIDATES = 2_000_000  # and candidates, where lists are long
+_ROWS = 500  # of a Parquet file, read at a time
+_READ = 100  # lists that are Python objects at a time
+_TAKEN = 100_000  # rows of a ragged array whose places are computed at a time
 _STRINGS = ("query_ids", "queries", "query_types")
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from datamodules.corpus import load_corpus, load_qrels, load_queries
-from datamodules.files import atomic_path
+from datamodules.files import atomic_path, write_json_lines
 from retriever.errors import InputError, require_positive
 
 
@@ -56,20 +55,11 @@ def cut_data_set(folder: Path, output: Path, passages: int, split: str = "test",
     fitting = {name: {q: j for q, j in qrels.items() if j.keys() <= kept} for name, qrels in splits.items()}
     asked = {query for qrels in fitting.values() for query in qrels}
     records = zip(ids, corpus.titles.to_pylist(), corpus.texts.to_pylist(), strict=True)
-    _write_lines(
-        output / "corpus.jsonl",
-        [json.dumps({"_id": i, "title": a, "text": t}, ensure_ascii=False) for i, a, t in records if i in kept],
-    )
-    _write_lines(
-        output / "queries.jsonl",
-        [json.dumps({"_id": q, "text": t}, ensure_ascii=False) for q, t in queries.items() if q in asked],
-    )
+    written = ({"_id": i, "title": title, "text": text} for i, title, text in records if i in kept)
+    write_json_lines(output / "corpus.jsonl", written)
+    write_json_lines(output / "queries.jsonl", ({"_id": q, "text": t} for q, t in queries.items() if q in asked))
     for name, qrels in fitting.items():
-        rows = [f"{q}\t{p}\t{grade}" for q, judgements in qrels.items() for p, (grade, _) in judgements.items()]
-        _write_lines(output / "qrels" / f"{name}.tsv", ["query-id\tcorpus-id\tscore", *rows])
+        rows = [f"{q}\t{p}\t{grade}\n" for q, judgements in qrels.items() for p, (grade, _) in judgements.items()]
+        with atomic_path(output / "qrels" / f"{name}.tsv") as temporary:
+            temporary.write_text("".join(["query-id\tcorpus-id\tscore\n", *rows]), encoding="utf-8")
     return {"passages": len(kept), **{f"{name} queries": len(qrels) for name, qrels in fitting.items()}}
-
-
-def _write_lines(path: Path, lines: list[str]) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

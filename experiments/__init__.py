@@ -1,1 +1,1 @@
-"""What people type: run, prepare and compare, and their configuration groups."""
+"""What people type: run, prepare, compare, bench, dashboard and mteb, and their configuration groups."""

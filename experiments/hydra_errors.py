@@ -77,24 +77,12 @@ def explain(error: BaseException) -> str:
         named = [cause.filename for cause in chain if isinstance(cause, OSError) and cause.filename]
         return disk_full(named[-1] if named else "A file")
     if isinstance(error, _NO_MEMORY):
-        where = "The GPU's" if isinstance(error, torch.OutOfMemoryError) else "This machine's"
-        said = str(error).strip().split(". ")[0] or type(error).__name__
-        return (
-            f"{where} memory is full ({said}). Lower token_budget (and module.kept_tokens, where set): it bounds the "
-            "memory of a step whatever the batch size. Frozen passages (module.train_passage_encoder=false) and "
-            "encoder.lora take less, too."
-        )
+        return _full_memory(error)
     for cause in chain:
         # a key that is not there: OmegaConf's errors know the node that was asked
-        parent = getattr(cause, "parent_node", None)
-        key = getattr(cause, "key", None)
+        parent, key = getattr(cause, "parent_node", None), getattr(cause, "key", None)
         if isinstance(parent, DictConfig) and key is not None and key not in parent:
-            place = parent._get_full_key("")
-            valid = sorted(map(str, parent.keys()))
-            return (
-                f"There is no {key!r} in {place or 'the configuration'}; it has {', '.join(valid)}."
-                f"{did_you_mean(key, valid)}"
-            )
+            return _unknown_key(parent, key)
     group = re.match(r"Could not override '([\w/@.]+)'", str(chain[0]))
     if group and NAME in sys.argv:
         return (
@@ -107,6 +95,23 @@ def explain(error: BaseException) -> str:
     if chain[-1] is not chain[0] and isinstance(chain[-1], TypeError | ValueError):
         return f"{own.splitlines()[0]} ({chain[-1]})"
     return own
+
+
+def _full_memory(error: BaseException) -> str:
+    where = "The GPU's" if isinstance(error, torch.OutOfMemoryError) else "This machine's"
+    said = str(error).strip().split(". ")[0] or type(error).__name__
+    return (
+        f"{where} memory is full ({said}). Lower token_budget (and module.kept_tokens, where set): it bounds the "
+        "memory of a step whatever the batch size. Frozen passages (module.train_passage_encoder=false) and "
+        "encoder.lora take less, too."
+    )
+
+
+def _unknown_key(parent: DictConfig, key: Any) -> str:
+    place, valid = parent._get_full_key(""), sorted(map(str, parent.keys()))
+    return (
+        f"There is no {key!r} in {place or 'the configuration'}; it has {', '.join(valid)}.{did_you_mean(key, valid)}"
+    )
 
 
 class KindParser(ArgumentParser):

@@ -9,15 +9,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from callbacks.scoring import score_run
+from callbacks.scoring import Run, score_run
 from callbacks.statistics import paired_difference
 from datamodules.corpus import find_dataset, load_evaluation_set
 from datamodules.mining import Hits
 from datamodules.parquet_files import read_parquet
 from datamodules.stages.mine import table_to_hits
 from experiments.pipeline import Pipeline
-
-Run = dict[str, dict[str, float]]
 
 
 def teacher_card(pipeline: Pipeline) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""What is trained: the encoder, the losses and one LightningModule per objective; and exact search."""
+"""What is trained: the encoder, the losses and one LightningModule per objective; exact search; teachers."""

@@ -32,6 +32,7 @@ _KINDS_OF_VALUES = {
     "normalize": (bool,),
     "truncate_dim": (int, type(None)),
 }
+_POSITIONS_BEHIND_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "mpnet", "camembert")
 # a fast tokenizer keeps the last call's truncation, so two threads must not be in one at once
 _TOKENIZER_LOCK = threading.Lock()
 
@@ -175,18 +176,7 @@ class TextEncoder(nn.Module):
             backbone.pooler = None  # unused here: no gradient (which DDP refuses), and random where not in the file
         if dropout is not None:
             set_dropout(backbone, dropout)
-        known = layout.read_spec(Path(source)) if Path(source).is_dir() else {}
-        unknown = (set(spec) | set(known)) - set(EncoderSpec.__dataclass_fields__)
-        if unknown:
-            choose(f"{model}: the encoder option", sorted(unknown)[0], EncoderSpec.__dataclass_fields__)
-        merged = known | {k: v for k, v in spec.items() if v is not None}
-        if "pooling" not in merged:
-            raise InputError(f"{model!r} does not say how it pools; set encoder.pooling to one of {POOLINGS}.")
-        try:
-            EncoderSpec(**known)
-        except InputError as error:
-            raise InputError(f"{source}: the model's own files say that {error}") from error
-        encoder = cls(backbone, tokenizer, EncoderSpec(**merged), name=str(model))
+        encoder = cls(backbone, tokenizer, _merged_spec(model, source, spec), name=str(model))
         if encoder.packed and torch.cuda.is_available():
             packing.check_flash(backbone)
         if encoder.packed and not _packs(backbone):
@@ -277,7 +267,7 @@ def max_positions(backbone: nn.Module) -> int | None:
 def first_position(backbone: nn.Module) -> int:
     """The position of a text's first token: RoBERTa-like backbones start behind the padding id."""
     config = backbone.config
-    return config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "mpnet", "camembert") else 0
+    return config.pad_token_id + 1 if config.model_type in _POSITIONS_BEHIND_PADDING else 0
 
 
 def _packs(backbone: nn.Module) -> bool:
@@ -327,6 +317,22 @@ def set_dropout(module: nn.Module, probability: float) -> None:
         for name in ("attention_dropout", "attn_dropout", "activation_dropout"):
             if isinstance(getattr(part, name, None), float):
                 setattr(part, name, probability)
+
+
+def _merged_spec(model: str, source: str, asked: Mapping[str, object]) -> EncoderSpec:
+    """What a model's own files state, and what is asked for instead of it."""
+    stated = layout.read_spec(Path(source)) if Path(source).is_dir() else {}
+    unknown = (set(asked) | set(stated)) - set(EncoderSpec.__dataclass_fields__)
+    if unknown:
+        choose(f"{model}: the encoder option", sorted(unknown)[0], EncoderSpec.__dataclass_fields__)
+    merged = stated | {name: value for name, value in asked.items() if value is not None}
+    if "pooling" not in merged:
+        raise InputError(f"{model!r} does not say how it pools; set encoder.pooling to one of {POOLINGS}.")
+    try:
+        EncoderSpec(**stated)
+    except InputError as error:
+        raise InputError(f"{source}: the model's own files say that {error}") from error
+    return EncoderSpec(**merged)
 
 
 def _check_folder(source: str) -> None:

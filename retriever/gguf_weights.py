@@ -56,7 +56,7 @@ def _unpack(path: Path, folder: Path) -> None:
         )
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except ImportError as error:
-        raise InputError(f"{path}: reading GGUF needs two more packages: pip install gguf accelerate") from error
+        raise InputError(f"{path}: reading GGUF needs two more packages: pip install '.[gguf]'") from error
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config

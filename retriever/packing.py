@@ -89,7 +89,7 @@ def _flash(
 
 
 def check_flash(backbone: PreTrainedModel) -> None:
-    """Whether this torch has the variable-length attention that a backbone is to use on a GPU.
+    """Refuse a torch without the variable-length attention that a backbone is to use on a GPU.
 
     Raises:
         InputError: it has not, or an older one.

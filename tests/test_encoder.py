@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from transformers import AutoConfig, AutoModel
 
 from datamodules.caches import embed
-from retriever.encoder import EncoderSpec, TextEncoder
+from retriever.encoder import EncoderSpec, TextEncoder, max_positions
 from retriever.encoding import encode
 from retriever.errors import InputError
 from retriever.packaged_weights import packaged_folder
@@ -221,6 +222,17 @@ def test_wrong_options_are_named(tiny_model, options, message):
         TextEncoder.from_pretrained(
             str(tiny_model), **{"pooling": "mean", "query_max_length": 32, "passage_max_length": 32} | options
         )
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta", "xlm-roberta-xl", "mpnet", "camembert"])
+def test_longest_text_is_what_the_backbone_has_positions_for(kind):
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = AutoConfig.for_model(kind, vocab_size=9, max_position_embeddings=12, pad_token_id=1, **sizes)
+    backbone = AutoModel.from_config(config)
+    longest = max_positions(backbone)
+    backbone(torch.full((1, longest), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        backbone(torch.full((1, longest + 1), 5))
 
 
 @pytest.mark.parametrize(("missing", "message"), [("tokenizer.json", "no tokenizer"), ("config.json", "config.json")])

@@ -208,9 +208,12 @@ def test_lines_as_other_tools_write_them(tmp_path):
         tmp_path / "flag.jsonl",
         {"query": "what", "pos": ["text b"], "neg": ["text a", "text c"], "pos_scores": [1.0], "neg_scores": [2, 0],
          "prompt": "Search: ", "type": "normal"},
+        {"query": "who", "pos": ["text b"], "neg": ["text a", "text c"], "pos_scores": [1.0], "neg_scores": [2, 0],
+         "pos_ids": ["b"]},
     )  # fmt: skip
     assert list(import_lists(path, "flag_embedding", known)) == [
-        QueryList("flag-1", "what", "human", "small", ["b"], ["b", "a", "c"], [1.0, 2.0, 0.0])
+        QueryList("flag-1", "what", "human", "small", ["b"], ["b", "a", "c"], [1.0, 2.0, 0.0]),
+        QueryList("flag-2", "who", "human", "small", ["b"], ["b", "a", "c"], [1.0, 2.0, 0.0]),
     ]
     run = tmp_path / "bm25.run"
     run.write_text("1 Q0 b 1 9.5 bm25\n1\tQ0\ta\t2\t-1e-3\tbm25\n\n2 Q0 c 1 2 x\n2 Q0 d 2 1 x\n")
@@ -263,6 +266,9 @@ BAD = [
     ("flag_embedding", flag(neg=["T text a"]), "the passage 'a' stands twice"),
     ("flag_embedding", flag(neg=[3]), "3 in 'neg'; expected a text"),
     ("flag_embedding", flag(pos_ids=["a"], neg_ids=["b"], passage_ids=["a", "c"]), "'passage_ids' are not those"),
+    # the negative has no id: an order of the others alone must not drop it
+    ("flag_embedding", flag(pos=["text a", "text c"], pos_scores=[1, 2], pos_ids=["a", "c"], passage_ids=["c", "a"]),
+     "'passage_ids' are not those"),
     ("flag_embedding", flag(neg_scores=[float("inf")]), "the score inf"),
     ("sentence_transformers", table(label=[0.5]), "'label' is a list of 1 for 2 passages.*margins"),
     ("sentence_transformers", table(label=0.5), "'label' is 0.5 for 2 passages"),

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.files import json_lines
-from datamodules.list_layouts.json_files import write_json_lines
+from datamodules.files import json_lines, write_json_lines
 from datamodules.list_layouts.passages import CorpusPassages
 from datamodules.list_layouts.stated import (
     StatedList,
@@ -91,7 +90,7 @@ class Cadet:
 
     def write(self, lines: Iterable[dict[str, Any]], path: Path) -> int:
         """Write the lines; return how many."""
-        return write_json_lines(lines, path)
+        return write_json_lines(path, lines)
 
 
 def _title(where: str, entry: dict[str, Any]) -> str:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.files import json_lines
-from datamodules.list_layouts.json_files import write_json_lines
+from datamodules.files import json_lines, write_json_lines
 from datamodules.list_layouts.passages import CorpusPassages
-from datamodules.list_layouts.stated import StatedList, StatedPassage, ids_of, list_of, required_text, text_of
+from datamodules.list_layouts.stated import StatedList, StatedPassage, ids_of, list_of, required_text, stated_list
 from datamodules.query_lists import QueryList
 from retriever.errors import InputError, shown
 
@@ -47,16 +46,7 @@ class FlagEmbedding:
         labelled = ids_of(where, record, "positive_ids")
         if labelled is not None:
             positives = [StatedPassage(where, passage_id, None) for passage_id in labelled]
-        return StatedList(
-            where=where,
-            query=required_text(where, record, "query"),
-            passages=passages,
-            scores=scores,
-            positives=positives,
-            query_id=text_of(where, record, "query_id", numbers=True),
-            query_type=text_of(where, record, "query_type"),
-            corpus=text_of(where, record, "corpus"),
-        )
+        return stated_list(where, record, required_text(where, record, "query"), passages, scores, positives)
 
     def encode(self, where: str, query_list: QueryList, passages: CorpusPassages) -> dict[str, Any]:
         """A line.
@@ -87,7 +77,7 @@ class FlagEmbedding:
 
     def write(self, lines: Iterable[dict[str, Any]], path: Path) -> int:
         """Write the lines; return how many."""
-        return write_json_lines(lines, path)
+        return write_json_lines(path, lines)
 
 
 def _side(where: str, record: dict[str, Any], side: str) -> tuple[list[StatedPassage], list[Any]]:

@@ -11,10 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datamodules.files import atomic_path, json_lines
-from datamodules.list_layouts.json_files import write_json_lines
+from datamodules.files import atomic_path, json_lines, write_json_lines
 from datamodules.list_layouts.passages import CorpusPassages
-from datamodules.list_layouts.stated import StatedList, StatedPassage, keys, required_text, text_of
+from datamodules.list_layouts.stated import StatedList, StatedPassage, keys, required_text, stated_list
 from datamodules.parquet_files import PARQUET, parquet_blocks
 from datamodules.query_lists import QueryList
 from retriever.errors import InputError, choose, shown
@@ -85,16 +84,7 @@ class SentenceTransformers:
                 f"{where}: no column of passage texts; this row has {keys(record)}. Where columns hold ids, resolve "
                 "them first (sentence_transformers.util.resolve_ids)."
             )
-        return StatedList(
-            where=where,
-            query=query,
-            passages=passages,
-            scores=_label(where, record, len(passages)),
-            positives=positives,
-            query_id=text_of(where, record, "query_id", numbers=True),
-            query_type=text_of(where, record, "query_type"),
-            corpus=text_of(where, record, "corpus"),
-        )
+        return stated_list(where, record, query, passages, _label(where, record, len(passages)), positives)
 
     def encode(self, where: str, query_list: QueryList, passages: CorpusPassages) -> dict[str, Any]:
         """A row.
@@ -125,7 +115,7 @@ class SentenceTransformers:
         """
         rows = self._alike(iter(lines)) if self.form == "columns" else iter(lines)
         if path.suffix != ".parquet":
-            return write_json_lines(rows, path)
+            return write_json_lines(path, rows)
         first = next(rows, None)
         if first is None:
             return 0

@@ -50,6 +50,27 @@ class StatedList:
     corpus: str | None = None
 
 
+def stated_list(
+    where: str,
+    record: dict[str, Any],
+    query: str,
+    passages: list[StatedPassage],
+    scores: list[Any],
+    positives: list[StatedPassage],
+) -> StatedList:
+    """The list of a line whose ``query_id``, ``query_type`` and ``corpus`` stand under these names, if at all."""
+    return StatedList(
+        where=where,
+        query=query,
+        passages=passages,
+        scores=scores,
+        positives=positives,
+        query_id=text_of(where, record, "query_id", numbers=True),
+        query_type=text_of(where, record, "query_type"),
+        corpus=text_of(where, record, "corpus"),
+    )
+
+
 def text_of(where: str, record: dict[str, Any], *names: str, numbers: bool = False) -> str | None:
     """The string under the first of ``names`` that is there and not null; None where none is.
 

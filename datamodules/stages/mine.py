@@ -20,6 +20,7 @@ from retriever.encoder import TextEncoder
 from retriever.errors import InputError, choose, require_positive
 from retriever.search import exact_search, merge_hits
 
+NOWHERE = 2**31  # the rank of a positive that is not among the hits
 RUN = pa.schema([("rows", pa.list_(pa.int32())), ("scores", pa.list_(pa.float32()))])
 _ROW_GROUP = 10_000
 FUSIONS = ("reciprocal_rank", "score")
@@ -280,8 +281,8 @@ def positive_rows(queries: pa.Table, corpus: Corpus) -> list[np.ndarray]:
 
 
 def first_ranks(hits: Hits, positives: list[np.ndarray]) -> np.ndarray:
-    """Rank (from 1) of the first positive among each query's hits, int64 [Q]; 2^31 where none is there."""
-    ranks = np.full(len(hits.rows), 2**31, np.int64)
+    """Rank (from 1) of the first positive among each query's hits, int64 [Q]; ``NOWHERE`` where none is there."""
+    ranks = np.full(len(hits.rows), NOWHERE, np.int64)
     for query, (found, wanted) in enumerate(zip(hits.rows, positives, strict=True)):
         at = np.flatnonzero(np.isin(found, wanted))
         if len(at):

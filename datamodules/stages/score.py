@@ -15,14 +15,12 @@ from datamodules.mining import Hits, fuse_scores
 from datamodules.normalization import normalize_scores
 from datamodules.parquet_files import read_parquet
 from datamodules.stages.collect import COLLECTED
-from datamodules.stages.mine import first_ranks, positive_rows, table_to_hits
+from datamodules.stages.mine import NOWHERE, first_ranks, positive_rows, table_to_hits
 from datamodules.stages.stage import Output, Stage, table_writer
 from retriever.errors import InputError, choose, require_positive
 
 if TYPE_CHECKING:
     from retriever.teachers import Teacher
-
-_NOT_FOUND = 2**31
 
 
 class RunFusion:
@@ -184,7 +182,7 @@ class Score(Stage):
         }.items():
             table = table.append_column(name, pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values))
         for name, values in ranks.items():
-            table = table.append_column(name, pa.array(values, pa.int64(), mask=values == _NOT_FOUND))
+            table = table.append_column(name, pa.array(values, pa.int64(), mask=values == NOWHERE))
         with table_writer(folder / "scored.parquet", table.schema) as append:
             for start in range(0, len(table), 10_000):
                 append(table.slice(start, 10_000))

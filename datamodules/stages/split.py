@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from datamodules.caches import cached_embeddings, cached_tokens
 from datamodules.corpus import EvaluationSet
-from datamodules.files import atomic_path
+from datamodules.files import write_json_lines
 from datamodules.leakage import Leak, find_leaks
 from datamodules.parquet_files import read_parquet
 from datamodules.query_lists import QueryList, write_query_lists
@@ -188,8 +188,7 @@ class Split(Stage):
                     f"evaluation query {leak['evaluation_query']!r}. Remove it, or say split.leak_guard=drop."
                 )
             caught.append({**row, "reason": leak["verdict"], **{k: v for k, v in leak.items() if k != "verdict"}})
-        with atomic_path(path) as temporary:
-            temporary.write_text("".join(json.dumps(c, ensure_ascii=False) + "\n" for c in caught), encoding="utf-8")
+        write_json_lines(path, caught)
 
     def _lists(self, rows: np.ndarray) -> Iterator[QueryList]:
         for row in self._table.take(pa.array(rows)).to_pylist():

@@ -69,7 +69,7 @@ class Run:
         path = self.folder / "per_query" / self.datasets[dataset] / f"step-{step:06d}.json"
         if not path.is_file():
             raise InputError(
-                f"{path}: missing, though {self.folder / 'results.json'} refers to it. Run that experiment again."
+                f"{path}: missing, though {self.folder / RESULTS} refers to it. Run that experiment again."
             )
         return read_per_query(path)
 
@@ -336,12 +336,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     config = read_yaml(path, _AGAIN)
-    for place, value, kind in (
-        ("data", config.get("data"), dict),
-        ("evaluation", config.get("evaluation"), dict),
-    ):
-        if value is not None:
-            _require(path, place, value, kind)
+    for place in ("data", "evaluation"):
+        if config.get(place) is not None:
+            _require(path, place, config[place], dict)
     trained = (config.get("data") or {}).get("train") or []
     evaluated = (config.get("evaluation") or {}).get("datasets") or []
     for place, specs, key in (("data.train", trained, "corpus"), ("evaluation.datasets", evaluated, "path")):

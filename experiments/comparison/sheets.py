@@ -42,9 +42,7 @@ def sheets(comparison: Comparison) -> list[Sheet]:
 
 def narrow_sheets(comparison: Comparison) -> list[Sheet]:
     """The tables as far as they go into the 132 columns of a terminal; without overlap, the difference alone."""
-    found = []
-    for table, clean in comparison.all_tables():
-        found.append(_narrow(comparison, table, clean))
+    found = [_narrow(comparison, table, clean) for table, clean in comparison.all_tables()]
     return found + ([_forgetting(comparison)] if comparison.forgetting else [])
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from retriever.encoder import max_positions
 from retriever.errors import InputError, choose, require_positive
 from retriever.pretrained import load, load_telling
 from retriever.teachers.base import Teacher
@@ -130,7 +131,7 @@ class TransformersTeacher(Teacher):
                 f"{self.name} holds no weights for {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}, so it "
                 f"is no {what}. Check teacher.model, or choose the teacher that fits it."
             )
-        limit = position_limit(model)
+        limit = max_positions(model)
         if limit and self.max_length > limit:
             raise InputError(f"teacher.max_length is {self.max_length}, but {self.name} has {limit} positions.")
         return model
@@ -172,15 +173,6 @@ def project_in_float32(linear: nn.Linear) -> None:
 def load_pretrained(auto_class: Any, model: str, revision: str | None, trust_remote_code: bool) -> Any:
     """``auto_class.from_pretrained``, with what goes wrong as an InputError."""
     return load(auto_class, model, _ADVICE, revision=revision, trust_remote_code=trust_remote_code)
-
-
-def position_limit(model: PreTrainedModel) -> int | None:
-    """Tokens that a model has positions for; None where it does not say."""
-    limit = getattr(model.config, "max_position_embeddings", None)
-    # RoBERTa-like models start positions behind the padding id, and so hold that many fewer tokens
-    if limit and model.config.model_type in ("roberta", "xlm-roberta", "xlm-roberta-xl", "mpnet", "camembert"):
-        limit -= model.config.pad_token_id + 1
-    return limit
 
 
 def last_real(values: Tensor, mask: Tensor) -> Tensor:
