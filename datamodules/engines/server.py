@@ -66,7 +66,7 @@ class ServerEngine(Engine):
         try:
             from openai import OpenAI
         except ImportError as error:
-            raise InputError("generator.engine is server, which needs one more package: pip install '.[server]'") from error
+            raise InputError("generator.engine is server, which needs a package: pip install '.[server]'") from error
         return OpenAI(
             base_url=self.base_url,
             api_key=os.environ.get(self.key_variable, "none"),
