@@ -239,7 +239,7 @@ def load_qrels(folder: str | Path, split: str) -> tuple[Path, dict[str, dict[str
 
 def _judgements(path: Path) -> Iterator[tuple[int, str, str, int]]:
     """Number, query id, passage id and grade of every line."""
-    named, first = False, None
+    named, first = None, None
     for number, line in lines(path):
         columns = line.split("\t")
         if len(columns) == 1 and len(line.split()) == 4:  # as TREC's are written
@@ -247,12 +247,16 @@ def _judgements(path: Path) -> Iterator[tuple[int, str, str, int]]:
         while len(columns) > 3 and not columns[-1].strip():  # a tab at the end
             columns.pop()
         if number == 1 and _is_header(columns):
-            named = [column.strip() for column in columns[2:3]] == ["score"]
+            names = [column.strip() for column in columns]
+            if "corpus-id" in names or names.index("score") == 2:
+                named = 0, names.index("corpus-id") if "corpus-id" in names else 1, names.index("score")
             continue
-        places = _BEIR if named or len(columns) == 3 else _places(columns)
+        places = named or (_BEIR if len(columns) == 3 else _places(columns))
         first = first or places
-        grade = whole_grade(columns[places[2]]) if places is not None and len(columns) > places[2] else None
-        whole = places is not None and all(map(str.strip, columns[: places[2]])) and "\0" not in line
+        if places is None or len(columns) <= max(places) or "\0" in line:
+            grade, whole = None, False
+        else:
+            grade, whole = whole_grade(columns[places[2]]), all(map(str.strip, columns[: places[2]]))
         if places is None or grade is None or places != first or not whole:
             raise InputError(
                 f"{path}:{number}: {shown(line)} is not 'query-id <tab> corpus-id <tab> whole number', up to "
@@ -271,7 +275,7 @@ def _places(columns: list[str]) -> tuple[int, int, int] | None:
     """Where query, passage and grade stand in more than three columns; None where that cannot be known."""
     grades = [whole_grade(column) is not None for column in columns]
     iteration = len(columns) > 1 and columns[1].strip() in ("0", "Q0")
-    if len(columns) == 4 and grades[3] and (iteration or not grades[2]):
+    if len(columns) == 4 and grades[3] and (iteration or (grades[1] and not grades[2])):
         return _TREC
     return _BEIR if grades[2:] == [True] + [False] * len(columns[3:]) and not iteration else None
 

@@ -62,7 +62,7 @@ def parquet_blocks(
     with _in_words(path, "this file is torn or of other types", lambda: done + 1):
         for batch in file.iter_batches(size, columns=columns):
             batch.validate(full=True)
-            table = _bytes_as_texts(path, done, pa.Table.from_batches([batch]))
+            table = _bytes_as_texts(path, done, pa.Table.from_batches([batch]), asked=columns is not None)
             yield done, table.select(schema.names).cast(schema, safe=False) if schema else table
             done += len(batch)
     if done != file.metadata.num_rows:
@@ -72,8 +72,8 @@ def parquet_blocks(
         )
 
 
-def _bytes_as_texts(path: Path, done: int, table: pa.Table) -> pa.Table:
-    """Other tools write texts without saying that they are some."""
+def _bytes_as_texts(path: Path, done: int, table: pa.Table, asked: bool) -> pa.Table:
+    """Other tools write texts without saying that they are some; columns that nobody asked for may hold other bytes."""
     for at, field in enumerate(table.schema):
         kind = _text_type(field.type)
         if kind == field.type:
@@ -81,6 +81,8 @@ def _bytes_as_texts(path: Path, done: int, table: pa.Table) -> pa.Table:
         try:
             table = table.set_column(at, field.name, table[at].cast(kind))  # safe: it looks at the bytes
         except pa.ArrowInvalid as error:
+            if not asked:
+                continue
             row = next(n for n in range(len(table)) if not _is_cast(table[at].slice(n, 1), kind))
             raise InputError(
                 f"{path}:{done + row + 1}: {field.name!r} holds bytes that are not UTF-8. Write it as text, or leave "

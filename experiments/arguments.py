@@ -26,7 +26,8 @@ SPECS = {
 }
 _OURS = ("retriever", "datamodules", "callbacks")
 _HYDRAS = {"_target_", "_convert_", "_recursive_", "_partial_", "_args_"}
-_REFERRED = re.compile(r"(?:\$\{|[:,])\s*\.*([^\s$.:,{}\[\]]+)")  # ${key.…}, ${resolver:key,…}
+# ${key.…}, ${[key].…}, ${resolver:key,…}, ${resolver:"key",…}
+_REFERRED = re.compile(r"""(?:\$\{|[:,])\s*[."'\[]*([^\s$.:,"'{}\[\]]+)""")
 _FOLLOWS = re.compile(r"\$\{([\w.]+)\}")
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
@@ -61,7 +62,7 @@ def check_added(config: DictConfig, hydra: DictConfig, shipped: str) -> None:
     if not unread:
         return
     written = OmegaConf.to_container(config, resolve=False), OmegaConf.to_container(hydra, resolve=False)
-    del written[1]["overrides"], written[1]["job"]["override_dirname"]  # what was typed refers to nothing
+    del written[1]["overrides"]["task"], written[1]["job"]["override_dirname"]  # what was typed refers to nothing
     referred = {name for text in _texts(written) if "${" in text for name in _REFERRED.findall(text)}
     for key in unread:
         if key not in referred:

@@ -44,23 +44,24 @@ def of_first_rank(key: str, find: Callable[[], str], num_nodes: int) -> str:
         num_nodes: machines, where Lightning starts the processes of each.
 
     Raises:
-        InputError: ``find`` raised it on the first rank; on all of them.
+        InputError: what ``find`` raised on the first rank, on all of them; there, another error is what it was.
     """
     number, sharing = number_of_process(num_nodes)
     inherited = json.loads(os.environ.get(_VARIABLE, "{}"))
     if sharing == 1 and number > 0 and key in inherited:
         return inherited[key]
+    # before anything can go wrong here: the others notice at once where a first rank ends that they have met
+    store = _store(number, sharing) if sharing > 1 else None
     value, wrong = "", None
     if sharing == 1 or number == 0:
         try:
             value = find()
-        except InputError as error:
+        except Exception as error:
             wrong = error
-    if sharing > 1:
-        store = _store(number, sharing)
+    if store is not None:
         name = f"{key}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
         if number == 0:
-            store.set(name, json.dumps([value, wrong and str(wrong)]))
+            store.set(name, json.dumps([value, wrong and (str(wrong) or repr(wrong))]))
         else:
             value, message = json.loads(store.get(name))
             wrong = message and InputError(message)

@@ -24,6 +24,7 @@ from retriever.errors import InputError, did_you_mean
 from retriever.printable import printable
 
 _NO_MEMORY = (MemoryError, torch.OutOfMemoryError)
+_NO_HOST_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # torch has no type for it
 
 
 def run_kindly(application: Callable[[], None]) -> None:
@@ -37,9 +38,7 @@ def run_kindly(application: Callable[[], None]) -> None:
     try:
         application()
     except BrokenPipeError:
-        output = select.poll()
-        output.register(sys.stdout.fileno(), 0)
-        if not output.poll(0):
+        if not _reader_left():
             raise
         # whoever reads the output, as head, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -51,10 +50,24 @@ def run_kindly(application: Callable[[], None]) -> None:
         if _is_lost_worker(error):
             what = str(error).strip().splitlines()[0]
             sys.exit(f"error: Ray lost a job's process ({what}). The same command with this hydra.sweep.dir goes on.")
-        if not (is_disk_full(error) or isinstance(error, _NO_MEMORY)):
+        if not (is_disk_full(error) or _is_memory_full(error)):
             raise
         sys.stderr.write(printable(f"error: {explain(error)}\n"))
         sys.exit(2)
+
+
+def _reader_left() -> bool:
+    """Whether nobody reads the output any more; False where that cannot be told."""
+    try:
+        output = select.poll()
+        output.register(sys.stdout.fileno(), 0)
+        return bool(output.poll(0))
+    except (AttributeError, OSError):
+        return False
+
+
+def _is_memory_full(error: BaseException) -> bool:
+    return isinstance(error, _NO_MEMORY) or (isinstance(error, RuntimeError) and _NO_HOST_MEMORY in str(error))
 
 
 def _is_lost_worker(error: Exception) -> bool:
@@ -76,7 +89,7 @@ def explain(error: BaseException) -> str:
     if is_disk_full(error):
         named = [cause.filename for cause in chain if isinstance(cause, OSError) and cause.filename]
         return disk_full(named[-1] if named else "A file")
-    if isinstance(error, _NO_MEMORY):
+    if _is_memory_full(error):
         return _full_memory(error)
     for cause in chain:
         # a key that is not there: OmegaConf's errors know the node that was asked

@@ -38,7 +38,7 @@ class OneFolder(Callback):
 def _first_ranks(config: DictConfig, place: DictConfig) -> tuple[str, int]:
     """The first rank's folder for this one's, and this process's number among those that asked."""
     HydraConfig.instance().set_config(config)  # the folder's name may refer to it
-    own, num_nodes = str(Path(place.dir).absolute()), config.trainer.get("num_nodes", 1)
+    own, num_nodes = str(Path(place.dir).absolute()), config.trainer.get("num_nodes") or 1
     try:
         return of_first_rank("folder", lambda: own, num_nodes), number_of_process(num_nodes)[0]
     except Exception as error:  # of which Hydra would make a warning, and every rank take a folder of its own

@@ -25,7 +25,8 @@ _SECRET = (
 _SECRET_NAME = re.compile(rf"(^|[._-])({_SECRET})$", re.I)
 _SHORTEST = 8  # a shorter value of an environment variable may well be a common word
 _IN_ADDRESS = re.compile(r"(?<=://)[^/\s@]+(?=@)")
-_IN_QUERY = re.compile(rf"([?&]([\w.-]*[._-])?({_SECRET})=)[^&#\s]+", re.I)
+_IN_QUERY = re.compile(rf"([?&#]([\w.-]*[._-])?({_SECRET}|signature|sig|key)=)[^&#\s]+", re.I)
+_IN_JSON = re.compile(rf"""(["'][\w.-]*({_SECRET})["']\s*:\s*["'])[^"']+""", re.I)
 
 
 def redact(value: Any, name: str = "") -> Any:
@@ -50,14 +51,15 @@ def redact(value: Any, name: str = "") -> Any:
             value = value.replace(secret, f"${{oc.env:{variable}}}")
     if _SECRET_NAME.search(name) and "${oc.env:" not in value:
         return HIDDEN
-    return _IN_QUERY.sub(rf"\1{HIDDEN}", _IN_ADDRESS.sub(HIDDEN, value))
+    value = _IN_JSON.sub(rf"\1{HIDDEN}", _IN_ADDRESS.sub(HIDDEN, value))
+    return _IN_QUERY.sub(rf"\1{HIDDEN}", value)
 
 
 def _redact_container(value: str, name: str) -> str:
     try:  # by Hydra's grammar: without a space, {token:abc} is a mapping there, and none in YAML
         override = OverridesParser.create().parse_override(f"key={value}")
     except HydraException:  # an unquoted = in a path, or several overrides: no names are known, but words are
-        return HIDDEN if re.search(_SECRET, value, re.I) else redact(value, name)
+        return HIDDEN if re.search(rf"{_SECRET}|bearer|signature", value, re.I) else redact(value, name)
     if override.is_choice_sweep():
         choices = list(override.sweep_string_iterator())
         redacted = [_redact_container(choice, name) for choice in choices]

@@ -119,7 +119,7 @@ def _checkpoint(config: DictConfig) -> Path | None:
     """The file to resume from, which the first rank checks, and all take."""
     if config.resume is None:
         return None
-    nodes = config.trainer.get("num_nodes", 1)
+    nodes = config.trainer.get("num_nodes") or 1
     found = of_first_rank(f"checkpoint of {config.resume}", lambda: str(find_checkpoint(config.resume)), nodes)
     return Path(found)
 

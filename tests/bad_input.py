@@ -218,12 +218,14 @@ def plain_qrels(data: bytes) -> dict[str, dict[str, int]] | None:
         return None
     spaced = [row if "\t" in row or len(row.split()) != 4 else "\t".join(row.split()) for _, row in rows]
     table = [(number, row.split("\t")) for (number, _), row in zip(rows, spaced, strict=True)]
-    header, beir = False, {}
+    places, beir = None, {}
     if table and table[0][0] == 1:
         names = [name.strip() for name in table[0][1] if name.strip()]
-        header = "score" in (names[2:3] + names[-1:]) and not any(map(_is_grade, names))
-        named = names[2:3] == ["score"]
-        table = table[header:]
+        if "score" in (names[2:3] + names[-1:]) and not any(map(_is_grade, names)):
+            passage = names.index("corpus-id") if "corpus-id" in names else 1
+            places = passage, names.index("score")
+            named = "corpus-id" in names or places == (1, 2)
+            table = table[1:]
     trec: dict[str, dict[str, int]] = {}
     could_be = {"beir", "trec"}
     for _, columns in table:
@@ -231,16 +233,25 @@ def plain_qrels(data: bytes) -> dict[str, dict[str, int]] | None:
             columns = columns[:-1]
         if len(columns) < 3 or not columns[0].strip() or not columns[1].strip() or "\0" in "\t".join(columns):
             return None
+        if places and named:
+            at, grade = places
+            if len(columns) <= grade or not all(map(str.strip, columns[:grade])) or not _is_grade(columns[grade]):
+                return None
+            if not _put(beir, columns[0], columns[at], columns[grade]):
+                return None
+            continue
         query, second, third, *more = columns
         zero = second.strip() in ("0", "Q0")
-        plainly = len(columns) == 3 or (header and named) or (not zero and not any(map(_is_grade, more)))
+        plainly = len(columns) == 3 or (not zero and not any(map(_is_grade, more)))
         if not (plainly and _is_grade(third) and _put(beir, query, second, third)):
             could_be -= {"beir"}
-        four = len(more) == 1 and not (header and named) and (zero or not _is_grade(columns[2]))
+        four = len(more) == 1 and (zero or (_is_grade(second) and not _is_grade(third)))
         if not (
             four and columns[2].strip() and _is_grade(columns[3]) and _put(trec, columns[0], columns[2], columns[3])
         ):
             could_be -= {"trec"}
+    if places and named:
+        return beir
     return {} if not table else beir if could_be == {"beir"} else trec if could_be == {"trec"} else None
 
 

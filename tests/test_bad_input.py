@@ -233,6 +233,9 @@ def test_damaged_queries_and_judgements(place):
     for name, rows, right in (  # what other tools write; what was read once is read still
         ("a tab at the end", ["q 1\ta b\t1\t", "2\t7\t0"], {"q 1": {"a b": 1}, "2": {"7": 0}}),
         ("a header of more", [f"{header}\tby", "q 1\t0\t1\t2"], {"q 1": {"0": 1}}),
+        ("a label before the score", ["query-id\tcorpus-id\tlabel\tscore", "q 1\t7\tgood\t1"], {"q 1": {"7": 1}}),
+        ("a passage in the third column", ["query-id\titeration\tcorpus-id\tscore", "q 1\t0\t7\t1"], {"q 1": {"7": 1}}),
+        ("a label without a header", ["q 1\t7a\tgood\t1"], None),
         ("a column of notes", ["q 1\ta b\t1\tgood", "q 1\t7\t0"], {"q 1": {"a b": 1, "7": 0}}),
         ("TREC's", ["q 1\t0\ta b\t1", "q 1\t0\t7\t2"], {"q 1": {"a b": 1, "7": 2}}),
         ("TREC's with spaces", ["q1 0 7 1", "q1 Q0 é 0", "q1 3 d 2"], {"q1": {"7": 1, "é": 0, "d": 2}}),
@@ -499,7 +502,8 @@ def test_damaged_tables_of_other_tools(place):
         ("bytes that are no UTF-8", pa.array([[b"\xff"]] * len(table)), None),
     ):
         path = place() / "lists.parquet"
-        pq.write_table(table.set_column(2, "docs", docs), path)
+        with_digest = table.append_column("md5", pa.array([b"\xff\x00"] * len(table)))  # bytes that nobody asks for
+        pq.write_table(with_digest.set_column(2, "docs", docs), path)
         read = partial(imported, path, "sentence_transformers")
         TALLY.judge(f"table of {name}", read, admissible, where=f"{path}:1", may_refuse=admissible is None)
     # the footer has no checksum, and a column of another name is one that this layout may lack

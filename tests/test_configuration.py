@@ -1,6 +1,7 @@
 """Wrong settings and contradictions are one helpful sentence, and nothing has been loaded by then."""
 
 import copy
+import io
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
@@ -346,6 +348,8 @@ def test_values_of_ones_own_are_read_where_something_refers_to_them(tmp_path):
             ("+exp=own", "+rate=1", "+times=2", "+third=3"): "third",
             ("+sizes={a: 1}", "data.batch_size=${sizes.a}"): "",
             ("+sizes.a=1", "hydra.run.dir=x/${sizes.a}"): "",
+            ("+rate=1", 'module.learning_rate=${oc.select:"rate",1}'): "",
+            ("+sizes={a: 1}", "data.batch_size=${[sizes].a}"): "",
             ("++seed=2", "+hydra.launcher.x=1", "+data.x=1"): "",
             ("+exp=own", "of_a_file=4"): "",
             ("+exp=own", "+part=small"): "",
@@ -358,6 +362,7 @@ def test_values_of_ones_own_are_read_where_something_refers_to_them(tmp_path):
             hydra = config.hydra
             with open_dict(config):
                 del config["hydra"]
+                hydra.run.dir = hydra.sweep.dir = "x"  # resolved, as all ranks agree on it
             with pytest.raises(InputError, match=f"^{wrong} is no setting") if wrong else nullcontext():
                 check_added(config, hydra, "run.yaml")
 
@@ -392,3 +397,25 @@ def test_a_reader_of_the_output_that_left_ends_a_command_quietly(monkeypatch):
         monkeypatch.setattr(sys, "stdout", out)
         run_kindly(partial(print, "x" * 1_000_000))
     assert stopped.value.code == 141
+
+
+@pytest.mark.parametrize("without", ["poll", "fileno"])
+def test_a_broken_pipe_of_something_else_is_told(monkeypatch, without):
+    def application():
+        raise BrokenPipeError("of a worker")
+
+    monkeypatch.delattr("select.poll") if without == "poll" else monkeypatch.setattr(sys, "stdout", io.StringIO())
+    with pytest.raises(BrokenPipeError, match="of a worker"):
+        run_kindly(application)
+
+
+def test_a_full_memory_is_one_sentence(capsys):
+    for allocate in (lambda: torch.empty(10**15), lambda: bytearray(2**62)):
+        with pytest.raises(SystemExit) as stopped:
+            run_kindly(allocate)
+        said = capsys.readouterr().err
+        assert (
+            stopped.value.code == 2
+            and said.startswith("error: This machine's memory is full")
+            and "\n" not in said[:-1]
+        )

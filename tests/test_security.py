@@ -463,6 +463,12 @@ def test_a_spreadsheet_runs_no_formula_of_others(tmp_path):
         ("+hub={token: abc},{token: 'def'}", "+hub={'token': '***'},{'token': '***'}"),
         ("+hub=shuffle([{token: abc}])", "+hub=[{'token': '***'}]"),
         ("+hub.url=http://a:b@host/x?q=1&api_key=abc&z=2", "+hub.url=http://***@host/x?q=1&api_key=***&z=2"),
+        (
+            "+hub.url=http://x/y?X-Amz-Signature=abc&sig=d#access_token=e",
+            "+hub.url=http://x/y?X-Amz-Signature=***&sig=***#access_token=***",
+        ),
+        ('+hub=\'{"token": "abc"}\'', '+hub={"token": "***"}'),
+        ("+hub={headers:[a=b,'Bearer abc==']}", "+hub=***"),
         ("data.train=[{path: a/lr=3/b, corpus: c, token: abc}]", "data.train=***"),
         ("data.train=[{path: a, corpus: b}],+hub.token=abc", "data.train=***"),
         *(
