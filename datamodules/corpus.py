@@ -215,8 +215,8 @@ def load_qrels(folder: str | Path, split: str) -> tuple[Path, dict[str, dict[str
     """Read ``qrels/<split>.tsv``: the path, and query id → passage id → (grade, line number).
 
     A line is BEIR's ``query-id <tab> corpus-id <tab> score`` or TREC's ``qid 0 docid grade``, with tabs or spaces.
-    Columns behind BEIR's three are not read: those of a file whose first line names the third ``score``, and those that
-    are no numbers.
+    A first line that names ``score`` third, or ``corpus-id`` and ``score`` anywhere, says where they stand; without
+    one, columns behind BEIR's three are left out where none is a number.
 
     Raises:
         InputError: no such split, a line of neither form, or not of the first line's, or a pair judged twice.
