@@ -326,10 +326,13 @@ class RetrieverModule(QueryListModule):
         """One objective on one batch."""
         loss = super().training_step(batch, batch_idx)
         lengths = self._texts(batch).lengths
-        parts = micro_batches(lengths, self.token_budget, on_gpu=self.device.type != "cpu")
+        padding = 0.0
+        if not self.encoder.packed:
+            parts = micro_batches(lengths, self.token_budget, on_gpu=self.device.type != "cpu")
+            padding = padding_share(lengths, parts)
         shares = {
             "train/distinct_share": len(batch.passage_keys) / batch.list_mask.sum(),
-            "train/padding_share": 0.0 if self.encoder.packed else padding_share(lengths, parts),
+            "train/padding_share": padding,
         }
         self.log_dict(shares, batch_size=len(batch))
         return loss
