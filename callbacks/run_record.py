@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,6 @@ def best_value(by_step: Mapping[Any, float], mode: str) -> float | None:
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, git revision, machine and device, and what of it must be the same for the same figures."""
     on_gpu = device.type == "cuda"
-    packages = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
@@ -162,7 +162,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         },
         "same_figures": _SAME_ON_GPU if on_gpu else _SAME,
         "git": _git_revision(),
-        "packages": dict(sorted(packages.items())),
+        "packages": _packages(),
     }
 
 
@@ -172,6 +172,12 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@cache  # some tenths of a second, of each run of a sweep
+def _packages() -> dict[str, str]:
+    about = (distribution.metadata for distribution in distributions())
+    return dict(sorted((one["Name"], one["Version"]) for one in about if one["Name"]))
 
 
 def _git_revision() -> str | None:

@@ -5,8 +5,6 @@ import json
 import os
 import re
 import signal
-import socket
-import subprocess
 import sys
 import threading
 import time
@@ -18,10 +16,10 @@ import pyarrow as pa
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from beir.retrieval.evaluation import EvaluateRetrieval
 from hydra import compose, initialize_config_dir
 from kills import killed_at
+from processes import FORKED, finish, free_port, on_two_ranks, start_ranks
 from test_run import CONF
 
 from callbacks import BeirEvaluation, RunRecord, beir_evaluation, block_search
@@ -119,12 +117,6 @@ def test_memory_does_not_grow_with_the_queries(monkeypatch, searched, scored):
     assert peaks[1] - peaks[0] < 896 * 500 * 12
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 def searching_rank(rank, port, folder):
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     block_search._SEARCHED, block_search._SCORED = 23, 5
@@ -139,7 +131,7 @@ def searching_rank(rank, port, folder):
 
 
 def test_two_ranks_find_what_one_finds(tmp_path):
-    mp.spawn(searching_rank, (free_port(), tmp_path), nprocs=2)
+    on_two_ranks(searching_rank, free_port(), tmp_path)
     data, queries, passages = made_up(60, 300)
     expected = expected_run(data, queries, passages, 150, own=False)
     per_query, runs = json.loads((tmp_path / "0.json").read_text())
@@ -182,7 +174,7 @@ def encoding_process(rank, model, folder, seconds):
 
 
 def test_two_processes_share_the_blocks_and_have_one_result(tiny_model, tiny_encoder, tmp_path):
-    mp.spawn(encoding_process, (tiny_model, tmp_path, 0.3), nprocs=2)
+    on_two_ranks(encoding_process, tiny_model, tmp_path, 0.3)
     blocks = [path.name.split("-")[1] for path in tmp_path.glob("block-*")]
     assert len(blocks) == 11, "each block is encoded once"
     assert len(set(blocks)) == 2 and min(blocks.count(process) for process in blocks) >= 3
@@ -196,7 +188,7 @@ def test_two_processes_share_the_blocks_and_have_one_result(tiny_model, tiny_enc
 def test_the_block_of_a_killed_process_is_taken_again(tiny_model, tiny_encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(caches, "_EMBEDDING_BLOCK", 4)
     (tmp_path / "ready-main").touch()
-    other = mp.get_context("spawn").Process(target=encoding_process, args=(0, tiny_model, tmp_path, 600))
+    other = FORKED.Process(target=encoding_process, args=(0, tiny_model, tmp_path, 600))
     other.start()
     wait_until(lambda: list(tmp_path.glob("block-*")))  # it now holds its first block, and sleeps
     done = []
@@ -391,11 +383,11 @@ def test_two_ranks_draw_one_sample_and_have_the_figures_of_one(small_run, small_
     found = {}
     for devices in (1, 2):
         folder = tmp_path / f"devices{devices}"
-        ranks = [f"trainer.devices={devices}", f"hydra.run.dir={folder}", f"cache_dir={folder}/cache"]
-        ranks += ["trainer.strategy=ddp"] * (devices == 2)
-        command = [sys.executable, "-m", "experiments.run", *small_run, datasets, *extra, *ranks]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr[-3000:]
+        own = [*small_run, datasets, *extra, f"cache_dir={folder}/cache"]
+        if devices == 1:
+            train(config_of(*own), folder)
+        else:
+            finish(folder, *start_ranks(folder, *own, f"hydra.run.dir={folder}"))
         found[devices] = json.loads((folder / "results.json").read_text())["samples"]["small"]
     one, two = (found[devices].pop("figures") for devices in (1, 2))
     assert found[1] == found[2]

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 from kills import killed_at
+from processes import finish, start
 from test_encoder import LENGTHS, TEXTS, gradients, save_backbone
-from test_run import cli, config_of, finish, metrics, start, weights
+from test_run import cli, config_of, metrics, weights
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 

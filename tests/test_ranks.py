@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from kills import killed_at
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from processes import free_port, on_two_ranks
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -82,10 +82,7 @@ def both(tiny_model, small_scifact, small_lists, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     paths = (tiny_model, small_scifact, small_lists, folder / "cache")
     one = gradients(paths, 0, 1)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (paths, port, folder / "two.pt"), nprocs=2)
+    on_two_ranks(worker, paths, free_port(), folder / "two.pt")
     return one, [torch.load(f"{folder}/two.pt.{rank}", weights_only=True) for rank in (0, 1)]
 
 
@@ -215,10 +212,7 @@ def trained(tiny_model, small_scifact, small_lists, folder):
             *(["module.matryoshka_dimensions=[16, 8]"] if name == "matryoshka" else []),
         ]
     one = {name: fit(name, overrides)[0] for name, overrides in cases.items()}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(fit_as_rank, (2, port, cases, folder / "two"), nprocs=2)
+    on_two_ranks(fit_as_rank, 2, free_port(), cases, folder / "two")
     return one, [torch.load(folder / f"two.{rank}", weights_only=True) for rank in (0, 1)]
 
 

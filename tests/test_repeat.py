@@ -7,7 +7,8 @@ import sys
 import pytest
 import torch
 from omegaconf import OmegaConf
-from test_run import config_of, finish, metrics, start, weights
+from processes import finish, start_ranks
+from test_run import config_of, metrics, weights
 
 from datamodules import input_hashes
 from datamodules.query_lists import read_query_lists, write_query_lists
@@ -90,8 +91,7 @@ def test_other_ranks_repeat_it_too(small_run, tmp_path):
     options = [*small_run, "encoder.dropout=0", "export=false", "trainer.max_epochs=1"]
     train(config_of(*options), tmp_path / "one")
     folder = tmp_path / "two"
-    arguments = ["--from", str(tmp_path / "one"), "trainer.devices=2", f"hydra.run.dir={folder}"]
-    finish(folder, start(folder, *arguments))
+    finish(folder, *start_ranks(folder, "--from", str(tmp_path / "one"), f"hydra.run.dir={folder}"))
     assert json.loads((folder / "environment.json").read_text())["ranks"] == 2
     assert json.loads((folder / "results.json").read_text())["optimiser_steps"] == 4
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
-import multiprocessing
 import os
 import random
 import signal
-import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,6 +19,7 @@ from hydra import compose, initialize_config_dir
 from kills import killed_at
 from omegaconf import OmegaConf
 from plain_evaluation import ndcg_of
+from processes import FORKED, finish, free_port, start
 from sentence_transformers import SentenceTransformer
 
 import experiments
@@ -147,20 +145,6 @@ def test_last_steps_are_evaluated_where_training_ends_between_validations(small_
     assert kept["steps"]["best"] == 8 and not (tmp_path / "kept" / "checkpoints").exists()
 
 
-def start(folder, *arguments, module="experiments.run", **variables):
-    """A process of its own, with one thread; its output goes to a file beside the run folder."""
-    path = os.pathsep.join(filter(None, [str(CONF.parents[1]), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **variables}
-    with open(f"{folder}.{time.monotonic_ns()}.log", "w") as log:
-        line = [sys.executable, "-m", module, *arguments]
-        return subprocess.Popen(line, env=environment, stdout=log, stderr=subprocess.STDOUT)
-
-
-def finish(folder, *processes):
-    for process in processes:
-        assert process.wait(timeout=300) == 0, "".join(p.read_text() for p in folder.parent.glob("*.log"))[-5000:]
-
-
 def test_killed_process_resumes_to_the_same_bits(small_run, tmp_path):
     options = [*small_run, "trainer.max_epochs=10", "trainer.val_check_interval=2", "encoder.dropout=0.1"]
     options.append("export=false")
@@ -174,8 +158,9 @@ def test_killed_process_resumes_to_the_same_bits(small_run, tmp_path):
         while (not last.is_file() or last.stat().st_mtime_ns == seen) and time.monotonic() < deadline:
             time.sleep(0.005)
         time.sleep(moments.uniform(0, 0.3))
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
         seen, resume = last.stat().st_mtime_ns, [f"resume={folder}"]
     assert 0 < torch.load(last, weights_only=True)["global_step"] < 40
     finish(folder, start(folder, *options, *resume))
@@ -219,7 +204,7 @@ def save_again_and_again(path):
 def test_checkpoint_is_whole_whenever_the_process_is_killed(tmp_path):
     path, moments = tmp_path / "last.ckpt", random.Random(3)
     for _ in range(10):
-        process = multiprocessing.get_context("fork").Process(target=save_again_and_again, args=(path,))
+        process = FORKED.Process(target=save_again_and_again, args=(path,))
         process.start()
         while not path.is_file():
             time.sleep(0.001)
@@ -263,9 +248,7 @@ def test_two_processes_give_the_figures_of_one_however_they_are_started(small_ru
     for launch in (two_nodes, slurm_tasks):
         folder = tmp_path / launch.__name__
         named = [*options, f"hydra.run.dir={folder}/${{now:%S}}"]
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         first = launch(folder, 0)
         time.sleep(1.1)  # the ranks would name their folders differently
         finish(folder, first, launch(folder, 1))
@@ -427,11 +410,12 @@ def test_sweep_on_ray_whose_worker_is_killed_keeps_what_is_finished_and_goes_on(
     for number in range(kills):
         process = start(sweep, *line)
         while not list(sweep.glob("001_*/checkpoints/last.ckpt")) or ray_worker(process.pid) is None:
-            assert process.poll() is None, "it must not end before it is struck"
+            assert process.is_alive(), "it must not end before it is struck"
             time.sleep(0.01)
         time.sleep(moments.uniform(0, 0.5) if number else 0)
         os.kill(ray_worker(process.pid), signal.SIGKILL)
-        assert process.wait(timeout=300) == 1
+        process.join(timeout=300)
+        assert process.exitcode == 1
         log = sorted(tmp_path.glob("sweep.*.log"))[-1].read_text()
         assert "error: Ray lost a job's process (The worker died unexpectedly" in log and "Traceback" not in log
     before = {path: path.stat().st_mtime_ns for path in sweep.glob("*/results.json")}

@@ -6,13 +6,13 @@ import os
 import random
 import resource
 import shutil
-import socket
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from kills import killed_at
+from processes import free_port, on_two_ranks
 from test_evaluation import make_run
 from test_run import config_of, weights
 
@@ -108,10 +108,7 @@ def test_one_rank_checks_and_all_resume_from_the_same_or_are_told_the_same(cut, 
     for path in (tmp_path / "torn" / "checkpoints").iterdir():
         empty(path)
     truncate(folder / "checkpoints" / LAST)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.start_processes(ask_first_rank, (port, tmp_path, tmp_path / "out"), 2, start_method="fork")
+    on_two_ranks(ask_first_rank, free_port(), tmp_path, tmp_path / "out")
     (told, opened), (others, none) = (json.loads((tmp_path / f"out.{number}").read_text()) for number in (0, 1))
     assert told == others and told[0] == str(folder / "checkpoints" / PREVIOUS)
     assert told[1].startswith("resume: no whole checkpoint is left")

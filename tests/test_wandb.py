@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import wandb
 from kills import killed_at
-from test_run import config_of, finish, start
+from processes import finish, start
+from test_run import config_of
 from wandb_files import history, key, offline_records, summary
 
 from callbacks.beir_evaluation import read_per_query
