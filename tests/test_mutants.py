@@ -1,16 +1,9 @@
 """The losses' tests notice a sample of the ways to break the losses; ``make mutants`` tries all."""
 
-import os
-import subprocess
-import sys
-
-from mutants import HERE
+from processes import finish, start
 
 
-def test_every_sampled_mutant_fails_a_test():
-    command = [sys.executable, str(HERE / "mutants.py"), "--every", "60"]
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    tried = int(done.stdout.splitlines()[-1].split()[0])
-    assert tried >= 10
+def test_every_sampled_mutant_fails_a_test(tmp_path):
+    finish(tmp_path / "mutants", start(tmp_path / "mutants", "--every", "60", module="mutants"))
+    [log] = tmp_path.glob("*.log")
+    assert int(log.read_text().splitlines()[-1].split()[0]) >= 10

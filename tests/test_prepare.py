@@ -2,8 +2,6 @@
 
 import importlib.util
 import json
-import multiprocessing
-import os
 import random
 import signal
 import subprocess
@@ -14,6 +12,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
+from processes import FORKED, finish, start
 
 import experiments
 from datamodules.corpus import load_corpus
@@ -30,12 +29,6 @@ LISTS = ("human.dev", "human.train", "synthetic.dev", "synthetic.train")
 def run(overrides):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return prepare(compose("prepare", overrides))
-
-
-def command(*arguments, **options):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    line = [sys.executable, "-m", "experiments.prepare", *arguments]
-    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, **options)
 
 
 def content(folder):
@@ -150,7 +143,8 @@ def test_filters_that_take_everything_are_told(small_prepare):
 
 
 def test_the_command_says_what_is_wrong_in_one_line(small_prepare):
-    done = command(*small_prepare, "sampel.size=3")
+    line = [sys.executable, "-m", "experiments.prepare", *small_prepare, "sampel.size=3"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and "error:" in done.stderr and "Traceback" not in done.stderr
     assert "sample" in done.stderr
 
@@ -164,8 +158,7 @@ def test_the_shipped_configurations_compose(name):
 
 def test_kills_at_random_moments_leave_the_same_lists(small_prepare, whole, tmp_path):
     """Ten SIGKILLs spread over the time that a whole run takes, then one run to the end."""
-    fork = multiprocessing.get_context("fork")  # the imports, most of a process' life, are paid for once
-    undisturbed = fork.Process(target=run, args=([*small_prepare, f"output_dir={tmp_path / 'timed'}"],))
+    undisturbed = FORKED.Process(target=run, args=([*small_prepare, f"output_dir={tmp_path / 'timed'}"],))
     began = time.monotonic()
     undisturbed.start()
     undisturbed.join()
@@ -174,14 +167,14 @@ def test_kills_at_random_moments_leave_the_same_lists(small_prepare, whole, tmp_
     moments = random.Random(0)
     killed = 0
     for _ in range(10):
-        process = fork.Process(target=run, args=(small_prepare,))
+        process = FORKED.Process(target=run, args=(small_prepare,))
         process.start()
         process.join(timeout=duration * moments.uniform(0.02, 0.25))
         process.kill()
         process.join()
         killed += process.exitcode == -signal.SIGKILL
     assert killed >= 3
-    assert command(*small_prepare).returncode == 0
+    finish(tmp_path / "last", start(tmp_path / "last", *small_prepare, module="experiments.prepare"))
     assert content(tmp_path / "lists") == whole
     assert not list((tmp_path / "prepare").rglob("blocks")) and not list((tmp_path / "lists").glob(".*"))
 
@@ -190,8 +183,8 @@ def test_kills_at_random_moments_leave_the_same_lists(small_prepare, whole, tmp_
 def test_a_stage_on_a_local_ray_with_two_workers_leaves_the_same_lists(small_prepare, whole, tmp_path):
     run([*small_prepare, "until=mine"])
     two = ["hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2"]
-    done = command("-m", *small_prepare, "stage=score", "shard=0,1", *two)
-    assert done.returncode == 0, done.stderr[-2000:]
+    arguments = ["-m", *small_prepare, "stage=score", "shard=0,1", *two]
+    finish(tmp_path / "score", start(tmp_path / "score", *arguments, module="experiments.prepare"))
     assert not list((tmp_path / "prepare").glob("score-*/blocks"))  # the last of the two has merged
     run(small_prepare)
     assert content(tmp_path / "lists") == whole

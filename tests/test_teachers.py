@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import torch
 import transformers
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
+from processes import apart
 from tiny_tokenizers import word_piece
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
@@ -641,38 +640,17 @@ def test_presets(preset):
         assert known["template"][2] == "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
 
-VLLM = """
-import json, sys
-from retriever.teachers.sequence_classifier import SequenceClassifier
-from retriever.teachers.vllm_scorer import VllmScorer
-folder, queries, passages = json.load(sys.stdin)
-lengths = {"max_length": 128, "query_max_length": 40}
-found = []
-for teacher in (VllmScorer(folder, **lengths), SequenceClassifier(folder, **lengths)):
-    result = teacher.score(queries, passages)
-    found.append([result.scores.tolist(), result.truncated.tolist()])
-print("RESULT" + json.dumps(found))
-"""
+def scores_in_both(folder, queries, passages):
+    lengths = {"max_length": 128, "query_max_length": 40}
+    return [teacher(folder, **lengths).score(queries, passages) for teacher in (VllmScorer, SequenceClassifier)]
 
 
 def test_vllm_equals_transformers(bert, pairs):
     pytest.importorskip("vllm")
-    environment = dict(os.environ, HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="")
-    done = subprocess.run(
-        [sys.executable, "-c", VLLM],
-        input=json.dumps([bert[1], *pairs]),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=Path(__file__).parents[1],
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
-    (ours, cut), (expected, expected_cut) = json.loads(line.removeprefix("RESULT"))
-    np.testing.assert_allclose(ours, expected, atol=1e-3)
-    assert cut == expected_cut and 0 < sum(cut) < len(cut)
-    assert np.std(expected) > 0.05
+    ours, expected = apart(scores_in_both, bert[1], *pairs)
+    np.testing.assert_allclose(ours.scores, expected.scores, atol=1e-3)
+    assert np.array_equal(ours.truncated, expected.truncated) and 0 < ours.truncated.sum() < len(ours.truncated)
+    assert ours.scores.std() > 0.05
 
 
 def test_vllm_refuses_two_classes(bert):
