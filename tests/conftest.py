@@ -19,7 +19,18 @@ from retriever.encoder import TextEncoder
 os.environ.setdefault("WANDB_MODE", "offline")
 torch.set_num_threads(1)  # tiny models are slower on two
 # two processes share the files out in this order: a long one that came last would run alone
-LONG_FILES = ("scifact", "run", "prepare", "engines", "evaluation_at_scale", "cross_encoder", "ranks", "teachers")
+LONG_FILES = (
+    "run",
+    "engines",
+    "ranks",
+    "scifact",
+    "prepare",
+    "cross_encoder",
+    "faults",
+    "sweeps",
+    "experiments",
+    "wandb",
+)
 
 
 def pytest_collection_modifyitems(items):
