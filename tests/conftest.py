@@ -19,18 +19,7 @@ from retriever.encoder import TextEncoder
 os.environ.setdefault("WANDB_MODE", "offline")
 torch.set_num_threads(1)  # tiny models are slower on two
 # two processes share the files out in this order: a long one that came last would run alone
-LONG_FILES = (
-    "run",
-    "engines",
-    "ranks",
-    "scifact",
-    "prepare",
-    "cross_encoder",
-    "faults",
-    "sweeps",
-    "experiments",
-    "wandb",
-)
+LONG_FILES = ("run", "engines", "ranks", "scifact", "prepare", "cross_encoder", "faults", "sweeps", "experiments")
 
 
 def pytest_collection_modifyitems(items):

@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 
 import experiments
 from datamodules.corpus import SHIPPED
+from datamodules.query_lists import read_query_lists, write_query_lists
 from datamodules.small_corpus import cut_data_set
 from experiments.run import train
 
@@ -44,7 +45,9 @@ def test_quick_starts_encoder_has_the_figures_of_sentence_transformers(tmp_path)
     counts = cut_data_set(SHIPPED / "scifact", tmp_path / "scifact-400", 400)
     assert counts == {"passages": 400, "test queries": 226, "train queries": 214}
     both_sides = ["module.train_passage_encoder=true", "data.batch_size=4", "data.list_length=5"]
-    few_dev = ["data.dev=null", "data.dev_fraction=0.002"]
+    lists = [*read_query_lists(SHIPPED / "scifact" / "lists" / "human.dev.parquet")][:3]
+    write_query_lists(tmp_path / "dev.parquet", lists, {"teacher": "as shipped"})
+    few_dev = [f"data.dev=[{{path: {tmp_path}/dev.parquet, corpus: scifact}}]"]
     only = f"evaluation.datasets=[{{path: {tmp_path}/scifact-400}}]"
     _, figures = trained(tmp_path, *both_sides, *few_dev, only)
     # measured with sentence-transformers 6.0 and pytrec_eval on the same 400 passages
