@@ -162,7 +162,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         },
         "same_figures": _SAME_ON_GPU if on_gpu else _SAME,
         "git": _git_revision(),
-        "packages": _packages(),
+        "packages": dict(_packages()),
     }
 
 
@@ -176,8 +176,8 @@ def peak_memory(device: torch.device) -> int:
 
 @cache  # some tenths of a second, of each run of a sweep
 def _packages() -> dict[str, str]:
-    about = (distribution.metadata for distribution in distributions())
-    return dict(sorted((one["Name"], one["Version"]) for one in about if one["Name"]))
+    found = {about["Name"]: about["Version"] for about in (d.metadata for d in distributions()) if about["Name"]}
+    return dict(sorted(found.items()))
 
 
 def _git_revision() -> str | None:

@@ -58,6 +58,7 @@ class Fault:
 
 
 def struck_command(module, arguments, log, folder, kind, at, teller):
+    os.set_inheritable(teller.fileno(), False)  # lest a program that it starts keeps the pipe open
     fault = Fault(folder, kind, at, teller)
     sys.addaudithook(fault)
     try:
@@ -79,12 +80,14 @@ def run(module, arguments, log, folder, kind=None, at=None):
     teller.close()
     told, killer = {}, threading.Timer(GRACE, process.kill)
     try:
-        while True:
+        while listener.poll(300):
             told |= listener.recv()
             if kind == "term" and "struck" in told and not killer.ident:
                 killer.start()
-    except EOFError:  # the child has ended, and with it its end of the pipe
-        process.join()
+        process.kill()  # it hangs
+    except EOFError:  # it has ended, and with it its end of the pipe
+        pass
+    process.join()
     ended = time.time()
     killer.cancel()
     return {

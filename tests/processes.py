@@ -13,11 +13,11 @@ import os
 import socket
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
 
+torch.set_num_threads(1)  # in every process that imports this
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(
     [
@@ -36,7 +36,6 @@ def command(module: str, arguments, log, variables) -> None:
     """The process of one command; its output goes to the file ``log``."""
     out = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     os.dup2(out, 1), os.dup2(out, 2)
-    torch.set_num_threads(1)
     os.environ |= variables
     sys.modules["__main__"] = importlib.import_module(module)  # what launchers start again
     sys.argv = [sys.modules["__main__"].__file__, *arguments]
@@ -64,15 +63,35 @@ def start_ranks(folder, *arguments):
 
 def finish(folder, *processes):
     """Wait until they have ended well."""
+    deadline = time.monotonic() + 300
     for process in processes:
-        process.join(timeout=300)
-        assert process.exitcode == 0, "".join(p.read_text() for p in Path(folder).parent.glob("*.log"))[-5000:]
+        process.join(timeout=max(0, deadline - time.monotonic()))
+        if process.exitcode != 0:
+            break
+    for process in processes:  # those that wait for one that has failed would wait for long
+        process.kill()
+        process.join()
+    said = "".join(p.read_text() for p in Path(folder).parent.glob("*.log"))
+    assert [process.exitcode for process in processes] == [0] * len(processes), said[-5000:]
+
+
+def _answer(function, arguments, teller):
+    teller.send(function(*arguments))
 
 
 def apart(function, *arguments):
     """What ``function(*arguments)`` returns, in a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=FORKED) as pool:
-        return pool.submit(function, *arguments).result(timeout=300)
+    listener, teller = FORKED.Pipe(duplex=False)
+    process = FORKED.Process(target=_answer, args=(function, arguments, teller))
+    process.start()
+    teller.close()
+    try:
+        assert listener.poll(300), "no answer in five minutes"
+        return listener.recv()  # EOFError: it has ended without one, and said why on stderr
+    finally:
+        process.join(timeout=30)
+        process.kill()
+        process.join()
 
 
 def on_two_ranks(function, *arguments):

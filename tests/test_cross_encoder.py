@@ -574,6 +574,7 @@ def test_two_processes_train_and_rerank_as_one(teacher_run, tmp_path):
             train(config_of(*own), folder)
         else:
             finish(folder, *start_ranks(folder, *own, f"hydra.run.dir={folder}"))
+            assert not any("Traceback" in log.read_text() for log in tmp_path.glob("*.log"))
         figures[devices] = json.loads((folder / "results.json").read_text())["datasets"]["small"]["ndcg@10"]
         trained[devices] = weights(folder)
     # Adam divides by the root of the squared gradient: where that is nearly 0, rounding moves a weight by up to lr

@@ -128,6 +128,7 @@ def test_a_folder_without_weights_is_named(tmp_path):
 def in_vllm(model, seeds, tokens_at_a_time=512):
     import bm25s  # noqa: F401  with numba, which must not disturb vLLM
 
+    os.environ.pop("OMP_NUM_THREADS", None)  # vLLM binds its own
     options = {"max_model_len": 512, "max_num_seqs": 8, "max_num_batched_tokens": tokens_at_a_time}
     engine = VllmEngine(str(model), SAMPLING, seeds=seeds, **options)
     numbers = list(range(len(CONVERSATIONS)))

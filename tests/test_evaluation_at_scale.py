@@ -388,6 +388,7 @@ def test_two_ranks_draw_one_sample_and_have_the_figures_of_one(small_run, small_
             train(config_of(*own), folder)
         else:
             finish(folder, *start_ranks(folder, *own, f"hydra.run.dir={folder}"))
+            assert not any("Traceback" in log.read_text() for log in tmp_path.glob("*.log"))
         found[devices] = json.loads((folder / "results.json").read_text())["samples"]["small"]
     one, two = (found[devices].pop("figures") for devices in (1, 2))
     assert found[1] == found[2]

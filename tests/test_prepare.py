@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import multiprocessing
 import random
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
-from processes import FORKED, finish, start
+from processes import finish, start
 
 import experiments
 from datamodules.corpus import load_corpus
@@ -158,7 +159,8 @@ def test_the_shipped_configurations_compose(name):
 
 def test_kills_at_random_moments_leave_the_same_lists(small_prepare, whole, tmp_path):
     """Ten SIGKILLs spread over the time that a whole run takes, then one run to the end."""
-    undisturbed = FORKED.Process(target=run, args=([*small_prepare, f"output_dir={tmp_path / 'timed'}"],))
+    fork = multiprocessing.get_context("fork")  # which begins at once: no kill may strike before the work does
+    undisturbed = fork.Process(target=run, args=([*small_prepare, f"output_dir={tmp_path / 'timed'}"],))
     began = time.monotonic()
     undisturbed.start()
     undisturbed.join()
@@ -167,7 +169,7 @@ def test_kills_at_random_moments_leave_the_same_lists(small_prepare, whole, tmp_
     moments = random.Random(0)
     killed = 0
     for _ in range(10):
-        process = FORKED.Process(target=run, args=(small_prepare,))
+        process = fork.Process(target=run, args=(small_prepare,))
         process.start()
         process.join(timeout=duration * moments.uniform(0.02, 0.25))
         process.kill()

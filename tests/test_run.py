@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -19,7 +20,7 @@ from hydra import compose, initialize_config_dir
 from kills import killed_at
 from omegaconf import OmegaConf
 from plain_evaluation import ndcg_of
-from processes import FORKED, finish, free_port, start
+from processes import finish, free_port, start
 from sentence_transformers import SentenceTransformer
 
 import experiments
@@ -204,7 +205,7 @@ def save_again_and_again(path):
 def test_checkpoint_is_whole_whenever_the_process_is_killed(tmp_path):
     path, moments = tmp_path / "last.ckpt", random.Random(3)
     for _ in range(10):
-        process = FORKED.Process(target=save_again_and_again, args=(path,))
+        process = multiprocessing.get_context("fork").Process(target=save_again_and_again, args=(path,))
         process.start()
         while not path.is_file():
             time.sleep(0.001)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -641,6 +642,8 @@ def test_presets(preset):
 
 
 def scores_in_both(folder, queries, passages):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ.pop("OMP_NUM_THREADS", None)  # vLLM binds its own
     lengths = {"max_length": 128, "query_max_length": 40}
     return [teacher(folder, **lengths).score(queries, passages) for teacher in (VllmScorer, SequenceClassifier)]
 
