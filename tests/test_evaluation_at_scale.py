@@ -17,10 +17,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from beir.retrieval.evaluation import EvaluateRetrieval
-from hydra import compose, initialize_config_dir
 from kills import killed_at
 from processes import FORKED, finish, free_port, on_two_ranks, start_ranks
-from test_run import CONF
+from test_run import config_of
 
 from callbacks import BeirEvaluation, RunRecord, beir_evaluation, block_search
 from callbacks.block_search import search_and_score, trec_file
@@ -35,11 +34,6 @@ from retriever.encoder import TextEncoder
 from retriever.encoding import encode
 from retriever.errors import InputError
 from retriever.search import exact_search
-
-
-def config_of(*overrides):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("run", list(overrides))
 
 
 def logged_steps(folder, column):
@@ -157,7 +151,6 @@ def wait_until(condition, seconds=120):
 
 def encoding_process(rank, model, folder, seconds):
     """Encode with others; note each block in a file."""
-    torch.set_num_threads(1)
     caches._EMBEDDING_BLOCK = 4
     encoder = load_tiny(model)
 

@@ -67,7 +67,6 @@ def gradients(paths, rank, world_size):
 
 def worker(rank, paths, port, out):
     """One of two gloo processes: mean of the gradients over ranks, as DDP forms it."""
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     found, figures = gradients(paths, rank, 2)
     for gradient in found.values():
@@ -151,7 +150,6 @@ def fit(name, overrides, **trainer):
 
 def fit_as_rank(rank, world_size, port, cases, out):
     """One of the processes of ``world_size``: trains every case, and runs an experiment under FSDP and under DDP."""
-    torch.set_num_threads(1)
     os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     found = {}
     for name, overrides in cases.items():
