@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -15,11 +16,14 @@ from callbacks.run_record import RESULTS
 from callbacks.scoring import METRICS
 from datamodules.files import file_name, read_json
 from experiments.arguments import SPECS, check_arguments, check_settings
+from experiments.older_runs import as_now
 from experiments.redaction import redact
 from experiments.repeat import CONFIG
 from experiments.sweeps import first_difference
 from experiments.targets import check_targets
+from retriever.encoder import EncoderSpec
 from retriever.errors import InputError, choose, require_positive, require_text
+from retriever.model_source import with_preset
 from retriever.sentence_transformers_layout import read_spec
 
 # of a run that goes on, what its checkpoint and its frozen passages were made with
@@ -200,8 +204,7 @@ def _built_on_nothing(config: DictConfig) -> Any:
     spec = SPECS.get(target)
     if spec is None:
         return None
-    fields = {name: value for name, value in config.encoder.items() if name in get_type_hints(spec)}
-    stated = spec(**{name: value for name, value in fields.items() if value is not None})
+    stated = spec(**_resolved(OmegaConf.to_container(config.encoder, resolve=True), spec))
     kind = get_object(target.rpartition(".")[0])
     encoder = kind.__new__(kind)
     torch.nn.Module.__init__(encoder)
@@ -213,6 +216,16 @@ def _built_on_nothing(config: DictConfig) -> Any:
         if wrong is not None:  # outside of the except block, or it would become its own context
             raise wrong
     return built if hasattr(built, "dev_metrics") else None
+
+
+def _resolved(encoder: dict[str, Any], spec: type) -> dict[str, Any]:
+    """The fields of a specification that an encoder is to have, as far as that is known before it is loaded."""
+    fields = get_type_hints(spec)
+    asked = {name: encoder.get(name) for name in fields}
+    resolved, _ = with_preset(encoder["model"], encoder.get("preset"), asked, fields)
+    folder = Path(encoder["model"]).expanduser()
+    said = read_spec(folder) if spec is EncoderSpec and folder.is_dir() else {}
+    return {name: value for name, value in said.items() if name in fields} | resolved
 
 
 def _try_to_build(part: DictConfig, encoder: torch.nn.Module) -> tuple[Any, InputError | None]:
@@ -252,17 +265,29 @@ def _check_model(config: DictConfig) -> None:
         )
 
 
+def _what_decides(encoder: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an encoder that decide what it gives, with what preset, files and defaults add to them."""
+    found = {key: value for key, value in encoder.items() if key not in _SPEEDS}
+    spec = SPECS.get(encoder.get("_target_", ""))
+    if spec is None:
+        return found
+    _, packaged = with_preset(encoder["model"], encoder.get("preset"), {}, get_type_hints(spec))
+    defaults = {f.name: f.default for f in dataclasses.fields(spec)}
+    return found | {"preset": packaged} | defaults | _resolved(encoder, spec)
+
+
 def _check_resumed(config: DictConfig) -> None:
     """Refuse to go on with another encoder or objective than the run began with."""
     path = Path(config.resume) / CONFIG
     if not path.is_file():
         return
-    before, config = OmegaConf.load(path), OmegaConf.create(redact(OmegaConf.to_container(config, resolve=True)))
+    before = OmegaConf.create(as_now(OmegaConf.to_container(OmegaConf.load(path))))
+    config = OmegaConf.create(redact(OmegaConf.to_container(config, resolve=True)))
     for key in _MADE_WITH:
         old, new = (OmegaConf.select(c, key) for c in (before, config))
         old, new = (OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for v in (old, new))
         if isinstance(old, dict) and isinstance(new, dict):
-            old, new = ({k: v for k, v in part.items() if k not in _SPEEDS} for part in (old, new))
+            old, new = (_what_decides(part) for part in (old, new))
         found = first_difference(old, new, key)
         if found:
             raise InputError(

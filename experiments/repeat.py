@@ -22,6 +22,7 @@ from yaml import YAMLError
 from datamodules.corpus import find_dataset, find_file, judgement_files
 from datamodules.files import atomic_path
 from datamodules.input_hashes import input_sha256
+from experiments.older_runs import as_now
 from experiments.redaction import HIDDEN, redact
 from retriever.errors import InputError
 
@@ -74,7 +75,7 @@ def read_run(folder: Path, typed: Sequence[str] | set[str] = ()) -> DictConfig:
             the command line does not say so.
     """
     path = folder / CONFIG
-    config = _load(path)
+    config = OmegaConf.create(as_now(OmegaConf.to_container(_load(path))))
     shipped = OmegaConf.load(_RUN)
     for key in ("hydra", "defaults"):
         if key in config:

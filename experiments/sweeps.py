@@ -20,6 +20,7 @@ from callbacks.atomic_checkpoints import has_checkpoint
 from callbacks.run_record import read_results
 from datamodules.files import atomic_path
 from experiments.hydra_errors import explain
+from experiments.older_runs import as_now
 from experiments.redaction import redact
 from experiments.repeat import CONFIG
 from retriever.distributed import world_size
@@ -121,7 +122,8 @@ class FailedRuns(Callback):
 def _refuse_other_configuration(config: DictConfig, folder: Path) -> None:
     # without secrets, written and read again, as the other one was
     asked = OmegaConf.create(OmegaConf.to_yaml(redact(OmegaConf.to_container(config, resolve=True))))
-    found = first_difference(*(OmegaConf.to_container(c) for c in (OmegaConf.load(folder / CONFIG), asked)))
+    begun = as_now(OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))
+    found = first_difference(begun, OmegaConf.to_container(asked))
     if found:
         key, old, new = found
         raise InputError(

@@ -18,9 +18,9 @@ from retriever import packing
 from retriever.encoder import KINDS, max_positions, set_dropout, update_with_weights
 from retriever.encoding import device_of, in_micro_batches
 from retriever.errors import InputError, choose
-from retriever.packaged_weights import packaged_folder
-from retriever.pretrained import load, load_whole
-from retriever.tokens import TokenizedTexts, as_loaded
+from retriever.model_source import find_model, with_preset
+from retriever.pretrained import load, load_whole, readable_length
+from retriever.tokens import TokenizedTexts, padding_token, to_be_saved
 
 
 @dataclass(frozen=True)
@@ -88,16 +88,23 @@ class CrossEncoder(nn.Module):
         tokenizer: its tokenizer.
         spec: lengths.
         name: what the model is called in tables and model cards.
+        origin: where the weights come from, in words (``package …``, ``folder …``, ``hub … at …``).
     """
 
     def __init__(
-        self, backbone: nn.Module, tokenizer: PreTrainedTokenizerBase, spec: PairSpec, name: str = "cross-encoder"
+        self,
+        backbone: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        spec: PairSpec,
+        name: str = "cross-encoder",
+        origin: str = "memory",
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.tokenizer = tokenizer
         self.spec = spec
         self.name = name
+        self.origin = origin
         if backbone.config.num_labels != 1:
             raise InputError(f"{name} has {backbone.config.num_labels} logits; a cross-encoder here has one.")
         if backbone.config.pad_token_id is None:  # decoders look for the last token that is not padding
@@ -129,43 +136,45 @@ class CrossEncoder(nn.Module):
         cls,
         model: str,
         *,
-        packaged: Mapping[str, str] | None = None,
+        preset: Mapping[str, object] | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
-        attention: str = "sdpa",
+        attention: str | None = None,
         dropout: float | None = None,
-        **spec: int,
+        **spec: int | None,
     ) -> CrossEncoder:
         """Load a sequence classifier with one logit, or a plain backbone, which gets a new head.
 
         Args:
             model: a local folder or a hub name.
-            packaged: ``distribution``, ``folder`` and ``sha256`` of a Python package that carries these weights; used
-                where that package is installed, in place of the hub.
+            preset: as for :meth:`TextEncoder.from_pretrained`, with fields of :class:`PairSpec`.
             revision: branch, tag or commit on the hub.
             trust_remote_code: run the Python code that the model folder brings. Off unless asked for.
-            attention: attention implementation of ``transformers``.
+            attention: attention implementation of ``transformers``; None takes ``sdpa``, or ``eager`` where the
+                backbone has no other.
             dropout: probability set in every dropout layer; None keeps the model's own.
-            **spec: fields of :class:`PairSpec`.
+            **spec: fields of :class:`PairSpec`; None takes the preset's, where ``model`` is its own, or else the
+                default, lowered to what the model can read.
 
         Raises:
             InputError: no such model, no weights or tokenizer in it, a head of several logits, an unknown field or
-                value.
+                value, or lengths that the model cannot read.
         """
-        folder = packaged_folder(packaged["distribution"], packaged["folder"], packaged["sha256"]) if packaged else None
-        source = str(folder or model)
-        options = {"revision": None if folder else revision, "trust_remote_code": trust_remote_code}
         for field in spec:
             choose("encoder option", field, PairSpec.__dataclass_fields__)
         if attention == packing.NAME:
-            raise InputError("encoder.attention is 'packed', which text encoders offer; for a cross-encoder take sdpa.")
+            raise InputError("encoder.attention is 'packed', which text encoders offer; for a cross-encoder take null.")
+        asked, packaged = with_preset(model, preset, spec, PairSpec.__dataclass_fields__)
+        PairSpec(**asked)
+        source = find_model(model, revision, packaged)
+        options = {"revision": source.revision, "trust_remote_code": trust_remote_code}
         advice = (
             "Name a folder that holds config.json, model.safetensors and tokenizer.json, or a model on the hub that "
             "this machine can reach; a classifier must have one logit."
         )
         backbone = load_whole(
             AutoModelForSequenceClassification,
-            source,
+            source.load_from,
             advice,
             _may_be_new,
             num_labels=1,
@@ -173,15 +182,20 @@ class CrossEncoder(nn.Module):
             attn_implementation=attention,
             **options,
         )
-        tokenizer = load(AutoTokenizer, source, advice, **options)
+        tokenizer = load(AutoTokenizer, source.load_from, advice, **options)
         if dropout is not None:
             set_dropout(backbone, dropout)
-        return cls(backbone, tokenizer, PairSpec(**spec), name=str(model))
+        longest = readable_length(max_positions(backbone), tokenizer)
+        defaults = asdict(PairSpec())
+        lengths = {name: min(length, longest) for name, length in defaults.items()} | asked
+        if "query_max_length" not in asked:  # a passage has room beside it
+            lengths["query_max_length"] = min(lengths["query_max_length"], max(3, lengths["pair_max_length"] // 2))
+        return cls(backbone, tokenizer, PairSpec(**lengths), name=str(model), origin=source.origin)
 
     @property
     def pad_id(self) -> int:
-        """The token id that fills a micro-batch; masked, so any will do."""
-        return self.tokenizer.pad_token_id or 0
+        """The token id that fills a micro-batch; masked, so any that the backbone knows will do."""
+        return padding_token(self.tokenizer, self.backbone)[1]
 
     def tokenize(self, texts: Sequence[str], kind: str) -> TokenizedTexts:
         """Token ids of texts of one kind alone, special tokens included, so that caches serve every kind of model."""
@@ -240,7 +254,7 @@ class CrossEncoder(nn.Module):
         # without this, that class puts a sigmoid on a single logit
         self.backbone.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
         self.backbone.save_pretrained(folder)
-        tokenizer = as_loaded(self.tokenizer)
+        tokenizer = to_be_saved(self.tokenizer, self.backbone)
         tokenizer.model_max_length = self.spec.pair_max_length
         tokenizer.save_pretrained(folder)
         return folder

@@ -5,24 +5,30 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from retriever import packing
 from retriever import sentence_transformers_layout as layout
 from retriever.errors import InputError, choose, shown
-from retriever.packaged_weights import packaged_folder
+from retriever.model_source import find_model, with_preset
 from retriever.pooling import POOLINGS, pool
-from retriever.pretrained import load, load_whole
-from retriever.tokens import TokenizedTexts, as_loaded
+from retriever.pretrained import NO_LIMIT, load, load_backbone, readable_length
+from retriever.tokens import TokenizedTexts, lower_case, padding_token, to_be_saved
 
+_log = logging.getLogger(__name__)
 KINDS = ("query", "passage")
+_ADVICE = (
+    "Name a folder that holds config.json, model.safetensors and tokenizer.json, or a model on the hub that this "
+    "machine can reach."
+)
 _KINDS_OF_VALUES = {
     "pooling": (str,),
     "query_prompt": (str,),
@@ -92,6 +98,7 @@ class TextEncoder(nn.Module):
         tokenizer: its tokenizer.
         spec: pooling, prompts, lengths, normalisation.
         name: what the model is called in tables and model cards.
+        origin: where the weights come from, in words (``package …``, ``folder …``, ``hub … at …``).
     """
 
     def __init__(
@@ -100,13 +107,18 @@ class TextEncoder(nn.Module):
         tokenizer: PreTrainedTokenizerBase,
         spec: EncoderSpec,
         name: str = "encoder",
+        origin: str = "memory",
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.tokenizer = tokenizer
         self.spec = spec
         self.name = name
-        width = backbone.config.hidden_size
+        self.origin = origin
+        self.lower_case = False  # by the tokenizer, before it does anything else
+        width = getattr(backbone.config, "hidden_size", None)
+        if width is None:
+            raise InputError(f"{name} is a {type(backbone).__name__}, which gives no token embeddings of a text.")
         if spec.truncate_dim is not None and spec.truncate_dim > width:
             raise InputError(f"encoder.truncate_dim is {spec.truncate_dim}, but {name} has {width} dimensions.")
         self.dimension = spec.truncate_dim or width
@@ -123,10 +135,10 @@ class TextEncoder(nn.Module):
         cls,
         model: str,
         *,
-        packaged: Mapping[str, str] | None = None,
+        preset: Mapping[str, object] | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
-        attention: str = "sdpa",
+        attention: str | None = None,
         compile: Mapping[str, object] | None = None,
         dropout: float | None = 0.0,
         lora: Mapping[str, object] | None = None,
@@ -134,55 +146,57 @@ class TextEncoder(nn.Module):
     ) -> TextEncoder:
         """Load a backbone and its tokenizer, from a folder, an installed package or the hub.
 
+        Each field of :class:`EncoderSpec` is what ``spec`` states; else what the preset states, where ``model`` is its
+        own; else what the model's files state in the sentence-transformers layout; else its default. A default length
+        is lowered to what the model can read.
+
         Args:
-            model: a local folder or a hub name. A folder in the sentence-transformers layout gives its own pooling,
-                prompts and lengths; what is named in ``spec`` wins over it.
-            packaged: ``distribution``, ``folder`` and ``sha256`` of a Python package that carries these weights; used
-                where that package is installed, in place of the hub.
+            model: a local folder or a hub name.
+            preset: what is known of one model: ``model``, its name; ``packaged`` (``distribution``, ``folder`` and
+                ``sha256`` of a Python package that carries its weights, used where that is installed, in place of the
+                hub); and fields of :class:`EncoderSpec`. It counts where ``model`` is that name, and is ignored else.
             revision: branch, tag or commit on the hub.
             trust_remote_code: run the Python code that the model folder brings. Off unless asked for.
             attention: attention implementation of ``transformers`` (``sdpa``, ``eager``, ``flash_attention_2``, …), or
-                ``packed`` (:mod:`retriever.packing`): texts behind one another, no padding.
+                ``packed`` (:mod:`retriever.packing`): texts behind one another, no padding. None takes ``sdpa``, or
+                ``eager`` where the backbone has no other.
             compile: options of ``torch.compile`` to compile the backbone with, for example ``{"dynamic": True}``; None
                 does not compile. Takes a minute at the first steps.
             dropout: probability set in every dropout layer; None keeps the model's own. The paper trains with 0.
             lora: arguments of ``peft.LoraConfig``; the backbone is then frozen, and the adapters learn.
-            **spec: fields of :class:`EncoderSpec`.
+            **spec: fields of :class:`EncoderSpec`; None where nothing is stated.
 
         Raises:
-            InputError: no such model, a folder without weights or tokenizer, an unknown field or value.
+            InputError: no such model, a folder without weights or tokenizer, an unknown field or value, a length that
+                the model cannot read, or a model that sentence-transformers would not encode as it is encoded here.
         """
-        folder = packaged_folder(packaged["distribution"], packaged["folder"], packaged["sha256"]) if packaged else None
-        source = str(folder or model)
-        options = {"revision": None if folder else revision, "trust_remote_code": trust_remote_code}
-        _check_folder(source)
         if compile is not None and attention == packing.NAME:
             raise InputError("encoder.compile and encoder.attention=packed exclude each other: choose one of them.")
-        advice = (
-            "Name a folder that holds config.json, model.safetensors and tokenizer.json, or a model on the hub that "
-            "this machine can reach."
-        )
-        backbone = load_whole(
-            AutoModel,
-            source,
-            advice,
-            lambda name, _: name.startswith("pooler."),  # unused here
-            dtype=torch.float32,
-            attn_implementation=attention,
-            **options,
-        )
-        tokenizer = load(AutoTokenizer, source, advice, **options)
+        asked, packaged = with_preset(model, preset, spec, EncoderSpec.__dataclass_fields__)
+        source = find_model(model, revision, packaged)
+        stated = _stated(model, source.files, asked)
+        options = {"revision": source.revision, "trust_remote_code": trust_remote_code}
+        backbone = load_backbone(source.load_from, _ADVICE, attention, **options)
+        tokenizer = load(AutoTokenizer, source.load_from, _ADVICE, **options)
+        if padding_token(tokenizer, backbone)[0] is None:
+            raise InputError(
+                f"The tokenizer of {model!r} has no padding token, and no special token that could pad instead: an "
+                "exported model could not encode several texts. Give it one (tokenizer.pad_token = …) and save it."
+            )
         if getattr(backbone, "pooler", None) is not None:
             backbone.pooler = None  # unused here: no gradient (which DDP refuses), and random where not in the file
         if dropout is not None:
             set_dropout(backbone, dropout)
-        encoder = cls(backbone, tokenizer, _merged_spec(model, source, spec), name=str(model))
+        whole = _that_fit(EncoderSpec(**(stated | asked)), asked, stated, backbone, tokenizer)
+        encoder = cls(backbone, tokenizer, whole, name=str(model), origin=source.origin)
+        if layout.lowers_case(source.files):
+            encoder.lower_case = lower_case(tokenizer)
         if encoder.packed and torch.cuda.is_available():
             packing.check_flash(backbone)
         if encoder.packed and not _packs(backbone):
             raise InputError(
                 f"encoder.attention is 'packed', but {model!r} gives other embeddings with it: its backbone offers no "
-                "attention over texts of several lengths in one row. Take encoder.attention=sdpa."
+                "attention over texts of several lengths in one row. Take encoder.attention=null."
             )
         if lora:
             encoder.add_lora(lora)
@@ -207,8 +221,8 @@ class TextEncoder(nn.Module):
 
     @property
     def pad_id(self) -> int:
-        """The token id that fills a micro-batch; masked, so any will do."""
-        return self.tokenizer.pad_token_id or 0
+        """The token id that fills a micro-batch; masked, so any that the backbone knows will do."""
+        return padding_token(self.tokenizer, self.backbone)[1]
 
     @property
     def packed(self) -> bool:
@@ -244,8 +258,8 @@ class TextEncoder(nn.Module):
         """Write the model in the sentence-transformers layout; :meth:`from_pretrained` reads it back."""
         folder = Path(folder)
         self.merged_backbone().save_pretrained(folder)
-        as_loaded(self.tokenizer).save_pretrained(folder)
-        layout.write_spec(folder, asdict(self.spec), width=self.backbone.config.hidden_size)
+        to_be_saved(self.tokenizer, self.backbone).save_pretrained(folder)
+        layout.write_spec(folder, asdict(self.spec), self.backbone.config.hidden_size, self.lower_case)
         return folder
 
     def fingerprint(self) -> str:
@@ -261,7 +275,7 @@ def max_positions(backbone: nn.Module) -> int | None:
     """The longest text that a ``transformers`` backbone reads, in tokens; None where it has no such limit."""
     config = backbone.config
     limit = getattr(config, "max_position_embeddings", None)
-    return limit - first_position(backbone) if limit else limit
+    return limit - first_position(backbone) if limit and limit > 0 else None
 
 
 def first_position(backbone: nn.Module) -> int:
@@ -319,40 +333,41 @@ def set_dropout(module: nn.Module, probability: float) -> None:
                 setattr(part, name, probability)
 
 
-def _merged_spec(model: str, source: str, asked: Mapping[str, object]) -> EncoderSpec:
-    """What a model's own files state, and what is asked for instead of it."""
-    stated = layout.read_spec(Path(source)) if Path(source).is_dir() else {}
+def _that_fit(
+    spec: EncoderSpec,
+    asked: Container[str],
+    stated: Container[str],
+    backbone: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+) -> EncoderSpec:
+    """Lower lengths that nobody asked for to what the model reads; its files may state more than its tokenizer does."""
+    positions = max_positions(backbone)
+    readable = readable_length(positions, tokenizer)
+    lengths = {
+        name: min(getattr(spec, name), (positions or NO_LIMIT) if name in stated else readable)
+        for name in ("query_max_length", "passage_max_length")
+        if name not in asked
+    }
+    return replace(spec, **lengths)
+
+
+def _stated(model: str, folder: Path, asked: Mapping[str, object]) -> dict[str, object]:
+    """What a model's own files state; checked together with what is asked for instead of it."""
+    stated = layout.read_spec(folder)
     unknown = (set(asked) | set(stated)) - set(EncoderSpec.__dataclass_fields__)
     if unknown:
         choose(f"{model}: the encoder option", sorted(unknown)[0], EncoderSpec.__dataclass_fields__)
-    merged = stated | {name: value for name, value in asked.items() if value is not None}
-    if "pooling" not in merged:
-        raise InputError(f"{model!r} does not say how it pools; set encoder.pooling to one of {POOLINGS}.")
+    if "pooling" not in asked | stated:
+        raise InputError(f"{model!r} does not say how it pools; set encoder.pooling to one of {', '.join(POOLINGS)}.")
     try:
         EncoderSpec(**stated)
     except InputError as error:
-        raise InputError(f"{source}: the model's own files say that {error}") from error
-    return EncoderSpec(**merged)
-
-
-def _check_folder(source: str) -> None:
-    path = Path(source)
-    if not path.is_dir():
-        if path.is_absolute() or source.startswith("."):
-            raise InputError(f"{source}: no such model folder. Check encoder.model.")
-        return
-    if not (path / "config.json").is_file():
-        raise InputError(f"{path}: no config.json, so this is no model folder. Check encoder.model.")
-    tokenizer_files = (
-        "tokenizer.json",
-        "vocab.txt",
-        "vocab.json",
-        "tokenizer.model",
-        "spiece.model",
-        "sentencepiece.bpe.model",
-    )
-    if not any((path / name).is_file() for name in tokenizer_files):
+        raise InputError(f"{folder}: the model's own files say that {error}") from error
+    spec = EncoderSpec(**(stated | asked))
+    without = layout.leaves_prompt_out(folder)
+    if without is not None and (spec.query_prompt or spec.passage_prompt):
         raise InputError(
-            f"{path}: no tokenizer ({', '.join(tokenizer_files)}). Save it beside the model: "
-            "AutoTokenizer.from_pretrained(BASE).save_pretrained(FOLDER)"
+            f"{without}: include_prompt is false: the model leaves prompts out of its pooling, which TextEncoder does "
+            "not. Encode without prompts (encoder.query_prompt='' encoder.passage_prompt=''), or say true there."
         )
+    return stated

@@ -1,43 +1,63 @@
 """The sentence-transformers folder layout: which files say how token embeddings become a text embedding."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from retriever.errors import InputError, shown
 
-# our name → the flag of sentence-transformers' pooling configuration
-_POOLING_FLAGS = {
-    "cls": "pooling_mode_cls_token",
-    "mean": "pooling_mode_mean_tokens",
-    "last": "pooling_mode_lasttoken",
+_log = logging.getLogger(__name__)
+_MODULES = ("Transformer", "Pooling", "Dense", "Normalize")
+_IDENTITY = "torch.nn.modules.linear.Identity"
+# our name → sentence-transformers' since version 6, and the flag of earlier versions
+_POOLINGS = {
+    "cls": ("cls", "pooling_mode_cls_token"),
+    "mean": ("mean", "pooling_mode_mean_tokens"),
+    "last": ("lasttoken", "pooling_mode_lasttoken"),
 }
-_SPEC_FILE = "encoder_spec.json"
+_OTHER_FLAGS = (
+    "pooling_mode_max_tokens",
+    "pooling_mode_mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens",
+)
+_SPEC_FILE = "encoder_spec.json"  # of models that this project exported before it wrote query_length
+_TRANSFORMER_FILES = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+_MAIN_FILE = "config_sentence_transformers.json"
+# names of prompts that models are published with, sentence-transformers' first
+_PROMPT_NAMES = {
+    "query_prompt": ("query", "search_query"),
+    "passage_prompt": ("document", "passage", "corpus", "search_document"),
+}
 
 
-def write_spec(folder: Path, spec: dict[str, Any], width: int) -> None:
+def write_spec(folder: Path, spec: dict[str, Any], width: int, lower_case: bool = False) -> None:
     """Write what sentence-transformers reads (modules, pooling, prompts, lengths) beside saved weights.
 
     A Matryoshka cut becomes a Dense module with a cut identity matrix, so that the embedding is normalised behind it.
-    ``encoder_spec.json`` holds what that layout has no place for (the query's maximum length).
 
     Args:
         folder: the model folder, which must exist.
         spec: fields of ``EncoderSpec``.
         width: the backbone's hidden size.
+        lower_case: whether texts are put in lower case first.
     """
+    (folder / _SPEC_FILE).unlink(missing_ok=True)  # it would win over what is written here
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
-    flags = {flag: name == spec["pooling"] for name, flag in _POOLING_FLAGS.items()}
+    flags = {flag: name == spec["pooling"] for name, (_, flag) in _POOLINGS.items()}
     _write(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **flags})
     if spec["truncate_dim"]:
         modules.append(("2_Dense", "Dense"))
         dense = {"in_features": width, "out_features": spec["truncate_dim"], "bias": False}
         _write(
             folder / "2_Dense" / "config.json",
-            {**dense, "activation_function": "torch.nn.modules.linear.Identity"},
+            {**dense, "activation_function": _IDENTITY},
         )
         weight = torch.eye(spec["truncate_dim"], width)
         save_file({"linear.weight": weight}, folder / "2_Dense" / "model.safetensors")
@@ -51,73 +71,190 @@ def write_spec(folder: Path, spec: dict[str, Any], width: int) -> None:
             for i, (path, kind) in enumerate(modules)
         ],
     )
+    # encode_query and encode_document cut at the lengths of their kind, encode at max_seq_length
     _write(
         folder / "sentence_bert_config.json",
-        {"max_seq_length": spec["passage_max_length"], "do_lower_case": False},
+        {
+            "max_seq_length": spec["passage_max_length"],
+            "query_length": spec["query_max_length"],
+            "do_lower_case": lower_case,
+        },
     )
     _write(
-        folder / "config_sentence_transformers.json",
+        folder / _MAIN_FILE,
         {
             "prompts": {"query": spec["query_prompt"], "document": spec["passage_prompt"]},
             "default_prompt_name": None,
             "similarity_fn_name": "cosine" if spec["normalize"] else "dot",
         },
     )
-    _write(folder / _SPEC_FILE, spec)
 
 
 def read_spec(folder: Path) -> dict[str, Any]:
     """Read the fields of ``EncoderSpec`` that a folder states; empty where it states none.
 
     Raises:
-        InputError: a pooling that this project does not know, or a damaged file.
+        InputError: what ``TextEncoder`` does not do (several poolings, a projection, a chat template around texts, …),
+            or a damaged file.
     """
     if (folder / _SPEC_FILE).is_file():
         return _read(folder / _SPEC_FILE)
     if not (folder / "modules.json").is_file():
         return {}
-    modules = _read(folder / "modules.json", list)
-    if not all(
-        isinstance(m, dict) and isinstance(m.get("type"), str) and isinstance(m.get("path"), str) for m in modules
-    ):
-        raise InputError(f"{folder / 'modules.json'}: {shown(modules)}; expected objects with type and path.")
-    kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules}
-    spec: dict[str, Any] = {"normalize": "Normalize" in kinds}
-    unknown = set(kinds) - {"Transformer", "Pooling", "Normalize"}
-    if unknown:
-        raise InputError(f"{folder / 'modules.json'}: modules {sorted(unknown)} are not supported by TextEncoder.")
-    if "Pooling" in kinds:
-        spec["pooling"] = _pooling_of(folder / kinds["Pooling"] / "config.json")
-    if (folder / "sentence_bert_config.json").is_file():
-        length = _read(folder / "sentence_bert_config.json").get("max_seq_length")
-        if length is not None and (not isinstance(length, int) or length < 3):
-            raise InputError(
-                f"{folder / 'sentence_bert_config.json'}: max_seq_length is {shown(length)}; expected a whole number "
-                "of at least 3."
-            )
-        if length:
-            spec["passage_max_length"] = length
-            spec["query_max_length"] = min(64, length)
-    if (folder / "config_sentence_transformers.json").is_file():
-        path = folder / "config_sentence_transformers.json"
-        prompts = _read(path).get("prompts") or {}
-        if not isinstance(prompts, dict) or not all(isinstance(p, str | None) for p in prompts.values()):
-            raise InputError(f"{path}: prompts are {shown(prompts)}; expected name: text.")
-        spec["query_prompt"] = prompts.get("query") or ""
-        spec["passage_prompt"] = prompts.get("document") or prompts.get("passage") or ""
+    modules = _modules(folder / "modules.json")
+    spec = _lengths(folder)
+    if "Pooling" in modules:
+        spec["pooling"] = _pooling(folder / modules["Pooling"] / "config.json")
+    main = _read(folder / _MAIN_FILE) if (folder / _MAIN_FILE).is_file() else {}
+    spec |= _prompts(folder / _MAIN_FILE, main) | _similarity(folder / _MAIN_FILE, main, "Normalize" in modules)
+    cut = _whole(folder / _MAIN_FILE, main, "truncate_dim", 1)
+    if "Dense" in modules:
+        kept = _kept_dimensions(folder / modules["Dense"])
+        cut = kept if cut is None else min(cut, kept)
+    if cut is not None:
+        spec["truncate_dim"] = cut
     return spec
 
 
-def _pooling_of(path: Path) -> str:
+def lowers_case(folder: Path) -> bool:
+    """Whether a folder states that texts are put in lower case before they are cut into tokens."""
+    return bool(_transformer(folder)[1].get("do_lower_case"))
+
+
+def leaves_prompt_out(folder: Path) -> Path | None:
+    """The file in which a folder states that prompts are left out of the pooling; None where it does not."""
+    if not (folder / "modules.json").is_file():
+        return None
+    path = folder / _modules(folder / "modules.json").get("Pooling", "1_Pooling") / "config.json"
+    return path if path.is_file() and _read(path).get("include_prompt", True) is False else None
+
+
+def _modules(path: Path) -> dict[str, str]:
+    """Kind → subfolder of the modules that a folder has, which are those of a TextEncoder, in its order."""
+    modules = _read(path, list)
+    if not all(
+        isinstance(m, dict) and isinstance(m.get("type"), str) and isinstance(m.get("path"), str) for m in modules
+    ):
+        raise InputError(f"{path}: {shown(modules)}; expected objects with type and path.")
+    foreign = [m["type"] for m in modules if not m["type"].startswith("sentence_transformers.")]
+    if foreign:
+        raise InputError(
+            f"{path}: {foreign[0]} is Python code that the model brings, which TextEncoder does not run. Name a folder "
+            "without modules.json, and state encoder.pooling and the prompts, if the transformer alone is the model."
+        )
+    kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
+    unknown = sorted(set(kinds) - set(_MODULES))
+    if unknown or kinds != [kind for kind in _MODULES if kind in kinds]:
+        raise InputError(
+            f"{path}: modules {unknown or kinds} are not supported by TextEncoder, which has {', '.join(_MODULES)} in "
+            "this order, Dense as a cut alone."
+        )
+    if modules and modules[0]["path"] not in ("", "."):
+        raise InputError(
+            f"{path}: the transformer lies in the subfolder {modules[0]['path']}, as old versions wrote it. Write the "
+            "folder anew: SentenceTransformer(FOLDER).save(NEW), and name NEW."
+        )
+    return dict(zip(kinds, (m["path"] for m in modules), strict=True))
+
+
+def _transformer(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The file that says how the first module reads texts, and what it says."""
+    found = [folder / name for name in _TRANSFORMER_FILES if (folder / name).is_file()]
+    return (found[0], _read(found[0])) if found else (folder / _TRANSFORMER_FILES[0], {})
+
+
+def _lengths(folder: Path) -> dict[str, int]:
+    """Maximum lengths, of the kinds of texts and of all; sentence-transformers 6 leaves the latter to the tokenizer."""
+    path, stated = _transformer(folder)
+    read_as = stated.get("modality_config", {"text": {}})
+    if stated.get("transformer_task", "feature-extraction") != "feature-extraction" or list(read_as) != ["text"]:
+        raise InputError(
+            f"{path}: this model reads more than plain texts ({shown(stated)}), which TextEncoder does not: a chat "
+            "template, or images. State modality_config for text alone there, if that is how it should be read."
+        )
+    length = _whole(path, stated, "max_seq_length", 3)
+    settings = folder / "tokenizer_config.json"
+    if length is None and settings.is_file():
+        said = _read(settings).get("model_max_length")
+        length = int(said) if isinstance(said, int | float) and 3 <= said < 10**6 else None
+    by_kind = {
+        "query_max_length": _whole(path, stated, "query_length", 3) or length,
+        "passage_max_length": _whole(path, stated, "document_length", 3) or length,
+    }
+    return {name: value for name, value in by_kind.items() if value is not None}
+
+
+def _whole(path: Path, stated: dict[str, Any], key: str, least: int) -> int | None:
+    value = stated.get(key)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+        raise InputError(f"{path}: {key} is {shown(value)}; expected a whole number of at least {least}.")
+    return value
+
+
+def _pooling(path: Path) -> str:
     config = _read(path)
-    mode = config.get("pooling_mode")  # the layout since sentence-transformers 6
-    if mode is not None:
-        chosen = ["last" if mode == "lasttoken" else mode]
-    else:
-        chosen = [name for name, flag in _POOLING_FLAGS.items() if config.get(flag)]
-    if len(chosen) != 1 or chosen[0] not in _POOLING_FLAGS:
-        raise InputError(f"{path}: this pooling is not supported; TextEncoder knows {', '.join(_POOLING_FLAGS)}.")
-    return chosen[0]
+    modes = config.get("pooling_mode")  # since sentence-transformers 6
+    if modes is None:
+        names = {flag: theirs for theirs, flag in _POOLINGS.values()} | {flag: flag for flag in _OTHER_FLAGS}
+        modes = [names[flag] for flag in names if config.get(flag)] or ["mean"]
+    modes = [modes] if isinstance(modes, str) else modes
+    ours = {theirs: name for name, (theirs, _) in _POOLINGS.items()}
+    if not isinstance(modes, list) or len(modes) != 1 or modes[0] not in ours:
+        raise InputError(
+            f"{path}: the pooling {shown(modes)} is not supported; TextEncoder knows one of {', '.join(_POOLINGS)}."
+        )
+    return ours[modes[0]]
+
+
+def _prompts(path: Path, main: dict[str, Any]) -> dict[str, str]:
+    """Prompts by the names that they are known by; else the one that the folder names as its default."""
+    prompts = main.get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(isinstance(p, str | None) for p in prompts.values()):
+        raise InputError(f"{path}: prompts are {shown(prompts)}; expected name: text.")
+    default = main.get("default_prompt_name")
+    if default is not None and default not in prompts:
+        raise InputError(f"{path}: default_prompt_name is {shown(default)}, which is none of its prompts.")
+    found = {}
+    for field, names in _PROMPT_NAMES.items():
+        others = [n for other, named in _PROMPT_NAMES.items() if other != field for n in named]
+        spare = [default] if default is not None and default not in others else []
+        found[field] = next((prompts[name] for name in (*names, *spare) if prompts.get(name)), "")
+    if not any(found.values()) and any(prompts.values()):
+        _log.warning(
+            "%s has prompts %s, none of them for queries or passages: none is used. Give encoder.query_prompt and "
+            "encoder.passage_prompt where they should be",
+            path,
+            ", ".join(name for name, text in prompts.items() if text),
+        )
+    return found
+
+
+def _similarity(path: Path, main: dict[str, Any], normalized: bool) -> dict[str, bool]:
+    """Whether embeddings are compared by cosine; sentence-transformers does so where a folder says nothing."""
+    name = main.get("similarity_fn_name") or "cosine"
+    if name not in ("cosine", "dot") and not (normalized and name == "euclidean"):  # which orders unit vectors alike
+        raise InputError(
+            f"{path}: similarity_fn_name is {shown(name)}; TextEncoder compares by cosine or dot product. State one of "
+            "them there, if the model is good for it."
+        )
+    return {"normalize": normalized or name == "cosine"}
+
+
+def _kept_dimensions(folder: Path) -> int:
+    """How many dimensions a Dense module keeps that does nothing but cut."""
+    config = _read(folder / "config.json")
+    weights = folder / "model.safetensors"
+    kept = config.get("out_features")
+    if config.get("activation_function") == _IDENTITY and not config.get("use_residual") and weights.is_file():
+        tensors = load_file(weights)
+        weight = tensors.get("linear.weight")
+        biased = any(name != "linear.weight" and bool(tensor.any()) for name, tensor in tensors.items())
+        if weight is not None and not biased and torch.equal(weight.float(), torch.eye(*weight.shape)):
+            return int(weight.shape[0])
+    raise InputError(
+        f"{folder / 'config.json'}: a Dense module that projects embeddings ({shown(config.get('in_features'))} to "
+        f"{shown(kept)} dimensions), which TextEncoder has not: it would encode otherwise. Choose a model without one."
+    )
 
 
 def _read(path: Path, kind: type = dict) -> Any:

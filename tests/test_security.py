@@ -79,7 +79,7 @@ def test_weights_of_a_model_folder_are_never_unpickled(tiny_model, tmp_path, tra
     (folder / "model.safetensors").unlink()
     torch.save({"embeddings.word_embeddings.weight": Payload(trace)}, folder / "pytorch_model.bin")
     target = {"encoder": "minilm", "cross": "cross_minilm"}[where]
-    options = [f"encoder={target}", f"encoder.model={folder}", "encoder.packaged=null", "encoder.passage_max_length=64"]
+    options = [f"encoder={target}", f"encoder.model={folder}", "encoder.passage_max_length=64"]
     options += ["encoder.pair_max_length=128"] * (where == "cross")
     with pytest.raises(Exception, match="could not be loaded"):
         instantiate(config_of(*options).encoder)
