@@ -23,8 +23,8 @@ from datamodules.corpus import Corpus, EvaluationSet, find_dataset, find_file, l
 from datamodules.files import atomic_path, read_json, reserve, write_json
 from datamodules.held_out import held_out_set
 from datamodules.list_choice import chosen_lists
+from datamodules.made_ahead import made_ahead
 from datamodules.mining import bm25_search
-from datamodules.one_ahead import one_ahead
 from datamodules.query_lists import open_query_lists
 from datamodules.sampled_corpus import Sample, SampleSpec, draw_sample, sampled_set, update_with_evaluation_set
 from retriever.encoding import device_of
@@ -175,7 +175,7 @@ class BeirEvaluation(L.Callback):
             passages = cached_tokens(data.corpus.passages, pl_module.encoder, "passage", self.cache_dir)
             return PreparedSet(data, queries, passages)
 
-        for spec, tokens in zip(self.specs, one_ahead(tokenize, self.data), strict=True):
+        for spec, tokens in zip(self.specs, made_ahead(tokenize, self.data), strict=True):
             whole = self._with_base(trainer, pl_module, tokens)
             self._prepared.append(whole)
             sample = _sample_spec(spec)

@@ -19,10 +19,12 @@ from datamodules.caches import cached_embeddings, cached_tokens
 from datamodules.corpus import Corpus, EvaluationSet, find_dataset, find_file, load_corpus, load_evaluation_set
 from datamodules.leakage import count_reasons, find_leaks
 from datamodules.list_choice import by_type, chosen_lists
+from datamodules.made_ahead import made_ahead
 from datamodules.normalization import NORMALIZATIONS, confident, normalize_scores
 from datamodules.overlap import find_overlap
 from datamodules.query_lists import QueryLists, open_query_lists
 from datamodules.splits import rows_in_dev
+from retriever.batch import RetrievalBatch
 from retriever.encoder import TextEncoder
 from retriever.errors import InputError, choose, require_positive
 from retriever.tokens import TokenizedTexts
@@ -46,15 +48,28 @@ class _Guarded:
     relevant: Mapping[str, Collection[str]]
 
 
-class _LateLoader(DataLoader):
-    """Its workers begin with the first batch that is asked for.
+class _ThreadedLoader(DataLoader):
+    """Makes batches ahead in threads.
 
-    Lightning makes the iterator before it names the epoch, and under FSDP before it reads a checkpoint: workers that
-    began then would fetch the batches of another place.
+    torch's worker processes share semaphores and pipes with the run: one that is killed (by a machine that is short of
+    memory) may keep what the run waits for. And threads begin with the first batch that is asked for: Lightning makes
+    the iterator before it names the epoch, and under FSDP before it reads a checkpoint.
+
+    Args:
+        dataset: makes the batch of a draw.
+        sampler: draws.
+        threads: how many make batches ahead; 0 makes each when it is asked for.
     """
 
-    def __iter__(self) -> Iterator[Any]:
-        yield from super().__iter__()
+    def __init__(self, dataset: ListBatches, sampler: BatchSampler, threads: int) -> None:
+        super().__init__(dataset, sampler=sampler, batch_size=None)
+        self.threads = threads
+
+    def __iter__(self) -> Iterator[RetrievalBatch]:
+        if self.threads:
+            yield from made_ahead(self.dataset.__getitem__, self.sampler, self.threads)
+        else:
+            yield from super().__iter__()
 
 
 class QueryListDataModule(L.LightningDataModule):
@@ -89,7 +104,7 @@ class QueryListDataModule(L.LightningDataModule):
         cache_dir: where token ids, embeddings and memory-mapped corpora and lists are kept.
         data_dir: where downloaded data sets lie.
         token_budget: tokens of a micro-batch where passages are encoded once.
-        num_workers: of the data loaders; making a batch is cheap, so 0 does on a laptop.
+        num_workers: threads that make batches ahead; making a batch is cheap, so 0 does on a laptop.
         seed: of order, sampling and the choice among labels.
     """
 
@@ -258,7 +273,7 @@ class QueryListDataModule(L.LightningDataModule):
             world_size=trainer.world_size if trainer else 1,
             gather_shared=self.gather_shared,
         )
-        return _LateLoader(dataset, sampler=sampler, batch_size=None, num_workers=self.num_workers)
+        return _ThreadedLoader(dataset, sampler, self.num_workers)
 
     def _open(self, spec: Mapping, options: Sequence[str] = ()) -> _Part:
         unknown = set(spec) - {"path", "corpus", "weight", *options}

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
+import ctypes
+import faulthandler
 import json
+import multiprocessing
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import end, end_everything
 from tiny_tokenizers import word_piece
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -20,6 +26,43 @@ os.environ.setdefault("WANDB_MODE", "offline")
 torch.set_num_threads(1)  # tiny models are slower on two
 # two processes share the files out in this order: a long one that came last would run alone
 LONG_FILES = ("run", "engines", "ranks", "scifact", "prepare", "cross_encoder", "faults", "sweeps", "experiments")
+
+STDERR = os.dup(2)  # replaced by the terminal's below
+GRACE = 60.0  # seconds from a test's time limit to the end of a process that does not heed it
+
+
+def pytest_configure():
+    """Have what tests start end with them: what outlives its parent becomes a child of this process, and ends with it.
+
+    An orphan that holds the output of ``make test`` open would keep whoever reads it waiting.
+    """
+    os.dup2(2, STDERR)  # pytest had another one when it imported this
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+    atexit.register(end_everything)  # before multiprocessing's, which waits for what still runs
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Write the stacks of all threads and end the process where pytest-timeout cannot end the test.
+
+    Its signal is heeded where Python runs or waits for a lock, and the other tests go on; but not inside of a library
+    that waits, such as a collective of torch. xdist then counts the test as failed, and starts another process.
+    """
+    marker = item.get_closest_marker("timeout")
+    limit = float(marker.args[0] if marker else item.config.getini("timeout"))
+    faulthandler.dump_traceback_later(limit + GRACE, exit=True, file=STDERR)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running():
+    """End what a test that failed has left."""
+    yield
+    end(*multiprocessing.active_children())
 
 
 def pytest_collection_modifyitems(items):

@@ -1,4 +1,4 @@
-"""A fault that strikes a command at a file operation: killed, terminated, a full disk, no memory, no workers."""
+"""A fault that strikes a command at a file operation: killed, terminated, a full disk, no memory."""
 
 import errno
 import os
@@ -9,7 +9,7 @@ import threading
 import time
 from pathlib import Path
 
-from processes import FORKED, command
+from processes import FORKED, PATIENCE, command, end
 
 GRACE = 10.0  # seconds between SIGTERM and SIGKILL; SLURM's default is 30
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "shutil.rmtree")
@@ -21,7 +21,6 @@ class Fault:
 
     ``kill``: SIGKILL right before the operation. ``kill_within``: up to 20 ms later, so in or after a write, also a
     library's. ``term``: SIGTERM. ``full``: no file can be opened for writing any more. ``memory``: a MemoryError.
-    ``worker``: SIGKILL to the processes that this one has started.
     """
 
     def __init__(self, folder, kind, at, teller):
@@ -49,10 +48,6 @@ class Fault:
             threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
         elif self.kind == "term":
             os.kill(os.getpid(), signal.SIGTERM)
-        elif self.kind == "worker":
-            for task in Path("/proc/self/task").iterdir():
-                for number in (task / "children").read_text().split():
-                    os.kill(int(number), signal.SIGKILL)
         elif self.kind == "memory":
             raise MemoryError("no memory left")
 
@@ -78,18 +73,20 @@ def run(module, arguments, log, folder, kind=None, at=None):
     process = FORKED.Process(target=struck_command, args=(module, arguments, log, str(folder), kind, at, teller))
     process.start()
     teller.close()
-    told, killer = {}, threading.Timer(GRACE, process.kill)
+    told, killer, hang = {}, threading.Timer(GRACE, process.kill), True
     try:
-        while listener.poll(300):
+        while listener.poll(PATIENCE):
             told |= listener.recv()
             if kind == "term" and "struck" in told and not killer.ident:
                 killer.start()
-        process.kill()  # it hangs
     except EOFError:  # it has ended, and with it its end of the pipe
-        pass
-    process.join()
-    ended = time.time()
-    killer.cancel()
+        hang = False
+        process.join(PATIENCE)
+    finally:
+        ended = time.time()
+        killer.cancel()
+        end(process, hang=hang)
+    assert not hang, f"{module} hangs ({kind} at {at}): {Path(log).read_text()[-20_000:]}"
     return {
         "status": process.exitcode,
         "struck": "struck" in told,

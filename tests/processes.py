@@ -1,7 +1,8 @@
 """Commands and ranks in processes of their own, forked from one that has done the imports: they take most of the time.
 
 What is started from here is what ``python -m`` starts but for that; launchers (Lightning's, torchrun, joblib, Ray)
-start Python anew.
+start Python anew. None is forked from the tests' process itself: one that is killed would take a lock along that both
+have, as tqdm's. Whatever waits here waits :data:`PATIENCE` seconds; what hangs then writes its stacks and is ended.
 """
 
 from __future__ import annotations
@@ -10,14 +11,19 @@ import atexit
 import importlib
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import torch
 
 torch.set_num_threads(1)  # in every process that imports this
+os.environ["PYTHONFAULTHANDLER"] = "1"  # whatever is started writes the stacks of its threads at SIGABRT
+PATIENCE = 360.0  # seconds; less than a test may take, so that what hangs is named by who waits for it
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(
     [
@@ -61,42 +67,86 @@ def start_ranks(folder, *arguments):
     return [start(folder, *options, LOCAL_RANK=rank, **own) for rank in "01"]
 
 
+def end(*processes, hang=False):
+    """End processes and all that they have started; those that hang write the stacks of their threads first."""
+    family = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            started = psutil.Process(process.pid)
+            family += [started, *started.children(recursive=True)]
+    for number in (signal.SIGABRT, signal.SIGKILL) if hang else (signal.SIGKILL,):
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                member.send_signal(number)
+        for process in processes:
+            process.join(10)
+
+
+def end_everything():
+    """End all that this process has started, and what was started by those that have ended meanwhile."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 def finish(folder, *processes):
     """Wait until they have ended well."""
-    deadline = time.monotonic() + 300
-    for process in processes:
-        process.join(timeout=max(0, deadline - time.monotonic()))
-        if process.exitcode != 0:
-            break
-    for process in processes:  # those that wait for one that has failed would wait for long
-        process.kill()
-        process.join()
+    deadline = time.monotonic() + PATIENCE
+    try:
+        for process in processes:
+            process.join(timeout=max(0, deadline - time.monotonic()))
+            if process.exitcode != 0:
+                break
+    finally:  # those that wait for one that has failed would wait for long
+        hang = time.monotonic() >= deadline
+        end(*processes, hang=hang)
     said = "".join(p.read_text() for p in Path(folder).parent.glob("*.log"))
+    assert not hang, f"not ended in {PATIENCE:.0f} s: {said[-20_000:]}"
     assert [process.exitcode for process in processes] == [0] * len(processes), said[-5000:]
 
 
-def _answer(function, arguments, teller):
+def _begin(function, arguments, teller):
+    teller.send("begun")
     teller.send(function(*arguments))
+
+
+def begin(function, *arguments):
+    """A process that runs ``function(*arguments)`` and has begun to; and a pipe on which it sends what that returns."""
+    listener, teller = FORKED.Pipe(duplex=False)
+    process = FORKED.Process(target=_begin, args=(function, arguments, teller))
+    process.start()
+    teller.close()
+    try:
+        assert listener.poll(PATIENCE), f"not begun in {PATIENCE:.0f} s"
+        listener.recv()
+    except BaseException:
+        end(process, hang=True)
+        raise
+    return process, listener
 
 
 def apart(function, *arguments):
     """What ``function(*arguments)`` returns, in a process of its own."""
-    listener, teller = FORKED.Pipe(duplex=False)
-    process = FORKED.Process(target=_answer, args=(function, arguments, teller))
-    process.start()
-    teller.close()
+    process, listener = begin(function, *arguments)
     try:
-        assert listener.poll(300), "no answer in five minutes"
+        if not listener.poll(PATIENCE):
+            end(process, hang=True)
+            raise AssertionError(f"no answer in {PATIENCE:.0f} s")
         return listener.recv()  # EOFError: it has ended without one, and said why on stderr
     finally:
         process.join(timeout=30)
-        process.kill()
-        process.join()
+        end(process)
 
 
 def on_two_ranks(function, *arguments):
     """Run ``function(rank, *arguments)`` in two processes; what one of them raises is raised."""
-    torch.multiprocessing.start_processes(function, arguments, 2, start_method="forkserver")
+    ranks = torch.multiprocessing.start_processes(function, arguments, 2, join=False, start_method="forkserver")
+    deadline = time.monotonic() + PATIENCE
+    try:
+        while not ranks.join(timeout=max(0, deadline - time.monotonic()), grace_period=10):
+            assert time.monotonic() < deadline, f"not ended in {PATIENCE:.0f} s"
+    finally:
+        end(*ranks.processes, hang=time.monotonic() >= deadline)
 
 
 def free_port() -> int:

@@ -27,7 +27,7 @@ from callbacks.scoring import mean_scores, score_run
 from datamodules import caches
 from datamodules.caches import cached_embeddings, embed
 from datamodules.corpus import Corpus, EvaluationSet, load_evaluation_set
-from datamodules.one_ahead import one_ahead
+from datamodules.made_ahead import made_ahead
 from datamodules.sampled_corpus import SampleSpec, draw_sample
 from experiments.run import train
 from retriever.encoder import TextEncoder
@@ -232,16 +232,16 @@ def test_the_next_result_is_made_meanwhile_and_errors_come_as_they_are():
             raise InputError("the third")
         return item * 10
 
-    results = one_ahead(work, range(4))
+    results = made_ahead(work, range(4))
     assert next(results) == 0
     has_first.set()
     assert next(results) == 10
     with pytest.raises(InputError, match="the third"):
         next(results)
     started = threading.Event()
-    results = one_ahead(lambda item: item or started.set(), [1, 0])
+    results = made_ahead(lambda item: item or started.set(), [1, 0])
     assert next(results) == 1 and started.wait(30)
-    assert list(one_ahead(work, [])) == [] and list(one_ahead(work, [5])) == [50]
+    assert list(made_ahead(work, [])) == [] and list(made_ahead(work, [5])) == [50]
 
 
 def test_a_tokenizer_serves_two_threads(tiny_encoder):

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import multiprocessing
 import random
 import signal
 import subprocess
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
-from processes import finish, start
+from processes import begin, end, finish, start
 
 import experiments
 from datamodules.corpus import load_corpus
@@ -159,21 +158,17 @@ def test_the_shipped_configurations_compose(name):
 
 def test_kills_at_random_moments_leave_the_same_lists(small_prepare, whole, tmp_path):
     """Ten SIGKILLs spread over the time that a whole run takes, then one run to the end."""
-    fork = multiprocessing.get_context("fork")  # which begins at once: no kill may strike before the work does
-    undisturbed = fork.Process(target=run, args=([*small_prepare, f"output_dir={tmp_path / 'timed'}"],))
+    undisturbed, _ = begin(run, [*small_prepare, f"output_dir={tmp_path / 'timed'}"])
     began = time.monotonic()
-    undisturbed.start()
     undisturbed.join()
     duration = time.monotonic() - began
     assert undisturbed.exitcode == 0 and content(tmp_path / "timed" / "lists") == whole
     moments = random.Random(0)
     killed = 0
     for _ in range(10):
-        process = fork.Process(target=run, args=(small_prepare,))
-        process.start()
+        process, _ = begin(run, small_prepare)
         process.join(timeout=duration * moments.uniform(0.02, 0.25))
-        process.kill()
-        process.join()
+        end(process)
         killed += process.exitcode == -signal.SIGKILL
     assert killed >= 3
     finish(tmp_path / "last", start(tmp_path / "last", *small_prepare, module="experiments.prepare"))

@@ -11,7 +11,6 @@ import lightning as L
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from kills import killed_at
@@ -167,7 +166,6 @@ def fit_as_rank(rank, world_size, port, cases, out):
 
 def run_with_workers(folder, overrides, trainer):
     """A whole run, and one that is cut off inside its second epoch and resumed; batches come from loader workers."""
-    mp.set_start_method("fork", force=True)  # of the workers; a spawned process would spawn its own, in seconds each
     with initialize_config_dir(str(CONF), version_base="1.3"):
         data = overrides[3].split("corpus: ")[1].rstrip("}]")
         options = [f"evaluation.datasets=[{{path: {data}}}]", "encoder.dropout=0.1", "logger=csv", "name=fsdp"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -20,7 +19,7 @@ from hydra import compose, initialize_config_dir
 from kills import killed_at
 from omegaconf import OmegaConf
 from plain_evaluation import ndcg_of
-from processes import finish, free_port, start
+from processes import PATIENCE, begin, end, finish, free_port, start
 from sentence_transformers import SentenceTransformer
 
 import experiments
@@ -36,6 +35,7 @@ from retriever.losses import listwise_distillation
 from retriever.module import RetrieverModule
 
 CONF = Path(experiments.__file__).parent / "conf"
+KILLS = int(os.environ.get("FAULT_KILLS", 1))
 MODULES = ["infonce_conventional", "infonce", "distillation", "combined"]
 
 
@@ -159,8 +159,7 @@ def test_killed_process_resumes_to_the_same_bits(small_run, tmp_path):
         while (not last.is_file() or last.stat().st_mtime_ns == seen) and time.monotonic() < deadline:
             time.sleep(0.005)
         time.sleep(moments.uniform(0, 0.3))
-        process.kill()
-        process.join()
+        end(process)
         assert process.exitcode == -signal.SIGKILL
         seen, resume = last.stat().st_mtime_ns, [f"resume={folder}"]
     assert 0 < torch.load(last, weights_only=True)["global_step"] < 40
@@ -205,13 +204,11 @@ def save_again_and_again(path):
 def test_checkpoint_is_whole_whenever_the_process_is_killed(tmp_path):
     path, moments = tmp_path / "last.ckpt", random.Random(3)
     for _ in range(10):
-        process = multiprocessing.get_context("fork").Process(target=save_again_and_again, args=(path,))
-        process.start()
+        process, _ = begin(save_again_and_again, path)
         while not path.is_file():
             time.sleep(0.001)
         time.sleep(moments.uniform(0, 0.1))
-        process.kill()
-        process.join()
+        end(process)
         assert torch.load(path, weights_only=True)["weights"].shape == (2_000_000,)
 
 
@@ -400,11 +397,12 @@ def ray_worker(process):
     return None
 
 
+@pytest.mark.timeout(420 * KILLS)
 @pytest.mark.skipif(not importlib.util.find_spec("hydra_plugins.hydra_ray_launcher"), reason="the extra 'cluster'")
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked for in /proc")
 def test_sweep_on_ray_whose_worker_is_killed_keeps_what_is_finished_and_goes_on(small_run, tmp_path):
     """``FAULT_KILLS=n``: n workers are killed."""
-    kills, moments, sweep = int(os.environ.get("FAULT_KILLS", 1)), random.Random(1), tmp_path / "sweep"
+    kills, moments, sweep = KILLS, random.Random(1), tmp_path / "sweep"
     options = [*small_run, "trainer.max_epochs=4", "trainer.val_check_interval=2", "export=false"]
     line = ["-m", *options, "seed=1,2", f"hydra.sweep.dir={sweep}", "hydra/launcher=ray_cpu"]
     line += ["+hydra.launcher.ray.init.num_cpus=1", "+hydra.launcher.ray.remote.max_retries=0"]
@@ -415,7 +413,7 @@ def test_sweep_on_ray_whose_worker_is_killed_keeps_what_is_finished_and_goes_on(
             time.sleep(0.01)
         time.sleep(moments.uniform(0, 0.5) if number else 0)
         os.kill(ray_worker(process.pid), signal.SIGKILL)
-        process.join(timeout=300)
+        process.join(timeout=PATIENCE)
         assert process.exitcode == 1
         log = sorted(tmp_path.glob("sweep.*.log"))[-1].read_text()
         assert "error: Ray lost a job's process (The worker died unexpectedly" in log and "Traceback" not in log

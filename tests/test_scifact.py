@@ -24,6 +24,7 @@ def trained(folder, *overrides):
     return results, next(iter(results["datasets"].values()))
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.skipif("WHOLE_SCIFACT" not in os.environ, reason="make scifact")
 def test_quick_start_begins_at_the_published_figure(tmp_path):
     results, figures = trained(tmp_path)
