@@ -53,9 +53,16 @@ def check_added(config: DictConfig, hydra: DictConfig, shipped: str) -> None:
         shipped: the file in ``experiments/conf`` that names all settings at the top.
 
     Raises:
-        InputError: with the nearest setting.
+        InputError: with the nearest setting; or the command puts ``+scale`` before ``+exp``, which would undo it.
     """
     typed = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
+    groups = [o.key_or_group for o in typed]
+    if {"exp", "scale"} <= set(groups) and groups.index("scale") < groups.index("exp"):
+        scale, exp = (typed[groups.index(name)].input_line for name in ("scale", "exp"))
+        raise InputError(
+            f"{scale} comes before {exp}, whose own sizes would take the place of the scale's. Put it behind: "
+            f"{exp} {scale}."
+        )
     added = {o.key_or_group.partition(".")[0] for o in typed if o.is_add() or o.is_force_add()}
     known = set(OmegaConf.load(Path(__file__).parent / "conf" / shipped)) | set(hydra.runtime.choices)
     unread = sorted((added & set(config)) - known)

@@ -18,10 +18,10 @@ from retriever.diagnostics import top1_agreement
 from retriever.distributed import gather_sizes, sum_over_ranks
 from retriever.encoder import TextEncoder
 from retriever.encoding import encode
-from retriever.errors import InputError, require_positive
+from retriever.errors import InputError, choose, require_positive
 from retriever.losses import listwise_distillation
 from retriever.matryoshka import Matryoshka
-from retriever.schedule import default_warmup, learning_rate_factor
+from retriever.schedule import DECAYS, default_warmup, learning_rate_factor
 from retriever.sharding import gather_weights, release_weights, shard, whole_weights
 from retriever.tokens import TokenizedTexts, micro_batches, padding_share
 
@@ -67,7 +67,8 @@ class QueryListModule(L.LightningModule):
         learning_rate: peak learning rate of AdamW.
         weight_decay: AdamW's.
         warmup_steps: optimiser steps of linear warm-up; None takes the paper's rule, capped for short runs.
-        final_learning_rate: share of the peak at the end of the linear decay, in [0, 1].
+        decay: ``to_floor`` or ``to_zero``, see :func:`~retriever.schedule.learning_rate_factor`.
+        final_learning_rate: the lowest share of the peak behind the warm-up, in [0, 1].
         token_budget: tokens of a micro-batch, padding included; bounds the memory of a step.
         kept_tokens: tokens of a step that are not computed again in the backward pass; None takes ``token_budget``,
             which costs no memory. More of them save time where there is memory.
@@ -84,6 +85,7 @@ class QueryListModule(L.LightningModule):
         learning_rate: float = 2e-4,
         weight_decay: float = 0.01,
         warmup_steps: int | None = None,
+        decay: str = "to_floor",
         final_learning_rate: float = 0.1,
         token_budget: int = 16_384,
         kept_tokens: int | None = None,
@@ -102,6 +104,7 @@ class QueryListModule(L.LightningModule):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
+        self.decay = choose("module.decay", decay, DECAYS)
         self.final_learning_rate = final_learning_rate
         self.token_budget = token_budget
         self.kept_tokens = kept_tokens
@@ -221,6 +224,7 @@ class QueryListModule(L.LightningModule):
             warmup_steps=self.warmup_steps or default_warmup(per_epoch, min(total, 2**62)),
             total_steps=total,
             floor=self.final_learning_rate,
+            decay=self.decay,
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

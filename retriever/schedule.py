@@ -1,4 +1,6 @@
-"""The learning rate over the steps: linear warm-up, then linear down to a floor."""
+"""The learning rate over the steps: linear warm-up, then a straight line down."""
+
+DECAYS = ("to_floor", "to_zero")
 
 
 def default_warmup(steps_per_epoch: int, total_steps: int) -> int:
@@ -6,19 +8,24 @@ def default_warmup(steps_per_epoch: int, total_steps: int) -> int:
     return max(1, min(max(10, steps_per_epoch // 2), total_steps // 4))
 
 
-def learning_rate_factor(step: int, warmup_steps: int, total_steps: float, floor: float) -> float:
+def learning_rate_factor(
+    step: int, warmup_steps: int, total_steps: float, floor: float, decay: str = "to_floor"
+) -> float:
     """What the base learning rate is multiplied with.
 
     Args:
         step: optimiser steps done before this one; the first step has 0 and gets 1/warmup_steps, not 0.
         warmup_steps: steps until the full rate, at least 1.
         total_steps: steps of the run; infinite keeps the full rate.
-        floor: factor at the last step, in [0, 1].
+        floor: the lowest factor behind the warm-up, in [0, 1].
+        decay: where the line behind the warm-up would end at the last step: ``to_floor`` reaches the floor there,
+            ``to_zero`` goes to 0 and is held at the floor from where it meets it, as the paper does.
 
     Returns:
         a factor in (0, 1], or ``floor`` at the end.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
-    progress = (step - warmup_steps + 1) / max(1, total_steps - warmup_steps)
-    return max(floor, 1 - (1 - floor) * min(1.0, progress))
+    progress = min(1.0, (step - warmup_steps + 1) / max(1, total_steps - warmup_steps))
+    end = floor if decay == "to_floor" else 0.0
+    return max(floor, 1 - (1 - end) * progress)
