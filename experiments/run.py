@@ -46,23 +46,25 @@ from experiments.comparison.tables import compare
 from experiments.first_rank import of_first_rank
 from experiments.hydra_errors import run_kindly
 from experiments.repeat import as_typed, input_hashes, save_config, start_from_run, warn_of_changes
-from experiments.sweeps import run_of_sweep
+from experiments.sweeps import arm_name, run_of_sweep
 from retriever.errors import choose
 
 log = logging.getLogger(__name__)
 
 
-def train(config: DictConfig, folder: Path) -> dict:
+def train(config: DictConfig, folder: Path, arm: str | None = None) -> dict:
     """Run one experiment.
 
     Args:
         config: as composed from ``experiments/conf/run.yaml``.
         folder: the run folder.
+        arm: the name under which it is recorded; None takes the configuration's.
 
     Returns:
         The content of ``results.json``.
     """
     check(config)
+    arm = arm or config.name
     checkpoint = _checkpoint(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     encoder = instantiate(config.encoder)
@@ -72,7 +74,7 @@ def train(config: DictConfig, folder: Path) -> dict:
     trainer = instantiate(
         config.trainer,
         default_root_dir=str(folder),
-        callbacks=_callbacks(config, folder, evaluation),
+        callbacks=_callbacks(config, folder, evaluation, arm),
         logger=WholeCsvLogger(folder, name="", version=""),
         enable_progress_bar=os.isatty(2),
         enable_checkpointing=config.save_checkpoints,
@@ -85,7 +87,7 @@ def train(config: DictConfig, folder: Path) -> dict:
             if config.logger.wandb is not None:
                 from experiments.wandb_run import wandb_logger  # the import takes a second
 
-                trainer.loggers = [*trainer.loggers, stack.enter_context(wandb_logger(config, folder))]
+                trainer.loggers = [*trainer.loggers, stack.enter_context(wandb_logger(config, folder, arm))]
         record = _fit(trainer, module, data, config, checkpoint)
     if trainer.is_global_zero:
         record.write()
@@ -129,7 +131,7 @@ def _slurm() -> list[SLURMEnvironment]:
     return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 
-def _callbacks(config: DictConfig, folder: Path, evaluation: BeirEvaluation) -> list[L.Callback]:
+def _callbacks(config: DictConfig, folder: Path, evaluation: BeirEvaluation, arm: str) -> list[L.Callback]:
     # the order matters: figures are there before a checkpoint is chosen, the best one before it is exported
     callbacks: list[L.Callback] = [evaluation, QueryRecord(folder), StepSeeds(config.seed), LearningRateMonitor("step")]
     if config.diagnostics.every_n_steps is not None:
@@ -150,7 +152,7 @@ def _callbacks(config: DictConfig, folder: Path, evaluation: BeirEvaluation) -> 
         "train_passage_encoder": config.module.get("train_passage_encoder", True),
         "criterion_mode": config.criterion_mode,
     }
-    record = RunRecord(folder, config.name, config.seed, extra)
+    record = RunRecord(folder, arm, config.seed, extra)
     callbacks.append(record)
     if config.get("pruner") is not None:
         callbacks.append(PruneRun(record, instantiate(config.pruner)))
@@ -160,7 +162,7 @@ def _callbacks(config: DictConfig, folder: Path, evaluation: BeirEvaluation) -> 
         code = source_files() | module_file(config.module._target_)
         callbacks.append(WandbReport(folder, code, config.logger.wandb.per_query_rows))
     if config.export:
-        callbacks.append(ExportBest(folder, _card_facts(config)))
+        callbacks.append(ExportBest(folder, _card_facts(config) | {"name": arm}))
     if os.isatty(2):
         callbacks.append(RichProgressBar())
     callbacks.append(EndAtSigterm())
@@ -235,7 +237,8 @@ def application(config: DictConfig) -> float | None:
     own = Path(HydraConfig.get().runtime.output_dir).absolute()
     # a resumed run goes on in its own folder, where its earlier figures are
     folder = Path(config.resume or own).absolute()
-    log.info("%s, seed %d → %s", config.name, config.seed, folder)
+    arm = arm_name(config.name, HydraConfig.get())
+    log.info("%s, seed %d → %s", arm, config.seed, folder)
     if config.resume is not None and folder == own and not has_checkpoint(folder):
         if read_results(folder) is not None:
             log.info("%s is finished, and not run again", folder)
@@ -243,7 +246,7 @@ def application(config: DictConfig) -> float | None:
         log.info("There is no checkpoint yet: the run begins.")  # one command, to start it and to start it again
         config.resume = None
     if HydraConfig.get().mode == RunMode.MULTIRUN:  # a sweep ends with one table of all
-        results = run_of_sweep(config, folder, train)
+        results = run_of_sweep(config, folder, partial(train, arm=arm))
     else:
         results = train(config, folder)
         if rank_zero_only.rank == 0:

@@ -6,10 +6,14 @@ import hashlib
 import logging
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -29,6 +33,7 @@ from retriever.printable import printable
 
 log = logging.getLogger(__name__)
 ERROR_FILE = "error.txt"
+_MOST_COMPOSED = 64  # arms of a sweep whose names are looked at one by one: each takes a tenth of a second
 # what is written, logged and measured beside training, and where, makes no other run
 PLACES = {
     "resume",
@@ -103,6 +108,71 @@ def first_difference(old: Any, new: Any, place: str = "") -> tuple[str, Any, Any
                 return found
         return None
     return None if old == new else (place, old, new)
+
+
+class NameArms(Callback):
+    """Hydra callback: which settings a sweep's arms need beside their name, so that no two of them share one.
+
+    Args:
+        told_apart_by: these settings; the sweep's own process writes them there for its runs.
+    """
+
+    def __init__(self, told_apart_by: Sequence[str] = ()) -> None:
+        self.told_apart_by = list(told_apart_by)
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Find them, and hand them to the runs, whose configurations are composed again from their overrides."""
+        try:
+            keys = _told_apart_by(config)
+        except (HydraException, OmegaConfBaseException):  # the sweeper says what is wrong
+            return
+        if keys:
+            config.hydra.overrides.hydra.append(f"hydra.callbacks.arms.told_apart_by=[{','.join(keys)}]")
+
+
+def arm_name(name: str, hydra: DictConfig) -> str:
+    """A run's name, with those of its settings by which its sweep tells arms of that name apart.
+
+    Args:
+        name: as the configuration has it.
+        hydra: Hydra's own configuration, of the run.
+    """
+    keys = OmegaConf.select(hydra, "callbacks.arms.told_apart_by") or ()
+    given = {key: value for key, _, value in (_plain_override(line) for line in hydra.overrides.task)}
+    what = ", ".join(f"{key}={given[key]}" for key in keys if key in given)
+    return f"{name} ({what})" if what else name
+
+
+def _plain_override(line: str) -> tuple[str, str, str]:
+    """Key, ``=`` and value of an override, as typed, without what adds or takes away."""
+    return line.lstrip("+~").partition("=")
+
+
+def _told_apart_by(config: DictConfig) -> list[str]:
+    """The swept settings in which two arms of one name differ."""
+    space = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
+    overrides = OverridesParser.create().parse_overrides([*space, *config.hydra.overrides.task])
+    arms = [o for o in overrides if _plain_override(o.input_line)[0].partition(".")[0] not in PLACES | {"seed", "name"}]
+    if any(override.is_sweep_override() and not override.is_discrete_sweep() for override in arms):
+        return sorted({o.key_or_group for o in arms if o.is_sweep_override()})  # a search has no list of arms
+    lines = BasicSweeper.split_arguments(arms, None)[0]
+    swept = {_plain_override(o.get_key_element())[0] for o in arms if o.is_discrete_sweep()}
+    named: dict[str, list[dict[str, str]]] = {}
+    for line in lines:
+        name = "" if len(lines) > _MOST_COMPOSED else _name_of(config, line)
+        named.setdefault(name, []).append({key: value for key, _, value in map(_plain_override, line)})
+    return sorted(key for key in swept if any(len({arm[key] for arm in arms}) > 1 for arms in named.values()))
+
+
+def _name_of(config: DictConfig, overrides: Sequence[str]) -> str:
+    """The name that one run of a sweep has."""
+    before = HydraConfig.instance().cfg
+    try:
+        composed = GlobalHydra.instance().config_loader().load_sweep_config(config, list(overrides))
+        HydraConfig.instance().set_config(composed)  # names refer to it
+        return str(composed.name)
+    finally:
+        HydraConfig.instance().cfg = before
 
 
 class FailedRuns(Callback):

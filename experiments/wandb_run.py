@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import logging
 import os
@@ -22,17 +23,18 @@ from experiments.redaction import redact, redact_arguments
 
 log = logging.getLogger(__name__)
 PACKAGES = ("retriever", "datamodules", "callbacks", "experiments")
+_LONGEST = 64  # characters of an arm's name there
 STEP = "trainer/global_step"  # by which Lightning's logger names the optimiser step
 
 
 @contextmanager
-def wandb_logger(config: DictConfig, folder: Path) -> Iterator[WandbLogger]:
+def wandb_logger(config: DictConfig, folder: Path, arm: str) -> Iterator[WandbLogger]:
     """Log to a new W&B run in the block, on the first rank; the run ends as failed where the block raises.
 
     It is online, or offline where no key is there or the server is out of reach. All files are below ``folder/wandb``.
     The id is kept in ``folder/wandb_id.txt``: a resumed run goes on under it.
     """
-    run = _started(config, folder)
+    run = _started(config, folder, arm)
     run.define_metric(STEP, hidden=True)
     # not "*" as Lightning does: it would win over val/* and dev/*, which the callback WandbReport defines
     for name in ("train/*", "diagnostics/*", "lr-*"):
@@ -77,16 +79,18 @@ def module_file(target: str) -> dict[str, Path]:
     return {f"own/{module.replace('.', '/')}.py": Path(origin)} if origin and origin.endswith(".py") else {}
 
 
-def _started(config: DictConfig, folder: Path) -> wandb.Run:
+def _started(config: DictConfig, folder: Path, arm: str) -> wandb.Run:
     options = config.logger.wandb
+    if len(arm) > _LONGEST:
+        arm = f"{arm[: _LONGEST - 9]} {hashlib.sha256(arm.encode()).hexdigest()[:8]}"
     arguments = {
-        "name": f"{config.name}-seed{config.seed}",
+        "name": f"{arm}-seed{config.seed}",
         "id": _run_id(folder, resumed=config.resume is not None),
         "resume": "allow",
         "project": options.project,
         "entity": options.entity,
         "group": config.group or folder.parent.name,
-        "job_type": config.name,
+        "job_type": arm,
         "tags": list(options.tags),
         "config": redact(OmegaConf.to_container(config, resolve=True)),
     }

@@ -513,3 +513,57 @@ def test_gain_at_home_and_loss_abroad_stand_side_by_side(
     results = find_runs([tmp_path / "sweep" / "1"])[0][tmp_path / "sweep" / "1"]
     assert overlap.keys() < judged.keys() and results["data"]["train_lists"] > 20
     assert comparison.clean["small"].queries == 20 - len(overlap)
+
+
+def test_runs_on_changed_files_are_no_seeds_of_one_arm(tmp_path):
+    def run(name, seed, lists="a" * 64, weights="c" * 64, **encoder):
+        config = {"name": "a", "encoder": encoder, "data": {"seed": seed}}
+        write_run(tmp_path / name, "a", seed, {"d": values(seed)}, config=config)
+        facts = {"inputs": {"lists/train.jsonl": lists, "corpus": "e"}, "weights": weights}
+        (tmp_path / name / "environment.json").write_text(json.dumps(facts))
+
+    def arms():
+        return {arm.name: arm.seeds for arm in compare([tmp_path])["d"]}
+
+    run("1", 1)
+    run("2", 2)
+    assert arms() == {"base": [], "a": [1, 2]}, "data.seed follows the seed"
+    run("3", 3, lists="b" * 64)
+    one, other = (f"a (inputs: lists/train.jsonl={letter * 8})" for letter in "ab")
+    assert arms() == {"base": [], one: [1, 2], other: [3]}
+    run("3", 3, weights="d" * 64)
+    assert arms() == {"base": [], "a (weights=cccccccc)": [1, 2], "a (weights=dddddddd)": [3]}
+    for seed in (1, 2, 3):  # LoRA's own weights are drawn by the seed
+        run(str(seed), seed, weights=str(seed) * 64, lora={"r": 4})
+    assert arms() == {"base": [], "a": [1, 2, 3]}
+
+
+def test_arms_are_called_as_their_sweep_called_them(tmp_path):
+    def run(name, seed, temperature, given, stated="a"):
+        config = {"name": stated, "module": {"temperature": temperature}, "temperatures": {"student": temperature}}
+        write_run(tmp_path / name, given, seed, {"d": values(seed)}, config=config)
+
+    def arms():
+        return {arm.name: arm.seeds for arm in compare([tmp_path])["d"]}
+
+    run("1", 1, 0.02, "a (temperatures.student=0.02)")
+    run("2", 2, 0.02, "a (temperatures.student=0.02)")
+    assert arms() == {"base": [], "a": [1, 2]}, "alone, it needs no more"
+    run("3", 1, 0.05, "a (temperatures.student=0.05)")
+    assert arms() == {"base": [], "a (temperatures.student=0.02)": [1, 2], "a (temperatures.student=0.05)": [1]}
+    run("4", 2, 0.05, "a")  # the same arm, run alone: what differs is looked up
+    assert arms() == {"base": [], "a (module.temperature=0.02)": [1, 2], "a (module.temperature=0.05)": [1, 2]}
+    run("5", 1, 0.1, "x", stated="a (module.temperature=0.02)")
+    assert list(arms())[1:] == [
+        "a (module.temperature=0.02) (named a)",
+        "a (module.temperature=0.05)",
+        "a (module.temperature=0.02) (named a (module.temperature=0.02))",
+    ]
+
+
+def test_an_arm_that_is_called_base_is_not_the_model_before_training(tmp_path):
+    write_run(tmp_path / "1", "base", 1, {"d": values(1)})
+    write_run(tmp_path / "2", "base of a", 1, {"d": values(2)})
+    comparison = compare([tmp_path])
+    assert [arm.name for arm in comparison["d"]] == ["base", "base (trained)", "base of a (trained)"]
+    assert comparison["d"][0].ndcg == pytest.approx(values(0).mean())

@@ -7,10 +7,16 @@ import sys
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
+from test_run import CONF
 
 from experiments import run as run_module
-from experiments.sweeps import ERROR_FILE, first_difference
+from experiments import sweeps
+from experiments.sweeps import ERROR_FILE, NameArms, arm_name, first_difference
 from retriever.module import RetrieverModule
 
 needs_optuna = pytest.mark.skipif(not importlib.util.find_spec("optuna"), reason="the extra 'sweep'")
@@ -170,3 +176,61 @@ def test_a_run_that_is_behind_is_pruned_and_recorded(sweep, steps):
     shutil.rmtree(sweep.folder)
     assert sweep(*options, "module.learning_rate=1e-9,1e-2") is None
     assert [r["pruned"] for r in results_of(sweep.folder).values()] == [False, False], "the better one is not"
+
+
+def named_arms(*arguments):
+    """The name that each run of a sweep gets."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        # as Hydra's own process has it: what is swept is no setting yet
+        plain = [o for o in arguments if not OverridesParser.create().parse_override(o).is_sweep_override()]
+        whole = compose("run", plain, return_hydra_config=True)
+        whole.hydra.overrides.task = list(arguments)
+        NameArms().on_multirun_start(whole)
+        given = OverridesParser.create().parse_overrides([*map("=".join, space(whole)), *arguments])
+        names = []
+        for overrides in BasicSweeper.split_arguments(given, None)[0]:
+            own = [*overrides, *(o for o in whole.hydra.overrides.hydra if o.startswith("hydra.callbacks"))]
+            config = compose("run", own, return_hydra_config=True)
+            HydraConfig.instance().set_config(config)
+            names.append(arm_name(config.name, config.hydra))
+    return names
+
+
+def space(config):
+    return [(key, str(value)) for key, value in (config.hydra.sweeper.get("params") or {}).items()]
+
+
+def test_arms_of_a_sweep_never_share_a_name(monkeypatch):
+    modules = "module=distillation,margin_mse"
+    grid = named_arms(modules, "module.temperature=0.02,0.05", "seed=1,2")
+    arms = [f"{m} (module.temperature={t})" for m in ("distillation", "margin_mse") for t in (0.02, 0.05)]
+    assert grid == [arm for arm in arms for _ in (1, 2)]
+    assert named_arms(modules, "seed=1") == ["distillation", "margin_mse"]
+    assert named_arms("seed=1,2", "output_dir=a,b") == ["combined"] * 4
+    stated = named_arms("name=mine", "module=distillation", "++data.batch_size=8,16", "trainer.max_epochs=3")
+    assert stated == ["mine (data.batch_size=8)", "mine (data.batch_size=16)"]
+    experiments = named_arms("+exp=scifact/infonce,scifact/combined")
+    assert experiments == ["infonce", "combined"]
+    assert named_arms("+exp=scifact/_base,scifact/combined") == [
+        "combined (exp=scifact/_base)",
+        "combined (exp=scifact/combined)",
+    ]
+    assert named_arms("+exp=paper/small_corpora") == ["passages_100", "passages_300", "passages_1000"]
+    paper = named_arms("+exp=paper/batch_size")
+    assert len(set(paper)) == 6 and paper[0] == "infonce (data.batch_size=16)"
+    assert named_arms("+exp=paper/batch_size", "data.batch_size=64") == ["infonce", "distillation"]
+    monkeypatch.setattr(sweeps, "_MOST_COMPOSED", 1)
+    many = named_arms(modules, "module.learning_rate=1e-5,2e-5")
+    assert many[0] == "distillation (module=distillation, module.learning_rate=1e-05)" and len(set(many)) == 4
+
+
+def test_a_sweeps_runs_are_recorded_under_their_arms_names(sweep):
+    arms = ["module=distillation", "module.temperature=0.02,0.05", "trainer.max_steps=1"]
+    assert sweep(*arms) is None
+    results = results_of(sweep.folder)
+    names = [f"distillation (module.temperature={t})" for t in (0.02, 0.05)]
+    assert [r["name"] for r in results.values()] == names
+    assert [folder[:23] for folder in results] == ["000_distillation_seed1_", "001_distillation_seed1_"], "as ever"
+    assert all(OmegaConf.load(sweep.folder / f / "config.yaml").name == "distillation" for f in results), "as given"
+    table = (sweep.folder / "comparison.md").read_text()
+    assert all(f"| {arm} | 1 |" in table for arm in names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ from retriever.errors import InputError, shown
 COSTS = ("wall_time_s", "peak_memory_bytes", "passages_encoded", "tokens_encoded")
 OTHER_COMMANDS = ("bench", "prepare")
 _AGAIN = "Run that experiment again, or leave it out."
-_NO_SETTINGS = PLACES | {"seed", "export"}
+_NO_SETTINGS = PLACES | {"seed", "export", "name"}
+_PLACES_WITHIN = {"output_dir", "cache_dir", "data_dir"}
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Run:
         folder: the run folder.
         results: of ``results.json``.
         config: of ``config.yaml``.
+        content: what the configuration names, by content: ``inputs: FILE`` and ``weights`` → hash, as far as
+            ``environment.json`` says; two runs of one configuration on changed files are no seeds of one arm.
         datasets: data set, as the comparison calls it → as the run does; other runs may use that name for a set over
             another corpus.
     """
@@ -43,12 +47,14 @@ class Run:
     folder: Path
     results: dict[str, Any]
     config: dict[str, Any]
+    content: dict[str, str]
     datasets: dict[str, str]
 
     @property
     def name(self) -> str:
-        """The arm's name, as the run was given it."""
-        return self.results["name"]
+        """The arm's name as it was given, without what a sweep has put behind it."""
+        name = self.config.get("name")
+        return name if isinstance(name, str) else self.results["name"]
 
     @property
     def seed(self) -> int:
@@ -210,7 +216,16 @@ def read_runs(finished: Mapping[Path, dict[str, Any]]) -> list[Run]:
         corpus = corpus_of(config, name)
         return name if corpus is None or len(corpora[name] - {None}) == 1 else f"{name} ({corpus})"
 
-    return [Run(f, results, c, {shown(c, name): name for name in results["datasets"]}) for f, results, c in read]
+    return [
+        Run(
+            folder,
+            results,
+            config,
+            _content(folder, config),
+            {shown(config, name): name for name in results["datasets"]},
+        )
+        for folder, results, config in read
+    ]
 
 
 def corpus_of(config: dict[str, Any], dataset: str) -> str | None:
@@ -239,13 +254,30 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 
 def _labels(runs: Sequence[Run]) -> list[str]:
     """Each run's name; where runs of one name differ in more than their seed, with the settings that differ."""
-    settings = [_settings(run.config) for run in runs]
-    labels = []
-    for run, own in zip(runs, settings, strict=True):
-        twins = [other for other, r in zip(settings, runs, strict=True) if r.name == run.name]
-        what = ", ".join(f"{key}={own.get(key)}" for key in _differing(twins))
-        labels.append(f"{run.name} ({what})" if what else run.name)
-    return labels
+    settings = [_settings(run.config) | run.content for run in runs]
+    of_name: dict[str, list[int]] = {}
+    for number, run in enumerate(runs):
+        of_name.setdefault(run.name, []).append(number)
+    labels = {}
+    for name, numbers in of_name.items():
+        arms = {number: str(sorted(settings[number].items())) for number in numbers}
+        given = {(arms[number], runs[number].results["name"]) for number in numbers}
+        differing = _differing([settings[number] for number in numbers])
+        if len(given) == len({name for _, name in given}) == len(set(arms.values())) > 1:  # as their sweep names them
+            labels |= {number: runs[number].results["name"] for number in numbers}
+        else:
+            what = {n: ", ".join(f"{key}={settings[n].get(key)}" for key in differing) for n in numbers}
+            labels |= {n: f"{name} ({what[n]})" if what[n] else name for n in numbers}
+    return _kept_apart([labels[number] for number in range(len(runs))], [run.name for run in runs])
+
+
+def _kept_apart(labels: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Labels that are neither those of models before training, nor those of another name's runs."""
+    found = [f"{label} (trained)" if re.match(r"base($| of )", label) else label for label in labels]
+    owners: dict[str, set[str]] = {}
+    for label, name in zip(found, names, strict=True):
+        owners.setdefault(label, set()).add(name)
+    return [f"{x} (named {name})" if len(owners[x]) > 1 else x for x, name in zip(found, names, strict=True)]
 
 
 def _differing(settings: Sequence[dict[str, Any]]) -> list[str]:
@@ -270,7 +302,28 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
             flat[prefix] = value
 
     flatten("", config)
-    return {key: value for key, value in flat.items() if not _NO_SETTINGS & {key.split(".")[0], key.split(".")[-1]}}
+    return {key: value for key, value in flat.items() if not _is_no_setting(key, value, config.get("seed"))}
+
+
+def _is_no_setting(key: str, value: Any, seed: Any) -> bool:
+    first, last = key.split(".")[0], key.split(".")[-1]
+    return first in _NO_SETTINGS or last in _PLACES_WITHIN or (last == "seed" and value == seed)
+
+
+def _content(folder: Path, config: dict[str, Any]) -> dict[str, str]:
+    """Hashes of what a run read; of weights, only where the seed has drawn none of them."""
+    path = folder / "environment.json"
+    if not path.is_file():
+        return {}
+    facts = read_json(path, _AGAIN)
+    inputs = facts.get("inputs") or {}
+    _require(path, "inputs", inputs, dict)
+    found = {f"inputs: {name}": str(digest)[:8] for name, digest in inputs.items()}
+    encoder = config.get("encoder") or {}
+    drawn = encoder.get("lora") is not None or "CrossEncoder" in str(encoder.get("_target_"))
+    if facts.get("weights") is not None and not drawn:
+        found["weights"] = str(facts["weights"])[:8]
+    return found
 
 
 def _expanded(paths: Iterable[str | Path]) -> list[Path]:
