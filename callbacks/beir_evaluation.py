@@ -20,6 +20,7 @@ from callbacks.block_search import search_and_score, trec_file
 from callbacks.scoring import METRICS, Run, mean_scores
 from datamodules.caches import cached_embeddings, cached_tokens, embed, token_range, update_with_tokens
 from datamodules.corpus import Corpus, EvaluationSet, find_dataset, find_file, load_corpus, load_evaluation_set
+from datamodules.datamodule import QueryListDataModule
 from datamodules.files import atomic_path, read_json, reserve, write_json
 from datamodules.held_out import held_out_set
 from datamodules.list_choice import chosen_lists
@@ -29,7 +30,7 @@ from datamodules.query_lists import open_query_lists
 from datamodules.sampled_corpus import Sample, SampleSpec, draw_sample, sampled_set, update_with_evaluation_set
 from retriever.encoding import device_of
 from retriever.errors import InputError, choose, require_positive, shown
-from retriever.module import RetrieverModule
+from retriever.module import RetrieverModule, Work
 from retriever.search import exact_search
 from retriever.sharding import gather_weights
 from retriever.tokens import TokenizedTexts
@@ -94,6 +95,7 @@ class BeirEvaluation(L.Callback):
     """
 
     module_class: type[L.LightningModule] = RetrieverModule
+    searches = True  # with embeddings of the corpora
     mismatch = "This evaluation searches with embeddings; a cross-encoder (module=reranker) needs evaluation=rerank."
     # of a data set, beside its path
     options: ClassVar[tuple[str, ...]] = ("split", "name", "queries", "lists", "types", "sample")
@@ -157,18 +159,62 @@ class BeirEvaluation(L.Callback):
         lists = chosen_lists(lists, f"evaluation.datasets: {spec['lists']}", spec.get("types"))
         return held_out_set(spec.get("name") or corpus.name, corpus, lists)
 
+    def open(self, module: L.LightningModule, data: QueryListDataModule) -> None:
+        """Take the queries that are those of dev lists from the data module, which must be open.
+
+        Raises:
+            InputError: a module that this evaluation does not evaluate, or no dev list has a query of the set.
+        """
+        if not isinstance(module, self.module_class):
+            raise InputError(self.mismatch)
+        for number, (spec, evaluated) in enumerate(zip(self.specs, self.data, strict=True)):
+            if spec.get("queries") == "dev":
+                self.data[number] = _only(evaluated, data.dev_query_ids(evaluated.corpus.name))
+
+    def describe(self) -> list[dict[str, Any]]:
+        """What is evaluated: of each set its name, corpus, passages and queries, where they come from, and a sample."""
+        return [
+            {
+                "name": data.name,
+                "corpus": data.corpus.name,
+                "passages": len(data.corpus),
+                "queries": len(data.queries),
+                "from": "dev lists" if spec.get("queries") == "dev" else spec.get("lists") or spec.get("split", "test"),
+                "sample": (spec.get("sample") or {}).get("size"),
+            }
+            for spec, data in zip(self.specs, self.data, strict=True)
+        ]
+
+    def work(self, module: RetrieverModule) -> dict[str, Work]:
+        """What is encoded and searched: ``base`` before training, each ``validation``, and what is left at the ``end``.
+
+        Passages that keep the base model's embeddings are not counted: they are encoded once.
+        """
+        found = {point: Work() for point in ("base", "validation", "end")}
+        searched: dict[int, int] = {}
+        for spec, data in zip(self.specs, self.data, strict=True):
+            queries, passages, sample = len(data.queries), len(data.corpus), _sample_spec(spec)
+            looked_at = passages if sample is None else min(passages, sample.size)
+            found["base"] += Work(queries=queries, products=queries * passages)
+            found["validation"] += Work(queries=queries, products=queries * looked_at)
+            # sets over one corpus share its embeddings, but for samples
+            searched[id(data.corpus) if sample is None else -len(searched) - 1] = looked_at
+            if sample is not None:  # the best and the last step, on the whole corpus
+                whole = Work(queries=queries, products=queries * passages)
+                whole += Work(passages=passages if module.train_passage_encoder else 0)
+                found["end"] += whole + whole
+        if module.train_passage_encoder:
+            found["validation"] += Work(passages=sum(searched.values()))
+        return found
+
     def setup(self, trainer: L.Trainer, pl_module: RetrieverModule, stage: str) -> None:
         """Tokenise and encode while the weights are the base model's: before a checkpoint is read.
 
         One set is tokenised while the one before it is encoded.
         """
-        if not isinstance(pl_module, self.module_class):
-            raise InputError(self.mismatch)
         if self._prepared:
             return
-        for number, (spec, data) in enumerate(zip(self.specs, self.data, strict=True)):
-            if spec.get("queries") == "dev":
-                self.data[number] = _only(data, trainer.datamodule.dev_query_ids(data.corpus.name))
+        self.open(pl_module, trainer.datamodule)
 
         def tokenize(data: EvaluationSet) -> PreparedSet:
             queries = cached_tokens(list(data.queries.values()), pl_module.encoder, "query", self.cache_dir)

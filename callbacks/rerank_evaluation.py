@@ -29,6 +29,7 @@ from retriever.cross_encoder import score_pairs
 from retriever.cross_encoder_module import CrossEncoderModule
 from retriever.encoder import TextEncoder
 from retriever.errors import InputError, require_positive
+from retriever.module import Work
 from retriever.printable import printable
 from retriever.search import exact_search
 
@@ -58,6 +59,7 @@ class RerankEvaluation(BeirEvaluation):
     """
 
     module_class = CrossEncoderModule
+    searches = False
     mismatch = "evaluation=rerank re-ranks by a cross-encoder; it needs module=reranker."
     options = ("split", "name", "queries")
 
@@ -83,6 +85,11 @@ class RerankEvaluation(BeirEvaluation):
         self.every_validation = every_validation
         self._candidates: dict[str, Hits] = {}
         self._latest: dict[str, Hits] = {}  # the candidates with the logits of the latest evaluation
+
+    def work(self, module: CrossEncoderModule) -> dict[str, Work]:
+        """See :class:`BeirEvaluation`; BM25 and the dense retriever are not counted."""
+        pairs = Work(pairs=self.depth * sum(len(data.queries) for data in self.data))
+        return {"base": Work(), "validation": pairs if self.every_validation else Work(), "end": pairs}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: CrossEncoderModule) -> None:
         """Nothing: the base is BM25, and an untrained head's order means nothing."""

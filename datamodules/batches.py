@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,24 +23,33 @@ _SPREADINGS = 8
 
 
 @dataclass(frozen=True)
-class ListSource:
-    """The lists of one file, ready for batches.
+class WeightedLists:
+    """The lists of one file that are used, and how often.
 
     Attributes:
         corpus: their corpus.
         lists: the lists; ``scores`` are normalised.
-        query_tokens: token ids of the queries.
-        passage_tokens: token ids of the whole corpus.
-        passage_embeddings: float32 [N, D] of the whole corpus where the passage encoder is frozen, else None.
         weights: float [number of lists], passes over each list per epoch.
     """
 
     corpus: Corpus
     lists: QueryLists
+    weights: np.ndarray
+
+
+@dataclass(frozen=True)
+class ListSource(WeightedLists):
+    """The lists of one file, ready for batches.
+
+    Attributes:
+        query_tokens: token ids of the queries.
+        passage_tokens: token ids of the whole corpus.
+        passage_embeddings: float32 [N, D] of the whole corpus where the passage encoder is frozen, else None.
+    """
+
     query_tokens: TokenizedTexts
     passage_tokens: TokenizedTexts
     passage_embeddings: np.ndarray | None
-    weights: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,7 @@ class BatchSampler(Sampler[Draw]):
 
     def __init__(
         self,
-        sources: list[ListSource],
+        sources: Sequence[WeightedLists],
         batch_size: int,
         seed: int,
         order: str | None = "shuffle",
@@ -110,6 +119,24 @@ class BatchSampler(Sampler[Draw]):
             if len(places) < self.world_size:
                 raise InputError(f"A batch has {len(places)} lists, fewer than the {self.world_size} ranks.")
             yield Draw(places[self.rank :: self.world_size], (self.seed, self.epoch, number, self.rank))
+
+    def distinct_passages(self, list_length: int, batches: int | None = None) -> np.ndarray:
+        """Count the distinct passages of each batch's lists, the first ``list_length`` of each list; int64 [batches].
+
+        Args:
+            list_length: candidates of a list, at most.
+            batches: so many batches, the first ones of this epoch; None counts in all.
+        """
+        counts = []
+        for places in self._batches()[:batches]:
+            rows = []
+            for number in np.unique(places[:, 0]):
+                lists, at = self.sources[number].lists, places[places[:, 0] == number, 1]
+                taken, offsets = ragged_take(lists.rows, lists.offsets, at)
+                lengths = np.diff(offsets)
+                rows.append(taken[np.arange(len(taken)) - np.repeat(offsets[:-1], lengths) < list_length])
+            counts.append(len(np.unique(np.concatenate(rows))))
+        return np.array(counts, np.int64)
 
     def _batches(self) -> list[np.ndarray]:
         random = np.random.default_rng((self.seed, self.epoch))

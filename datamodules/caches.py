@@ -42,17 +42,33 @@ def cached_tokens(texts: Sequence[str], encoder: TextEncoder, kind: str, cache_d
     Returns:
         Ids as uint16 where no token has a higher one than 65,535, else as int32.
     """
-    # a vocabulary may have gaps, so its size says too little
-    dtype = np.dtype(np.uint16 if max(encoder.tokenizer.get_vocab().values()) < 2**16 else np.int32)
-    digest = hashlib.sha256(f"{dtype} {_tokenizer_fingerprint(encoder, kind)}".encode())
-    update_digest(digest, texts)
-    folder = Path(cache_dir) / "tokens" / digest.hexdigest()[:32]
+    folder, dtype = _tokens_folder(texts, encoder, kind, cache_dir)
     if not _is_whole(folder, dtype):
         _tokenize_blocks(texts, encoder, kind, folder, dtype)
         with FileLock(folder / "lock"):
             if not _is_whole(folder, dtype):
                 _merge_tokens(folder, -(-len(texts) // _TEXT_BLOCK), dtype)
     _drop_blocks(folder)
+    return _open_tokens(folder, dtype)
+
+
+def find_tokens(texts: Sequence[str], encoder: TextEncoder, kind: str, cache_dir: str | Path) -> TokenizedTexts | None:
+    """What :func:`cached_tokens` would find in the cache; None where it would tokenise."""
+    folder, dtype = _tokens_folder(texts, encoder, kind, cache_dir)
+    return _open_tokens(folder, dtype) if _is_whole(folder, dtype) else None
+
+
+def _tokens_folder(
+    texts: Sequence[str], encoder: TextEncoder, kind: str, cache_dir: str | Path
+) -> tuple[Path, np.dtype]:
+    # a vocabulary may have gaps, so its size says too little
+    dtype = np.dtype(np.uint16 if max(encoder.tokenizer.get_vocab().values()) < 2**16 else np.int32)
+    digest = hashlib.sha256(f"{dtype} {_tokenizer_fingerprint(encoder, kind)}".encode())
+    update_digest(digest, texts)
+    return Path(cache_dir) / "tokens" / digest.hexdigest()[:32], dtype
+
+
+def _open_tokens(folder: Path, dtype: np.dtype) -> TokenizedTexts:
     offsets = np.load(folder / "offsets.npy", mmap_mode="r")
     return TokenizedTexts(np.memmap(folder / "ids.bin", dtype, "r") if offsets[-1] else np.zeros(0, dtype), offsets)
 
@@ -130,14 +146,23 @@ def cached_embeddings(
     Returns:
         [N, D] of ``dtype``, memory-mapped, read-only.
     """
-    digest = hashlib.sha256(f"{encoder.fingerprint()} {_precision(encoder)} {dtype}".encode())
-    update_with_tokens(digest, tokens)
-    folder = Path(cache_dir) / "embeddings" / digest.hexdigest()[:32]
-    whole = folder / "embeddings.npy"
+    whole = _embeddings_file(tokens, encoder, cache_dir, dtype)
+    folder = whole.parent
     if not whole.is_file():
         _encode_in_blocks(tokens, encoder, folder, whole, token_budget, title, np.dtype(dtype))
     _drop_blocks(folder)
     return np.load(whole, mmap_mode="r")
+
+
+def has_embeddings(tokens: TokenizedTexts, encoder: TextEncoder, cache_dir: str | Path, dtype: str = "float32") -> bool:
+    """Whether :func:`cached_embeddings` would find all of them in the cache."""
+    return _embeddings_file(tokens, encoder, cache_dir, dtype).is_file()
+
+
+def _embeddings_file(tokens: TokenizedTexts, encoder: TextEncoder, cache_dir: str | Path, dtype: str) -> Path:
+    digest = hashlib.sha256(f"{encoder.fingerprint()} {_precision(encoder)} {dtype}".encode())
+    update_with_tokens(digest, tokens)
+    return Path(cache_dir) / "embeddings" / digest.hexdigest()[:32] / "embeddings.npy"
 
 
 def embed(

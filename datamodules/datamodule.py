@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from torch.utils.data import DataLoader
 
-from datamodules.batches import CANDIDATES, ORDERS, BatchSampler, ListBatches, ListSource
+from datamodules.batches import CANDIDATES, ORDERS, BatchSampler, ListBatches, ListSource, WeightedLists
 from datamodules.caches import cached_embeddings, cached_tokens
 from datamodules.corpus import Corpus, EvaluationSet, find_dataset, find_file, load_corpus, load_evaluation_set
 from datamodules.leakage import count_reasons, find_leaks
@@ -170,14 +170,24 @@ class QueryListDataModule(L.LightningDataModule):
         self.report: dict[str, Any] = {}
         self._done: tuple[int, int] | None = None
         self._sampler: BatchSampler | None = None
+        self.train_lists: list[WeightedLists] = []
+        self.dev_lists: list[WeightedLists] = []
         self._train: list[ListSource] = []
         self._dev: list[ListSource] = []
         self._corpora: dict[str, Corpus] = {}
         self._encoded: dict[str, tuple[TokenizedTexts, np.ndarray | None]] = {}
 
     def setup(self, stage: str | None = None) -> None:
-        """Open, check, guard, split, normalise and tokenise; once, whatever the stage."""
+        """Open the lists and tokenise; encode passages where they are frozen. Once, whatever the stage."""
         if self._train:
+            return
+        self.open()
+        self._train = [self._source(lists) for lists in self.train_lists]
+        self._dev = [self._source(lists) for lists in self.dev_lists]
+
+    def open(self) -> None:
+        """Open, check, guard, split and normalise the lists, once; nothing is tokenised or encoded."""
+        if self.train_lists:
             return
         train = [self._open(spec, _ONLY_TRAIN) for spec in self.train_files]
         if self.dev_files is None:
@@ -203,11 +213,11 @@ class QueryListDataModule(L.LightningDataModule):
                 "splits off none: name a file of dev lists in data.dev. Else see what the leak guard left out, above."
             )
         self._say_where_lists_are_short([lists for _, _, lists in train])
-        self._train = [self._source(*part) for part in train if len(part[2])]
-        self._dev = [self._source(*part) for part in dev if len(part[2])]
-        self.report["train_lists"] = sum(len(s.lists) for s in self._train)
-        self.report["dev_lists"] = sum(len(s.lists) for s in self._dev)
-        self.report["teachers"] = [s.lists.metadata.get("teacher") for s in self._train]
+        self.train_lists = [self._weighted(*part) for part in train if len(part[2])]
+        self.dev_lists = [self._weighted(*part) for part in dev if len(part[2])]
+        self.report["train_lists"] = sum(len(s.lists) for s in self.train_lists)
+        self.report["dev_lists"] = sum(len(s.lists) for s in self.dev_lists)
+        self.report["teachers"] = [s.lists.metadata.get("teacher") for s in self.train_lists]
         self.report["files"] = [_about("train", *p) for p in train] + [_about("dev", *p) for p in dev]
 
     def _say_where_lists_are_short(self, train: Sequence[QueryLists]) -> None:
@@ -226,7 +236,7 @@ class QueryListDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """One item is one batch of this rank."""
-        loader = self._loader(self._train, self.order)
+        loader = self._loader(self._train, train=True)
         sampler: BatchSampler = loader.sampler
         sampler.done = self._done
         self._sampler = sampler
@@ -245,34 +255,41 @@ class QueryListDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """The dev lists in their order, each once."""
-        return self._loader(self._dev, None)
+        return self._loader(self._dev, train=False)
 
     def dev_query_ids(self, corpus: str) -> list[str]:
         """Ids of the dev queries of a corpus."""
-        return [q for s in self._dev if s.corpus.name == corpus for q in s.lists.query_ids.to_pylist()]
+        return [q for s in self.dev_lists if s.corpus.name == corpus for q in s.lists.query_ids.to_pylist()]
 
     def overlap(self, data: EvaluationSet) -> dict[str, str]:
         """Evaluation queries that training comes close to, see :func:`~datamodules.overlap.find_overlap`."""
-        return find_overlap(data, self._train)
+        return find_overlap(data, self.train_lists)
 
-    def _loader(self, sources: list[ListSource], order: str | None) -> DataLoader:
+    def sampler(
+        self, train: bool, rank: int = 0, world_size: int = 1, gather_shared: bool | None = None
+    ) -> BatchSampler:
+        """Which lists a rank's batches hold, of train or of dev; ``gather_shared`` as the settings say, or another."""
+        return BatchSampler(
+            self.train_lists if train else self.dev_lists,
+            self.batch_size if train else DEV_BATCH_SIZE,
+            self.seed,
+            self.order if train else None,
+            rank=rank,
+            world_size=world_size,
+            gather_shared=self.gather_shared if gather_shared is None else gather_shared,
+        )
+
+    def _loader(self, sources: list[ListSource], train: bool) -> DataLoader:
         trainer, module = self.trainer, getattr(self.trainer, "lightning_module", None)
         dataset = ListBatches(
             sources,
             self.list_length,
-            self.candidates if order else "top",
+            self.candidates if train else "top",
             with_labels=getattr(module, "uses_labels", True),
             all_labels=getattr(module, "uses_all_labels", False),
         )
-        sampler = BatchSampler(
-            sources,
-            self.batch_size if order else DEV_BATCH_SIZE,
-            self.seed,
-            order,
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
-            gather_shared=self.gather_shared,
-        )
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        sampler = self.sampler(train, rank, world_size)
         return _ThreadedLoader(dataset, sampler, self.num_workers)
 
     def _open(self, spec: Mapping, options: Sequence[str] = ()) -> _Part:
@@ -388,7 +405,7 @@ class QueryListDataModule(L.LightningDataModule):
         """What a file's ``types`` and ``draw`` take of the lists that are left."""
         return chosen_lists(lists, f"data.train: {spec['path']}", spec.get("types"), spec.get("draw"), self.seed)
 
-    def _source(self, spec: Mapping, corpus: Corpus, lists: QueryLists) -> ListSource:
+    def _weighted(self, spec: Mapping, corpus: Corpus, lists: QueryLists) -> WeightedLists:
         types, groups = by_type(lists)
         weight = spec.get("weight", 1.0)
         passes = {t: float(weight.get(t, 0.0) if isinstance(weight, Mapping) else weight) for t in types}
@@ -397,14 +414,17 @@ class QueryListDataModule(L.LightningDataModule):
                 choose(f"data.train: weight of {spec['path']}: the query type", named, types)
         if min(passes.values()) < 0:
             raise InputError(f"data.train: a weight of {spec['path']} is negative ({passes}).")
-        tokens, embeddings = self._passages(corpus)
+        return WeightedLists(corpus, lists, np.array([passes[t] for t in types])[groups])
+
+    def _source(self, part: WeightedLists) -> ListSource:
+        tokens, embeddings = self._passages(part.corpus)
         return ListSource(
-            corpus=corpus,
-            lists=lists,
-            query_tokens=cached_tokens(lists.queries, self.encoder, "query", self.cache_dir),
+            corpus=part.corpus,
+            lists=part.lists,
+            weights=part.weights,
+            query_tokens=cached_tokens(part.lists.queries, self.encoder, "query", self.cache_dir),
             passage_tokens=tokens,
             passage_embeddings=embeddings,
-            weights=np.array([passes[t] for t in types])[groups],
         )
 
     def _passages(self, corpus: Corpus) -> tuple[TokenizedTexts, np.ndarray | None]:
@@ -433,5 +453,6 @@ def _about(part: str, spec: Mapping, corpus: Corpus, lists: QueryLists) -> dict[
         "lists": len(lists),
         "weight": spec.get("weight", 1.0),
         "types": dict(zip(types, np.bincount(groups, minlength=len(types)).tolist(), strict=True)),
+        "candidates": [int(f(np.diff(lists.offsets))) for f in (np.min, np.median, np.max)] if len(lists) else [0] * 3,
         "teacher": lists.metadata.get("teacher"),
     }

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from datamodules.batches import ListSource
+from datamodules.batches import WeightedLists
 from datamodules.corpus import EvaluationSet
 from datamodules.leakage import Leak, find_leaks
 
@@ -14,7 +14,7 @@ NEARLY_EQUAL = 0.6  # not the guard's setting: a report's rule is one for all ru
 _BLOCK = 20_000
 
 
-def find_overlap(data: EvaluationSet, sources: Sequence[ListSource]) -> dict[str, str]:
+def find_overlap(data: EvaluationSet, sources: Sequence[WeightedLists]) -> dict[str, str]:
     """Evaluation queries that share a relevant passage with, or nearly equal, a query that is trained on.
 
     The rules are those of :func:`~datamodules.leakage.find_leaks`, but every list with a positive weight counts,
@@ -51,5 +51,5 @@ def _shares(reason: str) -> bool:
     return reason.startswith("shares")
 
 
-def _sentence(leak: Leak, source: ListSource) -> str:
+def _sentence(leak: Leak, source: WeightedLists) -> str:
     return f"{leak.reason} the train query {leak.evaluation_query} of {source.lists.source.name}"

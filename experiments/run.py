@@ -46,6 +46,7 @@ from experiments.comparison.tables import compare
 from experiments.first_rank import of_first_rank
 from experiments.hydra_errors import run_kindly
 from experiments.repeat import as_typed, input_hashes, save_config, start_from_run, warn_of_changes
+from experiments.run_plan import print_plan, run_plan
 from experiments.sweeps import arm_name, run_of_sweep
 from retriever.errors import choose
 
@@ -80,9 +81,14 @@ def train(config: DictConfig, folder: Path, arm: str | None = None) -> dict:
         enable_checkpointing=config.save_checkpoints,
         plugins=[*instantiate(config.trainer.get("plugins") or [], _convert_="all"), AtomicCheckpoints(), *_slurm()],
     )
+    facts = _record_start(config, folder, trainer, encoder) if trainer.is_global_zero else {}
+    data.open()
+    evaluation.open(module, data)
     with ExitStack() as stack:
         if trainer.is_global_zero:
-            _record_start(config, folder, trainer, encoder)
+            plan = run_plan(config, trainer, module, data, evaluation, checkpoint)
+            print_plan(plan)
+            write_json(folder / "environment.json", facts | {"plan": plan})
             _tidy(folder, checkpoint)
             if config.logger.wandb is not None:
                 from experiments.wandb_run import wandb_logger  # the import takes a second
@@ -208,8 +214,8 @@ def _tidy(folder: Path, checkpoint: Path | None) -> None:
         checkpoint.with_name(LAST).unlink(missing_ok=True)
 
 
-def _record_start(config: DictConfig, folder: Path, trainer: L.Trainer, encoder: torch.nn.Module) -> None:
-    """Write the configuration, and what it is run on; say what has changed since the run that it goes back to."""
+def _record_start(config: DictConfig, folder: Path, trainer: L.Trainer, encoder: torch.nn.Module) -> dict[str, Any]:
+    """Write the configuration, and what it is run on, which is returned; say what has changed since an earlier run."""
     facts = environment(trainer.strategy.root_device) | {
         "ranks": trainer.world_size,
         "inputs": input_hashes(config),
@@ -219,6 +225,7 @@ def _record_start(config: DictConfig, folder: Path, trainer: L.Trainer, encoder:
         warn_of_changes(Path(config.repeats or config.resume), facts)
     save_config(config, folder)
     write_json(folder / "environment.json", facts)
+    return facts
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="run")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics.retrieval import RetrievalMRR, RetrievalNormalizedDCG
@@ -13,7 +14,7 @@ from retriever.batch import RetrievalBatch
 from retriever.cross_encoder import CrossEncoder, score_pairs
 from retriever.errors import InputError, require_positive
 from retriever.losses import listwise_cross_entropy, listwise_distillation
-from retriever.module import TEACHER_TEMPERATURE, Encoded, QueryListModule
+from retriever.module import TEACHER_TEMPERATURE, Encoded, QueryListModule, Work
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,20 @@ class CrossEncoderModule(QueryListModule):
     def dev_metrics(self) -> list[str]:
         """See :class:`QueryListModule`."""
         return ["loss", *(("ranking", "distillation") if self.distillation_weight else ()), "ndcg@10", "mrr"]
+
+    def work(self, lists: float, passages: float, labels: float, dev: bool = False) -> Work:
+        """See :class:`QueryListModule`."""
+        return Work(pairs=lists * (labels + (self.dev_negatives if dev else self.negatives)))
+
+    def encode_some(
+        self, kind: str, queries: Sequence[str], passages: Sequence[str]
+    ) -> tuple[np.ndarray, Callable[[np.ndarray], Tensor]]:
+        """See :class:`QueryListModule`."""
+        texts = self.encoder.tokenize(queries, "query"), self.encoder.tokenize(passages, "passage")
+        lengths = self.encoder.pairs(*texts, *[np.arange(len(queries))] * 2).tokens.lengths
+        return lengths, lambda rows: score_pairs(
+            self.encoder, self.encoder.pairs(*texts, rows, rows), self.token_budget
+        )
 
     def losses(self, batch: RetrievalBatch) -> dict[str, Tensor]:
         """The losses on freshly drawn negatives."""

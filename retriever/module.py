@@ -8,6 +8,7 @@ from functools import partial
 from typing import NamedTuple
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics.retrieval import RetrievalNormalizedDCG
@@ -54,6 +55,19 @@ class Encoded(NamedTuple):
     tokens: int = 0
 
 
+class Work(NamedTuple):
+    """Numbers of texts to encode, of pairs to score, and of inner products of a query and a passage in a search."""
+
+    queries: float = 0
+    passages: float = 0
+    pairs: float = 0
+    products: float = 0
+
+    def __add__(self, other: Work) -> Work:  # type: ignore[override]
+        """The sums."""
+        return Work(*map(sum, zip(self, other, strict=True)))
+
+
 class QueryListModule(L.LightningModule):
     """Optimiser, schedule, rank weights and logging of whatever is trained on batches of query lists.
 
@@ -61,6 +75,7 @@ class QueryListModule(L.LightningModule):
 
     Attributes:
         encoded_in_step: what all ranks together encoded in the last training step.
+        trained_side: what learns, in words.
 
     Args:
         encoder: what is trained.
@@ -74,6 +89,7 @@ class QueryListModule(L.LightningModule):
             which costs no memory. More of them save time where there is memory.
     """
 
+    trained_side = "pairs of query and passage"
     train_passage_encoder = True
     uses_labels = False  # batches then hold one labelled positive of each query
     uses_all_labels = False  # and here all of them
@@ -183,6 +199,32 @@ class QueryListModule(L.LightningModule):
         """Names, without ``dev/``, that a validation logs; None where that is not known before one."""
         return None
 
+    def work(self, lists: float, passages: float, labels: float, dev: bool = False) -> Work:
+        """What a batch has encoded.
+
+        Args:
+            lists: of the batch.
+            passages: distinct passages in them.
+            labels: labelled positives of a list, in the mean.
+            dev: whether it is a batch of dev lists.
+        """
+        raise NotImplementedError
+
+    def encode_some(
+        self, kind: str, queries: Sequence[str], passages: Sequence[str]
+    ) -> tuple[np.ndarray, Callable[[np.ndarray], Tensor]]:
+        """Prepare texts as a step would encode them, to see how long that takes.
+
+        Args:
+            kind: ``queries``, ``passages`` or ``pairs``, whichever :meth:`work` counts.
+            queries: some texts.
+            passages: as many.
+
+        Returns:
+            Tokens of each text or pair, int64 [n]; and what encodes those in ``rows``.
+        """
+        raise NotImplementedError
+
     def rank_weight(self, batch: RetrievalBatch) -> float:
         """This rank's share of the step's queries × the number of ranks.
 
@@ -290,6 +332,25 @@ class RetrieverModule(QueryListModule):
         except Exception:  # an objective of a user's that cannot do without a real batch
             return None
         return [*parts, "kl", "top1_agreement", "teacher_ndcg@10"]
+
+    @property
+    def trained_side(self) -> str:
+        """See :class:`QueryListModule`."""
+        if self.train_passage_encoder:
+            return "queries and passages"
+        return "queries alone; passages keep the base model's embeddings (index-preserving)"
+
+    def work(self, lists: float, passages: float, labels: float, dev: bool = False) -> Work:
+        """See :class:`QueryListModule`."""
+        return Work(queries=lists, passages=passages if self.train_passage_encoder else 0)
+
+    def encode_some(
+        self, kind: str, queries: Sequence[str], passages: Sequence[str]
+    ) -> tuple[np.ndarray, Callable[[np.ndarray], Tensor]]:
+        """See :class:`QueryListModule`."""
+        queried = kind == "queries"
+        tokens = self.encoder.tokenize(queries if queried else passages, "query" if queried else "passage")
+        return tokens.lengths, lambda rows: self.encode(tokens.select(rows))
 
     def encode_batch(self, batch: RetrievalBatch) -> EncodedBatch:
         """Embed the queries and, unless their embeddings are given, the distinct passages, in one schedule."""

@@ -17,7 +17,7 @@ from wandb_files import offline_records
 
 from callbacks.run_record import read_results
 from callbacks.statistics import holm, paired_test
-from datamodules.batches import ListSource
+from datamodules.batches import WeightedLists
 from datamodules.corpus import SHIPPED, load_evaluation_set, load_qrels, load_queries
 from datamodules.overlap import find_overlap
 from datamodules.query_lists import open_query_lists, read_query_lists
@@ -442,7 +442,7 @@ def test_overlap_counts_synthetic_lists_and_equals_brute_force(scifact, tmp_path
     for kind in ("claim", "human"):
         lists, _ = open_query_lists(SHIPPED / "scifact" / "lists" / f"{kind}.train.parquet", corpus, tmp_path)
         weights = (np.arange(len(lists)) % 3 > 0).astype(float)  # every third is never drawn
-        sources.append(ListSource(corpus, lists, None, None, None, weights))
+        sources.append(WeightedLists(corpus, lists, weights))
         used += [x for x, w in zip(read_query_lists(lists.source), weights, strict=True) if w]
     found = find_overlap(test, sources)
     trained = {p for x in used for p in x.positive_ids}

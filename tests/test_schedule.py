@@ -1,5 +1,7 @@
 """The learning rate, against plain formulas."""
 
+from itertools import pairwise
+
 import pytest
 
 from retriever.schedule import default_warmup, learning_rate_factor
@@ -16,7 +18,7 @@ def test_the_papers_schedule_is_a_line_to_zero_held_at_a_tenth(warmup, total):
 def test_a_line_to_the_floor_reaches_it_at_the_last_step():
     factors = [learning_rate_factor(step, 4, 24, 0.1) for step in range(24)]
     assert factors[:4] == [0.25, 0.5, 0.75, 1.0] and factors[-1] == pytest.approx(0.1)
-    steps = [a - b for a, b in zip(factors[3:], factors[4:], strict=False)]
+    steps = [a - b for a, b in pairwise(factors[3:])]
     assert steps == pytest.approx([0.9 / 20] * 20)
     held = [learning_rate_factor(step, 4, 24, 0.1, "to_zero") for step in range(24)]
     assert held[:4] == factors[:4] and held[21:] == [0.1, 0.1, 0.1] and held[20] > 0.1

@@ -60,7 +60,7 @@ class Lists:
         for number, path in enumerate(files):
             lists, _ = open_query_lists(find_file(path), self.corpus, cache_dir)
             tokens = cached_tokens(lists.queries, encoder, "query", cache_dir)
-            self.sources.append(ListSource(self.corpus, lists, tokens, passages, None, np.ones(len(lists))))
+            self.sources.append(ListSource(self.corpus, lists, np.ones(len(lists)), tokens, passages, None))
             long_enough = random.permutation(np.flatnonzero(np.diff(lists.offsets) >= list_length))
             places.append(np.stack([np.full(len(long_enough), number), long_enough], 1))
         self.places = np.concatenate(places)
