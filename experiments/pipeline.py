@@ -80,6 +80,8 @@ class Pipeline:
         """Run what is left, as far as asked; return whether all of it is done (False: other processes have blocks)."""
         shard, work = Shard.parse(self.config.shard), Path(self.config.work)
         self._check()
+        for subject, text in self.describe().items():
+            log.info("%s: %s", subject, text)
         for name in self.names:
             stage = getattr(self, f"_{name}")()
             if self.config.stage not in (None, name):
@@ -130,6 +132,36 @@ class Pipeline:
         for setting, retrievers in named.items():
             for retriever in retrievers:
                 choose(f"{setting}: the retriever", retriever, self.config.mine.retrievers)
+
+    def describe(self) -> dict[str, str]:
+        """Subject → what this pipeline runs on and with, as far as its stages need it."""
+        config, names = self.config, self.names
+        groups = [
+            f"{name} ({', '.join(str(v) for k, v in options.items() if k in ('source', 'split', 'path'))})"
+            for name, options in self.groups.items()
+        ]
+        lines = {
+            "corpus": f"{self.corpus.name} ({self._folder}), {len(self.corpus):,} passages",
+            "queries": ", ".join(groups),
+            "stages": ", ".join(names),
+        }
+        if "generate" in names:
+            settings = self._engine.settings()
+            lines["generator"] = (
+                f"{settings.get('model')}, by {settings.get('engine')}, sampling {settings['sampling']}"
+            )
+        if "mine" in names:
+            for name, retriever in self._retrievers.items():
+                lines[f"retriever {name}"] = retriever.describe()
+        if "score" in names:
+            made = self._teacher.members if isinstance(self._teacher, Ensemble) else {"": self._teacher}
+            for name, teacher in made.items():
+                facts = {k: v for k, v in teacher.provenance().items() if k != "weights" or isinstance(v, dict)}
+                lines[f"teacher {name}".strip()] = ", ".join(f"{k} {v}" for k, v in facts.items() if v is not None)
+        if "split" in names and config.split.leak_guard != "off":
+            sets = [f"{data.name} ({len(data.queries):,} queries)" for data, _ in self._evaluation_sets]
+            lines["leak guard"] = f"protects {', '.join(sets) or 'nothing'}"
+        return lines
 
     def judged_groups(self) -> dict[str, str]:
         """Group → split, for groups of judged queries."""

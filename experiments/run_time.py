@@ -19,7 +19,7 @@ from retriever.module import QueryListModule, Work
 from retriever.search import exact_search
 
 _SAMPLE = 256  # texts whose lengths speak for all
-_MEASURED = 0.3  # seconds that a measurement should last
+_MEASURED = 0.25  # seconds that a measurement should last
 _BATCHES = 4  # whose distinct passages speak for all
 _RANGE = 0.8, 1.35  # what runs took of their estimate: see tests/test_run_plan.py
 
@@ -91,7 +91,7 @@ def estimate(
 
     meter = _Meter(trainer, module, data)
     corpora = _uncached(trainer, module, data, evaluation, meter)
-    tokens = sum(meter.tokens(kind) * count for kind, count in step._asdict().items() if kind != "products")
+    tokens = meter.tokens(step)
     kept = module.token_budget if module.kept_tokens is None else module.kept_tokens
     passes = 2 + trained_share + max(0.0, 1 - kept * trainer.world_size / max(1, tokens))
     return Estimate(
@@ -121,9 +121,9 @@ class _Meter:
         counts = {kind: count for kind, count in work._asdict().items() if count}
         return sum(self._of(kind)[0] * count for kind, count in counts.items()) / self.trainer.world_size
 
-    def tokens(self, kind: str) -> float:
-        """Mean tokens of a text or pair."""
-        return self._of(kind)[1]
+    def tokens(self, work: Work) -> float:
+        """How many are encoded, of all ranks."""
+        return sum(self._of(kind)[1] * count for kind, count in work._asdict().items() if count)
 
     def _of(self, kind: str) -> tuple[float, float]:
         """Seconds and tokens of one."""
@@ -147,11 +147,13 @@ class _Meter:
                     start = min(max(0, middle - size // 2), len(order) - size)
                     return order[start : start + size]
 
-                # the first call also allocates and chooses kernels
-                count, seconds = 1, self._timed(lambda: encode(window(1)))
-                while seconds < _MEASURED and count < most:
-                    count = min(most, max(2, int(count * min(16.0, _MEASURED / max(seconds, 1e-4)))))
-                    seconds = self._timed(lambda: encode(window(count)))  # noqa: B023
+                count, seconds = 1, 0.0
+                for goal in (0.0, _MEASURED / 4, _MEASURED):  # the first call also allocates and chooses kernels
+                    if seconds < goal:
+                        count = min(most, max(2, int(count * goal / max(seconds, 1e-4))))
+                    if seconds <= goal:
+                        rows = window(count)
+                        seconds = self._timed(lambda: encode(rows))  # noqa: B023
                 return seconds / lengths[window(count)].sum() * lengths.mean(), float(lengths.mean())
         finally:
             encoder.train(training)

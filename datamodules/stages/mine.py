@@ -17,6 +17,7 @@ from datamodules.mining import Hits, bm25_search, fuse_ranks, fuse_scores
 from datamodules.parquet_files import read_parquet
 from datamodules.stages.stage import Output, Stage, table_writer
 from retriever.encoder import TextEncoder
+from retriever.encoding import device_of
 from retriever.errors import InputError, choose, require_positive
 from retriever.search import exact_search, merge_hits
 
@@ -32,6 +33,10 @@ class Retriever(ABC):
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """JSON values that decide the hits."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """What it is, in words."""
 
     @abstractmethod
     def parts(self, passages: int) -> list[range]:
@@ -51,6 +56,10 @@ class Bm25(Retriever):
     def settings(self) -> dict[str, Any]:
         """See :class:`Retriever`."""
         return {"bm25": self.options}
+
+    def describe(self) -> str:
+        """See :class:`Retriever`."""
+        return f"BM25, {', '.join(f'{name} {value}' for name, value in self.options.items())}"
 
     def parts(self, passages: int) -> list[range]:
         """See :class:`Retriever`."""
@@ -93,6 +102,15 @@ class Dense(Retriever):
         spec = self.encoder.spec
         lengths = [spec.query_prompt, spec.passage_prompt, spec.query_max_length, spec.passage_max_length]
         return {"encoder": self.encoder.fingerprint(), "prompts_and_lengths": lengths, "chunk": self.chunk}
+
+    def describe(self) -> str:
+        """See :class:`Retriever`."""
+        encoder, spec = self.encoder, self.encoder.spec
+        return (
+            f"{encoder.name}, from {getattr(encoder, 'origin', encoder.name)}, {encoder.dimension} dimensions, pooling {spec.pooling}, prompts "
+            f"{spec.query_prompt!r} and {spec.passage_prompt!r}, at most {spec.query_max_length} tokens of a query and "
+            f"{spec.passage_max_length} of a passage, on {device_of(encoder)}"
+        )
 
     def parts(self, passages: int) -> list[range]:
         """See :class:`Retriever`."""
