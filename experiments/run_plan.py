@@ -53,8 +53,6 @@ def run_plan(
     steps = Steps.of(trainer, len(data.sampler(train=True, world_size=trainer.world_size, gather_shared=False)), done)
     trained = _trained(config, module)
     return {
-        "name": config.name,
-        "seed": config.seed,
         "resumes": str(checkpoint) if checkpoint else None,
         "repeats": config.repeats,
         "model": _model(module.encoder),
@@ -94,7 +92,7 @@ def _model(encoder: torch.nn.Module) -> dict[str, Any]:
     plain = backbone.get_base_model() if hasattr(backbone, "get_base_model") else backbone  # within adapters
     return {
         "name": encoder.name,
-        "origin": getattr(encoder, "origin", encoder.name),
+        "origin": encoder.origin,
         "architecture": type(plain).__name__,
         "layers": getattr(plain.config, "num_hidden_layers", None),
         "width": getattr(plain.config, "hidden_size", None),
@@ -200,9 +198,9 @@ def plan_lines(plan: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _model_line(model: Mapping[str, Any]) -> str:
-    origin = "" if model["origin"] == model["name"] else f", from {model['origin']}"
+    origin = model["origin"] if model["name"] in model["origin"] else f"{model['name']}, from {model['origin']}"
     size = f"{model['layers']} layers of width {model['width']}, {_count(model['parameters'])} parameters"
-    return f"{model['name']}{origin}: {model['architecture']}, {size}"
+    return f"{origin}: {model['architecture']}, {size}"
 
 
 def _texts_line(model: Mapping[str, Any]) -> str:
@@ -236,10 +234,12 @@ def _lists_line(plan: Mapping[str, Any], part: str) -> str:
     kinds = ", ".join(f"{name} {count:,}" for name, count in types.items()) if len(types) > 1 else "".join(types)
     short, long = min(file["candidates"][0] for file in files), max(file["candidates"][2] for file in files)
     candidates = f"{short}" if short == long else f"{short} to {long}"
+    passes = sorted({str(file["weight"]) for file in files} - {"1.0", "1"})
     text = f"{sum(file['lists'] for file in files):,} lists ({kinds}) of {_joined([f['file'] for f in files])}"
     text += f", {candidates} candidates each"
     if part == "train":
-        text += f", of which {min(long, plan['steps']['candidates'])} are used"
+        text += f", {min(long, plan['steps']['candidates'])} used"
+        text += f", passes over each an epoch: {', '.join(passes)}" if passes else ""
     names = {file["file"] for file in files}
     left_out = sum(
         number

@@ -15,7 +15,9 @@ from experiments import list_files
 from experiments.arguments import check_added
 from experiments.checks import check
 from experiments.pipeline import Pipeline
+from retriever.encoder import EncoderSpec
 from retriever.errors import InputError
+from retriever.model_source import with_preset
 
 CONF = Path(experiments.__file__).parent / "conf"
 COMMAND = re.compile(r"python -m experiments\.(\w+) ((?:-m |\+|cut |[\w./]+=).*)")
@@ -156,9 +158,11 @@ def differs_from_paper(config):
 @pytest.mark.parametrize("name", ENCODERS)
 def test_an_encoder_preset_is_as_the_paper_uses_it(name):
     model, *rest = ENCODERS[name]
-    encoder = config_of("run", [f"encoder={name}"]).encoder
-    assert encoder.model == model
-    assert [encoder[key] for key in ("pooling", "query_prompt", "passage_prompt")] == rest
+    encoder = OmegaConf.to_container(config_of("run", [f"encoder={name}"]).encoder)
+    stated = {key: encoder[key] for key in EncoderSpec.__dataclass_fields__}
+    known, _ = with_preset(encoder["model"], encoder["preset"], stated, stated)
+    assert encoder["model"] == model
+    assert [known.get(key) for key in ("pooling", "query_prompt", "passage_prompt")] == rest
 
 
 def test_a_scale_before_the_experiment_is_refused():

@@ -106,9 +106,10 @@ class Dense(Retriever):
     def describe(self) -> str:
         """See :class:`Retriever`."""
         encoder, spec = self.encoder, self.encoder.spec
+        name = encoder.origin if encoder.name in encoder.origin else f"{encoder.name}, from {encoder.origin}"
         return (
-            f"{encoder.name}, from {getattr(encoder, 'origin', encoder.name)}, {encoder.dimension} dimensions, pooling {spec.pooling}, prompts "
-            f"{spec.query_prompt!r} and {spec.passage_prompt!r}, at most {spec.query_max_length} tokens of a query and "
+            f"{name}, {encoder.dimension} dimensions, pooling {spec.pooling}, prompts {spec.query_prompt!r} and "
+            f"{spec.passage_prompt!r}, at most {spec.query_max_length} tokens of a query and "
             f"{spec.passage_max_length} of a passage, on {device_of(encoder)}"
         )
 
