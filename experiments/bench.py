@@ -294,6 +294,7 @@ def bench(config: DictConfig, folder: Path) -> dict[str, Any]:
 def application(config: DictConfig) -> None:
     """One benchmark."""
     check_added(config, HydraConfig.get(), "bench.yaml")
+    say_what_is_kept(config, HydraConfig.get().overrides.task)
     bench(config, Path(HydraConfig.get().runtime.output_dir).absolute())
 
 
