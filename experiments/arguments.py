@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,9 @@ from experiments.targets import nodes
 from retriever.cross_encoder import PairSpec
 from retriever.encoder import EncoderSpec
 from retriever.errors import InputError, did_you_mean, how_to_quote
+from retriever.printable import printable
+
+log = logging.getLogger(__name__)
 
 # what a function that takes **spec takes with it
 SPECS = {
@@ -25,6 +29,8 @@ SPECS = {
     "retriever.cross_encoder.CrossEncoder.from_pretrained": PairSpec,
 }
 _OURS = ("retriever", "datamodules", "callbacks")
+# mappings whose keys a user names, so that each can be left out
+_OF_ANY_NAME = {"queries", "mine.retrievers", "mine.weights", "teacher.members", "teacher.weights"}
 _HYDRAS = {"_target_", "_convert_", "_recursive_", "_partial_", "_args_"}
 # ${key.…}, ${[key].…}, ${resolver:key,…}, ${resolver:"key",…}
 _REFERRED = re.compile(r"""(?:\$\{|[:,])\s*[."'\[]*([^\s$.:,"'{}\[\]]+)""")
@@ -81,6 +87,39 @@ def check_added(config: DictConfig, hydra: DictConfig, shipped: str) -> None:
                 f"{f' Did you mean {settings[near[0]]!r}?' if near else ''} --cfg job prints all settings; a value of "
                 f"your own is read where another one says ${{{key}}}."
             )
+
+
+def say_what_is_kept(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Say on the terminal what a mapping keeps beside what was typed: Hydra adds ``key={...}`` to the one there is.
+
+    Args:
+        config: the whole configuration.
+        overrides: as they were typed.
+    """
+    typed = OverridesParser.create().parse_overrides(list(overrides))
+    keys = {o.package or o.key_or_group for o in typed}  # encoder@mine.retrievers.bge.encoder=… is known, too
+    for override in typed:
+        if isinstance(override.value(), dict):
+            for place, kept in _kept(OmegaConf.select(config, override.key_or_group), override.value()):
+                key = f"{override.key_or_group}.{place}".rstrip(".")
+                names = [n for n in kept if not any(f"{k}.".startswith(f"{key}.{n}.") for k in keys)]
+                if names:
+                    out = f"; to leave one out: ~{key}.{names[0]}" if key in _OF_ANY_NAME else ""
+                    told = ", ".join(map(printable, names))
+                    log.info("%s keeps %s beside what was stated%s", printable(key), told, printable(out))
+
+
+def _kept(node: Any, stated: Mapping[Any, Any], place: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Place and keys of a composed mapping, and of those in it, that were not stated."""
+    if not isinstance(node, DictConfig):
+        return
+    given = {str(key): value for key, value in stated.items()}
+    names = [name for name in map(str, node) if name not in given and name not in _HYDRAS]
+    if names:
+        yield place, names
+    for name, value in given.items():
+        if isinstance(value, Mapping):
+            yield from _kept(node.get(name), value, f"{place}.{name}".lstrip("."))
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from callbacks.run_record import environment
 from datamodules.files import atomic_path, write_json
-from experiments.arguments import check_added, check_arguments
+from experiments.arguments import check_added, check_arguments, say_what_is_kept
 from experiments.benchmarks import report
 from experiments.benchmarks.cost_model import estimate, needed_and_recomputed, paper_workload
 from experiments.benchmarks.measuring import chosen_device, medians, run_in_turns
@@ -294,6 +294,7 @@ def bench(config: DictConfig, folder: Path) -> dict[str, Any]:
 def application(config: DictConfig) -> None:
     """One benchmark."""
     check_added(config, HydraConfig.get(), "bench.yaml")
+    say_what_is_kept(config, HydraConfig.get().overrides.task)
     bench(config, Path(HydraConfig.get().runtime.output_dir).absolute())
 
 

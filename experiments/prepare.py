@@ -21,7 +21,7 @@ from rich.table import Column, Table
 from datamodules.files import atomic_path, remove_torn, write_json
 from datamodules.stages.stage import Output, summary
 from experiments import list_files
-from experiments.arguments import check_added
+from experiments.arguments import check_added, say_what_is_kept
 from experiments.hydra_errors import run_kindly
 from experiments.pipeline import Pipeline
 from experiments.teacher_card import print_card, teacher_card
@@ -106,6 +106,7 @@ def _filter_table(counts: dict[str, dict[str, dict[str, int]]]) -> Table:
 def application(config: DictConfig) -> None:
     """One job."""
     check_added(config, HydraConfig.get(), "prepare/prepare.yaml")
+    say_what_is_kept(config, HydraConfig.get().overrides.task)
     prepare(config)
 
 

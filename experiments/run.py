@@ -39,7 +39,7 @@ from callbacks import (
 from callbacks.atomic_checkpoints import LAST, find_checkpoint, has_checkpoint
 from callbacks.run_record import environment, read_results
 from datamodules.files import remove_torn, write_json
-from experiments.arguments import check_added
+from experiments.arguments import check_added, say_what_is_kept
 from experiments.checks import check, watched
 from experiments.comparison.formats import print_tables
 from experiments.comparison.tables import compare
@@ -233,6 +233,7 @@ def application(config: DictConfig) -> float | None:
     """One job: train, and print its table; what a sweeper that searches gets is the dev criterion, lower is better."""
     as_typed()
     check_added(config, HydraConfig.get(), "run.yaml")
+    say_what_is_kept(config, HydraConfig.get().overrides.task)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # the data module's state is
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # inside Lightning

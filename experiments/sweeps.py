@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from callbacks.atomic_checkpoints import has_checkpoint
@@ -127,7 +127,8 @@ class NameArms(Callback):
         except (HydraException, OmegaConfBaseException):  # the sweeper says what is wrong
             return
         if keys:
-            config.hydra.overrides.hydra.append(f"hydra.callbacks.arms.told_apart_by=[{','.join(keys)}]")
+            with read_write(config.hydra):
+                config.hydra.overrides.hydra.append(f"hydra.callbacks.arms.told_apart_by=[{','.join(keys)}]")
 
 
 def arm_name(name: str, hydra: DictConfig) -> str:

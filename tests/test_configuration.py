@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf, open_dict
 from test_run import CONF, config_of
 
@@ -21,7 +22,7 @@ from experiments import bench as bench_module
 from experiments import compare, dashboard, list_files, mteb
 from experiments import prepare as prepare_module
 from experiments import run as run_module
-from experiments.arguments import check_added, check_settings
+from experiments.arguments import check_added, check_settings, say_what_is_kept
 from experiments.checks import check
 from experiments.hydra_errors import run_kindly
 from experiments.pipeline import Pipeline
@@ -365,6 +366,75 @@ def test_values_of_ones_own_are_read_where_something_refers_to_them(tmp_path):
                 hydra.run.dir = hydra.sweep.dir = "x"  # resolved, as all ranks agree on it
             with pytest.raises(InputError, match=f"^{wrong} is no setting") if wrong else nullcontext():
                 check_added(config, hydra, "run.yaml")
+
+
+def said_of(command, *arguments):
+    """What a command says of its mappings, and its configuration."""
+    with initialize_config_dir(str(CONF / "prepare" if command == "prepare" else CONF), version_base="1.3"):
+        config = compose(command, list(arguments))
+    say_what_is_kept(config, arguments)
+    return config
+
+
+def test_what_a_stated_mapping_keeps_is_said(caplog):
+    caplog.set_level("INFO")
+    for command, arguments, said in (
+        (
+            "prepare",
+            ["++mine.retrievers={bge: {encoder: {model: x}}}"],
+            "mine.retrievers keeps bm25, dense b",
+        ),
+        (
+            "prepare",
+            ["mine.retrievers={bm25: {bm25: {k1: 1}}}"],
+            "mine.retrievers keeps dense beside what was",
+        ),
+        ("prepare", ["mine.retrievers={bm25: {bm25: {k1: 1}}}"], "mine.retrievers.bm25.bm25 keeps b, language beside"),
+        ("prepare", ["+data=scifact_free", "+queries={a: {source: titles}}"], "queries keeps human, claim beside what"),
+        (
+            "prepare",
+            ["+data=scifact_free", "++mine.weights={bge: 1}"],
+            "mine.weights keeps bm25, dense beside",
+        ),
+        (
+            "prepare",
+            ["generator.sampling={top_p: 0.9}"],
+            "generator.sampling keeps temperature, max_tokens",
+        ),
+        ("prepare", ["generator.vllm={tensor_parallel_size: 4}"], None),  # Hydra refuses it without a +
+        ("prepare", ["+generator.vllm={tensor_parallel_size: 4}"], "generator.vllm keeps max_model_len, seeds beside"),
+        ("run", ["early_stopping={patience: 3}"], "early_stopping keeps monitors beside what was stated"),
+        (
+            "run",
+            ["logger.wandb={project: x}"],
+            "logger.wandb keeps entity, offline, tags",
+        ),
+        ("run", ["+exp=paper/teachers", "+arms={a: x}"], "arms keeps fusion, bm25, minilm beside what was stated"),
+        (
+            "run",
+            ["trainer=fsdp", "+trainer.strategy={timeout: 1}"],
+            "trainer.strategy keeps save_distrib",
+        ),
+        ("bench", ["cost={gpus: [1]}"], "cost keeps lists, list_length"),
+    ):
+        caplog.clear()
+        if said is None:
+            with pytest.raises(ConfigCompositionException):
+                said_of(command, *arguments)
+        else:
+            said_of(command, *arguments)
+            assert said in caplog.text, caplog.text
+    caplog.clear()
+    said_of("prepare", "mine.retrievers={bm25: {bm25: {k1: 1, b: 0, language: null}}}", "~mine.retrievers.dense")
+    said_of("prepare", "teacher=ensemble", "+teacher.members={a: {_target_: x}}")
+    said_of("run", "encoder.lora={r: 4}", "diagnostics={every_n_steps: 2, teacher_temperature: 1}")
+    assert not caplog.text
+    advised = said_of(
+        "prepare", "+mine.retrievers={bge: {encoder: x}}", "~mine.retrievers.bm25", "~mine.retrievers.dense"
+    )
+    assert not caplog.text and list(advised.mine.retrievers) == ["bge"]
+    said_of("prepare", "+encoder@mine.retrievers.bge.encoder=bge_base", "mine.retrievers={bm25: {bm25: {k1: 1}}}")
+    assert "mine.retrievers keeps dense beside what waso leave one out: ~mine.retrievers.dense" in caplog.text
 
 
 def test_a_group_cannot_be_chosen_of_a_repeated_run(small_run, tmp_path, monkeypatch, capsys):
