@@ -80,7 +80,7 @@ def scifact():
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory, scifact) -> Path:
-    """A folder with a random two-layer BERT and a WordPiece tokenizer trained on SciFact's claims."""
+    """A folder with a random two-layer BERT that pools by mean, and a WordPiece tokenizer of SciFact's claims."""
     folder = tmp_path_factory.mktemp("tiny_model")
     tokenizer = word_piece(scifact[1].values(), vocab_size=6000)
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
@@ -97,6 +97,11 @@ def tiny_model(tmp_path_factory, scifact) -> Path:
         max_position_embeddings=128,
     )
     BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    kinds = {"": "Transformer", "1_Pooling": "Pooling"}
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds.items()]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"embedding_dimension": 32, "pooling_mode": "mean"}))
     return folder
 
 
@@ -194,7 +199,6 @@ def small_run(tiny_model, small_scifact, small_lists, tmp_path):
     return [
         "name=small",
         f"encoder.model={tiny_model}",
-        "encoder.pooling=mean",
         "encoder.passage_max_length=64",
         f"data.train=[{{path: {small_lists}, corpus: {small_scifact}}}]",
         "data.dev=null",
@@ -217,7 +221,6 @@ def small_prepare(tiny_model, tiny_chat_model, small_scifact, tmp_path):
         f"corpus={small_scifact}",
         "queries={human: {source: judged, filter: false}, synthetic: {source: generated}}",
         f"encoder.model={tiny_model}",
-        "encoder.pooling=mean",
         "encoder.passage_max_length=64",
         "generator.engine=transformers",
         f"generator.model={tiny_chat_model}",

@@ -323,10 +323,9 @@ def teacher_run(small_run, tiny_model, tiny_classifier):
     """Overrides for a cross-encoder's run of seconds."""
     return [
         "+exp=teacher/scifact",
-        *(o for o in small_run if not o.startswith("encoder.pooling")),
+        *small_run,
         f"encoder.model={tiny_classifier}",
         f"evaluation.dense.model={tiny_model}",
-        "evaluation.dense.pooling=mean",
         "evaluation.dense.passage_max_length=64",
         "evaluation.depth=12",
     ]

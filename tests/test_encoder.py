@@ -212,7 +212,6 @@ def test_fingerprint_follows_weights_and_pooling_alone(tiny_encoder):
     ("options", "message"),
     [
         ({"pooling": "mena"}, "'mean'"),
-        ({"pooling": None}, "encoder.pooling"),
         ({"truncate_dim": 64}, "32 dimensions"),
         ({"passage_max_length": 999}, "128 positions"),
         ({"quary_prompt": "x"}, "query_prompt"),
@@ -223,6 +222,11 @@ def test_wrong_options_are_named(tiny_model, options, message):
         TextEncoder.from_pretrained(
             str(tiny_model), **{"pooling": "mean", "query_max_length": 32, "passage_max_length": 32} | options
         )
+
+
+def test_a_model_that_does_not_say_how_it_pools_is_refused(tiny_chat_model):
+    with pytest.raises(InputError, match="set encoder.pooling to one of cls, mean, last"):
+        TextEncoder.from_pretrained(str(tiny_chat_model))
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta", "xlm-roberta-xl", "mpnet", "camembert"])

@@ -57,7 +57,7 @@ def test_every_experiment_starts_and_makes_a_step(
             small = [o for o in small if not o.startswith(lists)] + ["data.leak_jaccard=1.1", f"corpus={small_scifact}"]
         small += own + ["list_count=5"] * ("list_count" in plain)
         if path.stem == "decoder":
-            small += [f"encoder.model={tiny_chat_model}", "encoder.query_prompt=''"]
+            small += [f"encoder.model={tiny_chat_model}", "encoder.pooling=last"]
         first = compose("run", [f"+exp={name}", *arms[0], *small])
     for config in configs:
         for part in (config.data, config.evaluation):

@@ -192,7 +192,7 @@ def trained(tiny_model, small_scifact, small_lists, folder):
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder / "cross")
     cases = {}
     for name in MODULES:
-        encoder = [f"encoder.model={tiny_model}", "encoder.pooling=mean", "encoder.passage_max_length=64"]
+        encoder = [f"encoder.model={tiny_model}", "encoder.passage_max_length=64"]
         if name == "reranker":
             encoder = ["encoder=cross", f"encoder.model={folder}/cross", "encoder.passage_max_length=64"]
             encoder += ["encoder.pair_max_length=100", "encoder.dropout=0"]
