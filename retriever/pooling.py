@@ -26,4 +26,5 @@ def pool(hidden: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
     if pooling == "cls":
         return hidden[rows, mask.argmax(1)]
     positions = torch.arange(1, hidden.shape[1] + 1, device=hidden.device)
-    return hidden[rows, (mask * positions).argmax(1)]
+    # a text without tokens is 0, as it is as a mean
+    return hidden[rows, (mask * positions).argmax(1)] * mask.amax(1, keepdim=True)
