@@ -28,6 +28,7 @@ from datamodules.made_ahead import made_ahead
 from datamodules.mining import bm25_search
 from datamodules.query_lists import open_query_lists
 from datamodules.sampled_corpus import Sample, SampleSpec, draw_sample, sampled_set, update_with_evaluation_set
+from datamodules.words import METHOD
 from retriever.encoding import device_of
 from retriever.errors import InputError, choose, require_positive, shown
 from retriever.module import RetrieverModule, Work
@@ -81,7 +82,7 @@ class BeirEvaluation(L.Callback):
             types among them, and ``sample``: a mapping with ``size``, ``depth`` (default 100) and ``seed`` (default 1).
         folder: the run folder.
         hits: hits kept per query (BEIR: 1,000).
-        ignore_identical_ids: take the query's own id out of its hits (BEIR's default).
+        ignore_identical_ids: take the query's own id out of its hits (BEIR's default), unless it is judged relevant.
         unknown_qrels: ``error`` or ``keep``, see :func:`~datamodules.corpus.load_evaluation_set`.
         empty_passages: ``error`` or ``keep``.
         on_bad_list: ``error`` or ``drop``, for ``lists``.
@@ -381,7 +382,7 @@ class BeirEvaluation(L.Callback):
     def _sample_key(self, trainer: L.Trainer, module: RetrieverModule, whole: PreparedSet, spec: SampleSpec) -> str:
         """What a sample depends on: its settings, how the base model embeds, token ids, and the evaluation set."""
         embedded = (module.encoder.fingerprint(), trainer.precision, self.embedding_dtype)
-        digest = hashlib.sha256(repr((spec, self.ignore_identical_ids, *embedded)).encode())
+        digest = hashlib.sha256(repr((spec, self.ignore_identical_ids, METHOD, *embedded)).encode())
         for tokens in (whole.queries, whole.passages):
             update_with_tokens(digest, tokens)
         update_with_evaluation_set(digest, whole.data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from datamodules.files import atomic_path
 from retriever.distributed import gather_rows, gather_sizes, rank, world_size
 from retriever.search import exact_search, merge_hits
 
+log = logging.getLogger(__name__)
 # Each block of queries searched reads all passages again, so it is large: 50 MB of hits at 1,000 a query. Hits as
 # Python objects take ten times that, so fewer queries are scored together.
 _SEARCHED, _SCORED = 4096, 512
@@ -39,7 +41,8 @@ def search_and_score(
         passages: embeddings of this rank's passages, [n, D]; may be memory-mapped.
         hits: hits per query that are scored.
         first_row: of this rank's passages among all.
-        ignore_identical_ids: take the query's own id out of its hits.
+        ignore_identical_ids: take the query's own id out of its hits, see
+            :func:`~callbacks.scoring.without_self_hits`.
         keep_run: called on the first rank with the run of some queries at a time, in their order.
         device: where ranks exchange hits.
 
@@ -48,6 +51,7 @@ def search_and_score(
     """
     names = list(data.queries)
     per_query: dict[str, dict[str, float]] = {}
+    left_out = 0
     searched = max(_SCORED, _SEARCHED // world_size())  # every rank gets the hits of all
     for start in range(0, len(names), searched):
         found = exact_search(queries[start : start + searched], passages, hits + 1, first_row=first_row)
@@ -59,10 +63,18 @@ def search_and_score(
             asked = names[start + first : start + first + len(rows[part])]
             run = _run(data, asked, scores[part], rows[part])
             if ignore_identical_ids:
-                run = without_self_hits(run)
+                whole, run = run, without_self_hits(run, data.qrels)
+                left_out += sum(len(whole[query]) - len(run[query]) for query in asked)
             keep_run(run)
             for metric, values in score_queries({query: data.qrels[query] for query in asked}, run).items():
                 per_query.setdefault(metric, {}).update(values)
+    if left_out:
+        log.info(
+            "%s: %d hits left out that have their query's id and are not judged relevant to it "
+            "(evaluation.ignore_identical_ids=false keeps them)",
+            data.name,
+            left_out,
+        )
     return per_query
 
 

@@ -149,6 +149,7 @@ class RerankEvaluation(BeirEvaluation):
     def _without_own(self, data: EvaluationSet, hits: Hits, depth: int) -> Hits:
         """The best ``depth`` hits, the query's own passage taken out where the evaluation does so."""
         own = data.corpus.rows(list(data.queries))[:, None] if self.ignore_identical_ids else -1
+        own = np.where([[data.is_query_itself(query)] for query in data.queries], own, -1)
         is_own = (hits.rows == own) & (hits.rows >= 0)
         order = np.argsort(is_own, axis=1, kind="stable")  # own ids to the end
         # a corpus as small as the depth may have no other passage to put in its place

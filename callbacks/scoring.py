@@ -51,6 +51,12 @@ def in_trec_order(hits: dict[str, float], k: int) -> list[tuple[str, float]]:
     return nlargest(k, hits.items(), key=lambda item: (item[1], item[0]))
 
 
-def without_self_hits(run: Run) -> Run:
-    """Take each query's own id out of its hits (ArguAna and Quora hold their queries among the passages)."""
-    return {query: {p: s for p, s in hits.items() if p != query} for query, hits in run.items()}
+def without_self_hits(run: Run, qrels: dict[str, dict[str, int]]) -> Run:
+    """Take each query's own id out of its hits (ArguAna and Quora hold their queries among the passages).
+
+    A passage that is judged relevant stays: its id is equal by chance.
+    """
+    return {
+        query: {p: s for p, s in hits.items() if p != query or qrels.get(query, {}).get(p, 0) > 0}
+        for query, hits in run.items()
+    }

@@ -85,6 +85,14 @@ class EvaluationSet:
     queries: dict[str, str]
     qrels: dict[str, dict[str, int]] = field(repr=False)
 
+    def is_query_itself(self, passage_id: str) -> bool:
+        """Whether a passage that has a query's id is taken for that query: it is not judged relevant to it.
+
+        ArguAna and Quora hold their queries among the passages. Elsewhere ids are equal by chance, as in a list of
+        questions and answers that are both numbered from 0.
+        """
+        return passage_id in self.qrels and self.qrels[passage_id].get(passage_id, 0) <= 0
+
     def relevant(self) -> dict[str, set[str]]:
         """Query id → ids of the passages judged relevant (grade above 0)."""
         return {q: {p for p, grade in judged.items() if grade > 0} for q, judged in self.qrels.items()}

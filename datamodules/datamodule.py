@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,9 +21,11 @@ from datamodules.corpus import Corpus, EvaluationSet, find_dataset, find_file, l
 from datamodules.leakage import count_reasons, find_leaks
 from datamodules.list_choice import by_type, chosen_lists
 from datamodules.made_ahead import made_ahead
+from datamodules.near_texts import checked_threshold
 from datamodules.normalization import NORMALIZATIONS, confident, normalize_scores
 from datamodules.overlap import find_overlap
-from datamodules.query_lists import QueryLists, open_query_lists
+from datamodules.query_lists import QueryLists, open_query_lists, ragged_take
+from datamodules.same_passages import RelevantPassages, translated
 from datamodules.splits import rows_in_dev
 from retriever.batch import RetrievalBatch
 from retriever.encoder import TextEncoder
@@ -40,12 +43,11 @@ _Part: TypeAlias = tuple[Mapping, Corpus, QueryLists]  # a file of lists: its sp
 
 @dataclass(frozen=True)
 class _Guarded:
-    """Queries that train queries must not give away; ``relevant``: query id → passage ids of ``corpus``."""
+    """Queries (id → text) that train queries must not give away, and the passages that they are about."""
 
     name: str
-    corpus: str
     queries: dict[str, str]
-    relevant: Mapping[str, Collection[str]]
+    passages: RelevantPassages
 
 
 class _ThreadedLoader(DataLoader):
@@ -96,8 +98,11 @@ class QueryListDataModule(L.LightningDataModule):
         leak_guard: ``drop`` leaves out, ``fail`` refuses, ``off`` keeps (with a warning) lists whose query gives away
             an evaluation query.
         leak_jaccard: word similarity from which two queries count as nearly equal.
-        human_types: query types whose labelled positives are judgements; they must not share one with an evaluation
-            query. Other types were written from their positive, and may.
+        leak_near_passages: similarity of three-word shingles, in (0, 1], from which two passages count as one; None
+            counts those of one text alone.
+        human_types: query types whose labelled positives are judgements; they must not share one (its text, under
+            whatever id, in whatever corpus) with an evaluation query. Other types were written from their positive,
+            and may.
         evaluation: the evaluation sets to guard: mappings with ``path``, and ``split`` or ``lists`` and ``types``.
         empty_passages: ``error`` or ``keep``.
         unknown_qrels: ``error`` or ``keep``, for the guarded sets.
@@ -125,6 +130,7 @@ class QueryListDataModule(L.LightningDataModule):
         on_bad_list: str = "error",
         leak_guard: str = "drop",
         leak_jaccard: float = 0.6,
+        leak_near_passages: float | None = None,
         human_types: Sequence[str] = ("human",),
         evaluation: Sequence[Mapping] = (),
         empty_passages: str = "error",
@@ -140,6 +146,7 @@ class QueryListDataModule(L.LightningDataModule):
             batch_size=batch_size, list_length=list_length, token_budget=token_budget, leak_jaccard=leak_jaccard
         )
         choose("data.leak_guard", leak_guard, LEAK_ACTIONS)
+        checked_threshold("data.leak_near_passages", leak_near_passages)
         choose("data.candidates", candidates, CANDIDATES)
         choose("data.normalization", normalization, NORMALIZATIONS)
         choose("data.order", order, ORDERS)
@@ -163,6 +170,7 @@ class QueryListDataModule(L.LightningDataModule):
         self.normalization, self.min_top_quantile, self.order = normalization, min_top_quantile, order
         self.gather_shared = gather_shared
         self.on_bad_list, self.leak_guard, self.leak_jaccard = on_bad_list, leak_guard, leak_jaccard
+        self.leak_near_passages = leak_near_passages
         self.human_types, self.evaluation = tuple(human_types), tuple(evaluation)
         self.empty_passages, self.unknown_qrels = empty_passages, unknown_qrels
         self.cache_dir, self.data_dir = Path(cache_dir), data_dir
@@ -174,7 +182,7 @@ class QueryListDataModule(L.LightningDataModule):
         self.dev_lists: list[WeightedLists] = []
         self._train: list[ListSource] = []
         self._dev: list[ListSource] = []
-        self._corpora: dict[str, Corpus] = {}
+        self._corpora: dict[Path, Corpus] = {}
         self._encoded: dict[str, tuple[TokenizedTexts, np.ndarray | None]] = {}
 
     def setup(self, stage: str | None = None) -> None:
@@ -314,15 +322,14 @@ class QueryListDataModule(L.LightningDataModule):
         return spec, corpus, replace(lists, scores=scores)
 
     def _corpus(self, path: str) -> Corpus:
-        if path not in self._corpora:
-            corpus = load_corpus(
-                find_dataset(path, self.data_dir), empty_passages=self.empty_passages, cache_dir=self.cache_dir
-            )
+        folder = Path(os.path.abspath(find_dataset(path, self.data_dir)))  # one folder has many spellings
+        if folder not in self._corpora:
+            corpus = load_corpus(folder, empty_passages=self.empty_passages, cache_dir=self.cache_dir)
             twin = [p for p, other in self._corpora.items() if other.name == corpus.name]
             if twin:
-                raise InputError(f"Two corpora are named {corpus.name!r}: {twin[0]} and {path}. Rename one folder.")
-            self._corpora[path] = corpus
-        return self._corpora[path]
+                raise InputError(f"Two corpora are named {corpus.name!r}: {twin[0]} and {folder}. Rename one folder.")
+            self._corpora[folder] = corpus
+        return self._corpora[folder]
 
     def _guard(self, train: list[_Part], dev: list[_Part]) -> tuple[list[_Part], list[_Part]]:
         """Leave out lists that give away an evaluation query, then train lists that give away a dev query."""
@@ -352,14 +359,19 @@ class QueryListDataModule(L.LightningDataModule):
             unknown_qrels=self.unknown_qrels,
             corpus=self._corpus(spec["path"]),
         )
-        return _Guarded(f"{target.name}/{split}", target.corpus.name, target.queries, target.relevant())
+        return self._guarded(f"{target.name}/{split}", target.corpus, target.queries, target.relevant())
 
     def _guarded_lists(self, name: str, corpus: Corpus, lists: QueryLists) -> _Guarded:
         """The queries of lists that are not trained on; the passages of those that humans judged."""
         queries = dict(zip(lists.query_ids.to_pylist(), lists.queries.to_pylist(), strict=True))
         human = lists.select(self._human(lists))
         relevant = dict(zip(human.query_ids.to_pylist(), human.positive_ids(corpus), strict=True))
-        return _Guarded(name, corpus.name, queries, relevant)
+        return self._guarded(name, corpus, queries, relevant)
+
+    def _guarded(
+        self, name: str, corpus: Corpus, queries: dict[str, str], relevant: Mapping[str, Collection[str]]
+    ) -> _Guarded:
+        return _Guarded(name, queries, RelevantPassages(corpus, relevant, self.leak_near_passages))
 
     def _human(self, lists: QueryLists) -> np.ndarray:
         human = pa.array(self.human_types, lists.query_types.type)
@@ -367,14 +379,17 @@ class QueryListDataModule(L.LightningDataModule):
 
     def _without_leaks(self, spec: Mapping, corpus: Corpus, lists: QueryLists, against: _Guarded) -> _Part:
         judged: list[Collection[str]] = [()] * len(lists)
-        if corpus.name == against.corpus:  # passage ids mean the same passage within one corpus alone
-            relevant = corpus.rows(sorted(set().union(*against.relevant.values())))
-            number = np.repeat(np.arange(len(lists)), np.diff(lists.positive_offsets))
-            sharing = np.bincount(number, np.isin(lists.positive_rows, relevant), len(lists)) > 0
-            concerned = np.flatnonzero(sharing & self._human(lists))
-            for position, ids in zip(concerned, lists.select(concerned).positive_ids(corpus), strict=True):
-                judged[position] = ids
-        leaks = find_leaks(lists.queries, judged, against.queries, against.relevant, self.leak_jaccard)
+        human = np.flatnonzero(self._human(lists))
+        positives, _ = ragged_take(lists.positive_rows, lists.positive_offsets, human)
+        copies = against.passages.among(corpus, np.unique(positives))
+        shared = corpus.rows(sorted(copies))
+        number = np.repeat(np.arange(len(lists)), np.diff(lists.positive_offsets))
+        sharing = np.bincount(number, np.isin(lists.positive_rows, shared), len(lists)) > 0
+        concerned = human[sharing[human]]
+        for position, ids in zip(concerned, lists.select(concerned).positive_ids(corpus), strict=True):
+            judged[position] = ids
+        relevant = translated(against.passages.relevant, copies)
+        leaks = find_leaks(lists.queries, judged, against.queries, relevant, self.leak_jaccard, copies)
         if not leaks:
             return spec, corpus, lists
         first = leaks[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ import pyarrow as pa
 from scipy.sparse import csr_array
 
 from datamodules.columns import string_blocks
+from datamodules.same_passages import SAME_ID, Match
+from datamodules.words import fold, terms
 
-_WORD = re.compile(r"\w+")
 _BLOCK = 2_000
 
 
@@ -24,9 +24,9 @@ class Leak:
 
     Attributes:
         position: the training query's place in the sequence given.
-        reason: ``shares a relevant passage with`` or ``is nearly equal to``.
+        reason: ``is nearly equal to``, or how a passage is shared (:class:`~datamodules.same_passages.Match`).
         evaluation_query: the id of (one of) the evaluation queries concerned.
-        similarity: token Jaccard similarity, in [0, 1]; 1 for a shared passage.
+        similarity: Jaccard similarity of the queries' words, in [0, 1]; for a shared passage that of the texts.
     """
 
     position: int
@@ -41,6 +41,7 @@ def find_leaks(
     evaluation_queries: Mapping[str, str],
     evaluation_relevant: Mapping[str, Collection[str]],
     jaccard: float = 0.6,
+    copies: Mapping[str, Match] | None = None,
 ) -> list[Leak]:
     """Find training queries that share a relevant passage with, or nearly equal, an evaluation query.
 
@@ -49,18 +50,24 @@ def find_leaks(
         positive_ids: N collections of labelled positives; an empty one skips the shared-passage rule for that query
             (a synthetic query may share its source with an evaluation query); None skips it for all.
         evaluation_queries: id → text.
-        evaluation_relevant: id → ids of relevant passages.
-        jaccard: similarity of the sets of lower-cased words from which two queries count as nearly equal; above 1
-            switches that rule off.
+        evaluation_relevant: id → ids of relevant passages, those of the same text among them
+            (:func:`~datamodules.same_passages.translated`).
+        jaccard: similarity of the sets of words (:func:`~datamodules.words.terms`: in scripts without spaces, of
+            characters) from which two queries count as nearly equal; above 1 switches that rule off.
+        copies: passage id → how it is the same as a relevant passage; None where all ids are those of one corpus.
 
     Returns:
         At most one leak per training query, a shared passage before near-equal wording, by position.
     """
     leaks: dict[int, Leak] = {}
+    how = copies or {}
     owner = {p: q for q, passages in evaluation_relevant.items() for p in passages}
     for position, ids in enumerate(positive_ids or ()):
-        if ids and (shared := sorted(p for p in ids if p in owner)):
-            leaks[position] = Leak(position, "shares a relevant passage with", owner[shared[0]], 1.0)
+        if ids and (shared := [p for p in ids if p in owner]):
+            shares = [(how[p].reason if p in how else SAME_ID, p) for p in shared]
+            reason, first = min(shares, key=lambda pair: (pair[0] != SAME_ID, pair))
+            similarity = how[first].similarity if first in how else 1.0
+            leaks[position] = Leak(position, reason, owner[first], similarity)
     names = list(evaluation_queries)
     for position, nearest, similarity in _nearest(queries, [evaluation_queries[n] for n in names], jaccard):
         if position not in leaks:
@@ -80,7 +87,7 @@ def _nearest(queries: Sequence[str] | pa.Array, others: Sequence[str], jaccard: 
     all words, the first a − ⌈jaccard · a⌉ + 2 words of the one and the first b − ⌈jaccard · b⌉ + 2 of the other share
     two (one, where s is 1). With the rarest first, few pairs do, and only those are compared.
     """
-    other_words = [set(_WORD.findall(text.lower())) for text in others]
+    other_words = [set(terms(text)) for text in fold(others)]
     counts = Counter(word for words in other_words for word in words)
     vocabulary = {w: i for i, w in enumerate(sorted(counts, key=lambda w: (counts[w], w)))}
     if not vocabulary or jaccard > 1:
@@ -88,7 +95,7 @@ def _nearest(queries: Sequence[str] | pa.Array, others: Sequence[str], jaccard: 
     right, right_sizes, right_first = _incidence(other_words, vocabulary, jaccard)
     right_first = right_first.T.tocsr()
     for number, block in enumerate(string_blocks(queries, _BLOCK)):
-        words = [set(_WORD.findall(text.lower())) for text in block.to_pylist()]
+        words = [set(terms(text)) for text in fold(block.to_pylist())]
         left, sizes, first = _incidence(words, vocabulary, jaccard)
         pairs = (first @ right_first).tocoo()
         least = np.ceil(jaccard * np.maximum(sizes[pairs.row], right_sizes[pairs.col]) - 1e-9)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from datamodules.query_lists import QueryList
+from datamodules.words import count_words
 from retriever.errors import InputError
 
 
@@ -20,7 +21,7 @@ class TypeSummary:
     Attributes:
         query_type: its name.
         lengths: int64 [N], candidates of each list.
-        words: int64 [N], words of each query.
+        words: int64 [N], words of each query (:func:`~datamodules.words.count_words`).
         scores: float32 [T], the raw teacher scores of all lists; what is not finite is left out.
         best: float32 [N'], the best finite score of each list that has one.
         labelled: lists with at least one labelled positive.
@@ -106,7 +107,7 @@ class _Tally:
         scores = np.asarray(query_list.teacher_scores, np.float64)
         finite = scores[np.isfinite(scores)]
         self.lengths.append(len(query_list.passage_ids))
-        self.words.append(len(query_list.query.split()))
+        self.words.append(count_words(query_list.query))
         self.scores.append(finite.astype(np.float32))
         if len(finite):
             self.best.append(finite.max())

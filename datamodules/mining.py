@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import Stemmer
 
+from datamodules.words import main_script, read_by_letters, search_terms, unlike_english
 from retriever.errors import choose
+
+log = logging.getLogger(__name__)
 
 # Snowball's name → bm25s' name of its stop words
 _STOP_WORDS = {
@@ -24,6 +29,20 @@ _STOP_WORDS = {
     "swedish": "sv",
     "norwegian": "no",
 }
+# what Snowball stems → its scripts, as datamodules.words names them; all else is Latin
+_SCRIPTS = {
+    "arabic": ("ARABIC",),
+    "armenian": ("ARMENIAN",),
+    "greek": ("GREEK",),
+    "hindi": ("DEVANAGARI",),
+    "nepali": ("DEVANAGARI",),
+    "persian": ("ARABIC",),
+    "russian": ("CYRILLIC",),
+    "serbian": ("CYRILLIC", "LATIN"),
+    "tamil": ("TAMIL",),
+    "yiddish": ("HEBREW",),
+}
+_LOOKED_AT = 1000  # passages, and characters of each, by which a corpus' script is told
 
 
 @dataclass(frozen=True)
@@ -44,6 +63,10 @@ def bm25_search(
 ) -> Hits:
     """BM25 (bm25s) with a Snowball stemmer and, where bm25s has them, the language's stop words.
 
+    Texts in scripts without spaces between words, and Korean ones, are searched by characters and pairs of characters
+    (:func:`~datamodules.words.search_terms`). Where the stemmer is for another script than the corpus', a warning says
+    so before the search.
+
     Args:
         passages: the corpus.
         queries: Q texts.
@@ -53,7 +76,7 @@ def bm25_search(
         language: the stemmer's and the stop words' (a name that Snowball knows).
 
     Returns:
-        Hits [Q, k]; a passage that shares no word with the query is none of its hits.
+        Hits [Q, k]; a passage that shares no term with the query is none of its hits.
     """
     # bm25s starts JAX where that is installed, and JAX takes three quarters of a GPU's memory and orders ties otherwise
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -61,16 +84,44 @@ def bm25_search(
 
     if language not in Stemmer.algorithms():
         choose("mine.retrievers.bm25.bm25.language", language, Stemmer.algorithms())
-    stemmer = Stemmer.Stemmer(language)
-    stop_words: str | list[str] = _STOP_WORDS.get(language, [])
+    _say_what_is_not_stemmed(passages, language)
+    options: dict[str, Any] = {
+        "stopwords": _STOP_WORDS.get(language, []),
+        "stemmer": Stemmer.Stemmer(language),
+        "show_progress": False,
+    }
+    if any(unlike_english(text) for texts in (passages, queries) for text in texts):
+        options["token_pattern"] = r"\S+"
+        passages, queries = ([" ".join(found) for found in search_terms(texts)] for texts in (passages, queries))
     index = bm25s.BM25(k1=k1, b=b)
-    index.index(
-        bm25s.tokenize(list(passages), stopwords=stop_words, stemmer=stemmer, show_progress=False), show_progress=False
-    )
-    tokens = bm25s.tokenize(list(queries), stopwords=stop_words, stemmer=stemmer, show_progress=False)
+    index.index(bm25s.tokenize(list(passages), **options), show_progress=False)
+    tokens = bm25s.tokenize(list(queries), **options)
     rows, scores = index.retrieve(tokens, k=min(k, len(passages)), show_progress=False, backend_selection="numpy")
     found = scores > 0
     return Hits(np.where(found, scores, -np.inf).astype(np.float32), np.where(found, rows, -1).astype(np.int64))
+
+
+def _say_what_is_not_stemmed(passages: Sequence[str], language: str) -> None:
+    script = main_script(text[:_LOOKED_AT] for text in passages[:: max(1, len(passages) // _LOOKED_AT)])
+    if script is None or script in _SCRIPTS.get(language, ("LATIN",)):
+        return
+    written = "Han" if script == "CJK" else script.capitalize()
+    if read_by_letters(script):
+        log.warning(
+            "BM25: the passages are mostly in %s script: they are searched by characters and pairs of characters; "
+            "language=%s stems the words of other scripts alone",
+            written,
+            language,
+        )
+        return
+    others = [name for name, theirs in _SCRIPTS.items() if script in theirs]
+    log.warning(
+        "BM25: language=%s knows no word of %s script, which most passages are in: words are compared as they are "
+        "written, not stemmed%s",
+        language,
+        written,
+        f" (in experiments.prepare, mine.retrievers.bm25.bm25.language takes {' or '.join(others)})" if others else "",
+    )
 
 
 def fuse_scores(runs: Sequence[Hits], weights: Sequence[float], k: int) -> Hits:

@@ -9,6 +9,8 @@ import numpy as np
 from datamodules.batches import WeightedLists
 from datamodules.corpus import EvaluationSet
 from datamodules.leakage import Leak, find_leaks
+from datamodules.query_lists import ragged_take
+from datamodules.same_passages import RelevantPassages, translated
 
 NEARLY_EQUAL = 0.6  # not the guard's setting: a report's rule is one for all runs that it compares
 _BLOCK = 20_000
@@ -18,8 +20,8 @@ def find_overlap(data: EvaluationSet, sources: Sequence[WeightedLists]) -> dict[
     """Evaluation queries that share a relevant passage with, or nearly equal, a query that is trained on.
 
     The rules are those of :func:`~datamodules.leakage.find_leaks`, but every list with a positive weight counts,
-    synthetic ones too: the guard lets these share their source passage with an evaluation query. Lists are looked at
-    block by block.
+    synthetic ones too: the guard lets these share their source passage with an evaluation query. A passage is shared
+    where its text is, under whatever id, in whatever corpus. Lists are looked at block by block.
 
     Args:
         data: the evaluation set.
@@ -29,18 +31,20 @@ def find_overlap(data: EvaluationSet, sources: Sequence[WeightedLists]) -> dict[
         Query id → reason, in the order of the queries; a shared passage goes before near-equal wording.
     """
     ids, texts = list(data.queries), list(data.queries.values())
-    relevant = data.relevant()
+    relevant = RelevantPassages(data.corpus, data.relevant())
     reasons: dict[str, str] = {}
     for source in sources:
-        # passage ids mean the same passage within one corpus alone
-        judged = [relevant[query] for query in ids] if source.corpus.name == data.corpus.name else None
         used = np.flatnonzero(source.weights > 0)
+        positives, _ = ragged_take(source.lists.positive_rows, source.lists.positive_offsets, used)
+        copies = relevant.among(source.corpus, np.unique(positives))
+        same = translated(relevant.relevant, copies)
+        judged = [same[query] for query in ids]
         for begin in range(0, len(used), _BLOCK):
             lists = source.lists.select(used[begin : begin + _BLOCK])
             names = lists.query_ids.to_pylist()
             queries = dict(zip(names, lists.queries.to_pylist(), strict=True))
-            positives = dict(zip(names, lists.positive_ids(source.corpus), strict=True))
-            for leak in find_leaks(texts, judged, queries, positives, NEARLY_EQUAL):
+            labels = dict(zip(names, lists.positive_ids(source.corpus), strict=True))
+            for leak in find_leaks(texts, judged, queries, labels, NEARLY_EQUAL, copies):
                 known = reasons.get(ids[leak.position])
                 if known is None or (_shares(leak.reason) and not _shares(known)):
                     reasons[ids[leak.position]] = _sentence(leak, source)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
 
 from datamodules.query_types import QueryType
+from datamodules.words import count_words, fold, is_letter, scripts, terms, weight, words
 
-# scripts without spaces between words: a character counts as a word, and two of them as one in a query's length
-_NO_SPACES = "\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-_WORD = re.compile(rf"[{_NO_SPACES}]|[^\W{_NO_SPACES}]+")
-_CHARACTER = re.compile(rf"[{_NO_SPACES}]")
 _QUOTES = "\"'“”‘’«»`*_"
 _THINKING = re.compile(r"<think>.*?(</think>|$)", re.DOTALL)
-_NUMBERING = re.compile(r"^(?:[-•*]\s+|\(?\d{1,2}[.)]\s+)")
+_NUMBERING = re.compile(r"^(?:[-•*]\s+|\(?\d{1,2}[.)]\s+|\d{1,2}、\s*)")
+_COMMA = re.compile(r"[,，、،]")
 # sure signs that the query points at a text which its reader does not have, or speaks of itself
 _LEANS_ON_TEXT = re.compile(
     r"\b(?:this|the|these|that|your|provided|given|above|following)\s+"
@@ -64,50 +61,49 @@ def clean_query(
     if kind.max_phrases:
         query = _phrases(query, kind.max_phrases, finished)
         finished = True
-    words = _WORD.findall(query.lower())
+    asked = words(query)
     # the order matters: the first that holds is counted
     found = {
-        "empty": not words,
+        "empty": not asked,
         "speaks of itself": bool(_SPEAKS_OF_ITSELF.match(query)),
-        "too long": len(query.split()) + len(_CHARACTER.findall(query)) // 2 > kind.max_words,
+        "too long": count_words(query) > kind.max_words,
         "cut off": not finished,
-        "too short": len(words) < 2,
-        "repeats itself": _repeats(words),
-        "copied from the passage": copied_run(words, _WORD.findall(passage.lower())) > kind.max_copied_words,
-        "copied from an example": any(_alike(words, _WORD.findall(q.lower())) for _, q in examples),
+        "too short": len(asked) < 2,
+        "repeats itself": _repeats(asked),
+        "copied from the passage": copied_run(asked, words(passage)) > kind.max_copied_words,
+        "copied from an example": any(_alike(query, example) for _, example in examples),
         "leans on the text": bool(_LEANS_ON_TEXT.search(query)),
         "wrong language": _wrong_language(query, passage, language),
     }
     return query, next((reason for reason, holds in found.items() if holds), None)
 
 
-def copied_run(words: Sequence[str], passage: Sequence[str]) -> int:
-    """The longest run of words that stands in both, in words."""
-    longest = 0
-    before: Counter[int] = Counter()  # place → length of the run that ends there
+def copied_run(words: Sequence[str], passage: Sequence[str]) -> float:
+    """The longest run of words that is in both, in words; a letter counts as :func:`~datamodules.words.weight` says."""
+    longest = 0.0
+    before: dict[int, float] = {}  # place → length of the run that ends there
     places: dict[str, list[int]] = {}
     for place, word in enumerate(passage):
         places.setdefault(word, []).append(place)
     for word in words:
-        now = Counter({place: before[place - 1] + 1 for place in places.get(word, ())})
-        longest = max(longest, *now.values(), 0) if now else longest
-        before = now
+        before = {place: before.get(place - 1, 0.0) + weight(word) for place in places.get(word, ())}
+        longest = max(longest, *before.values(), 0.0) if before else longest
     return longest
 
 
 def _first_line(raw: str, labels: Sequence[str]) -> tuple[str, bool]:
     lines = [line.strip() for line in _THINKING.sub("", raw).splitlines() if line.strip()]
-    lead = re.compile(rf"^(?:{'|'.join(map(re.escape, labels))})\s*:\s*", re.IGNORECASE) if labels else None
+    lead = re.compile(rf"^(?:{'|'.join(map(re.escape, labels))})\s*[:：]\s*", re.IGNORECASE) if labels else None
     for number, line in enumerate(lines):
         line = _NUMBERING.sub("", line).strip(_QUOTES + " ")
         line = lead.sub("", line).strip(_QUOTES + " ") if lead else line
-        if line and not line.endswith(":"):  # "Here is a question:" announces the next line
+        if line and not line.endswith((":", "：")):  # "Here is a question:" announces the next line
             return " ".join(line.split()), number + 1 < len(lines)
     return "", False
 
 
 def _phrases(query: str, limit: int, finished: bool) -> str:
-    phrases = [p.strip(" .;" + _QUOTES) for p in query.split(",")]
+    phrases = [p.strip(" .;" + _QUOTES) for p in _COMMA.split(query)]
     if not finished and len(phrases) > 1:
         phrases.pop()  # the last one was cut
     distinct: dict[str, str] = {}
@@ -117,32 +113,47 @@ def _phrases(query: str, limit: int, finished: bool) -> str:
 
 
 def _repeats(words: Sequence[str]) -> bool:
-    pairs = list(pairwise(words))
-    return len(words) >= 6 and (len(set(words)) < 0.6 * len(words) or len(set(pairs)) < 0.75 * len(pairs))
+    pairs, whole = list(pairwise(words)), [word for word in words if not is_letter(word)]  # letters do come again
+    return len(words) >= 6 and (len(set(whole)) < 0.6 * len(whole) or len(set(pairs)) < 0.75 * len(pairs))
 
 
-def _alike(left: Sequence[str], right: Sequence[str]) -> bool:
-    both = set(left) | set(right)
-    return bool(both) and len(set(left) & set(right)) >= 0.6 * len(both)
+def _alike(left: str, right: str) -> bool:
+    ours, theirs = (set(terms(text)) for text in fold([left, right]))
+    return bool(ours | theirs) and len(ours & theirs) >= 0.6 * len(ours | theirs)
 
 
 def _wrong_language(query: str, passage: str, language: str | None) -> bool:
-    scripts = _scripts(query)
-    expected = _scripts(passage)
-    if expected and scripts:
+    found, expected = scripts(query), scripts(passage)
+    if expected and found:
         main, count = expected.most_common(1)[0]
         # a passage in one script does not give a query that is mostly in another
-        if count > 0.9 * expected.total() and scripts[main] < 0.5 * scripts.total():
+        if count > 0.9 * expected.total() and found[main] < 0.5 * found.total():
             return True
     # on a few words of jargon an identifier guesses
-    if language is None or len(query.split()) < 6:
+    if language is None or count_words(query) < 6:
         return False
-    found, probability = _identifier().classify(query)
-    return found != language and probability > 0.9
+    identified, probability = _identifier().classify(query)
+    return identified != language and probability > 0.9
 
 
-def _scripts(text: str) -> Counter:
-    return Counter(unicodedata.name(c, "?").split()[0] for c in text if c.isalpha())
+def language_notes(passages: Sequence[str], language: str | None) -> list[str]:
+    """What to know before queries are written from these passages: which of the checks do not fit their language.
+
+    Args:
+        passages: some of the corpus.
+        language: as for :func:`clean_query`.
+    """
+    identified = Counter(_identifier().classify(text[:500])[0] for text in passages if text.strip())
+    [(theirs, count)] = identified.most_common(1) or [(language, 0)]
+    if count <= identified.total() / 2 or theirs == "en":
+        return []
+    notes = ["the checks 'speaks of itself' and 'leans on the text' know English phrases alone"]
+    if language not in (None, theirs):
+        notes.append(
+            f"most passages seem to be in {theirs!r}, and answers must be in {language!r}: others are rejected as "
+            f"'wrong language' (generate.language={theirs} takes answers in {theirs!r}, null takes any)"
+        )
+    return notes
 
 
 @cache

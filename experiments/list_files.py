@@ -176,7 +176,7 @@ def teacher_ndcg(file: Path, folder: Path, corpus: Corpus, split: str | None) ->
         if split:
             raise InputError(f"{folder}: the split {split!r} judges no query of {file} (by id and text).")
         return None
-    means, _ = score_run({q: judged.qrels[q] for q in run}, without_self_hits(run))
+    means, _ = score_run({q: judged.qrels[q] for q in run}, without_self_hits(run, judged.qrels))
     return chosen, means["ndcg@10"], len(run)
 
 

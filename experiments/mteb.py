@@ -29,7 +29,8 @@ def mteb_figures(
 
     Args:
         model: the folder; its own prompts, pooling and lengths are used.
-        data: queries, judgements and the passages to search; a query's own id is taken out of its hits.
+        data: queries, judgements and the passages to search; a query's own id is taken out of its hits, unless it is
+            judged relevant.
         passages: another model that encodes the passages, for one whose query side alone was trained.
         batch_size: texts that are encoded together.
 
@@ -57,6 +58,9 @@ def _task(data: EvaluationSet) -> Any:
     from mteb.abstasks.retrieval import AbsTaskRetrieval
     from mteb.abstasks.task_metadata import TaskMetadata
 
+    # MTEB takes out every hit of the query's id: a query whose id is by chance that of a relevant passage gets another
+    names = {q: q if data.is_query_itself(q) else f"query {q}" for q in data.queries}
+
     class Local(AbsTaskRetrieval):
         metadata = TaskMetadata(
             name=f"Local-{data.name}",
@@ -76,8 +80,8 @@ def _task(data: EvaluationSet) -> Any:
                 "corpus": Dataset.from_dict(
                     {name: getattr(corpus, f"{name}s").to_pylist() for name in ("id", "title", "text")}
                 ),
-                "queries": Dataset.from_dict({"id": list(data.queries), "text": list(data.queries.values())}),
-                "relevant_docs": data.qrels,
+                "queries": Dataset.from_dict({"id": list(names.values()), "text": list(data.queries.values())}),
+                "relevant_docs": {names[query]: judged for query, judged in data.qrels.items()},
                 "top_ranked": None,
             }
             self.dataset = {"default": {"test": split}}

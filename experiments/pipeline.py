@@ -92,6 +92,9 @@ class Pipeline:
                         f"settings. Run it first: until={name}, or stage={name}."
                     )
             else:
+                if isinstance(stage, Generate):
+                    for note in stage.notes():
+                        log.warning("generate: %s", note)
                 found = run_stage(stage, work, shard)
             if name == "generate":
                 self._engine.release()
@@ -227,6 +230,9 @@ class Pipeline:
             cosine=options.leak_cosine,
             encoder=self._encoder if options.leak_cosine else None,
             cache_dir=self.config.cache_dir,
+            near_passages=options.leak_near_passages,
+            corpus=self.corpus,
+            corpus_sha256=self._corpus_sha256,
             metadata=self._about(),
         )
 
@@ -276,7 +282,10 @@ class Pipeline:
         found = []
         for spec in chosen:
             folder, split = find_dataset(spec["path"], self.config.data_dir), spec.get("split", "test")
-            digests = "".join(file_sha256(p) for p in judgement_files(folder, split))
+            files = judgement_files(folder, split)
+            if folder != self._folder:  # the guard compares passages with this corpus' texts
+                files += sorted(folder.glob("corpus.jsonl*"))
+            digests = "".join(file_sha256(p) for p in files)
             digest = hashlib.sha256(digests.encode()).hexdigest()
             corpus = self.corpus if folder == self._folder else None
             found.append((load_evaluation_set(str(folder), split, corpus=corpus, unknown_qrels="keep"), digest))

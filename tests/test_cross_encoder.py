@@ -516,9 +516,12 @@ def test_own_passage_is_no_candidate(teacher_run, small_scifact, tmp_path):
     data = evaluation.data[0]
     own = data.corpus.ids[5].as_py()
     queries = {own: data.corpus.passages[5].as_py(), **data.queries}
-    changed = type(data)(data.name, data.corpus, queries, {own: {own: 1}, **data.qrels})
+    changed = type(data)(data.name, data.corpus, queries, {own: {own: 0}, **data.qrels})
     rows = evaluation._bm25(changed).rows
     assert rows.shape == (21, 12) and 5 not in rows[0]
+    evaluation._candidates.clear()
+    relevant = type(data)(data.name, data.corpus, queries, {own: {own: 1}, **data.qrels})
+    assert evaluation._bm25(relevant).rows[0, 0] == 5
     evaluation.ignore_identical_ids = False
     evaluation._candidates.clear()
     assert evaluation._bm25(changed).rows[0, 0] == 5

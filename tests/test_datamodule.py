@@ -253,6 +253,9 @@ def test_guard_compares_passages_of_one_corpus_alone(make_data, small_scifact, s
     queries = [json.loads(line) for line in (other / "queries.jsonl").read_text().splitlines()]
     different = "".join(json.dumps({"_id": q["_id"], "text": f"unlike {i}"}) + "\n" for i, q in enumerate(queries))
     (other / "queries.jsonl").write_text(different)
+    passages = [json.loads(line) for line in (other / "corpus.jsonl").read_text().splitlines()]
+    unlike = "".join(json.dumps({"_id": p["_id"], "text": f"text {i}"}) + "\n" for i, p in enumerate(passages))
+    (other / "corpus.jsonl").write_text(unlike)
     data = make_data(leak_guard="drop", evaluation=[{"path": str(other)}])
     assert data.report["train_lists"] + data.report["dev_lists"] == 40
     assert make_data(leak_guard="drop", evaluation=[{"path": str(small_scifact)}]).report["train_lists"] > 0

@@ -47,10 +47,17 @@ def test_query_without_results_counts_as_zero():
     assert per_query["ndcg@10"] == {"q1": 1.0, "q2": 0.0, "q3": 0.0}
 
 
-def test_own_id_is_taken_out():
+@pytest.mark.parametrize("judged", [{"a": 1}, {"a": 1, "q": 0}, {"a": 1, "q": -1}])
+def test_own_id_is_taken_out(judged):
     run = {"q": {"q": 9.0, "a": 1.0}, "r": {"b": 1.0}}
-    assert without_self_hits(run) == {"q": {"a": 1.0}, "r": {"b": 1.0}}
-    assert score_run({"q": {"a": 1}}, without_self_hits(run))[0]["ndcg@10"] == 1.0
+    assert without_self_hits(run, {"q": judged}) == {"q": {"a": 1.0}, "r": {"b": 1.0}}
+    assert score_run({"q": judged}, without_self_hits(run, {"q": judged}))[0]["ndcg@10"] == 1.0
+
+
+def test_own_id_that_is_judged_relevant_stays():
+    run = {"q": {"q": 9.0, "a": 1.0}}
+    assert without_self_hits(run, {"q": {"q": 1}}) == run
+    assert score_run({"q": {"q": 1}}, without_self_hits(run, {"q": {"q": 1}}))[0]["ndcg@10"] == 1.0
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -16,7 +16,7 @@ from datamodules.mining import Hits, bm25_search, fuse_ranks, fuse_scores
 from datamodules.query_lists import read_metadata, read_query_lists
 from datamodules.query_types import load_query_types
 from datamodules.stages.collect import COLLECTED, Collect
-from datamodules.stages.deduplicate import Deduplicate, normalize_text
+from datamodules.stages.deduplicate import Deduplicate
 from datamodules.stages.filter import Filter
 from datamodules.stages.generate import DUPLICATE, Generate
 from datamodules.stages.mine import Bm25, Dense, Mine, hits_to_table, table_to_hits
@@ -24,6 +24,7 @@ from datamodules.stages.sample import Sample
 from datamodules.stages.score import Ensemble, RunFusion, Score
 from datamodules.stages.split import Split
 from datamodules.stages.stage import Output, run_stage
+from datamodules.words import normalize_texts
 from retriever.errors import InputError
 from retriever.packaged_weights import file_sha256
 from retriever.teachers.sequence_classifier import SequenceClassifier
@@ -90,7 +91,7 @@ def test_digits_count_unless_asked_otherwise_and_near_duplicates_can_stay(tmp_pa
         stage = Deduplicate(corpus, "0", ignore_digits=digits, near_jaccard=None)
         kept[digits] = [r["passage_id"] for r in rows(run_stage(stage, tmp_path), "passages.parquet")]
     assert kept == {False: ["p0", "p1", "p3"], True: ["p0", "p3"]}
-    assert normalize_text("  Dose: 20mg/ＤＡＹ – naïve_user ") == "dose 20mg day naive user"
+    assert normalize_texts(["  Dose: 20mg/ＤＡＹ – naïve_user "]) == ["dose 20mg day naive user"]
 
 
 def test_near_duplicates_are_those_of_an_exact_comparison(tmp_path):

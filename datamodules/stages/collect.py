@@ -95,7 +95,9 @@ class Collect(Stage):
         name = list(self.groups)[number]
         rows = list(self._queries(name))
         if not rows:
-            raise InputError(f"queries.{name}: {self.groups[name]['source']!r} gives no query on {self.corpus.name!r}.")
+            source = self.groups[name]["source"]
+            english = " (assertions are found in English texts alone)" if source == "assertions" else ""
+            raise InputError(f"queries.{name}: {source!r} gives no query on {self.corpus.name!r}{english}.")
         advance(1)
         return pa.Table.from_pylist([dict(zip(COLLECTED.names, (name, *row), strict=True)) for row in rows], COLLECTED)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,24 +11,23 @@ import numpy as np
 import pyarrow as pa
 
 from datamodules.corpus import Corpus
+from datamodules.near_texts import NearTexts, checked_threshold
 from datamodules.stages.stage import Stage, table_writer
-from retriever.errors import InputError, require_positive
+from datamodules.words import METHOD, count_characters, normalize_texts
+from retriever.errors import require_positive
 
 KEPT = pa.schema([("passage_id", pa.string())])
 REMOVED = pa.schema([("passage_id", pa.string()), ("reason", pa.string()), ("kept_id", pa.string())])
 _BLOCK = 10_000
-_PUNCTUATION = re.compile(r"[^\w\s]|_")
-_DIGITS = re.compile(r"\d")
-_SHINGLE = 3  # words
 
 
 class Deduplicate(Stage):
     """Exact, contained and near duplicates.
 
-    Texts are compared after :func:`normalize_text`. A text that a neighbour in sorted order begins with, or, sorted by
-    the reversed texts, ends with, is contained in it and falls out (arXiv 2505.19274's code); of equal texts the first
-    of the corpus stays. Near duplicates are found by MinHash (``rensa``) and verified by the exact Jaccard similarity
-    of their three-word shingles.
+    Texts are compared after :func:`~datamodules.words.normalize_texts`. A text that a neighbour in sorted order begins
+    with, or, sorted by the reversed texts, ends with, is contained in it and falls out (arXiv 2505.19274's code); of
+    equal texts the first of the corpus stays. Near duplicates are found by MinHash (``rensa``) and verified by the
+    exact Jaccard similarity of their three-word shingles; a letter of a script without spaces is a word there.
 
     Output: ``passages.parquet`` (passage_id, in the corpus' order) and ``removed.parquet`` (passage_id, reason,
     kept_id: the passage that stays in its place).
@@ -38,7 +35,8 @@ class Deduplicate(Stage):
     Args:
         corpus: all passages.
         corpus_sha256: its content.
-        min_characters: normalised texts that are shorter fall out (the paper's code: 10).
+        min_characters: normalised texts that are shorter fall out (the paper's code: 10); a Han character, kana or
+            Hangul syllable counts as two.
         ignore_digits: count passages that differ in numbers alone as equal (the paper's code does; a defect where
             numbers matter).
         near_jaccard: similarity of shingles from which passages are near duplicates, in (0, 1]; None looks for none.
@@ -59,8 +57,7 @@ class Deduplicate(Stage):
         permutations: int = 128,
     ) -> None:
         require_positive(permutations=permutations)
-        if near_jaccard is not None and not 0 < near_jaccard <= 1:
-            raise InputError(f"deduplicate.near_jaccard is {near_jaccard}; it must be in (0, 1], or null.")
+        checked_threshold("deduplicate.near_jaccard", near_jaccard)
         self.corpus = corpus
         self.corpus_sha256 = corpus_sha256
         self.min_characters = min_characters
@@ -71,7 +68,7 @@ class Deduplicate(Stage):
     def settings(self) -> dict[str, Any]:
         """See :class:`Stage`."""
         names = ("min_characters", "ignore_digits", "near_jaccard", "permutations")
-        return {name: getattr(self, name) for name in names}
+        return {**{name: getattr(self, name) for name in names}, "words": METHOD}
 
     def inputs(self) -> dict[str, str]:
         """See :class:`Stage`."""
@@ -86,7 +83,7 @@ class Deduplicate(Stage):
         texts = self._normalized(advance)
         reasons = np.full(len(texts), None, dtype=object)
         stays = np.arange(len(texts))
-        short = np.array([len(t) < self.min_characters for t in texts], dtype=bool)
+        short = np.array([count_characters(t) < self.min_characters for t in texts], dtype=bool)
         reasons[short] = f"under {self.min_characters} characters"
         stays[short] = -1
         for row, other, equal in contained_texts(texts, np.flatnonzero(~short)):
@@ -118,17 +115,9 @@ class Deduplicate(Stage):
         texts: list[str] = []
         for start in range(0, len(self.corpus), _BLOCK):
             block = self.corpus.passages[start : start + _BLOCK].to_pylist()
-            texts += [normalize_text(text, self.ignore_digits) for text in block]
+            texts += normalize_texts(block, self.ignore_digits)
             advance(len(block))
         return texts
-
-
-def normalize_text(text: str, ignore_digits: bool = False) -> str:
-    """Lower case, without accents and punctuation, spaces collapsed; digits stay unless asked otherwise."""
-    plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text))
-    plain = "".join(c for c in plain if not unicodedata.combining(c))
-    plain = _PUNCTUATION.sub(" ", plain.lower())
-    return " ".join((_DIGITS.sub("", plain) if ignore_digits else plain).split())
 
 
 def contained_texts(texts: list[str], rows: np.ndarray) -> Iterator[tuple[int, int, bool]]:
@@ -154,36 +143,15 @@ def near_duplicates(
     texts: list[str], rows: list[int], threshold: float, permutations: int
 ) -> Iterator[tuple[int, int]]:
     """Rows that are nearly equal to an earlier one that stays: (row, the one that stays)."""
-    from rensa import RMinHash, RMinHashLSH
-
-    index = RMinHashLSH(threshold=threshold, num_perm=permutations, num_bands=_bands(threshold, permutations))
+    kept = NearTexts(threshold, permutations)
     for start in range(0, len(rows), _BLOCK):
         block = rows[start : start + _BLOCK]
-        shingles = [_shingles(texts[r]) for r in block]
-        hashes = RMinHash.from_token_sets([sorted(own) for own in shingles], permutations, 1)
-        for row, own, found in zip(block, shingles, hashes, strict=True):
-            alike = (r for r in sorted(index.query(found)) if _jaccard(own, _shingles(texts[r])) >= threshold)
-            other = next(alike, None)
-            if other is None:
-                index.insert(row, found)
+        for row, hashed in zip(block, kept.hashed([texts[r] for r in block]), strict=True):
+            found = kept.find(texts[row], hashed)
+            if found is None:
+                kept.add(row, texts[row], hashed)
             else:
-                yield row, other
-
-
-def _bands(threshold: float, permutations: int) -> int:
-    """Bands b of r rows each, so that a pair at the threshold is missed with probability (1 − t^r)^b below 1%."""
-    divisors = [b for b in range(1, permutations + 1) if permutations % b == 0]
-    return next((b for b in divisors if (1 - threshold ** (permutations // b)) ** b < 0.01), permutations)
-
-
-def _shingles(text: str) -> set[str]:
-    words = text.split()
-    return {" ".join(words[i : i + _SHINGLE]) for i in range(max(1, len(words) - _SHINGLE + 1))}
-
-
-def _jaccard(left: set[str], right: set[str]) -> float:
-    shared = len(left & right)
-    return shared / (len(left) + len(right) - shared)
+                yield row, found[0]
 
 
 def _last(stays: np.ndarray, row: int) -> int:

@@ -15,15 +15,17 @@ import pyarrow.compute as pc
 from datamodules.corpus import Corpus
 from datamodules.engines import Answer, Engine
 from datamodules.parquet_files import read_parquet
-from datamodules.query_cleaning import clean_query
+from datamodules.query_cleaning import clean_query, language_notes
 from datamodules.query_types import QueryType
 from datamodules.stages.stage import Output, Stage, table_writer
+from datamodules.words import METHOD
 from retriever.errors import InputError, require_positive
 
 QUERIES = pa.schema([(name, pa.string()) for name in ("query_id", "query", "query_type", "passage_id")])
 REJECTED = pa.schema([(name, pa.string()) for name in ("passage_id", "query_type", "answer", "reason")])
 _BLOCK = pa.schema([*QUERIES, ("answer", pa.string()), ("reason", pa.string())])
 DUPLICATE = "another passage has this query"
+_LOOKED_AT = 50  # passages by which the corpus' language is told
 
 
 class Generate(Stage):
@@ -83,7 +85,13 @@ class Generate(Stage):
         """See :class:`Stage`."""
         types = {t.name: hashlib.sha256(repr(t).encode()).hexdigest() for t in self.types}
         own = ("system", "max_characters", "block_size", "attempts", "language", "seed")
-        return {"types": types, "engine": self.engine.settings(), **{name: getattr(self, name) for name in own}}
+        settings = {name: getattr(self, name) for name in own}
+        return {"types": types, "engine": self.engine.settings(), **settings, "words": METHOD}
+
+    def notes(self) -> list[str]:
+        """What to know before it runs, see :func:`~datamodules.query_cleaning.language_notes`."""
+        rows = range(0, len(self.corpus), max(1, len(self.corpus) // _LOOKED_AT))
+        return language_notes([self.corpus.passages[row].as_py() for row in rows], self.language)
 
     def inputs(self) -> dict[str, str]:
         """See :class:`Stage`."""

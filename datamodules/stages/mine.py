@@ -16,6 +16,7 @@ from datamodules.corpus import Corpus
 from datamodules.mining import Hits, bm25_search, fuse_ranks, fuse_scores
 from datamodules.parquet_files import read_parquet
 from datamodules.stages.stage import Output, Stage, table_writer
+from datamodules.words import METHOD
 from retriever.encoder import TextEncoder
 from retriever.encoding import device_of
 from retriever.errors import InputError, choose, require_positive
@@ -23,7 +24,9 @@ from retriever.search import exact_search, merge_hits
 
 NOWHERE = 2**31  # the rank of a positive that is not among the hits
 RUN = pa.schema([("rows", pa.list_(pa.int32())), ("scores", pa.list_(pa.float32()))])
+_METHOD = 2  # raise it where the same settings give other candidates
 _ROW_GROUP = 10_000
+_NAMING = ("query_id", "query_type", "positive_ids")
 FUSIONS = ("reciprocal_rank", "score")
 
 
@@ -55,7 +58,7 @@ class Bm25(Retriever):
 
     def settings(self) -> dict[str, Any]:
         """See :class:`Retriever`."""
-        return {"bm25": self.options}
+        return {"bm25": self.options, "words": METHOD}
 
     def describe(self) -> str:
         """See :class:`Retriever`."""
@@ -149,7 +152,8 @@ class Mine(Stage):
         weights: retriever → weight; None weighs all alike.
         drop_near_duplicates: leave out passages that stage deduplicate takes for the same as a positive, which would
             be false negatives.
-        drop_identical_ids: leave out the passage whose id is the query's (as BEIR does).
+        drop_identical_ids: leave out the passage whose id is the query's (as BEIR does), unless it is a positive, or
+            the query was written from a passage, so that its id was made here.
     """
 
     name = "mine"
@@ -191,7 +195,7 @@ class Mine(Stage):
         """See :class:`Stage`."""
         own = ("depth", "candidates", "fusion", "weights", "drop_identical_ids")
         searchers = {name: r.settings() for name, r in self.retrievers.items()}
-        return {"retrievers": searchers, **{name: getattr(self, name) for name in own}}
+        return {"retrievers": searchers, **{name: getattr(self, name) for name in own}, "method": _METHOD}
 
     def inputs(self) -> dict[str, str]:
         """See :class:`Stage`."""
@@ -227,7 +231,10 @@ class Mine(Stage):
         lengths = self._write_candidates(runs, folder / "candidates.parquet")
         ranks = {name: first_ranks(hits, self._positives) for name, hits in runs.items()}
         places = {f"positive in {name}": int((r <= self.depth).sum()) for name, r in ranks.items()}
-        return {"queries": len(lengths), "candidates": int(lengths.sum()), "fewest": int(lengths.min()), **places}
+        found = {"queries": len(lengths), "candidates": int(lengths.sum()), "fewest": int(lengths.min()), **places}
+        own = self._own if self.drop_identical_ids else np.full(len(lengths), -1)
+        hit = np.any([(hits.rows == own[:, None]).any(1) for hits in runs.values()], axis=0) & (own >= 0)
+        return found | ({"left out: of the query's id": int(hit.sum())} if hit.any() else {})
 
     def _write_candidates(self, runs: Mapping[str, Hits], path: Path) -> np.ndarray:
         """Fuse and write some queries at a time; return how many candidates each has."""
@@ -267,8 +274,13 @@ class Mine(Stage):
 
     @cached_property
     def _own(self) -> np.ndarray:
-        """The row whose id is the query's, int64 [Q]; −1 where there is none."""
-        return self.corpus.rows(self._queries["query_id"].combine_chunks())
+        """The row whose id is the query's and which is therefore taken for it, int64 [Q]; −1 where there is none."""
+        rows = self.corpus.rows(self._queries["query_id"].combine_chunks())
+        for number in np.flatnonzero(rows >= 0):
+            query_id, kind, positives = (self._queries[name][number].as_py() for name in _NAMING)
+            if query_id in positives or query_id in {f"{kind}-{passage}" for passage in positives}:
+                rows[number] = -1
+        return rows
 
     def _without_dropped(self, hits: Hits, part: slice) -> Hits:
         scores = np.full((len(hits.rows), self.candidates), -np.inf, np.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,16 @@ import numpy as np
 import pyarrow as pa
 
 from datamodules.caches import cached_embeddings, cached_tokens
-from datamodules.corpus import EvaluationSet
+from datamodules.corpus import Corpus, EvaluationSet
 from datamodules.files import write_json_lines
 from datamodules.leakage import Leak, find_leaks
+from datamodules.near_texts import checked_threshold
 from datamodules.parquet_files import read_parquet
 from datamodules.query_lists import QueryList, write_query_lists
+from datamodules.same_passages import Match, RelevantPassages, translated
 from datamodules.splits import in_dev
 from datamodules.stages.stage import Output, Stage
+from datamodules.words import METHOD
 from retriever.encoder import TextEncoder
 from retriever.errors import InputError, choose, require_positive
 from retriever.search import exact_search
@@ -33,9 +36,9 @@ _VERDICT = pa.schema([("verdict", pa.string()), ("evaluation_query", pa.string()
 class Split(Stage):
     """Train and dev by source passage, by a hash and so the same everywhere; behind the leak guard.
 
-    A human query must not share a relevant passage with an evaluation query; no query may nearly equal one (token
-    Jaccard, and cosine where asked for). A synthetic query may be written from a passage that an evaluation query is
-    about.
+    A human query must not share a relevant passage (its text, under whatever id) with an evaluation query; no query may
+    nearly equal one (token Jaccard, and cosine where asked for). A synthetic query may be written from a passage that
+    an evaluation query is about.
 
     Output: ``<group>.train.parquet`` and ``<group>.dev.parquet``, query lists; ``leaks.jsonl``, what was caught.
 
@@ -53,6 +56,10 @@ class Split(Stage):
         cosine: from which two queries are nearly equal by the encoder; None does not look.
         encoder: for ``cosine``.
         cache_dir: of the encoder's embeddings.
+        near_passages: similarity of three-word shingles from which two passages count as one, in (0, 1]; None counts
+            those of one text alone.
+        corpus: the lists' corpus, whose texts are compared; None compares ids alone.
+        corpus_sha256: its content.
         metadata: what else the lists' metadata say.
     """
 
@@ -74,6 +81,9 @@ class Split(Stage):
         cosine: float | None = None,
         encoder: TextEncoder | None = None,
         cache_dir: str | Path = "cache",
+        near_passages: float | None = None,
+        corpus: Corpus | None = None,
+        corpus_sha256: str | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         if not 0 <= dev_fraction <= 1:
@@ -81,6 +91,9 @@ class Split(Stage):
         for name, guard in guards.items():
             choose(f"the leak guard of {name}", guard, GUARDS)
         require_positive(jaccard=jaccard, cosine=cosine or 1)
+        self.near_passages = checked_threshold("split.leak_near_passages", near_passages)
+        self.corpus = corpus
+        self.corpus_sha256 = corpus_sha256
         self.filtered = filtered
         self.scored = scored
         self.corpus_name = corpus_name
@@ -97,14 +110,17 @@ class Split(Stage):
 
     def settings(self) -> dict[str, Any]:
         """See :class:`Stage`."""
-        own = ("corpus_name", "dev_fraction", "guards", "judged", "jaccard", "cosine", "metadata")
+        own = ("corpus_name", "dev_fraction", "guards", "judged", "jaccard", "cosine", "near_passages", "metadata")
         encoder = self.encoder.fingerprint() if self.cosine and self.encoder else None
         bound = hashlib.sha256(json.dumps(self.judgements).encode()).hexdigest()
-        return {**{name: getattr(self, name) for name in own}, **self._teacher, "encoder": encoder, "judgements": bound}
+        settings = {name: getattr(self, name) for name in own}
+        return {**settings, **self._teacher, "encoder": encoder, "judgements": bound, "words": METHOD}
 
     def inputs(self) -> dict[str, str]:
         """See :class:`Stage`."""
         sets = {f"{s.name} {number}": digest for number, (s, digest) in enumerate(self.evaluation)}
+        if self.corpus_sha256:
+            sets["corpus"] = self.corpus_sha256
         return {"filtered": self.filtered.sha256("filtered.parquet"), **sets}
 
     def block_sizes(self) -> list[int]:
@@ -153,15 +169,27 @@ class Split(Stage):
         queries = table["query"].to_pylist()
         human = (judged or kind == "human" for kind in table["query_type"].to_pylist())
         positives = [p if h else [] for p, h in zip(table["positive_ids"].to_pylist(), human, strict=True)]
+        labelled = sorted({passage for ids in positives for passage in ids})
         found: dict[int, Leak] = {}
         for evaluation, _ in self.evaluation:
-            relevant = evaluation.relevant() if evaluation.corpus.name == self.corpus_name else {}
-            leaks = find_leaks(queries, positives, evaluation.queries, relevant, self.jaccard)
+            relevant, copies = self._relevant(evaluation, labelled)
+            leaks = find_leaks(queries, positives, evaluation.queries, relevant, self.jaccard, copies)
             if self.cosine:
                 leaks += self._alike(queries, evaluation)
             for leak in leaks:
                 found.setdefault(leak.position, leak)
         return [found[position] for position in sorted(found)]
+
+    def _relevant(
+        self, evaluation: EvaluationSet, labelled: list[str]
+    ) -> tuple[Mapping[str, Collection[str]], dict[str, Match]]:
+        """Evaluation query → ids of its relevant passages in the lists' corpus, and how those are the same."""
+        if self.corpus is None:
+            return evaluation.relevant() if evaluation.corpus.name == self.corpus_name else {}, {}
+        passages = RelevantPassages(evaluation.corpus, evaluation.relevant(), self.near_passages)
+        rows = self.corpus.rows(labelled)
+        copies = passages.among(self.corpus, rows[rows >= 0])
+        return translated(passages.relevant, copies), copies
 
     def _alike(self, queries: list[str], evaluation: EvaluationSet) -> list[Leak]:
         """Queries whose embedding is near an evaluation query's."""
