@@ -128,9 +128,9 @@ class QueryListDataModule(L.LightningDataModule):
         choose("data.candidates", candidates, CANDIDATES)
         choose("data.normalization", normalization, NORMALIZATIONS)
         choose("data.order", order, ORDERS)
-        choose("data.on_bad_list", on_bad_list, ("error", "drop"))
-        choose("data.empty_passages", empty_passages, ("error", "keep"))
-        choose("data.unknown_qrels", unknown_qrels, ("error", "keep"))
+        choose("on_bad_list", on_bad_list, ("error", "drop"))
+        choose("empty_passages", empty_passages, ("error", "keep"))
+        choose("unknown_qrels", unknown_qrels, ("error", "keep"))
         if num_workers < 0:
             raise InputError(f"data.num_workers is {num_workers}; it must not be negative.")
         if dev is None and not 0 < dev_fraction < 1:

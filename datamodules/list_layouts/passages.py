@@ -160,7 +160,7 @@ def new_corpus(folder: str | Path) -> Iterator[NewCorpus]:
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         corpus = NewCorpus(path.parent.resolve().name, file)
         if path.is_file():
-            there = load_corpus(path.parent)
+            there = load_corpus(path.parent, empty_passages="keep")
             for row in zip(there.ids, there.titles, there.texts, strict=True):
                 corpus.write(*(value.as_py() for value in row))
         yield corpus

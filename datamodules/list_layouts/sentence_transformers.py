@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from datamodules.files import atomic_path, json_lines, write_json_lines
 from datamodules.list_layouts.passages import CorpusPassages
 from datamodules.list_layouts.stated import StatedList, StatedPassage, keys, required_text, stated_list
-from datamodules.parquet_files import PARQUET, parquet_blocks
+from datamodules.parquet_files import PARQUET, table_blocks
 from datamodules.query_lists import QueryList
 from retriever.errors import InputError, choose, shown
 
@@ -167,5 +167,5 @@ def _label(where: str, record: dict[str, Any], passages: int) -> list[Any]:
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for done, table in parquet_blocks(path, _BLOCK):
+    for done, table in table_blocks(path, _BLOCK):
         yield from enumerate(table.to_pylist(), done + 1)
