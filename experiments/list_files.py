@@ -22,8 +22,10 @@ from callbacks.scoring import score_run, without_self_hits
 from datamodules.corpus import SHIPPED, Corpus, find_dataset, find_file, load_corpus, load_evaluation_set
 from datamodules.files import atomic_path, is_folder
 from datamodules.list_layouts import LAYOUTS, CorpusPassages, export_lists, import_lists, new_corpus
+from datamodules.list_layouts.trec import Trec, queries_beside
 from datamodules.list_summary import ListSummary, TypeSummary, summarise
 from datamodules.query_lists import QueryList, open_query_lists, read_metadata, read_query_lists, write_query_lists
+from datamodules.records import find_records
 from datamodules.small_corpus import cut_data_set
 from experiments.hydra_errors import KindParser
 from retriever.errors import InputError
@@ -118,6 +120,9 @@ def import_file(
         raise InputError("Both a corpus and a folder for a new one are given. Name one of the two.")
     check_texts = options.pop("check_texts", True)
     if corpus:
+        queries = find_records(find_dataset(corpus), "queries")
+        if LAYOUTS.get(layout) is Trec and "queries" not in options and queries and not queries_beside(Path(path)):
+            options["queries"] = queries[0]
         opened: Any = nullcontext(CorpusPassages(_load(find_dataset(corpus), None, empty_passages), check_texts))
     else:
         opened = new_corpus(corpus_output or Path(output).with_name(f"{Path(output).name.split('.')[0]}_corpus"))
@@ -390,8 +395,11 @@ def _parser() -> KindParser:
     read.add_argument("--teacher", help="where the scores come from, for the metadata")
     read.add_argument("--ignore-texts", dest="check_texts", action="store_const", const=False,
                       help="where a file gives ids and texts, do not compare the texts with the corpus")  # fmt: skip
-    read.add_argument("--queries", metavar="JSONL", help="trec: the queries (default: FILE.queries.jsonl)")
-    read.add_argument("--qrels", metavar="TSV", help="trec: judgements for the positives (default: FILE.qrels.tsv)")
+    read.add_argument("--queries", metavar="FILE", help="runs: queries.jsonl or queries.tsv (default: "
+                      "FILE.queries.jsonl, or the queries in its folder or the corpus')")  # fmt: skip
+    read.add_argument("--scores", metavar="stated|labels|ranks", help="flag_embedding, tevatron: labels takes 1 for "
+                      "positives and 0 for negatives; runs: ranks takes minus the rank")  # fmt: skip
+    read.add_argument("--qrels", metavar="TSV", help="runs: judgements for the positives (default: FILE.qrels.tsv)")
     read.set_defaults(run=_run_import)
 
     write = commands.add_parser("export", help="write a file for another tool")
@@ -419,7 +427,7 @@ def _parser() -> KindParser:
 def _common(parser: argparse.ArgumentParser, output: str) -> None:
     parser.add_argument("--layout", required=True, help=", ".join(LAYOUTS))
     parser.add_argument("--output", required=True, metavar=output)
-    parser.add_argument("--score-key", help="cadet: the passage's key for the score (default: score)")
+    parser.add_argument("--score-key", help="cadet, tevatron: the passage's key for the score (default: score)")
     parser.add_argument("--on-bad-list", help="error (default), or drop to leave out lists that fail a check")
 
 

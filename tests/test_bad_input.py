@@ -472,8 +472,11 @@ def _plain_row(layout: str, record: dict, by_text: dict[str, str], default_id: s
         query_id = default_id
     assert isinstance(record["query"], str) and record["query"].strip()
     assert isinstance(query_id, str) and query_id.strip()
-    assert len(set(ids)) == len(ids) == len(scores) >= 2
+    assert len(ids) == len(scores)
     assert all(type(score) in (int, float) and abs(score) <= LARGEST for score in scores)
+    pairs = dict(zip(ids, scores, strict=True))  # an equal passage with an equal score is one
+    assert len(pairs) >= 2 and all(pairs[i] == score for i, score in zip(ids, scores, strict=True))
+    ids, scores = list(pairs), list(pairs.values())
     return query_id, record["query"], tuple(ids), tuple(map(in_32_bits, scores))
 
 
