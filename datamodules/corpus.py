@@ -301,7 +301,9 @@ def read_queries(path: Path, seen: dict[str, int]) -> Iterator[tuple[str, str, t
         text = columns.text_of(record)
         if not isinstance(text, str) or not text.strip():
             other = columns.other_text(record)
-            remedy = f"It has {other!r}: call that 'text' if it is the query's." if other else "Mend or remove this line."
+            remedy = (
+                f"It has {other!r}: call that 'text' if it is the query's." if other else "Mend or remove this line."
+            )
             raise InputError(f"{path}:{number}: query {shown(query_id)} has no text. {remedy}")
         yield query_id, text, (f"{path}:{number}", record)
 
@@ -319,9 +321,7 @@ def load_qrels(folder: str | Path, split: str) -> tuple[Path, dict[str, dict[str
     path = qrels_file(Path(folder), split)
     if path is None:
         splits = ", ".join(qrels_splits(Path(folder))) or "none"
-        raise InputError(
-            f"{Path(folder) / 'qrels' / split}.tsv: no such file. The splits of {folder} are {splits}."
-        )
+        raise InputError(f"{Path(folder) / 'qrels' / split}.tsv: no such file. The splits of {folder} are {splits}.")
     qrels: dict[str, dict[str, tuple[int, int]]] = {}
     for number, query_id, passage_id, grade in _judgements(path):
         judged = qrels.setdefault(query_id, {})

@@ -57,7 +57,11 @@ def choose_dev(
         kept.append((spec, corpus, lists))
         if beside not in dev:
             weight = spec.get("weight", 1.0)
-            about = {"path": str(beside), "corpus": spec["corpus"], "weight": 1.0 if isinstance(weight, Mapping) else weight}
+            about = {
+                "path": str(beside),
+                "corpus": spec["corpus"],
+                "weight": 1.0 if isinstance(weight, Mapping) else weight,
+            }
             dev[beside] = open_part(about)
             log.info(
                 "%s is split already, and data.dev is null: its dev lists are the %d of %s",
@@ -130,7 +134,8 @@ def _split_again(parts: list[Part], fraction: float) -> tuple[list[Part], list[P
         )
     divided = list(zip(parts, masks, strict=True))
     return tuple(
-        [(spec, corpus, lists.select(mask == side)) for (spec, corpus, lists), mask in divided] for side in (False, True)
+        [(spec, corpus, lists.select(mask == side)) for (spec, corpus, lists), mask in divided]
+        for side in (False, True)
     )
 
 

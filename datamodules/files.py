@@ -191,7 +191,9 @@ def text_errors(path: Path, line: Callable[[], int]) -> Iterator[None]:
         raise InputError(f"{path}:{_first_undecodable(path)}: not UTF-8 ({error.reason}). {remedy}") from error
     except EOFError as error:
         kind = what_it_is(path)
-        remedy = kind if kind and packed not in kind else f"The file is torn or not {packed[1:]}; fetch or write it again."
+        remedy = (
+            kind if kind and packed not in kind else f"The file is torn or not {packed[1:]}; fetch or write it again."
+        )
         raise InputError(f"{path}:{line()}: cannot be decompressed further ({error}): {remedy}") from error
     except OSError as error:
         raise InputError(

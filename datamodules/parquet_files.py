@@ -34,7 +34,9 @@ class ArrowFile:
         self._file = pa.memory_map(str(path))
         self._is_stream = self._file.read(6) != b"ARROW1"
         self._file.seek(0)
-        if self._is_stream and (self._file.size() < 8 or self._file.read_at(8, self._file.size() - 8) != _END_OF_STREAM):
+        if self._is_stream and (
+            self._file.size() < 8 or self._file.read_at(8, self._file.size() - 8) != _END_OF_STREAM
+        ):
             raise pa.ArrowInvalid("its end is missing")
         self._reader = pa.ipc.open_stream(self._file) if self._is_stream else pa.ipc.open_file(self._file)
         self.schema_arrow: pa.Schema = self._reader.schema

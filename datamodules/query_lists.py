@@ -421,9 +421,7 @@ def _tables(path: Path) -> Iterator[tuple[pa.Table, list[int]]]:
     if _read_format(path) == "table":
         _check_columns(path)
         # a few rows at a time, for lists may be long; the footer's own counts crash Arrow where they are damaged
-        parts = (
-            (done, _no_nulls(path, part, done)) for done, part in table_blocks(path, _ROWS, SCHEMA.names, SCHEMA)
-        )
+        parts = ((done, _no_nulls(path, part, done)) for done, part in table_blocks(path, _ROWS, SCHEMA.names, SCHEMA))
         for block in _in_blocks(
             parts, lambda p: (len(p[1]), pc.sum(pc.list_value_length(p[1]["passage_ids"])).as_py())
         ):

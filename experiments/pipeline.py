@@ -118,9 +118,7 @@ class Pipeline:
     @cached_property
     def corpus(self) -> Corpus:
         """The corpus, loaded once."""
-        return load_corpus(
-            self._folder, empty_passages=self.config.empty_passages, cache_dir=self.config.cache_dir
-        )
+        return load_corpus(self._folder, empty_passages=self.config.empty_passages, cache_dir=self.config.cache_dir)
 
     def _check(self) -> None:
         """Build every stage on nothing, so that a wrong setting of the last one shows before the first one runs."""

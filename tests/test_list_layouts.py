@@ -29,8 +29,13 @@ SMALL = Corpus(
 GOOD = QueryList("q1", "what is a", "human", "small", ["a"], ["c", "a", "b"], [0.25, 3.0, -1.5])
 OTHER = QueryList("q2", "é 漢字 🙂", "title", "small", [], ["a", "b"], [1.0, 2.0])
 A_HALF = {"docid": "a", "score": 0.5}
-LOSSLESS = [("cadet", {}), ("cadet", {"score_key": "rankt5_score"}), ("flag_embedding", {}), ("tevatron", {})]
-LOSSLESS += [("trec", {})]
+LOSSLESS = [
+    ("cadet", {}),
+    ("cadet", {"score_key": "rankt5_score"}),
+    ("flag_embedding", {}),
+    ("tevatron", {}),
+    ("trec", {}),
+]
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +252,9 @@ RUNS = {
         json.dumps(
             {
                 "query": {"qid": number, "text": query},
-                "candidates": [{"docid": p, "score": s, "doc": {"contents": f"text {p}"}} for q, p, s in PAIRS if q == number],
+                "candidates": [
+                    {"docid": p, "score": s, "doc": {"contents": f"text {p}"}} for q, p, s in PAIRS if q == number
+                ],
             }
         )
         + "\n"
@@ -298,12 +305,16 @@ def test_a_run_that_holds_queries_texts_and_judgements_needs_no_other_file(tmp_p
         with new_corpus(path.parent / "new") as gathered:
             lists.append(list(import_lists(path, "lightning_ir", gathered)))
         assert load_corpus(path.parent / "new").texts.to_pylist() == [f"text {p}" for _, p, _ in PAIRS]
-    assert lists == [
-        [
-            QueryList("1", "query 1", "human", "new", ["a"], ["b", "a"], [9.5, -0.5]),
-            QueryList("2", "query 2", "human", "new", [], ["c", "d"], [2.0, 1.0]),
+    assert (
+        lists
+        == [
+            [
+                QueryList("1", "query 1", "human", "new", ["a"], ["b", "a"], [9.5, -0.5]),
+                QueryList("2", "query 2", "human", "new", [], ["c", "d"], [2.0, 1.0]),
+            ]
         ]
-    ] * 3
+        * 3
+    )
 
 
 def test_a_run_of_ranks_alone_says_so_and_takes_them_when_asked(tmp_path):

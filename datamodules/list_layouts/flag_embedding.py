@@ -84,9 +84,7 @@ class FlagEmbedding:
         return write_json_lines(path, lines)
 
 
-def _side(
-    where: str, record: dict[str, Any], side: str, score: float | None
-) -> tuple[list[StatedPassage], list[Any]]:
+def _side(where: str, record: dict[str, Any], side: str, score: float | None) -> tuple[list[StatedPassage], list[Any]]:
     """Passages and scores of ``pos`` or ``neg``; ``score`` for all of them, None for those that are stated."""
     texts = list_of(where, record, side)
     for text in texts:

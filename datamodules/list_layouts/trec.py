@@ -181,7 +181,7 @@ class Trec:
 
     def _read_qrels(self, run: Path) -> dict[str, list[StatedPassage]]:
         path = Path(self.qrels or _qrels_of(run))
-        if self.qrels is None and not path.is_file():
+        if self.qrels is None and not is_file(path):
             return {}
         qrels: dict[str, list[StatedPassage]] = {}
         seen: dict[tuple[str, str], int] = {}
@@ -225,10 +225,14 @@ def _rows(path: Path) -> Iterator[tuple[int, str, Any]]:
             query = query if isinstance(query, dict) else {**record, "text": query}
             query_id = _query_id(where, query)
             if not isinstance(record["candidates"], list) or not record["candidates"]:
-                raise InputError(f"{where}: 'candidates' is {shown(record['candidates'])}; expected a list of passages.")
+                raise InputError(
+                    f"{where}: 'candidates' is {shown(record['candidates'])}; expected a list of passages."
+                )
             for entry in record["candidates"]:
                 if not isinstance(entry, dict):
-                    raise InputError(f"{where}: {shown(entry)} in 'candidates'; expected an object with docid and score.")
+                    raise InputError(
+                        f"{where}: {shown(entry)} in 'candidates'; expected an object with docid and score."
+                    )
                 document = entry.get("doc")
                 texts = document if isinstance(document, dict) else {"text": document}
                 yield number, query_id, {**texts, **entry, "query": text_of(where, query, "text")}

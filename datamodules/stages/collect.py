@@ -125,7 +125,9 @@ class Collect(Stage):
             yield from self._from_file(Path(options["path"]))
         else:
             split = options.get("split", "train")
-            found = collect_queries(options["source"], self.dataset, self.corpus, split, self.data_dir, self.unknown_qrels)
+            found = collect_queries(
+                options["source"], self.dataset, self.corpus, split, self.data_dir, self.unknown_qrels
+            )
             for query_id, query in found.queries.items():
                 yield query_id, query, found.query_type, found.positive_ids[query_id]
 
