@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 from filelock import FileLock
 
+from datamodules.compressed import MOST_TIMES, SMALL
 from datamodules.files import atomic_path
 from retriever.errors import InputError
 
@@ -34,8 +35,6 @@ BEIR = {
     "trec-covid": "ce62140cb23feb9becf6270d0d1fe6d1",
     "webis-touche2020": "46f650ba5a527fc69e0a6521c5a23563",
 }
-MOST_TIMES = 100  # that an archive may grow; text grows by 3 to 5
-_SMALL = 2**24  # bytes that are no bomb, however they were packed
 
 
 def download_beir(name: str, data_dir: str | Path) -> Path:
@@ -122,7 +121,7 @@ def _check_entries(archive: Path, name: str, entries: Sequence[zipfile.ZipInfo])
 
 def _check_size(archive: Path, size: int, folder: Path) -> None:
     packed, free = archive.stat().st_size, shutil.disk_usage(folder).free
-    if size > max(_SMALL, MOST_TIMES * packed):
+    if size > max(SMALL, MOST_TIMES * packed):
         raise InputError(f"{archive}: its {packed:,} bytes would become {size:,}, which no text does. Not unpacked.")
     if size > free:
         raise InputError(f"{archive}: it needs {size:,} bytes, and {folder} has room for {free:,}. Make room.")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +18,14 @@ import pyarrow.compute as pc
 
 from datamodules.archives import BEIR, download_beir
 from datamodules.columns import ColumnWriter, cached_columns, mapped_strings, update_digest
-from datamodules.files import is_file, is_folder, json_lines, lines
+from datamodules.compressed import ENDINGS, split_ending
+from datamodules.files import is_file, is_folder, lines
 from datamodules.input_hashes import input_sha256
+from datamodules.records import IDS, QUERY_IDS, QUERY_TEXTS, TEXTS, Columns, find_records, records
 from datamodules.string_index import StringIndex, string_hashes
 from retriever.errors import InputError, choose, shown
 
+log = logging.getLogger(__name__)
 _BLOCK = 10_000
 _WHOLE = re.compile(r"[+-]?[0-9]{1,9}")
 _BEIR, _TREC = (0, 1, 2), (0, 2, 3)  # the columns of query, passage and grade
@@ -136,12 +142,15 @@ def load_corpus(
     empty_passages: str = "error",
     cache_dir: str | Path | None = None,
 ) -> Corpus:
-    """Read ``corpus.jsonl`` or ``corpus.jsonl.gz``: ``_id``, ``title`` (may be missing) and ``text``.
+    """Read ``corpus.jsonl``: ``_id``, ``title`` (may be missing) and ``text``.
+
+    Other formats and names of columns: see :mod:`datamodules.records`.
 
     Args:
         folder: BEIR-layout folder.
         name: the corpus's name; None takes the folder's.
-        empty_passages: ``error``, or ``keep`` to let passages without title and text stand.
+        empty_passages: ``error``, or ``keep`` to let passages without title and text stand, with a warning that
+            counts them. Their ids stay, so that judgements of them count as everywhere else.
         cache_dir: where a memory-mapped copy is kept, by the file's content: it is made once, and takes no memory
             afterwards. None reads the corpus into memory.
 
@@ -150,53 +159,123 @@ def load_corpus(
     """
     choose("empty_passages", empty_passages, ("error", "keep"))
     folder = Path(folder)
-    path = _either(folder, "corpus.jsonl")
+    paths = corpus_files(folder)
+    empty = _Empty(paths[0], empty_passages)
     if cache_dir is None:
-        blocks = list(_passage_blocks(path, empty_passages, {}))
+        blocks = list(_passage_blocks(paths, empty, {}))
         arrays = (pa.array([value for block in blocks for value in block[i]], pa.string()) for i in range(3))
-        return Corpus(name or folder.name, *arrays)
-    copy = Path(cache_dir) / "corpora" / f"{input_sha256(path)[:32]}-{empty_passages}"
-    columns, _ = cached_columns(copy, lambda writer: _write_corpus(path, empty_passages, writer))
-    return Corpus(name or folder.name, *(mapped_strings(columns, n) for n in ("ids", "titles", "texts", "passages")))
+        corpus = Corpus(name or folder.name, *arrays)
+    else:
+        # what is read depends on the format, too
+        copy = Path(cache_dir) / "corpora" / f"{corpus_sha256(folder)[:32]}{''.join(split_ending(paths[0]))}"
+        columns, facts = cached_columns(copy, lambda writer: _write_corpus(paths, empty, writer))
+        empty.count, empty.first = facts["empty"], facts["first_empty"]
+        corpus = Corpus(
+            name or folder.name, *(mapped_strings(columns, n) for n in ("ids", "titles", "texts", "passages"))
+        )
+    empty.report(len(corpus))
+    return corpus
 
 
-def _write_corpus(path: Path, empty_passages: str, writer: ColumnWriter) -> dict[str, int]:
+class _Empty:
+    """Passages without title and text: refused, or counted and told of once.
+
+    Attributes:
+        count: how many there are.
+        first: where the first is, ``corpus.jsonl:3``, and its id.
+    """
+
+    def __init__(self, path: Path, action: str) -> None:
+        self.path, self.action = path, action
+        self.count, self.first = 0, ""
+
+    def add(self, path: Path, number: int, passage_id: str) -> None:
+        self.count += 1
+        self.first = self.first or f"{path.name}:{number}: passage {shown(passage_id)}"
+        self._refuse()
+
+    def report(self, passages: int) -> None:
+        self._refuse()
+        if self.count and self.path not in _warned:
+            _warned.add(self.path)
+            log.warning(
+                "%s: %d of %d passages have neither title nor text. They stay, with their ids, for judgements may name "
+                "them; empty_passages=error refuses them",
+                os.path.join(self.path.parent, self.first),
+                self.count,
+                passages,
+            )
+
+    def _refuse(self) -> None:
+        if self.count and self.action == "error":
+            raise InputError(
+                f"{os.path.join(self.path.parent, self.first)} has neither title nor text. Remove it, or let it stand "
+                "with empty_passages=keep."
+            )
+
+
+_warned: set[Path] = set()
+
+
+def corpus_files(folder: Path) -> list[Path]:
+    """The file of a folder's corpus, or its parts.
+
+    Raises:
+        InputError: there is none.
+    """
+    return _found(folder, "corpus")
+
+
+def corpus_sha256(folder: Path) -> str:
+    """Hash of a folder's corpus: of its file or, where it is in parts, of their hashes."""
+    digests = [input_sha256(path) for path in corpus_files(folder)]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _write_corpus(paths: list[Path], empty: _Empty, writer: ColumnWriter) -> dict[str, int | str]:
     hashes = []
-    for ids, titles, texts in _passage_blocks(path, empty_passages, None):
+    for ids, titles, texts in _passage_blocks(paths, empty, None):
         for name, column in {"ids": ids, "titles": titles, "texts": texts}.items():
             writer.append_strings(name, column)
         writer.append_strings("passages", _joined(*(pa.array(c, pa.string()) for c in (titles, texts))))
         hashes.append(string_hashes(ids))
     hashes = np.concatenate(hashes)
     if len(np.unique(hashes)) < len(hashes):
-        for _ in _passage_blocks(path, empty_passages, {}):  # says which id stands where
+        for _ in _passage_blocks(paths, _Empty(paths[0], "keep"), {}):  # says which id stands where
             pass
-    return {"passages": len(hashes)}
+    return {"passages": len(hashes), "empty": empty.count, "first_empty": empty.first}
 
 
 def _passage_blocks(
-    path: Path, empty_passages: str, seen: dict[str, int] | None
+    paths: list[Path], empty: _Empty, seen: dict[str, int] | None
 ) -> Iterator[tuple[list[str], list[str], list[str]]]:
     """Ids, titles and texts, checked. ``seen`` (a line for every id) takes memory; None lets ids repeat."""
     block: tuple[list[str], list[str], list[str]] = ([], [], [])
-    number = None
-    for number, record in json_lines(path):
-        passage_id = _id(path, number, record, {} if seen is None else seen)
-        title, text = ("" if record.get(key) is None else record[key] for key in ("title", "text"))
-        if not isinstance(title, str) or not isinstance(text, str):
-            raise InputError(f"{path}:{number}: title and text of passage {shown(passage_id)} must be strings.")
-        if empty_passages == "error" and not (title.strip() or text.strip()):
-            raise InputError(
-                f"{path}:{number}: passage {shown(passage_id)} has neither title nor text. Remove it, or let it stand "
-                "with data.empty_passages=keep."
-            )
-        for column, value in zip(block, (passage_id, title, text), strict=True):
-            column.append(value)
-        if len(block[0]) == _BLOCK:
-            yield block
-            block = ([], [], [])
-    if number is None:
-        raise InputError(f"{path}: no passage in it.")
+    read = False
+    for path in paths:
+        columns = Columns(IDS, TEXTS)
+        for number, record in records(path, IDS, TEXTS):
+            read = True
+            passage_id = _id(path, number, record, columns, {} if seen is None else seen)
+            title, text = record.get("title"), columns.text_of(record)
+            title = "" if title is None else title
+            if not isinstance(title, str) or not isinstance(text, str):
+                raise InputError(f"{path}:{number}: title and text of passage {shown(passage_id)} must be strings.")
+            other = None if text else columns.other_text(record)
+            if other is not None:
+                raise InputError(
+                    f"{path}:{number}: passage {shown(passage_id)} has no 'text', but {other!r}: "
+                    f"{shown(record[other])}. Call that 'text' if it is the passage's."
+                )
+            if not (title.strip() or text.strip()):
+                empty.add(path, number, passage_id)
+            for column, value in zip(block, (passage_id, title, text), strict=True):
+                column.append(value)
+            if len(block[0]) == _BLOCK:
+                yield block
+                block = ([], [], [])
+    if not read:
+        raise InputError(f"{paths[0]}: no passage in it.")
     if block[0]:
         yield block
 
@@ -206,17 +285,35 @@ def _joined(titles: pa.Array, texts: pa.Array) -> pa.Array:
 
 
 def load_queries(folder: str | Path) -> dict[str, str]:
-    """Read ``queries.jsonl`` or ``queries.jsonl.gz``: id → text. Any other field (gold evidence) is not read."""
-    path = _either(Path(folder), "queries.jsonl")
-    queries: dict[str, str] = {}
+    """Read ``queries.jsonl`` (or another format, see :mod:`datamodules.records`): id → text.
+
+    Any other field (gold evidence) is not read.
+    """
     seen: dict[str, int] = {}
-    for number, record in json_lines(path):
-        query_id = _id(path, number, record, seen)
-        text = record.get("text")
+    return {query: text for path in _found(Path(folder), "queries") for query, text, _ in read_queries(path, seen)}
+
+
+def read_queries(path: Path, seen: dict[str, int]) -> Iterator[tuple[str, str, tuple[str, dict[str, Any]]]]:
+    """Id, text, and place and record of each query of a file; a TSV file may be ``id <tab> text``.
+
+    Args:
+        path: the file.
+        seen: id → line of queries before; these are added.
+
+    Raises:
+        InputError: with file and line, for a query without id or text, or an id twice.
+    """
+    columns = Columns(QUERY_IDS, QUERY_TEXTS)
+    for number, record in records(path, QUERY_IDS, QUERY_TEXTS):
+        query_id = _id(path, number, record, columns, seen)
+        text = columns.text_of(record)
         if not isinstance(text, str) or not text.strip():
-            raise InputError(f"{path}:{number}: query {shown(query_id)} has no text. Mend or remove this line.")
-        queries[query_id] = text
-    return queries
+            other = columns.other_text(record)
+            remedy = (
+                f"It has {other!r}: call that 'text' if it is the query's." if other else "Mend or remove this line."
+            )
+            raise InputError(f"{path}:{number}: query {shown(query_id)} has no text. {remedy}")
+        yield query_id, text, (f"{path}:{number}", record)
 
 
 def load_qrels(folder: str | Path, split: str) -> tuple[Path, dict[str, dict[str, tuple[int, int]]]]:
@@ -229,10 +326,10 @@ def load_qrels(folder: str | Path, split: str) -> tuple[Path, dict[str, dict[str
     Raises:
         InputError: no such split, a line of neither form, or not of the first line's, or a pair judged twice.
     """
-    path = Path(folder) / "qrels" / f"{split}.tsv"
-    if not path.is_file():
-        splits = sorted(p.stem for p in path.parent.glob("*.tsv"))
-        raise InputError(f"{path}: no such file. The splits of {folder} are {', '.join(splits) or 'none'}.")
+    path = qrels_file(Path(folder), split)
+    if path is None:
+        splits = ", ".join(qrels_splits(Path(folder))) or "none"
+        raise InputError(f"{Path(folder) / 'qrels' / split}.tsv: no such file. The splits of {folder} are {splits}.")
     qrels: dict[str, dict[str, tuple[int, int]]] = {}
     for number, query_id, passage_id, grade in _judgements(path):
         judged = qrels.setdefault(query_id, {})
@@ -339,7 +436,7 @@ def load_evaluation_set(
             if missing:
                 raise InputError(
                     f"{qrels_path}:{line}: {missing[0]} is not in this data set. Are these the qrels of another "
-                    "corpus? To go on all the same: evaluation.unknown_qrels=keep."
+                    "corpus? To go on all the same: unknown_qrels=keep."
                 )
     qrels = {q: {p: g for p, (g, _) in passages.items()} for q, passages in judged.items() if q in queries}
     if not qrels:
@@ -349,28 +446,51 @@ def load_evaluation_set(
 
 def judgement_files(folder: Path, split: str) -> list[Path]:
     """The files that a split's queries and qrels come from, sorted."""
-    return sorted([*folder.glob("queries.jsonl*"), *(folder / "qrels").glob(f"{split}.tsv*")])
+    found = qrels_file(folder, split)
+    return sorted([*find_records(folder, "queries"), *([found] if found else [])])
 
 
-def _either(folder: Path, name: str) -> Path:
-    for path in (folder / name, folder / f"{name}.gz"):
-        if is_file(path):
-            return path
-    raise InputError(f"{folder}: neither {name} nor {name}.gz in it, so this is no folder in BEIR's layout.")
+def qrels_file(folder: Path, split: str) -> Path | None:
+    """The judgements of a split, ``qrels/<split>.tsv``, compressed or not; None where there are none."""
+    paths = (folder / "qrels" / f"{split}.tsv{packed}" for packed in ("", *ENDINGS))
+    return next(filter(is_file, paths), None)
 
 
-def _id(path: Path, number: int, record: dict, seen: dict[str, int]) -> str:
-    value = record.get("_id")
+def qrels_splits(folder: Path) -> list[str]:
+    """The splits that a folder has judgements of, sorted."""
+    names = {path.name.partition(".tsv")[0] for path in (folder / "qrels").glob("*.tsv*")}
+    return sorted(name for name in names if qrels_file(folder, name))
+
+
+def _found(folder: Path, stem: str) -> list[Path]:
+    paths = find_records(folder, stem)
+    if not paths:
+        inside = ", ".join(sorted(path.name for path in folder.iterdir())[:6]) if is_folder(folder) else ""
+        raise InputError(
+            f"{folder}: neither {stem}.jsonl nor {stem}.parquet, .arrow, .tsv or .csv in it (JSON Lines, TSV and CSV "
+            f"also with {', '.join(ENDINGS)}), so this is no folder in BEIR's layout. In it: {inside or 'nothing'}."
+        )
+    return paths
+
+
+def _id(path: Path, number: int, record: dict, columns: Columns, seen: dict[str, int]) -> str:
+    value = columns.id_of(record)
     if value is None or value == "":
-        raise InputError(f"{path}:{number}: no _id. Every line needs one.")
+        raise InputError(
+            f"{path}:{number}: no {columns.id}. Every line needs one; this one has "
+            f"{', '.join(map(repr, list(record)[:8])) or 'no key'}."
+        )
     if not isinstance(value, str | int) or isinstance(value, bool):
-        raise InputError(f"{path}:{number}: the _id is {shown(value)}; expected a string or a whole number.")
+        raise InputError(f"{path}:{number}: the {columns.id} is {shown(value)}; expected a string or a whole number.")
     value = str(value)
     if not value.strip() or "\0" in value:  # trec_eval ends an id at NUL
-        raise InputError(f"{path}:{number}: the _id is {shown(value)}; expected characters, and no NUL among them.")
+        raise InputError(
+            f"{path}:{number}: the {columns.id} is {shown(value)}; expected characters, and no NUL among them."
+        )
     if value in seen:
         raise InputError(
-            f"{path}:{number}: the _id {shown(value)} stands already in line {seen[value]}. Ids must differ."
+            f"{path}:{number}: the {columns.id} {shown(value)} stands already in line {seen[value]}"
+            f"{'' if path.stem.startswith(('corpus', 'queries')) else ' of this part or one before'}. Ids must differ."
         )
     seen[value] = number
     return value

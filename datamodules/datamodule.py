@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from datamodules.batches import CANDIDATES, ORDERS, BatchSampler, ListBatches, ListSource, WeightedLists
 from datamodules.caches import cached_embeddings, cached_tokens
 from datamodules.corpus import Corpus, EvaluationSet, find_dataset, find_file, load_corpus, load_evaluation_set
+from datamodules.dev_lists import Part, choose_dev, why_none
 from datamodules.leakage import count_reasons, find_leaks
 from datamodules.list_choice import by_type, chosen_lists
 from datamodules.made_ahead import made_ahead
@@ -26,7 +27,6 @@ from datamodules.normalization import NORMALIZATIONS, confident, normalize_score
 from datamodules.overlap import find_overlap
 from datamodules.query_lists import QueryLists, open_query_lists, ragged_take
 from datamodules.same_passages import RelevantPassages, translated
-from datamodules.splits import rows_in_dev
 from retriever.batch import RetrievalBatch
 from retriever.encoder import TextEncoder
 from retriever.errors import InputError, choose, require_positive
@@ -38,7 +38,6 @@ log = logging.getLogger(__name__)
 DEV_BATCH_SIZE = 4096
 LEAK_ACTIONS = ("drop", "fail", "off")
 _ONLY_TRAIN = ("types", "draw")  # options of a file of lists
-_Part: TypeAlias = tuple[Mapping, Corpus, QueryLists]  # a file of lists: its specification, its corpus, its lists
 
 
 @dataclass(frozen=True)
@@ -84,8 +83,9 @@ class QueryListDataModule(L.LightningDataModule):
             these query types alone; ``draw``: train on so many lists, drawn by ``seed`` from what the leak guard left,
             see :func:`~datamodules.list_choice.chosen_lists`.
         dev: files of lists to choose settings and checkpoints by, likewise but for ``types`` and ``draw``; None takes
-            ``dev_fraction`` of the train lists, by source passage (and of every query type).
-        dev_fraction: share of the train lists, in (0, 1); looked at only where ``dev`` is None.
+            ``dev_fraction`` of the train lists, by source passage (and of every query type), or the dev file beside
+            lists that are split already, see :func:`~datamodules.dev_lists.choose_dev`.
+        dev_fraction: share of the train lists, in (0, 1), or None; looked at only where ``dev`` is None.
         batch_size: lists of an optimiser step, over all ranks; a corpus with fewer makes one smaller batch.
         list_length: candidates of a list, at most.
         candidates: ``top`` or ``sample``, see :class:`~datamodules.batches.ListBatches`.
@@ -119,7 +119,7 @@ class QueryListDataModule(L.LightningDataModule):
         train: Sequence[Mapping],
         dev: Sequence[Mapping] | None = None,
         *,
-        dev_fraction: float = 0.1,
+        dev_fraction: float | None = None,
         batch_size: int = 4096,
         list_length: int = 20,
         candidates: str = "top",
@@ -150,12 +150,12 @@ class QueryListDataModule(L.LightningDataModule):
         choose("data.candidates", candidates, CANDIDATES)
         choose("data.normalization", normalization, NORMALIZATIONS)
         choose("data.order", order, ORDERS)
-        choose("data.on_bad_list", on_bad_list, ("error", "drop"))
-        choose("data.empty_passages", empty_passages, ("error", "keep"))
-        choose("data.unknown_qrels", unknown_qrels, ("error", "keep"))
+        choose("on_bad_list", on_bad_list, ("error", "drop"))
+        choose("empty_passages", empty_passages, ("error", "keep"))
+        choose("unknown_qrels", unknown_qrels, ("error", "keep"))
         if num_workers < 0:
             raise InputError(f"data.num_workers is {num_workers}; it must not be negative.")
-        if dev is None and not 0 < dev_fraction < 1:
+        if dev is None and dev_fraction is not None and not 0 < dev_fraction < 1:
             raise InputError(
                 f"data.dev_fraction is {dev_fraction}; without data.dev it must be above 0 and below 1: settings and "
                 "checkpoints are chosen on dev lists."
@@ -199,14 +199,13 @@ class QueryListDataModule(L.LightningDataModule):
             return
         train = [self._open(spec, _ONLY_TRAIN) for spec in self.train_files]
         if self.dev_files is None:
-            masks = [
-                rows_in_dev(lists.positive_rows, lists.positive_offsets, corpus.ids, self.dev_fraction)
-                for _, corpus, lists in train
-            ]
-            dev = [(s, c, lists.select(m)) for (s, c, lists), m in zip(train, masks, strict=True) if m.any()]
-            train = [(s, c, lists.select(~m)) for (s, c, lists), m in zip(train, masks, strict=True) if not m.all()]
+            whole = train
+            train, dev = choose_dev(whole, self.dev_fraction, self._open)
+            if not dev or not train:
+                raise InputError(f"No query list is left for dev. {why_none(whole, self.dev_fraction)}")
         else:
             dev = [self._open(spec) for spec in self.dev_files]
+        before = [sum(len(lists) for _, _, lists in part) for part in (train, dev)]
         if self.leak_guard == "off":
             log.warning(
                 "The leak guard is OFF: train queries may give away evaluation queries. On SciFact this alone lifts "
@@ -217,8 +216,9 @@ class QueryListDataModule(L.LightningDataModule):
         train = [(spec, corpus, self._chosen(spec, lists)) for spec, corpus, lists in train]
         if not sum(len(lists) for _, _, lists in train) or not sum(len(lists) for _, _, lists in dev):
             raise InputError(
-                "No query list is left for train or for dev. Where lists have no positive_ids, data.dev_fraction "
-                "splits off none: name a file of dev lists in data.dev. Else see what the leak guard left out, above."
+                f"No query list is left for train or for dev: of {before[0]} for train and {before[1]} for dev, the leak "
+                f"guard (see above) and the choice of types and draw leave {sum(len(part[2]) for part in train)} and "
+                f"{sum(len(part[2]) for part in dev)}. Take lists of queries that give no evaluation query away."
             )
         self._say_where_lists_are_short([lists for _, _, lists in train])
         self.train_lists = [self._weighted(*part) for part in train if len(part[2])]
@@ -300,7 +300,7 @@ class QueryListDataModule(L.LightningDataModule):
         sampler = self.sampler(train, rank, world_size)
         return _ThreadedLoader(dataset, sampler, self.num_workers)
 
-    def _open(self, spec: Mapping, options: Sequence[str] = ()) -> _Part:
+    def _open(self, spec: Mapping, options: Sequence[str] = ()) -> Part:
         unknown = set(spec) - {"path", "corpus", "weight", *options}
         if unknown or not {"path", "corpus"} <= set(spec):
             raise InputError(
@@ -331,7 +331,7 @@ class QueryListDataModule(L.LightningDataModule):
             self._corpora[folder] = corpus
         return self._corpora[folder]
 
-    def _guard(self, train: list[_Part], dev: list[_Part]) -> tuple[list[_Part], list[_Part]]:
+    def _guard(self, train: list[Part], dev: list[Part]) -> tuple[list[Part], list[Part]]:
         """Leave out lists that give away an evaluation query, then train lists that give away a dev query."""
         for spec in self.evaluation:
             if spec.get("queries") == "dev":  # these are guarded below, as dev lists
@@ -377,7 +377,7 @@ class QueryListDataModule(L.LightningDataModule):
         human = pa.array(self.human_types, lists.query_types.type)
         return pc.is_in(lists.query_types, value_set=human).to_numpy(zero_copy_only=False)
 
-    def _without_leaks(self, spec: Mapping, corpus: Corpus, lists: QueryLists, against: _Guarded) -> _Part:
+    def _without_leaks(self, spec: Mapping, corpus: Corpus, lists: QueryLists, against: _Guarded) -> Part:
         judged: list[Collection[str]] = [()] * len(lists)
         human = np.flatnonzero(self._human(lists))
         positives, _ = ragged_take(lists.positive_rows, lists.positive_offsets, human)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import errno
-import gzip
+import io
 import json
 import os
 import secrets
 import shutil
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from datamodules.compressed import is_binary, open_bytes, split_ending, what_it_is
 from retriever.errors import InputError, require_text, shown
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -123,11 +123,9 @@ def file_name(what: str, name: str) -> str:
     return name
 
 
-def open_text(path: Path, errors: str = "strict") -> IO[str]:
-    """Open a UTF-8 text file for reading; a name that ends in ``.gz`` is decompressed, a byte order mark skipped."""
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", errors=errors)
-    return open(path, encoding="utf-8-sig", errors=errors)
+def open_text(path: Path, errors: str = "strict", newline: str | None = None) -> IO[str]:
+    """Open a UTF-8 text file for reading: decompressed (``.gz``, ``.zst``, ``.bz2``), without a byte order mark."""
+    return io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", errors=errors, newline=newline)
 
 
 def require_file(path: Path) -> Path:
@@ -163,31 +161,48 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
     Raises:
         InputError: the file is missing, a folder, torn, not UTF-8, or may not be read.
     """
-    require_file(path)
     number = 0
+    with text_errors(path, lambda: number + 1), open_text(path) as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, line.rstrip("\r\n")
+
+
+@contextmanager
+def text_errors(path: Path, line: Callable[[], int]) -> Iterator[None]:
+    """Say in words why a text file cannot be read; ``line`` is the one that is being read.
+
+    Raises:
+        InputError: as :func:`lines`.
+    """
+    require_file(path)
+    packed = split_ending(path)[1]
     try:
-        with open_text(path) as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, line.rstrip("\r\n")
+        kind = what_it_is(path) if not packed else ""
+        if kind:
+            raise InputError(f"{path}:1: {kind}")
+        yield
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}:{_first_undecodable(path)}: not UTF-8 ({error.reason}). Save it as UTF-8, for example with "
-            f"iconv -f LATIN1 -t UTF-8 (or -f UTF-16)."
-        ) from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(
-            f"{path}:{number + 1}: cannot be decompressed further ({error}). The file is torn or not gzip; fetch or "
-            "write it again."
-        ) from error
+        remedy = (
+            "It seems to be no text; write it as JSON Lines or Parquet."
+            if is_binary(path)
+            else "Save it as UTF-8, for example with iconv -f LATIN1 -t UTF-8 (or -f UTF-16)."
+        )
+        raise InputError(f"{path}:{_first_undecodable(path)}: not UTF-8 ({error.reason}). {remedy}") from error
+    except EOFError as error:
+        kind = what_it_is(path)
+        remedy = (
+            kind if kind and packed not in kind else f"The file is torn or not {packed[1:]}; fetch or write it again."
+        )
+        raise InputError(f"{path}:{line()}: cannot be decompressed further ({error}): {remedy}") from error
     except OSError as error:
         raise InputError(
-            f"{path}:{number + 1}: cannot be read on ({error.strerror or error}). Look at its permissions and its disk."
+            f"{path}:{line()}: cannot be read on ({error.strerror or error}). Look at its permissions and its disk."
         ) from error
 
 
 def _first_undecodable(path: Path) -> int:
-    """The line: what is decoded is read ahead, so the error comes before the lines in front of it have been seen."""
+    """The first line that is not UTF-8: what is decoded is read ahead, so the error comes before the lines in front of it have been seen."""
     with open_text(path, errors="surrogateescape") as file:
         return next(number for number, line in enumerate(file, 1) if _is_broken(line))
 

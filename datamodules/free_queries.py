@@ -39,7 +39,12 @@ class SourceQueries:
 
 
 def collect_queries(
-    source: str, dataset: str, corpus: Corpus, split: str = "train", data_dir: str | Path = "data"
+    source: str,
+    dataset: str,
+    corpus: Corpus,
+    split: str = "train",
+    data_dir: str | Path = "data",
+    unknown_qrels: str = "error",
 ) -> SourceQueries:
     """Queries without any generation.
 
@@ -51,10 +56,17 @@ def collect_queries(
         corpus: the loaded corpus.
         split: of the qrels; never the one that is evaluated on.
         data_dir: where downloaded data sets lie.
+        unknown_qrels: ``error``, or ``keep`` to leave out judgements of queries and passages that the data set lacks,
+            and queries that have no other.
     """
     if choose("queries.source", source, QUERY_SOURCES) == "judged":
-        judged = load_evaluation_set(str(find_dataset(dataset, data_dir)), split, corpus=corpus)
-        return SourceQueries("human", judged.queries, {q: sorted(ids) for q, ids in judged.relevant().items()})
+        folder = str(find_dataset(dataset, data_dir))
+        judged = load_evaluation_set(folder, split, corpus=corpus, unknown_qrels=unknown_qrels)
+        relevant = {q: sorted(ids) for q, ids in judged.relevant().items()}
+        if unknown_qrels == "keep":
+            relevant = {q: [p for p in ids if corpus.rows([p])[0] >= 0] for q, ids in relevant.items()}
+            relevant = {q: ids for q, ids in relevant.items() if ids}
+        return SourceQueries("human", {q: judged.queries[q] for q in relevant}, relevant)
     ways: dict[str, tuple[str, Any, Callable[[str], str | None]]] = {
         "titles": ("title", corpus.titles, str.strip),
         "assertions": ("claim", corpus.texts, assertion),

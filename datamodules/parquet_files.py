@@ -1,10 +1,11 @@
-"""Reading Parquet files: whole, valid, and what is wrong with them in words."""
+"""Reading tables, Parquet and Arrow files: whole, valid, and what is wrong with them in words."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,17 +15,60 @@ from retriever.errors import InputError, shown
 
 # How files are written: with a checksum of each page, so that what a disk or a network did to them is seen.
 PARQUET = {"compression": "zstd", "write_page_checksum": True}
+ARROW = (".arrow", ".feather")
+TABLES = (".parquet", *ARROW)
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open a Parquet file, memory-mapped; its pages are checked where the file has checksums.
+class ArrowFile:
+    """An Arrow file or an Arrow stream (what ``datasets`` saves), memory-mapped; the same face as a ParquetFile.
+
+    Args:
+        path: the file. These have no checksums, so a changed byte inside a value is not seen.
+
+    Raises:
+        OSError, pa.ArrowException: it cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = pa.memory_map(str(path))
+        self._is_stream = self._file.read(6) != b"ARROW1"
+        self._file.seek(0)
+        if self._is_stream and (
+            self._file.size() < 8 or self._file.read_at(8, self._file.size() - 8) != _END_OF_STREAM
+        ):
+            raise pa.ArrowInvalid("its end is missing")
+        self._reader = pa.ipc.open_stream(self._file) if self._is_stream else pa.ipc.open_file(self._file)
+        self.schema_arrow: pa.Schema = self._reader.schema
+
+    def iter_batches(self, size: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """The rows, at most ``size`` at a time."""
+        reader = self._reader
+        batches = reader if self._is_stream else map(reader.get_batch, range(reader.num_record_batches))
+        for batch in batches:
+            batch.validate(full=True)
+            for start in range(0, len(batch), size):
+                part = batch.slice(start, size)
+                yield part if columns is None else part.select(list(columns))
+        if self._is_stream and self._file.tell() != self._file.size():
+            raise pa.ArrowInvalid("there is more behind its end")
+
+
+def open_table(path: Path) -> Any:
+    """Open a Parquet or (``.arrow``, ``.feather``) Arrow file, memory-mapped.
+
+    Pages of Parquet files are checked where the file has checksums.
 
     Raises:
         InputError: no such file, a torn one, or two columns of one name.
     """
     require_file(path)
-    with _in_words(path, "not a whole Parquet file"):
-        file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
+    kind = "Arrow" if path.suffix in ARROW else "Parquet"
+    with _in_words(path, f"not a whole {kind} file"):
+        if kind == "Arrow":
+            file: Any = ArrowFile(path)
+        else:
+            file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
         names = file.schema_arrow.names
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -43,7 +87,7 @@ def read_parquet(path: Path) -> pa.Table:
         return pq.read_table(path, page_checksum_verification=True)
 
 
-def parquet_blocks(
+def table_blocks(
     path: Path, size: int, columns: Sequence[str] | None = None, schema: pa.Schema | None = None
 ) -> Iterator[tuple[int, pa.Table]]:
     """The rows before a block, and the block, of at most ``size`` rows; columns of bytes are read as UTF-8 texts.
@@ -57,7 +101,7 @@ def parquet_blocks(
     Raises:
         InputError: with file and row, for a block that cannot be read or cast, or a text that is not UTF-8.
     """
-    file = open_parquet(path)
+    file = open_table(path)
     done = 0
     with _in_words(path, "this file is torn or of other types", lambda: done + 1):
         for batch in file.iter_batches(size, columns=columns):
@@ -65,7 +109,7 @@ def parquet_blocks(
             table = _bytes_as_texts(path, done, pa.Table.from_batches([batch]), asked=columns is not None)
             yield done, table.select(schema.names).cast(schema, safe=False) if schema else table
             done += len(batch)
-    if done != file.metadata.num_rows:
+    if path.suffix == ".parquet" and done != file.metadata.num_rows:
         raise InputError(
             f"{path}:{done + 1}: this file is torn ({file.metadata.num_rows} rows announced, {done} there). Write or "
             "fetch it again."

@@ -17,10 +17,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datamodules.columns import ColumnWriter, cached_columns, mapped_strings
+from datamodules.compressed import ENDINGS, split_ending
 from datamodules.corpus import Corpus
 from datamodules.files import atomic_path, json_lines, read_json, require_file
 from datamodules.input_hashes import input_sha256
-from datamodules.parquet_files import PARQUET, is_list, open_parquet, parquet_blocks
+from datamodules.parquet_files import PARQUET, TABLES, is_list, open_table, table_blocks
+from datamodules.records import INDEX
 from datamodules.string_index import string_hashes
 from retriever.errors import InputError, choose, shown
 
@@ -181,8 +183,8 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         InputError: what it says is damaged.
     """
     path = Path(path)
-    if _format(path) == "parquet":
-        text = (open_parquet(path).schema_arrow.metadata or {}).get(_METADATA_KEY, b"{}")
+    if _read_format(path) == "table":
+        text = (open_table(path).schema_arrow.metadata or {}).get(_METADATA_KEY, b"{}")
         try:
             metadata = json.loads(text)
         except (ValueError, RecursionError):
@@ -200,7 +202,7 @@ def open_query_lists(
     """Open a file of lists for training: checked and ids resolved, once; afterwards memory-mapped.
 
     Args:
-        path: ``.parquet`` or ``.jsonl`` file.
+        path: ``.parquet``, ``.arrow`` or ``.jsonl`` file; the last one may be compressed (``.gz``, ``.zst``, ``.bz2``).
         corpus: the corpus that the lists were made from.
         cache_dir: where the resolved copy is kept, by the contents of the file and of the corpus's ids.
         on_bad_list: ``error``, or ``drop`` to leave out lists that fail a check.
@@ -211,7 +213,7 @@ def open_query_lists(
     Raises:
         InputError: with file, line, what is wrong and what to do.
     """
-    choose("data.on_bad_list", on_bad_list, ("error", "drop"))
+    choose("on_bad_list", on_bad_list, ("error", "drop"))
     path = require_file(Path(path))
     key = json.dumps([input_sha256(path), corpus.name, corpus.ids_sha256, on_bad_list])
     folder = Path(cache_dir) / "query_lists" / hashlib.sha256(key.encode()).hexdigest()[:32]
@@ -305,7 +307,7 @@ class _Failures:
             if count:
                 raise InputError(
                     f"{self._first[name]}({count} list(s) like this.) Mend the file, or leave them out with "
-                    "data.on_bad_list=drop."
+                    "on_bad_list=drop."
                 )
 
 
@@ -416,12 +418,10 @@ def _best_first(lists: QueryLists) -> QueryLists:
 
 def _tables(path: Path) -> Iterator[tuple[pa.Table, list[int]]]:
     """Blocks of lists in the schema, with their line (or row) numbers."""
-    if _format(path) == "parquet":
+    if _read_format(path) == "table":
         _check_columns(path)
         # a few rows at a time, for lists may be long; the footer's own counts crash Arrow where they are damaged
-        parts = (
-            (done, _no_nulls(path, part, done)) for done, part in parquet_blocks(path, _ROWS, SCHEMA.names, SCHEMA)
-        )
+        parts = ((done, _no_nulls(path, part, done)) for done, part in table_blocks(path, _ROWS, SCHEMA.names, SCHEMA))
         for block in _in_blocks(
             parts, lambda p: (len(p[1]), pc.sum(pc.list_value_length(p[1]["passage_ids"])).as_py())
         ):
@@ -435,10 +435,11 @@ def _tables(path: Path) -> Iterator[tuple[pa.Table, list[int]]]:
 
 def _check_columns(path: Path) -> None:
     """Refuse columns that are missing, or that a cast would make something else of (1.0 is no id)."""
-    found = open_parquet(path).schema_arrow
+    found = open_table(path).schema_arrow
     for name in SCHEMA.names:
         if name not in found.names:
-            raise InputError(f"{path}: no column {name!r}; a query list has {', '.join(SCHEMA.names)}.")
+            index = f"{INDEX!r} is the index that pandas saved without a name: give it one. " * (INDEX in found.names)
+            raise InputError(f"{path}: no column {name!r}. {index}A query list has {', '.join(SCHEMA.names)}.")
         kind, wanted = found.field(name).type, SCHEMA.field(name).type
         element = kind.value_type if is_list(kind) else kind
         element = element.value_type if pa.types.is_dictionary(element) else element
@@ -507,6 +508,17 @@ def _no_nulls(path: Path, table: pa.Table, done: int) -> pa.Table:
 
 def _format(path: Path) -> str:
     return choose(f"{path}: the ending", path.suffix.lstrip("."), ("parquet", "jsonl"))
+
+
+def _read_format(path: Path) -> str:
+    """``table`` or ``jsonl``."""
+    ending, packed = split_ending(path)
+    if ending == ".jsonl":
+        return "jsonl"
+    if ending not in TABLES or packed:
+        valid = (*TABLES, *(f".jsonl{each}" for each in ("", *ENDINGS)))
+        choose(f"{path}: the ending", (ending + packed)[1:], [each[1:] for each in valid])
+    return "table"
 
 
 def _ragged(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:

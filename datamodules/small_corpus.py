@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.corpus import load_corpus, load_qrels, load_queries
+from datamodules.corpus import load_corpus, load_qrels, load_queries, qrels_splits
 from datamodules.files import atomic_path, write_json_lines
 from retriever.errors import InputError, require_positive
 
 
-def cut_data_set(folder: Path, output: Path, passages: int, split: str = "test", seed: int = 1) -> dict[str, int]:
+def cut_data_set(
+    folder: Path, output: Path, passages: int, split: str = "test", seed: int = 1, empty_passages: str = "error"
+) -> dict[str, int]:
     """Write a smaller data set in BEIR's layout.
 
     Queries of ``split`` are taken in a seeded order as long as their judged passages fill at most half of the new
@@ -24,6 +26,7 @@ def cut_data_set(folder: Path, output: Path, passages: int, split: str = "test",
         passages: how many, at most as many as there are.
         split: of the judgements that are evaluated.
         seed: of both draws.
+        empty_passages: as for :func:`~datamodules.corpus.load_corpus`.
 
     Returns:
         What was written: ``passages``, and the number of queries of each split.
@@ -32,12 +35,12 @@ def cut_data_set(folder: Path, output: Path, passages: int, split: str = "test",
         InputError: more passages than there are, so few that no query fits, or a folder that is there already.
     """
     require_positive(passages=passages)
-    corpus, queries = load_corpus(folder), load_queries(folder)
+    corpus, queries = load_corpus(folder, empty_passages=empty_passages), load_queries(folder)
     if passages > len(corpus):
         raise InputError(f"{passages} passages were asked for, and {folder} has {len(corpus)}.")
     if output.exists():
         raise InputError(f"{output} is there already. Remove it, or name another folder.")
-    splits = {path.stem: load_qrels(folder, path.stem)[1] for path in sorted((folder / "qrels").glob("*.tsv"))}
+    splits = {name: load_qrels(folder, name)[1] for name in qrels_splits(folder)}
     _, judged = load_qrels(folder, split)
     ids = corpus.ids.to_pylist()
     present = set(ids)

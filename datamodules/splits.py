@@ -27,7 +27,7 @@ def in_dev(source_ids: Sequence[Sequence[str]], fraction: float) -> np.ndarray:
     passages = {p: i for i, p in enumerate(sorted({p for ids in source_ids for p in ids}))}
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in source_ids])]).astype(np.int64)
     places = np.fromiter((passages[p] for ids in source_ids for p in ids), np.int64, offsets[-1])
-    return _by_smallest_hash(places, offsets, list(passages), fraction)
+    return _chances(places, offsets, list(passages)) < fraction
 
 
 def rows_in_dev(source_rows: np.ndarray, offsets: np.ndarray, passage_ids: pa.Array, fraction: float) -> np.ndarray:
@@ -39,14 +39,33 @@ def rows_in_dev(source_rows: np.ndarray, offsets: np.ndarray, passage_ids: pa.Ar
         passage_ids: string array, the ids of the corpus.
         fraction: share of dev, in [0, 1].
     """
+    return _chances_of_rows(source_rows, offsets, passage_ids) < fraction
+
+
+def lowest_in_dev(source_rows: np.ndarray, offsets: np.ndarray, passage_ids: pa.Array, fraction: float) -> np.ndarray:
+    """As :func:`rows_in_dev`, for lists that were split by these hashes before: the lowest that are left go to dev.
+
+    Of those queries that have a source passage, ``fraction`` (and those that belong together with the last of them) are
+    dev; none where that is less than half a query, or where it is all of them.
+    """
+    chances = _chances_of_rows(source_rows, offsets, passage_ids)
+    sourced = np.sort(chances[chances <= 1])
+    wanted = int(fraction * len(sourced) + 0.5)
+    if not wanted or sourced[wanted - 1] == sourced[-1]:
+        return np.zeros(len(chances), dtype=bool)
+    return chances <= sourced[wanted - 1]
+
+
+def _chances_of_rows(source_rows: np.ndarray, offsets: np.ndarray, passage_ids: pa.Array) -> np.ndarray:
     distinct, places = np.unique(source_rows, return_inverse=True)
-    return _by_smallest_hash(places, offsets, passage_ids.take(pa.array(distinct)).to_pylist(), fraction)
+    return _chances(places, offsets, passage_ids.take(pa.array(distinct)).to_pylist())
 
 
-def _by_smallest_hash(places: np.ndarray, offsets: np.ndarray, passages: list[str], fraction: float) -> np.ndarray:
+def _chances(places: np.ndarray, offsets: np.ndarray, passages: list[str]) -> np.ndarray:
+    """A number for each query, uniform in [0, 1] by the hashes of its passages; infinite for those without any."""
     n, lengths = len(offsets) - 1, np.diff(offsets)
     if not len(places):
-        return np.zeros(n, dtype=bool)
+        return np.full(n, np.inf)
     left = np.repeat(np.arange(n), lengths)
     graph = coo_array((np.ones(len(places)), (left, n + places)), shape=(n + len(passages),) * 2)
     _, component = connected_components(graph, directed=False)
@@ -55,7 +74,7 @@ def _by_smallest_hash(places: np.ndarray, offsets: np.ndarray, passages: list[st
     # the minimum of m uniform hashes is below x with probability 1 − (1 − x)^m: undo that, to keep to the fraction
     size = np.bincount(component[n:], minlength=len(smallest))
     chance = 1 - (1 - smallest) ** np.maximum(size, 1)
-    return (lengths > 0) & (chance[component[:n]] < fraction)
+    return np.where(lengths > 0, chance[component[:n]], np.inf)
 
 
 def _hash(passage_id: str) -> float:

@@ -33,6 +33,17 @@ _ESTIMATED = {
     "training_gibibytes": "GiB per GPU in training",
     "evaluation_gibibytes": "GiB of passage embeddings per GPU",
 }
+_COMMON = (
+    "device",
+    "seed",
+    "token_budget",
+    "peer_batch",
+    "rate_seconds",
+    "cache_dir",
+    "empty_passages",
+    "unknown_qrels",
+    "on_bad_list",
+)
 
 
 class Bench:
@@ -227,9 +238,7 @@ class Bench:
         return {**self.config["encoder"], "query_max_length": max_length, "passage_max_length": max_length}
 
     def _job(self, kind: str, encoder: dict[str, Any], **options: Any) -> dict[str, Any]:
-        common = {
-            k: self.config[k] for k in ("device", "seed", "token_budget", "peer_batch", "rate_seconds", "cache_dir")
-        }
+        common = {k: self.config[k] for k in _COMMON}
         common |= {"threads": self.threads, "revision": self.revision}
         return {"job": kind, "encoder": encoder, **common, **options}
 

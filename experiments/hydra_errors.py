@@ -137,6 +137,11 @@ class KindParser(ArgumentParser):
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return found, unknown
 
+    def as_options(self, message: str) -> str:
+        """A message whose advice names settings (``on_bad_list=drop``), with this command's options in their place."""
+        options = {o.lstrip("-").replace("-", "_"): o for action in self._actions for o in action.option_strings}
+        return re.sub(r"\b(\w+)=(\w+)", lambda s: f"{options[s[1]]} {s[2]}" if s[1] in options else s[0], message)
+
     def error(self, message: str) -> NoReturn:
         """Exit with status 2."""
         options = [option for action in self._actions for option in action.option_strings]

@@ -22,13 +22,16 @@ from callbacks.scoring import score_run, without_self_hits
 from datamodules.corpus import SHIPPED, Corpus, find_dataset, find_file, load_corpus, load_evaluation_set
 from datamodules.files import atomic_path, is_folder
 from datamodules.list_layouts import LAYOUTS, CorpusPassages, export_lists, import_lists, new_corpus
+from datamodules.list_layouts.trec import Trec, queries_beside
 from datamodules.list_summary import ListSummary, TypeSummary, summarise
 from datamodules.query_lists import QueryList, open_query_lists, read_metadata, read_query_lists, write_query_lists
+from datamodules.records import find_records
 from datamodules.small_corpus import cut_data_set
 from experiments.hydra_errors import KindParser
 from retriever.errors import InputError
 from retriever.printable import PrintableFormatter, printable
 
+EMPTY_PASSAGES = "keep"
 COMMANDS = ("inspect", "import", "export", "cut")
 _BLUE, _ORANGE, _GREEN, _PINK, _GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#555555"
 _COLOURS = (_BLUE, _ORANGE, _GREEN, _PINK, _GREY, "#e69f00", "#56b4e9", "#000000")
@@ -47,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         options.run(options)
     except InputError as error:
-        sys.stderr.write(printable(f"error: {error}\n"))
+        sys.stderr.write(printable(f"error: {options.parser.as_options(str(error))}\n"))
         sys.exit(2)
     except OSError as error:  # of what is written; what is read says more
         name = error.filename2 or error.filename
@@ -55,7 +58,9 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(2)
 
 
-def inspect_file(path: str, corpus: str | None, qrels: str | None, png: str | None) -> None:
+def inspect_file(
+    path: str, corpus: str | None, qrels: str | None, png: str | None, empty_passages: str = EMPTY_PASSAGES
+) -> None:
     """Print what stands in a file of query lists, and draw its histograms.
 
     Args:
@@ -63,6 +68,7 @@ def inspect_file(path: str, corpus: str | None, qrels: str | None, png: str | No
         corpus: data set whose passages and judgements to use; None tries the name that the file gives.
         qrels: split of its judgements; None takes ``train`` where it judges queries of the file.
         png: the picture; None puts it at ``<path>.inspect.png``.
+        empty_passages: as for :func:`~datamodules.corpus.load_corpus`.
 
     Raises:
         InputError: the file, or a corpus or split that was asked for, cannot be read.
@@ -73,7 +79,7 @@ def inspect_file(path: str, corpus: str | None, qrels: str | None, png: str | No
     except InputError as error:
         raise InputError(str(error) if str(file) in str(error) else f"{file}: {error}") from error
     name = summary.corpora.most_common(1)[0][0]
-    folder, loaded = _find_corpus(name, corpus)
+    folder, loaded = _find_corpus(name, corpus, empty_passages)
     console = Console(width=None if sys.stdout.isatty() else 132, highlight=False)
     console.print(_overview(file, summary))
     console.print(_pairs("corpus, checks and judgements", _facts(file, summary, name, folder, loaded, qrels)))
@@ -92,6 +98,7 @@ def import_file(
     corpus: str | None,
     corpus_output: str | None,
     teacher: str | None,
+    empty_passages: str = EMPTY_PASSAGES,
     **options: Any,
 ) -> int:
     """Read another tool's file into a file of query lists; return how many.
@@ -103,6 +110,7 @@ def import_file(
         corpus: data set that the lists were made from; None writes one from the texts.
         corpus_output: its folder; None puts it beside ``output``, named ``<stem>_corpus``.
         teacher: what to keep in the metadata about where the scores come from.
+        empty_passages: of the corpus, as for :func:`~datamodules.corpus.load_corpus`.
         options: of :func:`datamodules.list_layouts.import_lists` and of the layout, and ``check_texts``.
 
     Raises:
@@ -112,7 +120,10 @@ def import_file(
         raise InputError("Both a corpus and a folder for a new one are given. Name one of the two.")
     check_texts = options.pop("check_texts", True)
     if corpus:
-        opened: Any = nullcontext(CorpusPassages(load_corpus(find_dataset(corpus)), check_texts))
+        queries = find_records(find_dataset(corpus), "queries")
+        if LAYOUTS.get(layout) is Trec and "queries" not in options and queries and not queries_beside(Path(path)):
+            options["queries"] = queries[0]
+        opened: Any = nullcontext(CorpusPassages(_load(find_dataset(corpus), None, empty_passages), check_texts))
     else:
         opened = new_corpus(corpus_output or Path(output).with_name(f"{Path(output).name.split('.')[0]}_corpus"))
     metadata = {"teacher": teacher or "unknown", "imported_from": Path(path).name, "layout": layout}
@@ -121,7 +132,14 @@ def import_file(
         return write_query_lists(output, lists, {**metadata, "corpus": passages.name})
 
 
-def export_file(path: str, output: str, layout: str, corpus: str | None, **options: Any) -> int:
+def export_file(
+    path: str,
+    output: str,
+    layout: str,
+    corpus: str | None,
+    empty_passages: str = EMPTY_PASSAGES,
+    **options: Any,
+) -> int:
     """Write a file of query lists in another tool's layout; return how many.
 
     Args:
@@ -129,6 +147,7 @@ def export_file(path: str, output: str, layout: str, corpus: str | None, **optio
         output: the file to write.
         layout: a key of ``LAYOUTS``.
         corpus: data set that the lists were made from; None tries the name that the file gives.
+        empty_passages: as for :func:`~datamodules.corpus.load_corpus`.
         options: of :func:`datamodules.list_layouts.export_lists` and of the layout.
 
     Raises:
@@ -138,7 +157,7 @@ def export_file(path: str, output: str, layout: str, corpus: str | None, **optio
     first = next(read_query_lists(file), None)
     if first is None:
         raise InputError(f"{file}: no list in it.")
-    _, loaded = _find_corpus(first.corpus, corpus)
+    _, loaded = _find_corpus(first.corpus, corpus, empty_passages)
     if loaded is None:
         raise InputError(f"{file}: its corpus {first.corpus!r} is not found here. Name its folder with --corpus.")
     return export_lists(read_query_lists(file), output, layout, CorpusPassages(loaded), **options)
@@ -338,16 +357,20 @@ def _short(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _find_corpus(name: str, asked: str | None) -> tuple[Path | None, Corpus | None]:
+def _load(folder: Path, name: str | None, empty_passages: str) -> Corpus:
+    return load_corpus(folder, name=name, empty_passages=empty_passages)
+
+
+def _find_corpus(name: str, asked: str | None, empty_passages: str) -> tuple[Path | None, Corpus | None]:
     """The corpus asked for (downloaded if need be); else the one that the file names, if it is on this machine."""
     if asked:
         folder = find_dataset(asked)
-        return folder, load_corpus(folder, name=name)
+        return folder, _load(folder, name, empty_passages)
     if not any(is_folder(place / name) for place in (Path(), SHIPPED, Path("data"))):
         return None, None
     try:
         folder = find_dataset(name)
-        return folder, load_corpus(folder)
+        return folder, _load(folder, None, empty_passages)
     except InputError:  # a folder of that name that holds no corpus
         return None, None
 
@@ -360,7 +383,7 @@ def _parser() -> KindParser:
     show.add_argument("--corpus", metavar="FOLDER_OR_NAME", help="default: the name in the file, if it is found here")
     show.add_argument("--qrels", metavar="SPLIT", help="judgements to hold the teacher against (default: train)")
     show.add_argument("--png", metavar="PATH", help="default: FILE.inspect.png")
-    show.set_defaults(run=lambda o: inspect_file(o.file, o.corpus, o.qrels, o.png))
+    show.set_defaults(run=lambda o: inspect_file(o.file, o.corpus, o.qrels, o.png, o.empty_passages))
 
     read = commands.add_parser("import", help="read another tool's file")
     read.add_argument("file", help="the other tool's file")
@@ -372,8 +395,11 @@ def _parser() -> KindParser:
     read.add_argument("--teacher", help="where the scores come from, for the metadata")
     read.add_argument("--ignore-texts", dest="check_texts", action="store_const", const=False,
                       help="where a file gives ids and texts, do not compare the texts with the corpus")  # fmt: skip
-    read.add_argument("--queries", metavar="JSONL", help="trec: the queries (default: FILE.queries.jsonl)")
-    read.add_argument("--qrels", metavar="TSV", help="trec: judgements for the positives (default: FILE.qrels.tsv)")
+    read.add_argument("--queries", metavar="FILE", help="runs: queries.jsonl or queries.tsv (default: "
+                      "FILE.queries.jsonl, or the queries in its folder or the corpus')")  # fmt: skip
+    read.add_argument("--scores", metavar="stated|labels|ranks", help="flag_embedding, tevatron: labels takes 1 for "
+                      "positives and 0 for negatives; runs: ranks takes minus the rank")  # fmt: skip
+    read.add_argument("--qrels", metavar="TSV", help="runs: judgements for the positives (default: FILE.qrels.tsv)")
     read.set_defaults(run=_run_import)
 
     write = commands.add_parser("export", help="write a file for another tool")
@@ -391,13 +417,17 @@ def _parser() -> KindParser:
     cut.add_argument("--split", default="test", help="whose queries are kept as far as they fit (default: test)")
     cut.add_argument("--seed", type=int, default=1)
     cut.set_defaults(run=_run_cut)
+    for command in (show, read, write, cut):
+        command.add_argument("--empty-passages", default=EMPTY_PASSAGES, metavar="keep|error",
+                             help="what to do about passages without title and text (default: keep them)")  # fmt: skip
+        command.set_defaults(parser=command)
     return parser
 
 
 def _common(parser: argparse.ArgumentParser, output: str) -> None:
     parser.add_argument("--layout", required=True, help=", ".join(LAYOUTS))
     parser.add_argument("--output", required=True, metavar=output)
-    parser.add_argument("--score-key", help="cadet: the passage's key for the score (default: score)")
+    parser.add_argument("--score-key", help="cadet, tevatron: the passage's key for the score (default: score)")
     parser.add_argument("--on-bad-list", help="error (default), or drop to leave out lists that fail a check")
 
 
@@ -423,11 +453,16 @@ def _run_export(options: argparse.Namespace) -> None:
 
 def _run_cut(options: argparse.Namespace) -> None:
     counts = cut_data_set(
-        find_dataset(options.data_set), Path(options.output), options.passages, options.split, options.seed
+        find_dataset(options.data_set),
+        Path(options.output),
+        options.passages,
+        options.split,
+        options.seed,
+        options.empty_passages,
     )
     print(printable(f"{options.output}: {', '.join(f'{count:,} {what}' for what, count in counts.items())}"))
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:
     """What was typed; what was not is left to the defaults of the functions."""
-    return {name: value for name, value in vars(options).items() if value is not None and name != "run"}
+    return {name: value for name, value in vars(options).items() if value is not None and name not in ("run", "parser")}

@@ -112,13 +112,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dataset", default="scifact", help="a folder in BEIR's layout, or a shipped or BEIR name")
     parser.add_argument("--split", default="test")
     parser.add_argument("--passages", help="the model that encodes passages, where the query side alone was trained")
+    parser.add_argument(
+        "--empty-passages", default="keep", help="passages without title and text: keep (default), error"
+    )
+    parser.add_argument(
+        "--unknown-qrels", default="error", help="judgements of what is not there: error (default), keep"
+    )
     options = parser.parse_args(arguments)
+    kept = {"empty_passages": options.empty_passages, "unknown_qrels": options.unknown_qrels}
     try:
-        data = load_evaluation_set(options.dataset, options.split)
+        data = load_evaluation_set(options.dataset, options.split, **kept)
         figures = mteb_figures(options.model, data, options.passages)
         recorded = _recorded(Path(options.model).parent / RESULTS, data.name)
     except InputError as error:
-        sys.exit(printable(f"error: {error}"))
+        sys.exit(printable(f"error: {parser.as_options(str(error))}"))
     for metric, value in figures.items():
         print(f"{metric} {value:.5f}" + (f" (this run recorded {recorded[metric]:.5f})" if recorded else ""))
 

@@ -15,11 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 from datamodules.corpus import (
     Corpus,
     EvaluationSet,
+    corpus_sha256,
     find_dataset,
     judgement_files,
     load_corpus,
     load_evaluation_set,
     load_qrels,
+    qrels_file,
+    qrels_splits,
 )
 from datamodules.engines import Engine
 from datamodules.files import file_name
@@ -120,7 +123,7 @@ class Pipeline:
     @cached_property
     def corpus(self) -> Corpus:
         """The corpus, loaded once."""
-        return load_corpus(self._folder, cache_dir=self.config.cache_dir)
+        return load_corpus(self._folder, empty_passages=self.config.empty_passages, cache_dir=self.config.cache_dir)
 
     def _check(self) -> None:
         """Build every stage on nothing, so that a wrong setting of the last one shows before the first one runs."""
@@ -190,6 +193,7 @@ class Pipeline:
             self.config.data_dir,
             self.groups,
             self.outputs.get("generate"),
+            self.config.unknown_qrels,
         )
 
     def _mine(self) -> Stage:
@@ -243,9 +247,8 @@ class Pipeline:
         evaluated = {
             s.get("split", "test") for s in chosen if find_dataset(s["path"], self.config.data_dir) == self._folder
         }
-        splits = {p.name.removesuffix(".gz").removesuffix(".tsv") for p in (self._folder / "qrels").glob("*.tsv*")}
         found = []
-        for split in sorted(splits - evaluated):
+        for split in sorted(set(qrels_splits(self._folder)) - evaluated):
             _, judged = load_qrels(self._folder, split)
             found += [sorted(p for p, (grade, _) in passages.items() if grade > 0) for passages in judged.values()]
         return found
@@ -275,7 +278,7 @@ class Pipeline:
     def _evaluation_sets(self) -> list[tuple[EvaluationSet, str]]:
         chosen = self.config.split.evaluation
         if chosen is None:
-            if not any((self._folder / "qrels").glob("test.tsv*")):
+            if qrels_file(self._folder, "test") is None:
                 log.warning("split: %s has no qrels/test.tsv, so the leak guard has nothing to protect", self._folder)
                 return []
             chosen = [{"path": self.config.corpus, "split": "test"}]
@@ -288,7 +291,15 @@ class Pipeline:
             digests = "".join(file_sha256(p) for p in files)
             digest = hashlib.sha256(digests.encode()).hexdigest()
             corpus = self.corpus if folder == self._folder else None
-            found.append((load_evaluation_set(str(folder), split, corpus=corpus, unknown_qrels="keep"), digest))
+            loaded = load_evaluation_set(
+                str(folder),
+                split,
+                corpus=corpus,
+                unknown_qrels="keep",
+                empty_passages=self.config.empty_passages,
+                cache_dir=self.config.cache_dir,
+            )
+            found.append((loaded, digest))
         return found
 
     @cached_property
@@ -297,7 +308,7 @@ class Pipeline:
 
     @cached_property
     def _corpus_sha256(self) -> str:
-        return file_sha256(next(p for p in sorted(self._folder.glob("corpus.jsonl*"))))
+        return corpus_sha256(self._folder)
 
     @cached_property
     def _engine(self) -> Engine:

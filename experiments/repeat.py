@@ -22,6 +22,7 @@ from yaml import YAMLError
 from datamodules.corpus import find_dataset, find_file, judgement_files
 from datamodules.files import atomic_path
 from datamodules.input_hashes import input_sha256
+from datamodules.records import find_records
 from experiments.older_runs import as_now
 from experiments.redaction import HIDDEN, redact
 from retriever.errors import InputError
@@ -168,7 +169,7 @@ def input_hashes(config: DictConfig) -> dict[str, str]:
 
     def add_data_set(name: str, split: str | None = None) -> None:
         folder = find_dataset(name, config.data_dir)
-        found = [*sorted(folder.glob("corpus.jsonl*")), *(judgement_files(folder, split) if split else ())]
+        found = [*find_records(folder, "corpus"), *(judgement_files(folder, split) if split else ())]
         files.update({f"{name}/{path.relative_to(folder)}": path for path in found})
 
     data = config.data

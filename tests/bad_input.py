@@ -6,6 +6,7 @@ valid; then the only admissible outcome is one sentence.
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import gzip
 import json
@@ -176,6 +177,21 @@ def plain_gzip(data: bytes) -> bytes | None:
         return gzip.decompress(data)
     except (OSError, EOFError, zlib.error):
         return None
+
+
+def plain_bzip2(data: bytes) -> bytes | None:
+    """Decompressed, or None."""
+    found = b""
+    while data:
+        stream = bz2.BZ2Decompressor()
+        try:
+            found += stream.decompress(data)
+        except OSError:
+            return None
+        if not stream.eof:
+            return None
+        data = stream.unused_data
+    return found
 
 
 def _identifier(value: Any) -> str | None:

@@ -4,6 +4,7 @@ The cases are few and always the same. ``FUZZ_EXAMPLES=2000 pytest tests/test_ba
 other ones each time.
 """
 
+import bz2
 import gzip
 import itertools
 import json
@@ -26,12 +27,14 @@ from bad_input import (
     damages,
     in_32_bits,
     passes,
+    plain_bzip2,
     plain_corpus,
     plain_gzip,
     plain_lists,
     plain_objects,
     plain_qrels,
     plain_queries,
+    plain_text,
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -67,6 +70,7 @@ LISTS = [
     QueryList("2", "\tTab and 🙂 ", "title", "c", [], ["🙂", "é", "e\u0301"], [0.5, 0.5, 1e-30]),
     QueryList("q\n3", "x" * 200, "human", "c", ["7", "🙂"], IDS[::-1], [float(k) for k in range(len(IDS))]),
 ]
+PASSAGES = [{"_id": i, "title": f"Title of {i}", "text": t} for i, t in zip(IDS, TEXTS, strict=True)]
 counter = itertools.count()
 
 
@@ -183,18 +187,60 @@ def flipped(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ (1 << at % 8)]) + data[at + 1 :]
 
 
-@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz"])
+PACKED = {"": (bytes, bytes), ".gz": (gzip.compress, plain_gzip), ".bz2": (bz2.compress, plain_bzip2)}
+
+
+@pytest.mark.parametrize("ending", PACKED)
 def test_damaged_corpora(place, ending):
-    records = [{"_id": i, "title": f"Title of {i}", "text": t} for i, t in zip(IDS, TEXTS, strict=True)]
-    data = json_lines(records)
-    for name, damaged in damages(gzip.compress(data) if ending.endswith("gz") else data):
+    pack, unpack = PACKED[ending]
+    for name, damaged in damages(pack(json_lines(PASSAGES))):
         folder = place()
-        path = folder / f"corpus.{ending}"
+        path = folder / f"corpus.jsonl{ending}"
         path.write_bytes(damaged)
-        text = plain_gzip(damaged) if ending.endswith("gz") else damaged
+        text = unpack(damaged)
         plain = None if text is None else plain_corpus(text)
         for cache in (None, folder / "cache"):
-            TALLY.judge(f"corpus.{ending}, {name}", lambda: corpus_rows(folder, cache), plain, where=str(path))  # noqa: B023
+            TALLY.judge(f"corpus.jsonl{ending}, {name}", lambda: corpus_rows(folder, cache), plain, where=str(path))  # noqa: B023
+
+
+def test_damaged_tables_and_archives_of_passages(place):
+    """Whole, what was written; else one sentence: nothing tells how much is missing."""
+    table = pa.Table.from_pylist(PASSAGES)
+    right = plain_corpus(json_lines(PASSAGES))
+    for kind, new in {"stream": pa.ipc.new_stream, "file": pa.ipc.new_file, "Zstandard": None, "Parquet": None}.items():
+        stream = pa.BufferOutputStream()
+        name = {"Zstandard": "corpus.jsonl.zst", "Parquet": "corpus.parquet"}.get(kind, "corpus.arrow")
+        if new:
+            with new(stream, table.schema) as writer:
+                writer.write_table(table)
+        elif kind == "Parquet":
+            pq.write_table(table, stream, write_page_checksum=True)
+        else:
+            with pa.CompressedOutputStream(stream, "zstd") as file:
+                file.write(json_lines(PASSAGES))
+        data = stream.getvalue().to_pybytes()
+        ways = dict(damages(data)) | {f"cut at {at}": data[:at] for at in range(0, len(data), 61)}
+        if kind != "Parquet":  # these have no checksums; zeros in a text are a text
+            ways = {way: damaged for way, damaged in ways.items() if way not in ("NUL page", "a byte that is no UTF-8")}
+        for way, damaged in ways.items():
+            folder = place()
+            (folder / name).write_bytes(damaged)
+            TALLY.judge(f"corpus as {kind}, {way}", lambda: corpus_rows(folder, None), right, where=str(folder))  # noqa: B023
+
+
+@pytest.mark.parametrize("ending", ["tsv", "csv"])
+def test_damaged_columns_of_text(place, ending):
+    """Tabs and quotes wherever they come: the same cells as the csv module reads, or one sentence."""
+    for name, data in damages("".join(f"{i}{',' if ending == 'csv' else chr(9)}text {i}\n" for i in "abcdef").encode()):
+        folder = place()
+        head = b"_id,text\n" if ending == "csv" else b""
+        (folder / f"corpus.{ending}").write_bytes(head + data)
+        text = plain_text(head + data)
+        rows = text and [line for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n") if line.strip()]
+        cells = [row.split("," if ending == "csv" else "\t") for row in rows or ()][len(head) > 0 :]
+        whole = cells and all(len(c) == 2 and c[0].strip() and c[1].strip() and "\0" not in c[0] for c in cells)
+        right = [(c[0], "", c[1]) for c in cells] if whole and len({c[0] for c in cells}) == len(cells) else REFUSED
+        TALLY.judge(f"corpus.{ending}, {name}", lambda: corpus_rows(folder, None), right, where=str(folder))  # noqa: B023
 
 
 def corpus_rows(folder: Path, cache: Path | None) -> list[tuple[str, str, str]]:
@@ -418,6 +464,15 @@ PLAIN_ROWS = [
     ("q-3", "third", [(i, t, float(k)) for k, (i, t) in enumerate(zip(IDS[4:8], TEXTS[4:8], strict=True))]),
 ]
 LAYOUTS = {
+    "tevatron": [
+        {
+            "query_id": q,
+            "query": text,
+            "positive_passages": [{"docid": i, "title": "", "text": t, "score": s} for i, t, s in rows[:1]],
+            "negative_passages": [{"docid": i, "title": "", "text": t, "score": s} for i, t, s in rows[1:]],
+        }
+        for q, text, rows in PLAIN_ROWS
+    ],
     "cadet": [
         {"qid": q, "query": text, "passages": [{"docid": i, "text": t, "score": s} for i, t, s in rows]}
         for q, text, rows in PLAIN_ROWS
@@ -461,6 +516,13 @@ def _plain_row(layout: str, record: dict, by_text: dict[str, str], default_id: s
         ids = [entry["docid"] for entry in record["passages"]]
         assert all(by_text[entry["text"]] == entry["docid"] for entry in record["passages"] if entry.get("text"))
         scores = [entry["score"] for entry in record["passages"]]
+    elif layout == "tevatron":
+        query_id = record.get("query_id")
+        entries = record["positive_passages"] + record["negative_passages"]
+        ids = [entry["docid"] if entry.get("docid") is not None else by_text[entry["text"]] for entry in entries]
+        given = [f"{entry.get('title') or ''} {entry['text']}".strip() for entry in entries if entry.get("text")]
+        assert len(given) == len(ids) and all(by_text[text] == i for i, text in zip(ids, given, strict=True))
+        scores = [entry["score"] for entry in entries]
     elif layout == "flag_embedding":
         query_id = record.get("query_id")
         ids = [by_text[text] for text in record["pos"] + record["neg"]]
@@ -473,9 +535,58 @@ def _plain_row(layout: str, record: dict, by_text: dict[str, str], default_id: s
         query_id = default_id
     assert isinstance(record["query"], str) and record["query"].strip()
     assert isinstance(query_id, str) and query_id.strip()
-    assert len(set(ids)) == len(ids) == len(scores) >= 2
+    assert len(ids) == len(scores)
     assert all(type(score) in (int, float) and abs(score) <= LARGEST for score in scores)
+    pairs = dict(zip(ids, scores, strict=True))  # an equal passage with an equal score is one
+    assert len(pairs) >= 2 and all(pairs[i] == score for i, score in zip(ids, scores, strict=True))
+    ids, scores = list(pairs), list(pairs.values())
     return query_id, record["query"], tuple(ids), tuple(map(in_32_bits, scores))
+
+
+RUN_ROWS = [
+    {"query_id": f"q{k}", "query": f"query 漢 {k}", "doc_id": i, "text": t, "score": n + 0.5, "rank": n}
+    for k in (1, 2)
+    for n, (i, t) in enumerate(zip(IDS[k : k + 4], TEXTS[k : k + 4], strict=True))
+]
+
+
+def plain_run(data: bytes) -> list[tuple] | None:
+    """Query id, query, candidates and scores of each query of a run in JSON Lines."""
+    found = plain_objects(data)
+    if not found:
+        return None
+    texts, groups = dict(zip(IDS, TEXTS, strict=True)), []
+    for _, record in found:
+        try:
+            query, score = record["query_id"], record["score"]
+            assert isinstance(query, str) and query.strip() and texts[record["doc_id"]] == record["text"]
+            assert isinstance(record["query"], str) and record["query"].strip()
+            assert type(score) in (int, float) and abs(score) <= LARGEST
+        except (KeyError, TypeError, AssertionError):
+            return None
+        if not groups or groups[-1][0] != query:
+            groups.append((query, record["query"], {}))
+        if groups[-1][2].setdefault(record["doc_id"], score) != score:
+            return None
+    if len({query for query, *_ in groups}) < len(groups) or any(len(pairs) < 2 for *_, pairs in groups):
+        return None
+    return [(q, text, tuple(pairs), tuple(map(in_32_bits, pairs.values()))) for q, text, pairs in groups]
+
+
+@drawn
+@given(data=mutated(RUN_ROWS))
+def test_drawn_runs_in_json_lines(place, data):
+    path = place() / "run.jsonl"
+    path.write_bytes(data)
+    TALLY.judge("drawn run", lambda: imported(path, "lightning_ir"), plain_run(data), where=str(path.parent))
+    shutil.rmtree(path.parent)
+
+
+def test_damaged_runs_in_json_lines(place):
+    for name, data in damages(json_lines(RUN_ROWS)):
+        path = place() / "run.jsonl"
+        path.write_bytes(data)
+        TALLY.judge(f"run.jsonl, {name}", lambda: imported(path, "pyserini"), plain_run(data), where=str(path.parent))  # noqa: B023
 
 
 def imported(path: Path, layout: str, corpus: Corpus = CORPUS) -> list[tuple]:
@@ -643,9 +754,9 @@ def test_commands_end_in_one_sentence(place, capsys, monkeypatch, small_scifact,
         if "corpus" in name or not change:
             judge_command(f"inspect without corpus, {name}", ["inspect", path], capsys, shows, where=str(path))
         right = name in ("as they are", "huge scores", "control characters", "markup")
-        for layout in ("cadet", "flag_embedding", "sentence_transformers", "trec"):
+        for layout in ("cadet", "flag_embedding", "tevatron", "sentence_transformers", "trec"):
             argv = ["export", path, "--layout", layout, "--corpus", corpus, "--output", folder / f"out.{layout}"]
-            shows_out = "3 lists" if right and layout in ("cadet", "flag_embedding") else None
+            shows_out = "3 lists" if right and layout in ("cadet", "flag_embedding", "tevatron") else None
             if not right or shows_out:
                 judge_command(f"export to {layout}, {name}", argv, capsys, shows_out)
     cadet = folder / "cadet.jsonl"

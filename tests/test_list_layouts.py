@@ -6,6 +6,7 @@ import struct
 from dataclasses import replace
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import load_dataset
@@ -28,7 +29,13 @@ SMALL = Corpus(
 GOOD = QueryList("q1", "what is a", "human", "small", ["a"], ["c", "a", "b"], [0.25, 3.0, -1.5])
 OTHER = QueryList("q2", "é 漢字 🙂", "title", "small", [], ["a", "b"], [1.0, 2.0])
 A_HALF = {"docid": "a", "score": 0.5}
-LOSSLESS = [("cadet", {}), ("cadet", {"score_key": "rankt5_score"}), ("flag_embedding", {}), ("trec", {})]
+LOSSLESS = [
+    ("cadet", {}),
+    ("cadet", {"score_key": "rankt5_score"}),
+    ("flag_embedding", {}),
+    ("tevatron", {}),
+    ("trec", {}),
+]
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +102,7 @@ def test_sentence_transformers_keeps_queries_passages_and_scores(tmp_path, passa
         assert found == kept and bits(found) == bits(kept)
 
 
-@pytest.mark.parametrize("layout", ["cadet", "flag_embedding", "sentence_transformers"])
+@pytest.mark.parametrize("layout", ["cadet", "flag_embedding", "tevatron", "sentence_transformers"])
 def test_without_a_corpus_one_is_written_that_trains(tmp_path, passages, real_lists, layout):
     # positives outside their list have no text in these files
     lists = [replace(q, positive_ids=[p for p in q.positive_ids if p in q.passage_ids]) for q in real_lists]
@@ -225,6 +232,139 @@ def test_lines_as_other_tools_write_them(tmp_path):
     ]
 
 
+def compress(path):
+    """The same file as a Zstandard archive, by the ending ``.zst``."""
+    packed = path.with_name(f"{path.name}.zst")
+    with pa.CompressedOutputStream(str(packed), "zstd") as file:
+        file.write(path.read_bytes())
+    path.unlink()
+    return packed
+
+
+PAIRS = [("1", "b", 9.5), ("1", "a", -0.5), ("2", "c", 2.0), ("2", "d", 1.0)]
+RUNS = {
+    "TREC's, of Pyserini": "".join(f"{q} Q0 {p} 1 {s:.6f} Anserini\n" for q, p, s in PAIRS),
+    "TREC's, of Lightning IR": "".join(f"{q}\t0\t{p}\t1\t{s}\tBiEncoderModel\n" for q, p, s in PAIRS),
+    "four columns, of ColBERT": "".join(f"{q}\t{p}\t1\t{s}\n" for q, p, s in PAIRS),
+    "JSON Lines": "".join(json.dumps({"query_id": q, "doc_id": p, "score": s, "rank": 1}) + "\n" for q, p, s in PAIRS),
+    "other names": "".join(json.dumps({"qid": int(q), "docno": p, "score": s}) + "\n" for q, p, s in PAIRS),
+    "candidates": "".join(
+        json.dumps(
+            {
+                "query": {"qid": number, "text": query},
+                "candidates": [
+                    {"docid": p, "score": s, "doc": {"contents": f"text {p}"}} for q, p, s in PAIRS if q == number
+                ],
+            }
+        )
+        + "\n"
+        for number, query in {"1": "what", "2": "who"}.items()
+    ),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("queries", ["queries.tsv", "queries.jsonl", "named.tsv"])
+@pytest.mark.parametrize("kind", RUNS)
+def test_runs_as_other_tools_write_them(tmp_path, kind, queries, packed):
+    run = tmp_path / "x.run"
+    run.write_text(RUNS[kind])
+    texts = tmp_path / queries
+    if texts.suffix == ".tsv":
+        texts.write_text("2\twho\n1\twhat\n")
+    else:
+        write(texts, {"_id": "2", "text": "who"}, {"_id": 1, "text": "what"})
+    if packed:
+        run, texts = compress(run), compress(texts)
+    options = {"queries": texts} if queries == "named.tsv" else {}
+    wanted = [
+        QueryList("1", "what", "human", "small", [], ["b", "a"], [9.5, -0.5]),
+        QueryList("2", "who", "human", "small", [], ["c", "d"], [2.0, 1.0]),
+    ]
+    for layout in ("trec", "lightning_ir", "pyserini"):
+        assert list(import_lists(run, layout, CorpusPassages(SMALL), **options)) == wanted
+
+
+def test_a_run_that_holds_queries_texts_and_judgements_needs_no_other_file(tmp_path):
+    rows = [
+        {"query_id": q, "query": f"query {q}", "doc_id": p, "text": f"text {p}", "score": s, "relevance": int(p == "a")}
+        for q, p, s in PAIRS
+    ]
+    lists = []
+    for number, name in enumerate(("run.jsonl", "run.parquet", "run.arrow")):
+        path = tmp_path / str(number) / name
+        path.parent.mkdir()
+        table = pa.Table.from_pylist(rows)
+        if name == "run.jsonl":
+            write(path, *rows)
+        elif name == "run.parquet":
+            pq.write_table(table, path)
+        else:
+            with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+                writer.write_table(table)
+        with new_corpus(path.parent / "new") as gathered:
+            lists.append(list(import_lists(path, "lightning_ir", gathered)))
+        assert load_corpus(path.parent / "new").texts.to_pylist() == [f"text {p}" for _, p, _ in PAIRS]
+    assert (
+        lists
+        == [
+            [
+                QueryList("1", "query 1", "human", "new", ["a"], ["b", "a"], [9.5, -0.5]),
+                QueryList("2", "query 2", "human", "new", [], ["c", "d"], [2.0, 1.0]),
+            ]
+        ]
+        * 3
+    )
+
+
+def test_a_run_of_ranks_alone_says_so_and_takes_them_when_asked(tmp_path):
+    run = tmp_path / "run.tsv"
+    run.write_text("1\tb\t1\n1\ta\t2\n")
+    (tmp_path / "queries.tsv").write_text("1\twhat\n")
+    with pytest.raises(InputError, match=r"run\.tsv:1: no score\. .*six columns.*scores=ranks"):
+        list(import_lists(run, "pyserini", CorpusPassages(SMALL)))
+    [found] = import_lists(run, "pyserini", CorpusPassages(SMALL), scores="ranks")
+    assert (found.passage_ids, found.teacher_scores) == (["b", "a"], [-1.0, -2.0])
+
+
+@pytest.mark.parametrize("layout", ["flag_embedding", "tevatron"])
+def test_labels_are_scores_when_asked(tmp_path, layout):
+    bare = {
+        "flag_embedding": flag(pos_scores=None, neg_scores=None),
+        "tevatron": tevatron(positive_passages=[{"docid": "a", "title": "T", "text": "text a"}],
+                             negative_passages=[{"docid": "b", "title": "", "text": "text b"}]),
+    }[layout]  # fmt: skip
+    path = write(tmp_path / "x.jsonl", bare)
+    with pytest.raises(InputError, match="scores=labels"):
+        list(import_lists(path, layout, CorpusPassages(SMALL)))
+    [found] = import_lists(path, layout, CorpusPassages(SMALL), scores="labels")
+    assert (found.positive_ids, found.passage_ids, found.teacher_scores) == (["a"], ["a", "b"], [1.0, 0.0])
+
+
+def test_equal_repeats_with_equal_scores_are_one(tmp_path):
+    repeated = {"query": "a b", "pos": ["text a"], "neg": ["text b", "text c", "text b"], "pos_scores": [3]}
+    path = write(tmp_path / "x.jsonl", repeated | {"neg_scores": [1, 2, 1]})
+    [found] = import_lists(path, "flag_embedding", CorpusPassages(SMALL))
+    assert (found.passage_ids, found.teacher_scores) == (["a", "b", "c"], [3.0, 1.0, 2.0])
+    path = write(tmp_path / "y.jsonl", repeated | {"neg_scores": [1, 2, 3]})
+    with new_corpus(tmp_path / "new") as gathered:
+        message = r"y\.jsonl:1: the passage 'text b' stands twice in this list, with the scores 1 and 3\."
+        with pytest.raises(InputError, match=message):
+            list(import_lists(path, "flag_embedding", gathered))
+        list(import_lists(tmp_path / "x.jsonl", "flag_embedding", gathered))
+
+
+def test_tevatron_trains_on_what_is_written(tmp_path, passages, real_lists):
+    export_lists(real_lists, tmp_path / "x.jsonl", "tevatron", passages)
+    data = load_dataset("json", data_files=str(tmp_path / "x.jsonl"), cache_dir=str(tmp_path), split="train")
+    for row, query_list in zip(data, real_lists, strict=True):
+        assert (row["query_id"], row["query"]) == (query_list.query_id, query_list.query)
+        for side in ("positive_passages", "negative_passages"):
+            assert row[side]
+            for entry in row[side]:
+                assert f"{entry['title']} {entry['text']}".strip() == passages.text(entry["docid"], "")
+
+
 def cadet(**changes):
     """A good CADET line with changes."""
     entries = [{"docid": "a", "score": 1.0}, {"docid": "b", "score": 0.5}]
@@ -234,6 +374,15 @@ def cadet(**changes):
 def flag(**changes):
     """A good FlagEmbedding line with changes."""
     return {"query": "w", "pos": ["text a"], "neg": ["text b"], "pos_scores": [1.0], "neg_scores": [0.5]} | changes
+
+
+def tevatron(**changes):
+    """A good line of Tevatron with changes."""
+    sides = {
+        "positive_passages": [{"docid": "a", "title": "T", "text": "text a", "score": 1.0}],
+        "negative_passages": [{"docid": "b", "title": "", "text": "text b", "score": 0.5}],
+    }
+    return {"query_id": "17", "query": "what", **sides} | changes
 
 
 def table(**changes):
@@ -249,7 +398,8 @@ BAD = [
     ("cadet", cadet(passages=[B, "b"]), "'b' in 'passages'"),
     ("cadet", cadet(passages=[B, {"docid": "a", "rankt5_score": 1}]), "a passage without 'score'.*score_key"),
     ("cadet", cadet(passages=[B, {"score": 1}]), "'docid' has a null"),
-    ("cadet", cadet(passages=[B, B]), "the passage 'b' stands twice"),
+    ("cadet", cadet(passages=[B, B]), r"1 passage\(s\)"),
+    ("cadet", cadet(passages=[A_HALF, B, B | {"score": 1}]), "passage 'b' stands twice.*the scores 0.5 and 1"),
     ("cadet", cadet(passages=[B]), r"1 passage\(s\)"),
     ("cadet", cadet(passages=[B, {"docid": "zz", "score": 1}]), "'zz' is not in the corpus 'small'"),
     ("cadet", cadet(passages=[B, {"docid": "a", "score": float("nan")}]), "the score nan"),
@@ -263,13 +413,23 @@ BAD = [
     ("flag_embedding", flag(pos_scores=None), "no 'pos_scores'.*score the pairs"),
     ("flag_embedding", flag(neg_scores=[1, 2]), "1 texts in 'neg' but 2 in 'neg_scores'"),
     ("flag_embedding", flag(neg=["text z"]), "no passage of the corpus 'small' has the text 'text z'"),
-    ("flag_embedding", flag(neg=["T text a"]), "the passage 'a' stands twice"),
+    ("flag_embedding", flag(neg=["T text a"]), "passage 'a' 'T text a' stands twice.*the scores 1 and 0.5"),
     ("flag_embedding", flag(neg=[3]), "3 in 'neg'; expected a text"),
     ("flag_embedding", flag(pos_ids=["a"], neg_ids=["b"], passage_ids=["a", "c"]), "'passage_ids' are not those"),
     # the negative has no id: an order of the others alone must not drop it
     ("flag_embedding", flag(pos=["text a", "text c"], pos_scores=[1, 2], pos_ids=["a", "c"], passage_ids=["c", "a"]),
      "'passage_ids' are not those"),
     ("flag_embedding", flag(neg_scores=[float("inf")]), "the score inf"),
+    ("flag_embedding", flag(neg=["text b", "text c", "text b"], neg_scores=[1, 2, 3]),
+     "passage 'b' 'text b' stands twice.*the scores 1 and 3"),
+    ("tevatron", tevatron(query=None), "no 'query' or 'query_text'"),
+    ("tevatron", tevatron(negative_passages=[{"docid": "b", "text": "text b"}]),
+     "a passage without 'score' in 'negative_passages'; it has 'docid', 'text'.*scores=labels"),
+    ("tevatron", tevatron(negative_passages=[{"score": 1}]), "a passage without 'docid' and 'text'"),
+    ("tevatron", tevatron(negative_passages=["text b"]), "'text b' in 'negative_passages'; expected an object"),
+    ("tevatron", tevatron(negative_passages=None), "no 'negative_passages'"),
+    ("tevatron", tevatron(negative_passages=[{"docid": "b", "title": 3, "score": 1}]), "'title' is 3"),
+    ("tevatron", tevatron(negative_passages=[{"docid": "a", "score": 9}]), "stands twice.*the scores 1 and 9"),
     ("sentence_transformers", table(label=[0.5]), "'label' is a list of 1 for 2 passages.*margins"),
     ("sentence_transformers", table(label=0.5), "'label' is 0.5 for 2 passages"),
     ("sentence_transformers", table(label=None), "none of 'label', 'labels'"),
@@ -282,7 +442,12 @@ BAD = [
 
 @pytest.mark.parametrize(("layout", "bad", "message"), BAD)
 def test_bad_line_is_named_or_left_out(tmp_path, caplog, layout, bad, message):
-    good = {"cadet": cadet(qid="first"), "flag_embedding": flag(), "sentence_transformers": table()}[layout]
+    good = {
+        "cadet": cadet(qid="first"),
+        "flag_embedding": flag(),
+        "tevatron": tevatron(),
+        "sentence_transformers": table(),
+    }[layout]
     path = write(tmp_path / "x.jsonl", good, bad)
     known = CorpusPassages(SMALL)
     with pytest.raises(InputError, match=message) as caught:

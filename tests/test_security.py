@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import hashlib
 import io
 import json
@@ -17,6 +19,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hydra.utils import get_class, instantiate
@@ -26,7 +29,7 @@ from test_run import config_of
 
 import experiments
 from datamodules import archives
-from datamodules.corpus import find_dataset
+from datamodules.corpus import find_dataset, load_corpus
 from datamodules.query_lists import QueryList, read_query_lists, write_query_lists
 from experiments import compare as compare_module
 from experiments import list_files
@@ -305,6 +308,19 @@ def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 5, 5))
     with pytest.raises(InputError, match="has room for 5"):
         archives.unpack(archive_of(tmp_path / "b.zip", {"scifact/x": "0" * 9}), "scifact", tmp_path / "scifact")
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst", ".bz2"])
+def test_a_compressed_file_that_no_text_is_so_small_is_not_read(tmp_path, ending):
+    bomb = tmp_path / f"corpus.jsonl{ending}"
+    if ending == ".zst":
+        with pa.CompressedOutputStream(str(bomb), "zstd") as file:
+            file.write(b" " * 2**25)
+    else:
+        bomb.write_bytes({".gz": gzip, ".bz2": bz2}[ending].compress(b" " * 2**25))
+    for read in (load_corpus, lambda folder: list(read_query_lists(bomb))):
+        with pytest.raises(InputError, match=r"become more than 16,777,216, which no text does"):
+            read(tmp_path)
 
 
 def test_a_torn_archive_or_another_one_is_refused(tmp_path):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.files import json_lines, write_json_lines
+from datamodules.files import write_json_lines
 from datamodules.list_layouts.passages import CorpusPassages
 from datamodules.list_layouts.stated import (
     StatedList,
@@ -18,8 +18,10 @@ from datamodules.list_layouts.stated import (
     list_of,
     required_text,
     text_of,
+    title_of,
 )
 from datamodules.query_lists import QueryList
+from datamodules.records import records
 from retriever.errors import InputError, shown
 
 
@@ -40,8 +42,8 @@ class Cadet:
     score_key: str = "score"
 
     def records(self, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Number and object of every line."""
-        return json_lines(path)
+        """Number and object of every line (or row of a table)."""
+        return records(path)
 
     def parse(self, where: str, record: dict[str, Any]) -> StatedList:
         """What a line states."""
@@ -51,7 +53,7 @@ class Cadet:
                 raise InputError(f"{where}: {shown(entry)} in 'passages'; expected an object with docid and score.")
             if self.score_key not in entry:
                 raise InputError(
-                    f"{where}: a passage without {self.score_key!r}; it has {keys(entry)}. If the score stands under "
+                    f"{where}: a passage without {self.score_key!r}; it has {keys(entry)}. If the score is under "
                     "another key, name it with score_key."
                 )
             passages.append(
@@ -59,7 +61,7 @@ class Cadet:
                     where=where,
                     id=id_of(where, "docid", entry.get("docid")),
                     text=text_of(where, entry, "text"),
-                    title=_title(where, entry),
+                    title=title_of(where, entry),
                 )
             )
             scores.append(entry[self.score_key])
@@ -91,13 +93,6 @@ class Cadet:
     def write(self, lines: Iterable[dict[str, Any]], path: Path) -> int:
         """Write the lines; return how many."""
         return write_json_lines(path, lines)
-
-
-def _title(where: str, entry: dict[str, Any]) -> str:
-    title = entry.get("title")
-    if title is not None and not isinstance(title, str):
-        raise InputError(f"{where}: 'title' is {shown(title)}; expected a string.")
-    return title or ""
 
 
 def _positive_ids(where: str, record: dict[str, Any]) -> list[str]:

@@ -7,10 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.files import json_lines, write_json_lines
+from datamodules.files import write_json_lines
 from datamodules.list_layouts.passages import CorpusPassages
-from datamodules.list_layouts.stated import StatedList, StatedPassage, ids_of, list_of, required_text, stated_list
+from datamodules.list_layouts.stated import (
+    StatedList,
+    StatedPassage,
+    ids_of,
+    in_order,
+    label_scores,
+    list_of,
+    no_score,
+    own_keys,
+    required_text,
+    sides,
+    stated_list,
+    stated_positives,
+)
 from datamodules.query_lists import QueryList
+from datamodules.records import records
 from retriever.errors import InputError, shown
 
 
@@ -24,29 +38,26 @@ class FlagEmbedding:
     under keys of their own (``query_id``, ``query_type``, ``corpus``, ``positive_ids``, ``passage_ids``, ``pos_ids``,
     ``neg_ids``), which FlagEmbedding does not read, and are taken up again on reading. ``prompt`` and ``type``, which
     mean something else there, are neither written nor read.
+
+    Args:
+        scores: for reading, ``stated``, or ``labels``: 1 for every positive and 0 for every negative, for an objective
+            that reads labels alone.
     """
 
+    scores: str = "stated"
+
     def records(self, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Number and object of every line."""
-        return json_lines(path)
+        """Number and object of every line (or row of a table)."""
+        return records(path)
 
     def parse(self, where: str, record: dict[str, Any]) -> StatedList:
         """What a line states."""
-        positives, positive_scores = _side(where, record, "pos")
-        negatives, negative_scores = _side(where, record, "neg")
-        passages, scores = positives + negatives, positive_scores + negative_scores
-        order = ids_of(where, record, "passage_ids")
-        if order is not None:
-            place = {passage.id: at for at, passage in enumerate(passages)}
-            stated = [passage.id for passage in passages if passage.id is not None]
-            if len(stated) < len(passages) or sorted(order) != sorted(stated):
-                raise InputError(f"{where}: 'passage_ids' are not those of 'pos_ids' and 'neg_ids'. Mend or remove it.")
-            scores = [scores[place[passage_id]] for passage_id in order]
-            passages = [passages[place[passage_id]] for passage_id in order]
-        labelled = ids_of(where, record, "positive_ids")
-        if labelled is not None:
-            positives = [StatedPassage(where, passage_id, None) for passage_id in labelled]
-        return stated_list(where, record, required_text(where, record, "query"), passages, scores, positives)
+        by_label = label_scores(self.scores)
+        positives, positive_scores = _side(where, record, "pos", 1.0 if by_label else None)
+        negatives, negative_scores = _side(where, record, "neg", 0.0 if by_label else None)
+        passages, scores = in_order(where, record, positives + negatives, positive_scores + negative_scores)
+        labelled = stated_positives(where, record, positives)
+        return stated_list(where, record, required_text(where, record, "query"), passages, scores, labelled)
 
     def encode(self, where: str, query_list: QueryList, passages: CorpusPassages) -> dict[str, Any]:
         """A line.
@@ -55,11 +66,7 @@ class FlagEmbedding:
             InputError: every candidate is a labelled positive; FlagEmbedding fails without a negative.
         """
         scores = dict(zip(query_list.passage_ids, query_list.teacher_scores, strict=True))
-        labelled = set(query_list.positive_ids)
-        positive = [p for p in query_list.passage_ids if p in labelled] or [max(scores, key=scores.__getitem__)]
-        negative = [p for p in query_list.passage_ids if p not in positive]
-        if not negative:
-            raise InputError(f"{where}: every candidate is a labelled positive; FlagEmbedding needs a negative.")
+        positive, negative = sides(where, query_list, "FlagEmbedding")
         return {
             "query": query_list.query,
             "pos": [passages.text(p, where) for p in positive],
@@ -67,10 +74,7 @@ class FlagEmbedding:
             "pos_scores": [scores[p] for p in positive],
             "neg_scores": [scores[p] for p in negative],
             "query_id": query_list.query_id,
-            "query_type": query_list.query_type,
-            "corpus": query_list.corpus,
-            "positive_ids": query_list.positive_ids,
-            "passage_ids": query_list.passage_ids,
+            **own_keys(query_list),
             "pos_ids": positive,
             "neg_ids": negative,
         }
@@ -80,18 +84,15 @@ class FlagEmbedding:
         return write_json_lines(path, lines)
 
 
-def _side(where: str, record: dict[str, Any], side: str) -> tuple[list[StatedPassage], list[Any]]:
-    """Passages and scores of ``pos`` or ``neg``."""
+def _side(where: str, record: dict[str, Any], side: str, score: float | None) -> tuple[list[StatedPassage], list[Any]]:
+    """Passages and scores of ``pos`` or ``neg``; ``score`` for all of them, None for those that are stated."""
     texts = list_of(where, record, side)
     for text in texts:
         if not isinstance(text, str) or not text.strip():
             raise InputError(f"{where}: {shown(text)} in {side!r}; expected a text that is not empty.")
-    if record.get(f"{side}_scores") is None:
-        raise InputError(
-            f"{where}: no '{side}_scores'. A query list needs the teacher's score of every passage; score the pairs "
-            "first."
-        )
-    scores = list_of(where, record, f"{side}_scores")
+    if score is None and record.get(f"{side}_scores") is None:
+        raise no_score(where, f"no '{side}_scores'")
+    scores = list_of(where, record, f"{side}_scores") if score is None else [score] * len(texts)
     ids: list[str] | list[None] = ids_of(where, record, f"{side}_ids") or [None] * len(texts)
     for name, values in ((f"{side}_scores", scores), (f"{side}_ids", ids)):
         if len(values) != len(texts):

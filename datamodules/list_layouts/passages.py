@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from datamodules.corpus import Corpus, load_corpus
 from datamodules.files import atomic_path
 from datamodules.list_layouts.stated import StatedPassage
+from datamodules.records import find_records
 from datamodules.string_index import StringIndex
 from retriever.errors import InputError, shown
 
@@ -60,6 +61,15 @@ class CorpusPassages:
             InputError: no such id.
         """
         return self.corpus.passages[self._row(passage_id, where)].as_py()
+
+    def title_and_text(self, passage_id: str, where: str) -> tuple[str, str]:
+        """Title and text of a passage.
+
+        Raises:
+            InputError: no such id.
+        """
+        row = self._row(passage_id, where)
+        return self.corpus.titles[row].as_py(), self.corpus.texts[row].as_py()
 
     @cached_property
     def _ids(self) -> StringIndex:
@@ -152,15 +162,16 @@ def new_corpus(folder: str | Path) -> Iterator[NewCorpus]:
             stay, so that several files can share one corpus. Its name is the corpus's.
 
     Raises:
-        InputError: the folder holds a ``corpus.jsonl.gz``, which a ``corpus.jsonl`` would hide.
+        InputError: the folder holds a corpus in another format, which a ``corpus.jsonl`` would hide.
     """
     path = Path(folder) / "corpus.jsonl"
-    if Path(f"{path}.gz").is_file():
-        raise InputError(f"{path}.gz: there is a corpus already. Name another folder for the new one.")
+    other = next((found for found in find_records(path.parent, "corpus") if found != path), None)
+    if other is not None:
+        raise InputError(f"{other}: there is a corpus already. Name another folder for the new one.")
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         corpus = NewCorpus(path.parent.resolve().name, file)
         if path.is_file():
-            there = load_corpus(path.parent)
+            there = load_corpus(path.parent, empty_passages="keep")
             for row in zip(there.ids, there.titles, there.texts, strict=True):
                 corpus.write(*(value.as_py() for value in row))
         yield corpus

@@ -11,11 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datamodules.files import atomic_path, json_lines, write_json_lines
+from datamodules.files import atomic_path, write_json_lines
 from datamodules.list_layouts.passages import CorpusPassages
 from datamodules.list_layouts.stated import StatedList, StatedPassage, keys, required_text, stated_list
-from datamodules.parquet_files import PARQUET, parquet_blocks
+from datamodules.parquet_files import PARQUET
 from datamodules.query_lists import QueryList
+from datamodules.records import records
 from retriever.errors import InputError, choose, shown
 
 _QUERY = ("query", "anchor", "question")
@@ -27,7 +28,7 @@ _BLOCK = 1_000
 
 @dataclass(frozen=True)
 class SentenceTransformers:
-    """A table (``.parquet``, else JSON Lines) of queries, passage texts and scores.
+    """A table (``.parquet``, ``.arrow``, else JSON Lines) of queries, passage texts and scores.
 
     Two forms are written, and their reader tells them apart by itself:
 
@@ -59,7 +60,7 @@ class SentenceTransformers:
 
     def records(self, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         """Number and content of every row."""
-        return _parquet_rows(path) if path.suffix == ".parquet" else json_lines(path)
+        return records(path)
 
     def parse(self, where: str, record: dict[str, Any]) -> StatedList:
         """What a row states."""
@@ -164,8 +165,3 @@ def _label(where: str, record: dict[str, Any], passages: int) -> list[Any]:
             "(One less, or a number, is what margins look like; the scores cannot be had back from those.)"
         )
     return label
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for done, table in parquet_blocks(path, _BLOCK):
-        yield from enumerate(table.to_pylist(), done + 1)

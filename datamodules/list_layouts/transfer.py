@@ -16,18 +16,22 @@ from datamodules.list_layouts.flag_embedding import FlagEmbedding
 from datamodules.list_layouts.passages import CorpusPassages, NewCorpus
 from datamodules.list_layouts.sentence_transformers import SentenceTransformers
 from datamodules.list_layouts.stated import StatedList
+from datamodules.list_layouts.tevatron import Tevatron
 from datamodules.list_layouts.trec import Trec
 from datamodules.query_lists import QueryList
 from retriever.errors import InputError, choose, shown
 
 log = logging.getLogger(__name__)
-Layout = Cadet | SentenceTransformers | FlagEmbedding | Trec
+Layout = Cadet | SentenceTransformers | FlagEmbedding | Tevatron | Trec
 _LARGEST = float(np.finfo(np.float32).max)
 LAYOUTS = {
     "cadet": Cadet,
     "sentence_transformers": SentenceTransformers,
     "flag_embedding": FlagEmbedding,
+    "tevatron": Tevatron,
     "trec": Trec,
+    "lightning_ir": Trec,
+    "pyserini": Trec,
 }
 
 
@@ -55,7 +59,8 @@ def import_lists(
 
     Raises:
         InputError: with file and line: a field missing or of another type, scores that are not finite in float32 or
-            not as many as the passages, fewer than two passages, a passage twice, an unknown one, an id twice. Lines
+            not as many as the passages, fewer than two passages, a passage twice with two scores, an unknown one, an
+            id twice. Lines
             that cannot be read at all are errors also under ``drop``.
     """
     reader = _layout(layout, options)
@@ -163,25 +168,28 @@ def _checked(stated: StatedList, passages: CorpusPassages | NewCorpus, query_typ
         raise InputError(
             f"{where}: {len(stated.passages)} passages but {len(stated.scores)} scores. Each passage needs one score."
         )
-    if len(stated.passages) < 2:
-        raise InputError(f"{where}: {len(stated.passages)} passage(s); a list needs at least 2.")
     scores = [_score(score, passage.where) for score, passage in zip(stated.scores, stated.passages, strict=True)]
-    ids: dict[str, None] = {}
-    for passage in stated.passages:
+    kept: dict[str, float] = {}
+    for passage, score in zip(stated.passages, scores, strict=True):
         passage_id = passages.resolve(passage)
-        if passage_id in ids:
+        if kept.setdefault(passage_id, score) != score:
+            # an id that was made from the text is in no file
+            made = passage.id is None and isinstance(passages, NewCorpus)
+            named = [shown(value) for value in (None if made else passage_id, passage.text) if value is not None]
             raise InputError(
-                f"{passage.where}: the passage {shown(passage_id)} stands twice in this list. Keep one of the two."
+                f"{passage.where}: the passage {' '.join(named)} stands twice in this list, with the scores "
+                f"{kept[passage_id]:g} and {score:g}. Keep one of the two."
             )
-        ids[passage_id] = None
+    if len(kept) < 2:
+        raise InputError(f"{where}: {len(kept)} passage(s); a list needs at least 2.")
     return QueryList(
         query_id=stated.query_id or default_id,
         query=stated.query,
         query_type=stated.query_type or query_type,
         corpus=passages.name,
         positive_ids=list(dict.fromkeys(passages.resolve(passage) for passage in stated.positives)),
-        passage_ids=list(ids),
-        teacher_scores=scores,
+        passage_ids=list(kept),
+        teacher_scores=list(kept.values()),
     )
 
 

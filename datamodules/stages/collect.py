@@ -37,6 +37,7 @@ class Collect(Stage):
         groups: name → ``source`` (``generated``, ``judged`` with ``split``, ``titles``, ``assertions``, ``file`` with
             ``path``: JSON Lines of query_id, query, query_type, positive_ids). Each group ends in files of its own.
         generated: output of stage generate, where a group is generated.
+        unknown_qrels: as for :func:`~datamodules.free_queries.collect_queries`.
     """
 
     name = "collect"
@@ -50,6 +51,7 @@ class Collect(Stage):
         data_dir: str | Path,
         groups: Mapping[str, Mapping[str, Any]],
         generated: Output | None,
+        unknown_qrels: str = "error",
     ) -> None:
         if not groups:
             raise InputError("queries is empty; name at least one group, as in queries.human={source: judged}.")
@@ -67,10 +69,12 @@ class Collect(Stage):
         self.data_dir = data_dir
         self.groups = {name: dict(options) for name, options in groups.items()}
         self.generated = generated
+        self.unknown_qrels = choose("unknown_qrels", unknown_qrels, ("error", "keep"))
 
     def settings(self) -> dict[str, Any]:
         """See :class:`Stage`."""
-        return {name: {k: o.get(k) for k in ("source", "split")} for name, o in self.groups.items()}
+        kept = {"unknown_qrels": "keep"} if self.unknown_qrels == "keep" else {}
+        return {name: {k: o.get(k) for k in ("source", "split")} for name, o in self.groups.items()} | kept
 
     def inputs(self) -> dict[str, str]:
         """See :class:`Stage`."""
@@ -123,7 +127,9 @@ class Collect(Stage):
             yield from self._from_file(Path(options["path"]))
         else:
             split = options.get("split", "train")
-            found = collect_queries(options["source"], self.dataset, self.corpus, split, self.data_dir)
+            found = collect_queries(
+                options["source"], self.dataset, self.corpus, split, self.data_dir, self.unknown_qrels
+            )
             for query_id, query in found.queries.items():
                 yield query_id, query, found.query_type, found.positive_ids[query_id]
 

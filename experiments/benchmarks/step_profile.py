@@ -33,7 +33,7 @@ def run_profile(job: Mapping[str, Any], encoder: TextEncoder, device: torch.devi
         encoder: with the lengths to cut at, on ``device``.
         device: where to run.
     """
-    lists = Lists(job["files"], job["corpus"], encoder, job["list_length"], job["cache_dir"], job["seed"])
+    lists = Lists.of_job(job, encoder)
     module = SameInfoNCE(encoder, token_budget=job["token_budget"], kept_tokens=job["kept_tokens"])
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     with autocast(device):

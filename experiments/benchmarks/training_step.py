@@ -47,23 +47,39 @@ class Lists:
         list_length: candidates of a list; shorter lists are left out, for a peer needs as many columns for each.
         cache_dir: of token ids.
         seed: of the order within a file.
+        empty_passages: ``error`` or ``keep``.
+        on_bad_list: ``error`` or ``drop``.
     """
 
     def __init__(
-        self, files: Sequence[str], corpus: str, encoder: TextEncoder, list_length: int, cache_dir: str, seed: int
+        self,
+        files: Sequence[str],
+        corpus: str,
+        encoder: TextEncoder,
+        list_length: int,
+        cache_dir: str,
+        seed: int,
+        empty_passages: str = "error",
+        on_bad_list: str = "error",
     ) -> None:
-        self.corpus: Corpus = load_corpus(find_dataset(corpus))
+        self.corpus: Corpus = load_corpus(find_dataset(corpus), empty_passages=empty_passages)
         self.list_length = list_length
         passages = cached_tokens(self.corpus.passages, encoder, "passage", cache_dir)
         random = np.random.default_rng(seed)
         self.sources, places = [], []
         for number, path in enumerate(files):
-            lists, _ = open_query_lists(find_file(path), self.corpus, cache_dir)
+            lists, _ = open_query_lists(find_file(path), self.corpus, cache_dir, on_bad_list)
             tokens = cached_tokens(lists.queries, encoder, "query", cache_dir)
             self.sources.append(ListSource(self.corpus, lists, np.ones(len(lists)), tokens, passages, None))
             long_enough = random.permutation(np.flatnonzero(np.diff(lists.offsets) >= list_length))
             places.append(np.stack([np.full(len(long_enough), number), long_enough], 1))
         self.places = np.concatenate(places)
+
+    @classmethod
+    def of_job(cls, job: Mapping[str, Any], encoder: TextEncoder) -> Lists:
+        """The lists that a job names."""
+        names = ("files", "corpus", "list_length", "cache_dir", "seed", "empty_passages", "on_bad_list")
+        return cls(encoder=encoder, **{name: job[name] for name in names})
 
     def batch(self, count: int) -> RetrievalBatch:
         """The first ``count`` lists as a batch."""
@@ -183,7 +199,7 @@ def run_step(job: Mapping[str, Any], encoder: TextEncoder, device: torch.device)
         encoder: with the lengths to cut at, on ``device``.
         device: where to run; on a GPU both sides run under bfloat16 autocast.
     """
-    lists = Lists(job["files"], job["corpus"], encoder, job["list_length"], job["cache_dir"], job["seed"])
+    lists = Lists.of_job(job, encoder)
     torch.manual_seed(job["seed"])
     on_gpu = device.type == "cuda"
     dtype = torch.bfloat16 if on_gpu else torch.float32
