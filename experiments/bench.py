@@ -24,7 +24,9 @@ from experiments.benchmarks.measuring import chosen_device, medians, run_in_turn
 from experiments.benchmarks.training_step import SYSTEMS
 from experiments.hydra_errors import run_kindly
 from experiments.targets import check_targets
+from retriever.encoder import EncoderSpec
 from retriever.errors import InputError, choose, require_positive
+from retriever.model_source import find_model, with_preset
 
 log = logging.getLogger(__name__)
 _ESTIMATED = {
@@ -275,11 +277,22 @@ def _check(config: DictConfig) -> None:
     require_positive(token_budget=config.token_budget, max_length=config.max_length, list_length=config.list_length)
 
 
+def _what(config: DictConfig) -> str:
+    """What is measured, in one line."""
+    encoder = OmegaConf.to_container(config.encoder, resolve=True)
+    stated = {name: encoder.get(name) for name in EncoderSpec.__dataclass_fields__}
+    _, packaged = with_preset(encoder["model"], encoder.get("preset"), stated, stated)
+    origin = find_model(encoder["model"], encoder.get("revision"), packaged).origin
+    files = ", ".join(config.files)
+    return f"{', '.join(config.parts)} with {encoder['model']} ({origin}); lists of {files} over {config.corpus}"
+
+
 def bench(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Measure the parts asked for; write ``report.json``, ``report.md`` and ``curves.png`` into the folder."""
     _check(config)
     facts = environment(chosen_device(config.device))
     measured = Bench(config, folder, facts["git"])
+    log.info("%s, %d threads: %s", facts["device"], measured.threads, _what(config))
     measured.report["environment"] = {k: facts[k] for k in ("python", "platform", "processor", "device", "git")} | {
         "cores": os.cpu_count(),
         "threads": measured.threads,
