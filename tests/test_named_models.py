@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from test_configuration import no_hub  # noqa: F401
 from test_run import config_of
 from tiny_models import backbone_of, tokenizer_of, write_model
-from transformers import BartConfig, BartModel, T5Config, T5ForConditionalGeneration
+from transformers import AutoModel, BartConfig, BartModel, T5Config, T5ForConditionalGeneration
 
 from datamodules.caches import embed
 from datamodules.engines.choice import choose_engine
@@ -289,9 +290,6 @@ def test_what_a_folder_states_and_no_text_encoder_does_is_refused(sentence_model
                 TextEncoder.from_pretrained(str(folder))
         path.write_text(whole[path])
     assert TextEncoder.from_pretrained(str(folder)).spec.pooling == "mean"
-    (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(InputError, match="holds adapters"):
-        TextEncoder.from_pretrained(str(folder))
 
 
 @pytest.mark.parametrize(
@@ -332,6 +330,21 @@ def test_a_backslash_n_in_a_prompt_is_warned_of(bert, caplog, prompt, warned):
     assert ("no new line" in caplog.text) == warned and encoder.spec.query_prompt == prompt
 
 
+def test_a_folder_of_adapters_is_refused_with_advice_that_works(bert, tmp_path, monkeypatch):
+    tuned = get_peft_model(
+        AutoModel.from_pretrained(bert), LoraConfig(r=2, target_modules=["query"], init_lora_weights=False)
+    )
+    tuned.save_pretrained(tmp_path / "adapters")
+    tokenizer_of("bert", TEXTS * 3).save_pretrained(tmp_path / "adapters")
+    with pytest.raises(InputError, match=f"holds adapters for {bert}") as refused:
+        TextEncoder.from_pretrained(str(tmp_path / "adapters"), pooling="mean")
+    monkeypatch.chdir(tmp_path)
+    exec(re.search(r'python -c "(.*)"', str(refused.value))[1], {})
+    expected = tuned.merge_and_unload().get_parameter("encoder.layer.0.attention.self.query.weight")
+    merged = TextEncoder.from_pretrained("MERGED", pooling="mean").backbone
+    torch.testing.assert_close(merged.get_parameter("encoder.layer.0.attention.self.query.weight"), expected)
+
+
 # architectures
 
 
@@ -364,6 +377,9 @@ def test_the_encoder_of_a_whole_t5_is_loaded_and_other_pairs_are_refused(tmp_pat
     tokenizer.save_pretrained(tmp_path / "bart")
     with pytest.raises(InputError, match=r"encoder and decoder \(bart\)"):
         TextEncoder.from_pretrained(str(tmp_path / "bart"), pooling="mean")
+    for name in ("t5", "bart"):
+        with pytest.raises(InputError, match=rf"encoder and decoder \({name}\).* which a cross-encoder here is not"):
+            CrossEncoder.from_pretrained(str(tmp_path / name))
 
 
 def test_code_of_a_models_own_is_one_sentence_that_names_the_switch(bert, tmp_path):
