@@ -223,8 +223,8 @@ def _caveats(facts: CardFacts) -> list[str]:
     if not facts.reranks:
         spec = facts.encoder.spec
         sentences.append(
-            f"The figures are of queries cut at {spec.query_max_length} tokens; sentence-transformers cuts them at the "
-            f"passages' {spec.passage_max_length}. For longer queries, embeddings differ."
+            f"The figures are of queries cut at {spec.query_max_length} tokens, as encode_query does; encode cuts all "
+            f"texts at the passages' {spec.passage_max_length}."
         )
     return sentences
 

@@ -17,6 +17,7 @@ from datamodules.corpus import EvaluationSet, load_evaluation_set
 from experiments.comparison.runs import find_runs, read_runs
 from experiments.hydra_errors import KindParser
 from retriever.errors import InputError
+from retriever.model_source import find_model
 from retriever.printable import printable
 
 FIGURES = {"ndcg@10": "ndcg_at_10", "recall@100": "recall_at_100"}  # our name → MTEB's
@@ -35,21 +36,31 @@ def mteb_figures(
         batch_size: texts that are encoded together.
 
     Raises:
-        InputError: ``mteb`` is not installed.
+        InputError: ``mteb`` is not installed; or a model that is not there, or not in sentence-transformers' layout.
     """
     try:
         import mteb
     except ImportError as error:
         raise InputError("This needs mteb: pip install -c constraints.txt '.[mteb]'") from error
-    encoder = SentenceTransformer(str(model))
+    encoder = _loaded(str(model), "the model")
     if passages is not None:
-        encoder = _two_sided(encoder, SentenceTransformer(str(passages)))
+        encoder = _two_sided(encoder, _loaded(str(passages), "--passages"))
     options = {"batch_size": batch_size, "show_progress_bar": False}
     result = mteb.evaluate(
         encoder, _task(data), encode_kwargs=options, cache=None, co2_tracker=False, show_progress_bar=False
     )
     [scores] = result.task_results[0].scores["test"]
     return {ours: scores[theirs] for ours, theirs in FIGURES.items()}
+
+
+def _loaded(model: str, setting: str) -> SentenceTransformer:
+    source = find_model(model, setting=setting)
+    if not (source.files / "modules.json").is_file():
+        raise InputError(
+            f"{setting} is {model!r}, which has no modules.json: it does not say how it pools. Name an exported "
+            "folder, RUN/model."
+        )
+    return SentenceTransformer(source.load_from, revision=source.revision)
 
 
 def _task(data: EvaluationSet) -> Any:

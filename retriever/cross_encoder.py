@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 from retriever import packing
 from retriever.encoder import KINDS, max_positions, set_dropout, update_with_weights
 from retriever.encoding import device_of, in_micro_batches
 from retriever.errors import InputError, choose
 from retriever.model_source import find_model, with_preset
-from retriever.pretrained import load, load_whole, readable_length
+from retriever.pretrained import is_pair, load, load_whole, readable_length
 from retriever.tokens import TokenizedTexts, padding_token, to_be_saved
 
 
@@ -164,6 +164,7 @@ class CrossEncoder(nn.Module):
             choose("encoder option", field, PairSpec.__dataclass_fields__)
         if attention == packing.NAME:
             raise InputError("encoder.attention is 'packed', which text encoders offer; for a cross-encoder take null.")
+        model = str(model)
         asked, packaged = with_preset(model, preset, spec, PairSpec.__dataclass_fields__)
         PairSpec(**asked)
         source = find_model(model, revision, packaged)
@@ -172,6 +173,12 @@ class CrossEncoder(nn.Module):
             "Name a folder that holds config.json, model.safetensors and tokenizer.json, or a model on the hub that "
             "this machine can reach; a classifier must have one logit."
         )
+        config = load(AutoConfig, source.load_from, advice, **options)
+        if is_pair(config):
+            raise InputError(
+                f"{model!r} is a model of encoder and decoder ({config.model_type}), or the encoder of one, "
+                "which a cross-encoder here is not. Name one on an encoder (BERT, DeBERTa, …) or a decoder (Llama, …)."
+            )
         backbone = load_whole(
             AutoModelForSequenceClassification,
             source.load_from,
@@ -190,7 +197,7 @@ class CrossEncoder(nn.Module):
         lengths = {name: min(length, longest) for name, length in defaults.items()} | asked
         if "query_max_length" not in asked:  # a passage has room beside it
             lengths["query_max_length"] = min(lengths["query_max_length"], max(3, lengths["pair_max_length"] // 2))
-        return cls(backbone, tokenizer, PairSpec(**lengths), name=str(model), origin=source.origin)
+        return cls(backbone, tokenizer, PairSpec(**lengths), name=model, origin=source.origin)
 
     @property
     def pad_id(self) -> int:

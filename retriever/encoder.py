@@ -172,7 +172,17 @@ class TextEncoder(nn.Module):
         """
         if compile is not None and attention == packing.NAME:
             raise InputError("encoder.compile and encoder.attention=packed exclude each other: choose one of them.")
+        model = str(model)
         asked, packaged = with_preset(model, preset, spec, EncoderSpec.__dataclass_fields__)
+        for name in ("query_prompt", "passage_prompt"):
+            if "\\n" in str(asked.get(name)):
+                _log.warning(
+                    "encoder.%s is %r, with a backslash and an n in it, which is no new line. In bash, a new line is "
+                    "typed as encoder.%s=$'\"first line\\nsecond line\"'",
+                    name,
+                    asked[name],
+                    name,
+                )
         source = find_model(model, revision, packaged)
         stated = _stated(model, source.files, asked)
         options = {"revision": source.revision, "trust_remote_code": trust_remote_code}
@@ -188,7 +198,7 @@ class TextEncoder(nn.Module):
         if dropout is not None:
             set_dropout(backbone, dropout)
         whole = _that_fit(EncoderSpec(**(stated | asked)), asked, stated, backbone, tokenizer)
-        encoder = cls(backbone, tokenizer, whole, name=str(model), origin=source.origin)
+        encoder = cls(backbone, tokenizer, whole, name=model, origin=source.origin)
         if layout.lowers_case(source.files):
             encoder.lower_case = lower_case(tokenizer)
         if encoder.packed and torch.cuda.is_available():

@@ -146,11 +146,16 @@ def local_folder(model: str, revision: str | None = None, setting: str = "encode
 
 
 def _check_folder(folder: Path, setting: str) -> None:
-    if (folder / "adapter_config.json").is_file():
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        base = re.search(r'"base_model_name_or_path": "([^"]*)"', adapter.read_text(encoding="utf-8", errors="replace"))
+        name = base[1] if base else "BASE"
         raise InputError(
-            f"{folder} holds adapters (adapter_config.json), no whole model. Merge them into their base model: "
-            "model = peft.AutoPeftModel.from_pretrained(FOLDER).merge_and_unload(); model.save_pretrained(MERGED); "
-            f"save the tokenizer beside it, and name {setting}=MERGED."
+            f"{folder} holds adapters for {name} (adapter_config.json), no whole model. Merge them into it, and name "
+            f'{setting}=MERGED: python -c "from transformers import AutoModel, AutoTokenizer; from peft import '
+            f"PeftModel; base = AutoModel.from_pretrained('{name}'); PeftModel.from_pretrained(base, '{folder}')"
+            f".merge_and_unload().save_pretrained('MERGED'); AutoTokenizer.from_pretrained('{name}')"
+            ".save_pretrained('MERGED')\""
         )
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: no config.json, so this is no model folder. Check {setting}.")

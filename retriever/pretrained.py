@@ -122,7 +122,7 @@ def load_backbone(source: str, advice: str, attention: str | None, **options: An
     auto_class: Any = AutoModel
     if config.model_type in _ENCODERS:
         auto_class = getattr(transformers, _ENCODERS[config.model_type])
-    elif getattr(config, "is_encoder_decoder", False):
+    elif is_pair(config):
         raise InputError(
             f"{source!r} is a model of encoder and decoder ({config.model_type}), and sentence-transformers would run "
             "both in an exported model: it would not encode as trained. Of these, encoders of "
@@ -137,6 +137,11 @@ def load_backbone(source: str, advice: str, attention: str | None, **options: An
         attn_implementation=attention,
         **options,
     )
+
+
+def is_pair(config: PreTrainedConfig) -> bool:
+    """Whether a configuration is one of an encoder and a decoder, or of the encoder of such a pair."""
+    return config.model_type in _ENCODERS or bool(getattr(config, "is_encoder_decoder", False))
 
 
 def readable_length(positions: int | None, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -18,12 +18,23 @@ TEXTS = [
     "  Two  spaces, an Ärmel and 漢字 ",
 ]
 PROMPTS = {"query_prompt": "Instruct: find it\nQuery: ", "passage_prompt": "passage: "}
-TARGETS = {"gpt2": ["c_attn"], "t5": ["q", "v"], "mpnet": ["q", "v"], "modernbert": ["Wqkv"], "deberta-v2": ["value_proj"]}
+TARGETS = {
+    "gpt2": ["c_attn"],
+    "t5": ["q", "v"],
+    "mpnet": ["q", "v"],
+    "modernbert": ["Wqkv"],
+    "deberta-v2": ["value_proj"],
+}
 # every architecture with every pooling; the other options in turn
 OPTIONS = {
     "cls": {"passage_max_length": 12, "query_max_length": 9, **PROMPTS},
     "mean": {"passage_max_length": 40, "query_max_length": 14, "truncate_dim": 8, "lora": True},
-    "last": {"passage_max_length": 10, "query_max_length": 30, "normalize": False, "query_prompt": PROMPTS["query_prompt"]},
+    "last": {
+        "passage_max_length": 10,
+        "query_max_length": 30,
+        "normalize": False,
+        "query_prompt": PROMPTS["query_prompt"],
+    },
 }
 
 

@@ -1,4 +1,4 @@
-"""Random models of two layers, one of each architecture that retrievers are made of, each with its own kind of tokenizer."""
+"""Random models of two layers, one of each architecture that retrievers have, with its kind of tokenizer."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from pathlib import Path
 
 import torch
 import transformers as hf
-from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-
 from tiny_tokenizers import word_piece
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 _SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 _WIDE = {**_SIZE, "intermediate_size": 64}

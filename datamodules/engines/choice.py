@@ -20,7 +20,7 @@ def choose_engine(
     model: str,
     sampling: Mapping[str, Any],
     cache_dir: str | Path,
-    packaged: Mapping[str, str] | None = None,
+    preset: Mapping[str, Any] | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     chat_template: Mapping[str, Any] | None = None,
@@ -35,8 +35,9 @@ def choose_engine(
         model: folder, hub name, or what the server calls it.
         sampling: ``temperature``, ``top_p``, ``max_tokens``, ``frequency_penalty``, ``stop``.
         cache_dir: where a packaged model is unpacked.
-        packaged: ``distribution``, ``file`` and ``sha256`` of a Python package that carries the model as GGUF; used
-            where that package is installed.
+        preset: what is known of one model: ``model``, its name; and ``packaged``: ``distribution``, ``file`` and
+            ``sha256`` of a Python package that carries it as GGUF, used where that is installed. It counts where
+            ``model`` is that name, no revision is asked for, and no server is.
         revision: branch, tag or commit on the hub.
         trust_remote_code: run the Python code that the model brings. Off unless asked for.
         chat_template: variables of the model's chat template, for example ``enable_thinking: false``.
@@ -49,7 +50,10 @@ def choose_engine(
     if engine == "server":
         return ServerEngine(model, sampling, **common, **(server or {}))
     asked: dict[str, Any] = {"engine": "auto"} if engine == "auto" else {}
-    if packaged:
+    for key in preset or {}:
+        choose("a key of generator.preset", key, ("model", "packaged"))
+    packaged = (preset or {}).get("packaged")
+    if packaged and model == preset["model"] and revision is None:
         folder = unpacked_gguf(packaged["distribution"], packaged["file"], packaged["sha256"], cache_dir)
         asked |= {"model": model, "files": packaged["sha256"], "revision": revision}
         model, revision = (str(folder), None) if folder else (model, revision)

@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from retriever.errors import InputError
+from retriever.model_source import local_folder
 from retriever.packaged_weights import file_sha256
 
 Conversation = list[dict[str, str]]
@@ -78,10 +78,8 @@ def refused(model: str, error: Exception) -> InputError:
 @cache
 def model_identity(model: str, revision: str | None) -> dict[str, Any]:
     """What a model is known by: a folder by its name and its files' SHA-256, a hub model by name and revision."""
-    folder = Path(model)
-    if not folder.is_dir():
-        if folder.is_absolute() or model.startswith("."):
-            raise InputError(f"generator.model: {model}: no such folder.")
+    folder = local_folder(model, revision, "generator.model")
+    if folder is None:
         return {"model": model, "revision": revision}
     if not any(folder.glob("*.safetensors")):
         raise InputError(f"{folder}: no *.safetensors in it. Name a folder with weights, or a model on the hub.")

@@ -73,8 +73,8 @@ class TransformersEngine(Engine):
 
         options = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
         advice = "Name in generator.model a folder with a chat model, or one on the hub that this machine can reach."
-        tokenizer = load(AutoTokenizer, self.model, advice, **options)
-        model = load(AutoModelForCausalLM, self.model, advice, dtype=self.dtype, **options)
+        tokenizer = load(AutoTokenizer, self.model, advice, group="generator", **options)
+        model = load(AutoModelForCausalLM, self.model, advice, group="generator", dtype=self.dtype, **options)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer, model.to(self.device).eval()

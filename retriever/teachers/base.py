@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from retriever.errors import InputError
+from retriever.model_source import hub_origin, local_folder
 from retriever.packaged_weights import file_sha256
 from retriever.teachers.pair_tokens import TokenizedPairs
 
@@ -67,7 +68,12 @@ class Teacher(ABC):
                 f"teacher.query_max_length is {self.query_max_length} and teacher.max_length {max_length}; the first "
                 "must be at least 1 and smaller than the second."
             )
-        check_folder(self.name)
+        check_folder(self.name, revision)
+
+    @property
+    def origin(self) -> str:
+        """Where the weights come from, in words."""
+        return hub_origin(self.name, self.revision)
 
     @abstractmethod
     def load(self) -> None:
@@ -150,14 +156,11 @@ class Teacher(ABC):
         return {"weights": [file_sha256(path) for path in files]} if files else {}
 
 
-def check_folder(model: str) -> None:
+def check_folder(model: str, revision: str | None = None) -> None:
     """Raise an InputError where ``model`` looks like a folder but is none, or one without a model in it."""
-    path = Path(model)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise InputError(f"{path}: no config.json, so this is no model folder. Check teacher.model.")
-    elif path.is_absolute() or model.startswith("."):
-        raise InputError(f"{path}: no such model folder. Check teacher.model.")
+    folder = local_folder(model, revision, "teacher.model")
+    if folder is not None and not (folder / "config.json").is_file():
+        raise InputError(f"{folder}: no config.json, so this is no model folder. Check teacher.model.")
 
 
 def check_pairs(queries: Sequence[str], passages: Sequence[str]) -> None:

@@ -125,7 +125,9 @@ class TransformersTeacher(Teacher):
     def _pretrained(self, auto_class: Any, what: str) -> PreTrainedModel:
         """The model through one of transformers' Auto classes; refused where a weight is not in its files."""
         source = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
-        model, missing = load_telling(auto_class, self.name, _ADVICE, dtype=DTYPES[self.dtype], **source)
+        model, missing = load_telling(
+            auto_class, self.name, _ADVICE, group="teacher", dtype=DTYPES[self.dtype], **source
+        )
         if missing:
             raise InputError(
                 f"{self.name} holds no weights for {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}, so it "
@@ -172,7 +174,7 @@ def project_in_float32(linear: nn.Linear) -> None:
 
 def load_pretrained(auto_class: Any, model: str, revision: str | None, trust_remote_code: bool) -> Any:
     """``auto_class.from_pretrained``, with what goes wrong as an InputError."""
-    return load(auto_class, model, _ADVICE, revision=revision, trust_remote_code=trust_remote_code)
+    return load(auto_class, model, _ADVICE, group="teacher", revision=revision, trust_remote_code=trust_remote_code)
 
 
 def last_real(values: Tensor, mask: Tensor) -> Tensor:
