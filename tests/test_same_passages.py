@@ -19,7 +19,10 @@ VERBS = ["repair", "feed", "paint", "harvest", "inspect", "store"]
 
 
 def passages():
-    texts = (f"To {v} a {t} you begin with the handle, and end with the lid of it." for t, v in zip(THINGS, VERBS))
+    texts = (
+        f"To {v} a {t} you begin with the handle, and end with the lid of it."
+        for t, v in zip(THINGS, VERBS, strict=True)
+    )
     return {f"d{n}": (THINGS[n].title(), text) for n, text in enumerate(texts)}
 
 
