@@ -103,6 +103,17 @@ def test_the_guard_can_refuse_a_copy(tiny_encoder, tmp_path):
         data_module(tiny_encoder, tmp_path, train, [{"path": str(home)}], leak_guard="fail")
 
 
+def test_a_query_that_nearly_equals_one_of_another_corpus_is_a_leak(tiny_encoder, tmp_path):
+    home = write_corpus(tmp_path / "home", passages() | FILLER, test=(0, 1))
+    away = write_corpus(tmp_path / "away", {f"y{n}": ("", f"Another text {n}") for n in range(2)} | FILLER)
+    lists = write_lists(tmp_path / "web.jsonl", "away", ["y0", "y1"], "web")
+    lists.write_text(lists.read_text().replace("web1 wording", "How do I FEED one river otter"))
+    data = data_module(tiny_encoder, tmp_path, [{"path": str(lists), "corpus": str(away)}], [{"path": str(home)}])
+    assert data.report["leak_guard"] == [
+        {"lists": "web.jsonl", "against": "home/test", "of": 2, "is nearly equal to": 1}
+    ]
+
+
 def test_near_copies_count_where_asked_for(tiny_encoder, tmp_path):
     home = write_corpus(tmp_path / "home", passages() | FILLER, test=(0,))
     near = {i: (title, text.replace("begin with", "start at")) for i, (title, text) in passages().items()}
