@@ -100,7 +100,7 @@ def _normalized(folded: str, ignore_digits: bool) -> str:
 
 def words(text: str) -> list[str]:
     """The words of a text, in lower case; of a script without spaces, its letters (with the signs around them)."""
-    found = []
+    found: list[str] = []
     for run, kind in _runs(fold([text])[0]):
         found += _LETTER.findall(run) if kind in (_HAN_RUN, _LETTER_RUN) else [run]
     return found
@@ -112,7 +112,7 @@ def terms(folded: str) -> list[str]:
     Of the other scripts without spaces, and of Korean, whose words change their endings, letters and pairs of
     neighbouring letters.
     """
-    found = []
+    found: list[str] = []
     for run, kind in _runs(folded):
         letters = _LETTER.findall(run) if kind else [run]
         found += letters + (_pairs(letters) if kind in (_LETTER_RUN, _HANGUL_RUN) else [])
