@@ -42,7 +42,7 @@ _SCRIPTS = {
     "tamil": ("TAMIL",),
     "yiddish": ("HEBREW",),
 }
-_LOOKED_AT = 1000  # passages, and characters of each, by which a corpus' script is told
+_LOOKED_AT = 300  # passages, and characters of each, by which a corpus' script is told
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from datamodules.corpus import Corpus
 from datamodules.near_texts import NearTexts
@@ -16,6 +17,7 @@ SAME_ID = "shares a relevant passage with"
 SAME_TEXT = "shares the text of a relevant passage with"
 NEAR_TEXT = "shares a near copy of a relevant passage with"
 _BLOCK = 10_000
+_HEAD, _BEGINNING = 96, 24  # characters of a text, and of that part when normalised, by which it may be a known one
 _SHORTEST = 20  # characters of a text that is known again without its title
 
 
@@ -56,10 +58,12 @@ class RelevantPassages:
         self._whole: dict[str, list[str]] = {}  # normalised text → ids
         self._untitled: dict[str, list[str]] = {}
         self._ids = [passage for passage, row in zip(ids, rows, strict=True) if row >= 0]
+        self._beginnings: set[str] = set()
         self._near = None if near is None else NearTexts(near)
         for number, (whole, untitled) in enumerate(_texts(corpus, rows[rows >= 0])):
             passage = self._ids[number]
             self._text_of[passage] = whole
+            self._beginnings |= {whole[:_BEGINNING], (untitled or whole)[:_BEGINNING]}
             if whole:
                 self._whole.setdefault(whole, []).append(passage)
             if untitled:
@@ -75,6 +79,7 @@ class RelevantPassages:
             rows: integers [n], distinct rows of it.
         """
         found: dict[str, Match] = {}
+        rows = rows[self._may_be_known(corpus, rows)] if self._near is None else rows
         ids = (passage for block in _blocks(rows) for passage in corpus.ids.take(pa.array(block)).to_pylist())
         unknown: list[tuple[str, str]] = []
         for passage, (whole, untitled) in zip(ids, _texts(corpus, rows), strict=True):
@@ -86,6 +91,22 @@ class RelevantPassages:
             elif self._near is not None and whole:
                 unknown.append((passage, whole))
         return found | self._nearly(unknown)
+
+    def _may_be_known(self, corpus: Corpus, rows: np.ndarray) -> np.ndarray:
+        """Which rows begin as a known text does, bool [n]: a quick look, so that few texts are read whole."""
+        likely = []
+        for block in _blocks(rows):
+            columns = (column.take(pa.array(block)) for column in (corpus.passages, corpus.texts))
+            heads = (pc.utf8_slice_codeunits(column, 0, _HEAD).to_pylist() for column in columns)
+            begins = (
+                [self._begins(head, text) for head, text in zip(h, normalize_texts(h), strict=True)] for h in heads
+            )
+            likely.append(np.logical_or(*map(np.array, begins)))
+        return np.concatenate(likely) if likely else np.zeros(0, bool)
+
+    def _begins(self, head: str, normalized: str) -> bool:
+        cut = len(head) == _HEAD  # its last letters may be half of something
+        return normalized[:_BEGINNING] in self._beginnings or (cut and len(normalized) < _BEGINNING + 8)
 
     def _nearly(self, passages: list[tuple[str, str]]) -> dict[str, Match]:
         found: dict[str, Match] = {}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import regex
 
+_BLOCK = 10_000
 METHOD = 2  # stages that split texts into words are named by it: raise it where other words come out
 # Scripts without spaces between words. A Han character is nearly a word; of the others a word takes several letters.
 _KANA = r"\p{Hiragana}\p{Katakana}ー"
@@ -27,7 +28,9 @@ _BY_LETTERS = regex.compile(rf"[{_KANA}{_SOUTH_EAST_ASIAN}]")
 _PART_OF_WORD = regex.compile(rf"[{_SOUTH_EAST_ASIAN}]")
 _ANY_RUN = regex.compile(rf"[{_UNSPACED}\p{{Hangul}}]")
 # where `\w+` finds other words than this module does
-_UNLIKE_ENGLISH = regex.compile(rf"[{_UNSPACED}\p{{Hangul}}\p{{M}}\u0640\ufb50-\ufdff\ufe70-\ufeff\uff00-\uffef]")
+_UNLIKE_ENGLISH = regex.compile(
+    rf"[{_UNSPACED}\p{{Hangul}}\p{{M}}\u0640\u200c\u200d\ufb50-\ufdff\ufe70-\ufeff\uff00-\uffef]"
+)
 _ENGLISH_TERM = regex.compile(r"[\p{L}\p{N}_]{2,}")
 
 _DIGITS = regex.compile(r"\d")
@@ -97,7 +100,7 @@ def _normalized(folded: str, ignore_digits: bool) -> str:
 
 def words(text: str) -> list[str]:
     """The words of a text, in lower case; of a script without spaces, its letters (with the signs around them)."""
-    found = []
+    found: list[str] = []
     for run, kind in _runs(fold([text])[0]):
         found += _LETTER.findall(run) if kind in (_HAN_RUN, _LETTER_RUN) else [run]
     return found
@@ -109,24 +112,25 @@ def terms(folded: str) -> list[str]:
     Of the other scripts without spaces, and of Korean, whose words change their endings, letters and pairs of
     neighbouring letters.
     """
-    found = []
+    found: list[str] = []
     for run, kind in _runs(folded):
         letters = _LETTER.findall(run) if kind else [run]
         found += letters + (_pairs(letters) if kind in (_LETTER_RUN, _HANGUL_RUN) else [])
     return found
 
 
-def search_terms(texts: Sequence[str]) -> list[list[str]]:
-    """What BM25 counts of each text.
+def search_terms(texts: Sequence[str]) -> Iterator[list[str]]:
+    """What BM25 counts of each text, one text after the other.
 
     Words of at least two characters; of scripts without spaces and of Korean, pairs of neighbouring letters (a letter
     that is alone as it is), and Han characters as well.
     """
-    special = [n for n, text in enumerate(texts) if unlike_english(text)]
-    folded = dict(zip(special, fold([texts[n] for n in special], accents=True), strict=True))
-    return [
-        _search_terms(folded[n]) if n in folded else _ENGLISH_TERM.findall(text.lower()) for n, text in enumerate(texts)
-    ]
+    for start in range(0, len(texts), _BLOCK):
+        block = texts[start : start + _BLOCK]
+        special = [n for n, text in enumerate(block) if unlike_english(text)]
+        folded = dict(zip(special, fold([block[n] for n in special], accents=True), strict=True))
+        for number, text in enumerate(block):
+            yield _search_terms(folded[number]) if number in folded else _ENGLISH_TERM.findall(text.lower())
 
 
 def _search_terms(folded: str) -> list[str]:

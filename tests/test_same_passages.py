@@ -19,7 +19,10 @@ VERBS = ["repair", "feed", "paint", "harvest", "inspect", "store"]
 
 
 def passages():
-    texts = (f"To {v} a {t} you begin with the handle, and end with the lid of it." for t, v in zip(THINGS, VERBS))
+    texts = (
+        f"To {v} a {t} you begin with the handle, and end with the lid of it."
+        for t, v in zip(THINGS, VERBS, strict=True)
+    )
     return {f"d{n}": (THINGS[n].title(), text) for n, text in enumerate(texts)}
 
 
@@ -98,6 +101,17 @@ def test_the_guard_can_refuse_a_copy(tiny_encoder, tmp_path):
         InputError, match=r"human\.jsonl:1: .* shares the text of a relevant passage with the query 'q0'"
     ):
         data_module(tiny_encoder, tmp_path, train, [{"path": str(home)}], leak_guard="fail")
+
+
+def test_a_query_that_nearly_equals_one_of_another_corpus_is_a_leak(tiny_encoder, tmp_path):
+    home = write_corpus(tmp_path / "home", passages() | FILLER, test=(0, 1))
+    away = write_corpus(tmp_path / "away", {f"y{n}": ("", f"Another text {n}") for n in range(2)} | FILLER)
+    lists = write_lists(tmp_path / "web.jsonl", "away", ["y0", "y1"], "web")
+    lists.write_text(lists.read_text().replace("web1 wording", "How do I FEED one river otter"))
+    data = data_module(tiny_encoder, tmp_path, [{"path": str(lists), "corpus": str(away)}], [{"path": str(home)}])
+    assert data.report["leak_guard"] == [
+        {"lists": "web.jsonl", "against": "home/test", "of": 2, "is nearly equal to": 1}
+    ]
 
 
 def test_near_copies_count_where_asked_for(tiny_encoder, tmp_path):

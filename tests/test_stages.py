@@ -632,6 +632,27 @@ def test_a_human_query_from_a_file_is_guarded_as_a_judged_one(filtered, tmp_path
     assert '"q0"' in found.file("leaks.jsonl").read_text()
 
 
+@pytest.mark.parametrize(
+    ("change", "near", "reason"),
+    [
+        (str.upper, None, "shares the text of a relevant passage with"),
+        (lambda text: text + " And more.", None, None),
+        (lambda text: text + " And more.", 0.8, "shares a near copy of a relevant passage with"),
+    ],
+)
+def test_a_copy_of_a_relevant_passage_is_a_leak(filtered, tmp_path, change, near, reason):
+    _, test = filtered
+    relevant = sorted(test.relevant()[next(iter(test.queries))])
+    ids, titles, texts = (getattr(test.corpus, name).to_pylist() for name in ("ids", "titles", "texts"))
+    copies = Corpus("copies", *(pa.array(c) for c in ([f"c{i}" for i in ids], titles, [change(t) for t in texts])))
+    lines = [(group, kind, [f"c{relevant[0]}"], ["a"], [1.0], 1) for group, kind in (("h", "human"), ("s", "web"))]
+    output = written(tmp_path, "filtered", scored_table(*lines))
+    options = {"guards": {"h": "drop", "s": "drop"}, "near_passages": near, "corpus": copies, "corpus_sha256": "1"}
+    done = run_stage(Split(output, output, "copies", [(test, "0")], **options), tmp_path)
+    leaks = [json.loads(line) for line in done.file("leaks.jsonl").read_text().splitlines()]
+    assert [(leak["group"], leak["reason"]) for leak in leaks] == ([("h", reason)] if reason else [])
+
+
 def test_a_leak_can_fail_the_run(filtered, tmp_path):
     with pytest.raises(InputError, match=r"'q0' of h .* shares a relevant passage with the evaluation query"):
         split(filtered, tmp_path, guards={"h": "fail", "s": "drop"})

@@ -231,10 +231,10 @@ class Mine(Stage):
         lengths = self._write_candidates(runs, folder / "candidates.parquet")
         ranks = {name: first_ranks(hits, self._positives) for name, hits in runs.items()}
         places = {f"positive in {name}": int((r <= self.depth).sum()) for name, r in ranks.items()}
-        found = {"queries": len(lengths), "candidates": int(lengths.sum()), "fewest": int(lengths.min()), **places}
+        counts = {"queries": len(lengths), "candidates": int(lengths.sum()), "fewest": int(lengths.min()), **places}
         own = self._own if self.drop_identical_ids else np.full(len(lengths), -1)
         hit = np.any([(hits.rows == own[:, None]).any(1) for hits in runs.values()], axis=0) & (own >= 0)
-        return found | ({"left out: of the query's id": int(hit.sum())} if hit.any() else {})
+        return counts | ({"left out: of the query's id": int(hit.sum())} if hit.any() else {})
 
     def _write_candidates(self, runs: Mapping[str, Hits], path: Path) -> np.ndarray:
         """Fuse and write some queries at a time; return how many candidates each has."""
