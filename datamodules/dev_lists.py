@@ -125,12 +125,14 @@ def _split_again(parts: list[Part], fraction: float) -> tuple[list[Part], list[P
     masks = np.split(inside, np.cumsum([len(lists) for *_, lists in parts])[:-1])
     for (_, _, lists), mask in zip(parts, masks, strict=True):
         log.warning(
-            "%s is split already, or short: data.dev_fraction=%g is taken of its %d lists, %d, by the hashes that are "
-            "left; to choose by other lists, name their file in data.dev",
+            "%s is split already, or short: %g of its %d lists, %d, are the dev lists, by the hashes that are left; %s",
             lists.source,
             fraction,
             len(lists),
             mask.sum(),
+            f"{beside} has dev lists, and data.dev_fraction=null takes them"
+            if (beside := dev_file_beside(lists.source))
+            else "to choose by others, name their file in data.dev",
         )
     divided = list(zip(parts, masks, strict=True))
     return tuple(
