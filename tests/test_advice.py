@@ -1,4 +1,4 @@
-"""What an error advises works as typed in the command that printed it: each advice is made to appear, and typed.
+"""What an error advises works as typed in the command that printed it: it is made to appear, and typed.
 
 ``CASES`` holds the situations, ``NOT_TYPED`` the advice that no test can type, with the reason. Together they are all of
 the advice in the source, which a scan of its messages finds: new advice needs a line in one of the two.
@@ -12,7 +12,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -112,7 +111,9 @@ def compared(arguments: list[str], folder: Path) -> None:
     compare.main(arguments)
 
 
-def said(command: Callable, arguments: list[str], folder: Path, capsys: pytest.CaptureFixture, caplog) -> tuple[bool, str]:
+def said(
+    command: Callable, arguments: list[str], folder: Path, capsys: pytest.CaptureFixture, caplog
+) -> tuple[bool, str]:
     """Whether a command ends with an error, and that, else its warnings."""
     capsys.readouterr(), caplog.clear()
     corpora._warned.clear()  # each is warned of once
@@ -204,7 +205,15 @@ def place(tmp_path_factory, small_scifact, small_lists, tiny_model, tiny_chat_mo
     template = found["no_system"] / "chat_template.jinja"
     refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     template.write_text(refuses + template.read_text())
-    return {**found, "empty": empty, "unknown": unknown, "leak": leak, "corpus": small_scifact, "lists": small_lists, "root": root}
+    return {
+        **found,
+        "empty": empty,
+        "unknown": unknown,
+        "leak": leak,
+        "corpus": small_scifact,
+        "lists": small_lists,
+        "root": root,
+    }
 
 
 TRAIN = "data.train=[{{path: {lists}, corpus: {corpus}}}]"
@@ -217,8 +226,10 @@ CLASSIFIER = ("teacher=classifier", "teacher.model={cross}", "teacher.max_length
 CASES: list[tuple[str, Callable, tuple[str, ...]]] = [
     ("corpus.py: empty_passages=keep", run, (*EMPTY, "empty_passages=error")),
     ("corpus.py: empty_passages=keep", prepare, ("corpus={empty}", "until=deduplicate", "empty_passages=error")),
-    ("corpus.py: empty_passages=keep", bench, ("parts=[evaluation]", "evaluation.dataset={empty}", "empty_passages=error")),
-    ("corpus.py: empty_passages=keep", bench, ("parts=[step]", "corpus={empty}", "files=[{lists}]", "empty_passages=error")),
+    ("corpus.py: empty_passages=keep", bench, (
+        "parts=[evaluation]", "evaluation.dataset={empty}", "empty_passages=error")),
+    ("corpus.py: empty_passages=keep", bench, (
+        "parts=[step]", "corpus={empty}", "files=[{lists}]", "empty_passages=error")),
     ("corpus.py: empty_passages=error", run, EMPTY),
     ("corpus.py: unknown_qrels=keep", run, (
         "data.train=[{{path: {lists}, corpus: {unknown}}}]", "evaluation.datasets=[{{path: {unknown}}}]")),
@@ -267,7 +278,8 @@ CASES: list[tuple[str, Callable, tuple[str, ...]]] = [
     ("corpus.py: empty_passages=keep", lists, (
         "import {other_texts} --layout cadet --corpus {empty} --output {root}/o.parquet --ignore-texts "
         "--empty-passages error",)),
-    ("corpus.py: empty_passages=keep", lists, ("cut {empty} --passages 30 --output {root}/{new} --empty-passages error",)),
+    ("corpus.py: empty_passages=keep", lists, (
+        "cut {empty} --passages 30 --output {root}/{new} --empty-passages error",)),
     ("corpus.py: empty_passages=keep", through_mteb, ("{cross} --dataset {empty} --empty-passages error",)),
     ("corpus.py: unknown_qrels=keep", through_mteb, ("{cross} --dataset {unknown}",)),
     ("list_files.py: --corpus", lists, ("export {lists} --layout cadet --output {root}/o.jsonl",)),

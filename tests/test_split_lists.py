@@ -1,4 +1,4 @@
-"""Lists that prepare has split already: their dev file is found beside them, or the lowest hashes that are left are dev."""
+"""Lists that prepare has split already: their dev file is found, or the lowest hashes that are left are dev."""
 
 import json
 import shlex
@@ -33,7 +33,13 @@ def corpus(tmp_path_factory):
 def made(group, labelled=True):
     return [
         QueryList(
-            f"{group}{n}", f"{group} word{n} other{n}", "web", "c", [f"d{n}"] * labelled, [f"d{n}", f"d{n - 1}"], [2.0, 1.0]
+            f"{group}{n}",
+            f"{group} word{n} other{n}",
+            "web",
+            "c",
+            [f"d{n}"] * labelled,
+            [f"d{n}", f"d{n - 1}"],
+            [2.0, 1.0],
         )
         for n in range(1, COUNT)
     ]
@@ -119,7 +125,9 @@ def test_without_a_dev_file_the_lowest_hashes_are_dev(tmp_path, setup, caplog, w
     elif way == "an empty dev file":
         write_query_lists(tmp_path / "human.dev.parquet", [], {**read_metadata(paths[0]), "split": "dev"})
     elif way == "another corpus' dev file":
-        write_query_lists(tmp_path / "human.dev.parquet", made("x"), {**read_metadata(paths[0]), "corpus": "d", "split": "dev"})
+        write_query_lists(
+            tmp_path / "human.dev.parquet", made("x"), {**read_metadata(paths[0]), "corpus": "d", "split": "dev"}
+        )
     train, dev = setup(*paths)
     assert len(dev) == pytest.approx(0.1 * len(train + dev), abs=2) and not sources(train) & sources(dev)
     assert "is split already, or short: 0.1 of its" in caplog.text and "name their file in data.dev" in caplog.text
@@ -162,11 +170,15 @@ def test_what_cannot_be_split_says_why(tmp_path, setup):
 
 def test_readmes_commands_lead_from_prepare_to_a_run(small_prepare, small_run, small_scifact, tmp_path, caplog):
     """``prepare``, then README's own ``data.train=… data.dev_fraction=0.1``, word for word but for the paths."""
-    prepare([*(o for o in small_prepare if not o.startswith("split.")), "split.dev_fraction=0.1"])
+    groups = "queries={human: {source: judged, filter: false}, titles: {source: titles, filter: false}}"
+    own = [o for o in small_prepare if not o.startswith(("split.", "queries="))]
+    prepare([*own, groups, "split.dev_fraction=0.1"])
     lists = tmp_path / "lists"
-    for group in ("human", "synthetic"):
+    for group in ("human", "titles"):
         name = lists / f"{group}.train.parquet"
-        words = shlex.split(f"data=lists data.train='[{{path: {name}, corpus: {small_scifact}}}]' data.dev_fraction=0.1")
+        words = shlex.split(
+            f"data=lists data.train='[{{path: {name}, corpus: {small_scifact}}}]' data.dev_fraction=0.1"
+        )
         config = config_of(*(o for o in small_run if not o.startswith("data.")), *words)
         caplog.clear(), caplog.set_level("INFO")
         data = instantiate(config.data, encoder=instantiate(config.encoder))
