@@ -50,7 +50,7 @@ def open_bytes(path: Path) -> IO[bytes]:
     """
     packed = split_ending(path)[1]
     if not packed:
-        return open(path, "rb")
+        return open(path, "rb")  # noqa: SIM115
     if packed == ".gz":
         stream: Any = gzip.open(path, "rb")
     else:

@@ -216,8 +216,8 @@ class QueryListDataModule(L.LightningDataModule):
         train = [(spec, corpus, self._chosen(spec, lists)) for spec, corpus, lists in train]
         if not sum(len(lists) for _, _, lists in train) or not sum(len(lists) for _, _, lists in dev):
             raise InputError(
-                f"No query list is left for train or for dev: of {before[0]} for train and {before[1]} for dev, the leak "
-                f"guard (see above) and the choice of types and draw leave {sum(len(part[2]) for part in train)} and "
+                f"No query list is left for train or for dev: of {before[0]} for train and {before[1]} for dev, the "
+                f"leak guard (see above) and the choice of types and draw leave {sum(len(part[2]) for part in train)} and "
                 f"{sum(len(part[2]) for part in dev)}. Take lists of queries that give no evaluation query away."
             )
         self._say_where_lists_are_short([lists for _, _, lists in train])

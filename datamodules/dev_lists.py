@@ -1,4 +1,4 @@
-"""Dev lists where no file of them is named: those beside lists that are split already, or a share of the train lists."""
+"""Dev lists where no file of them is named: those beside lists that are split already, or a share of them."""
 
 from __future__ import annotations
 
@@ -44,8 +44,9 @@ def choose_dev(
     dev: dict[Path, Part] = {}
     again: dict[str, list[Part]] = {}
     for number, (spec, corpus, lists) in enumerate(train):
-        inside = rows_in_dev(lists.positive_rows, lists.positive_offsets, corpus.ids, fraction or DEV_FRACTION)
-        if not len(lists.positive_rows) or not _is_split(lists, inside):
+        labelled = lists.positive_rows, lists.positive_offsets, corpus.ids
+        inside = rows_in_dev(*labelled, fraction or DEV_FRACTION)
+        if not len(lists.positive_rows) or not _is_split(lists, labelled, inside):
             kept.append((spec, corpus, lists.select(~inside)))
             dev[Path(f"{number}")] = (spec, corpus, lists.select(inside))
             continue
@@ -102,19 +103,19 @@ def why_none(train: list[Part], fraction: float | None) -> str:
         )
     least = min(np.ceil(100 / count) / 100, 0.5)
     return (
-        f"{fraction or DEV_FRACTION:g} of {count} lists with positive_ids is none, or all of them share their positives: say "
-        f"data.dev_fraction={least:g}, or name a file of dev lists in data.dev."
+        f"{fraction or DEV_FRACTION:g} of {count} lists with positive_ids is none, or all of them share their "
+        f"positives: say data.dev_fraction={least:g}, or name a file of dev lists in data.dev."
     )
 
 
-def _is_split(lists: QueryLists, inside: np.ndarray) -> bool:
+def _is_split(lists: QueryLists, labelled: tuple[np.ndarray, np.ndarray, Any], inside: np.ndarray) -> bool:
     """Whether lists are a part of what stage split has divided, by what they say and by their hashes."""
-    if inside.all() or not inside.any():
-        return True
-    # judgements that are not in the file bind passages together, which moves a few lists to the other side
     share = lists.metadata.get("dev_fraction")
-    stated = lists.metadata.get("split") == "train" and isinstance(share, float | int) and share > 0
-    return stated and inside.mean() <= share / 2
+    if lists.metadata.get("split") != "train" or not isinstance(share, float | int) or not 0 < share < 1:
+        return bool(inside.all() or not inside.any())
+    # judgements that are not in the file bind passages together, which moves a few lists to the other side; and train
+    # and dev lists that were put together keep the metadata of the first
+    return bool(rows_in_dev(*labelled, share).mean() <= share / 2)
 
 
 def _split_again(parts: list[Part], fraction: float) -> tuple[list[Part], list[Part]]:
@@ -125,12 +126,14 @@ def _split_again(parts: list[Part], fraction: float) -> tuple[list[Part], list[P
     masks = np.split(inside, np.cumsum([len(lists) for *_, lists in parts])[:-1])
     for (_, _, lists), mask in zip(parts, masks, strict=True):
         log.warning(
-            "%s is split already, or short: data.dev_fraction=%g is taken of its %d lists, %d, by the hashes that are "
-            "left; to choose by other lists, name their file in data.dev",
+            "%s is split already, or short: %g of its %d lists, %d, are the dev lists, by the hashes that are left; %s",
             lists.source,
             fraction,
             len(lists),
             mask.sum(),
+            f"{beside} has dev lists, and data.dev_fraction=null takes them"
+            if (beside := dev_file_beside(lists.source))
+            else "to choose by others, name their file in data.dev",
         )
     divided = list(zip(parts, masks, strict=True))
     return tuple(

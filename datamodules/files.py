@@ -202,7 +202,7 @@ def text_errors(path: Path, line: Callable[[], int]) -> Iterator[None]:
 
 
 def _first_undecodable(path: Path) -> int:
-    """The first line that is not UTF-8: what is decoded is read ahead, so the error comes before the lines in front of it have been seen."""
+    """The line: what is decoded is read ahead, so the error comes before the lines in front of it have been seen."""
     with open_text(path, errors="surrogateescape") as file:
         return next(number for number, line in enumerate(file, 1) if _is_broken(line))
 

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from datamodules.corpus import find_dataset, find_file, judgement_files
+from datamodules.dev_lists import dev_file_beside
 from datamodules.files import atomic_path
 from datamodules.input_hashes import input_sha256
 from datamodules.records import find_records
@@ -176,6 +177,10 @@ def input_hashes(config: DictConfig) -> dict[str, str]:
     for spec in [*(data.get("train") or ()), *(data.get("dev") or ())]:
         files[spec.path] = find_file(spec.path)
         add_data_set(spec.corpus)
+    for spec in (data.get("train") or ()) if data.get("dev") is None else ():
+        beside = dev_file_beside(find_file(spec.path))
+        if beside is not None:  # the dev lists, where the train lists are split already
+            files[str(beside)] = beside
     for spec in config.evaluation.get("datasets") or ():
         if spec.get("lists") is not None:
             files[spec.lists] = find_file(spec.lists)

@@ -54,7 +54,7 @@ class Cadet:
             if self.score_key not in entry:
                 raise InputError(
                     f"{where}: a passage without {self.score_key!r}; it has {keys(entry)}. If the score is under "
-                    "another key, name it with score_key."
+                    "another key, name it: score_key=KEY."
                 )
             passages.append(
                 StatedPassage(

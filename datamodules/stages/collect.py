@@ -54,7 +54,7 @@ class Collect(Stage):
         unknown_qrels: str = "error",
     ) -> None:
         if not groups:
-            raise InputError("queries is empty; name at least one group, as in queries.human={source: judged}.")
+            raise InputError("queries is empty; name at least one group: queries='{human: {source: judged}}'.")
         for name, options in groups.items():
             choose(f"queries.{name}.source", options.get("source"), SOURCES)
             if options["source"] == "generated" and generated is None:

@@ -31,7 +31,8 @@ def run_evaluation(job: Mapping[str, Any], encoder: TextEncoder, device: torch.d
     """Time one evaluation of the encoder by one system, from texts to nDCG@10, without any cache.
 
     Args:
-        job: ``system`` (ours, st or beir), ``dataset``, ``empty_passages``, ``unknown_qrels``, ``token_budget``, ``peer_batch``.
+        job: ``system`` (ours, st or beir), ``dataset``, ``empty_passages``, ``unknown_qrels``,
+            ``token_budget``, ``peer_batch``.
         encoder: with the lengths to cut at.
         device: where to run.
     """
