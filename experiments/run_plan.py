@@ -204,7 +204,7 @@ def _model_line(model: Mapping[str, Any]) -> str:
 
 
 def _texts_line(model: Mapping[str, Any]) -> str:
-    parts = [f"at most {model['query_max_length']} tokens of a query, {model['passage_max_length']} of a passage"]
+    parts = [f"{model['query_max_length']} tokens of a query, {model['passage_max_length']} of a passage"]
     if "pair_max_length" in model:
         parts.append(f"{model['pair_max_length']} of a pair")
     if "pooling" in model:
