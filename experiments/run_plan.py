@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from callbacks import BeirEvaluation
 from datamodules import QueryListDataModule
+from datamodules.corpus import Corpus
 from experiments.run_steps import Steps
 from experiments.run_time import estimate
 from retriever.module import QueryListModule, RetrieverModule
@@ -60,7 +61,7 @@ def run_plan(
         "objective": {"class": type(module).__name__, "settings": _objective(config)},
         "lists": data.report["files"],
         "left_out": data.report.get("leak_guard", []),
-        "corpora": {p.corpus.name: len(p.corpus) for p in (*data.train_lists, *data.dev_lists, *evaluation.data)},
+        "corpora": {corpus.name: len(corpus) for corpus in _corpora(data, evaluation)},
         "evaluation": evaluation.describe(),
         "device": {
             "name": _device(trainer.strategy.root_device),
@@ -85,6 +86,11 @@ def run_plan(
 
 def _step_of(checkpoint: Path) -> int:
     return torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"]
+
+
+def _corpora(data: QueryListDataModule, evaluation: BeirEvaluation) -> list[Corpus]:
+    lists = [*data.train_lists, *data.dev_lists]
+    return [part.corpus for part in lists] + [evaluated.corpus for evaluated in evaluation.data]
 
 
 def _model(encoder: torch.nn.Module) -> dict[str, Any]:
@@ -301,6 +307,7 @@ def _time_line(found: Mapping[str, Any], steps: Mapping[str, Any], validation: M
         f"encoding {found['passages']:,} passages {_duration(found['encoding'])}" if found["passages"] else "",
         f"{left:,} steps {_duration(found['steps'])}",
         f"{found['number']:,} evaluations {_duration(found['evaluations'])}" if found["number"] else "",
+        f"saving {_duration(found['saving'])}" if found["saving"] >= 1 else "",
     ]
     limit = "an epoch: " if steps["total"] is None else "at most " if _open(validation) else ""
     return f"{limit}about {_range(found['from'], found['to'])}: {', '.join(part for part in parts if part)}"
