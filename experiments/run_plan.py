@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from callbacks import BeirEvaluation
 from datamodules import QueryListDataModule
+from datamodules.corpus import Corpus
 from experiments.run_steps import Steps
 from experiments.run_time import estimate
 from retriever.module import QueryListModule, RetrieverModule
@@ -60,7 +61,7 @@ def run_plan(
         "objective": {"class": type(module).__name__, "settings": _objective(config)},
         "lists": data.report["files"],
         "left_out": data.report.get("leak_guard", []),
-        "corpora": {p.corpus.name: len(p.corpus) for p in (*data.train_lists, *data.dev_lists, *evaluation.data)},
+        "corpora": {corpus.name: len(corpus) for corpus in _corpora(data, evaluation)},
         "evaluation": evaluation.describe(),
         "device": {
             "name": _device(trainer.strategy.root_device),
@@ -85,6 +86,11 @@ def run_plan(
 
 def _step_of(checkpoint: Path) -> int:
     return torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"]
+
+
+def _corpora(data: QueryListDataModule, evaluation: BeirEvaluation) -> list[Corpus]:
+    lists = [*data.train_lists, *data.dev_lists]
+    return [part.corpus for part in lists] + [evaluated.corpus for evaluated in evaluation.data]
 
 
 def _model(encoder: torch.nn.Module) -> dict[str, Any]:
@@ -171,7 +177,7 @@ def _time(
 
 def print_plan(plan: Mapping[str, Any]) -> None:
     """Print a plan, a dozen lines, on standard output."""
-    width = min(_WIDTH, get_terminal_size((_WIDTH, 0)).columns) - _INDENT
+    width = (min(_WIDTH, get_terminal_size().columns) if sys.stdout.isatty() else _WIDTH) - _INDENT
     for subject, text in plan_lines(plan).items():
         first, *rest = wrap(printable(text), max(40, width), break_on_hyphens=False)
         print(f"{subject:<{_INDENT}}{first}")
@@ -192,7 +198,7 @@ def plan_lines(plan: Mapping[str, Any]) -> dict[str, str]:
         "evaluation": _joined([_set(facts) for facts in plan["evaluation"]]) or "none",
         "device": _device_line(plan["device"]),
         "steps": _steps_line(plan["steps"]),
-        "validation": _validation_line(plan["validation"], plan["steps"]),
+        "validation": _validation_line(plan["validation"]),
         "time": _time_line(plan["time"], plan["steps"], plan["validation"]),
     }
 
@@ -204,7 +210,7 @@ def _model_line(model: Mapping[str, Any]) -> str:
 
 
 def _texts_line(model: Mapping[str, Any]) -> str:
-    parts = [f"at most {model['query_max_length']} tokens of a query, {model['passage_max_length']} of a passage"]
+    parts = [f"{model['query_max_length']} tokens of a query, {model['passage_max_length']} of a passage"]
     if "pair_max_length" in model:
         parts.append(f"{model['pair_max_length']} of a pair")
     if "pooling" in model:
@@ -215,7 +221,7 @@ def _texts_line(model: Mapping[str, Any]) -> str:
 
 
 def _trained_line(trained: Mapping[str, Any]) -> str:
-    weights = f"{_count(trained['parameters'])} parameters, {100 * trained['share']:.3g}% of the encoder's"
+    weights = f"{_count(trained['parameters'])} parameters, {100 * trained['share']:.3g}%"
     lora = f"; LoRA {_settings(trained['lora'])}" if trained["lora"] else ""
     beside = f"; and {', '.join(trained['beside_the_encoder'])}" if trained["beside_the_encoder"] else ""
     return f"{trained['side']}; {weights}{lora}{beside}"
@@ -234,12 +240,11 @@ def _lists_line(plan: Mapping[str, Any], part: str) -> str:
     kinds = ", ".join(f"{name} {count:,}" for name, count in types.items()) if len(types) > 1 else "".join(types)
     short, long = min(file["candidates"][0] for file in files), max(file["candidates"][2] for file in files)
     candidates = f"{short}" if short == long else f"{short} to {long}"
-    passes = sorted({str(file["weight"]) for file in files} - {"1.0", "1"})
     text = f"{sum(file['lists'] for file in files):,} lists ({kinds}) of {_joined([f['file'] for f in files])}"
-    text += f", {candidates} candidates each"
-    if part == "train":
-        text += f", {min(long, plan['steps']['candidates'])} used"
-        text += f", passes over each an epoch: {', '.join(passes)}" if passes else ""
+    text += f"; {min(long, plan['steps']['candidates'])} of {candidates} candidates used"
+    passes = sorted({str(file["weight"]) for file in files} - {"1.0", "1"})
+    if part == "train" and passes:
+        text += f"; {', '.join(passes)} passes an epoch"
     names = {file["file"] for file in files}
     left_out = sum(
         number
@@ -248,7 +253,7 @@ def _lists_line(plan: Mapping[str, Any], part: str) -> str:
         for key, number in leak.items()
         if key not in ("lists", "against", "of")
     )
-    return f"{text}; {left_out:,} left out by the leak guard" if left_out else text
+    return f"{text}; leak guard left out {left_out:,}" if left_out else text
 
 
 def _set(facts: Mapping[str, Any]) -> str:
@@ -274,23 +279,19 @@ def _steps_line(steps: Mapping[str, Any]) -> str:
         total += f", for {steps['max_time']}"
     floor = steps["learning_rate"] * steps["final_learning_rate"]
     end = f"to {floor:.3g}" if steps["decay"] == "to_floor" else f"to 0, held at {floor:.3g}"
-    rate = f"learning rate {steps['learning_rate']:.3g} after {steps['warmup_steps']:,} of warm-up, down {end}"
-    clip = f", clipped at norm {steps['gradient_clip_val']:g}" if steps["gradient_clip_val"] else ""
-    return f"{total} ({epoch}) of {steps['lists']:,} lists; {rate}; weight decay {steps['weight_decay']:g}{clip}"
+    rate = f"lr {steps['learning_rate']:.3g}, warm-up {steps['warmup_steps']:,}, down {end}"
+    clip = f", clip {steps['gradient_clip_val']:g}" if steps["gradient_clip_val"] else ""
+    return f"{total} of {steps['lists']:,} lists, {epoch}; {rate}; weight decay {steps['weight_decay']:g}{clip}"
 
 
-def _validation_line(validation: Mapping[str, Any], steps: Mapping[str, Any]) -> str:
+def _validation_line(validation: Mapping[str, Any]) -> str:
     number = validation["in_training"]
-    parts = [
-        "by the clock" if number is None else f"{number:,} in training" + (", at most" if _open(validation) else "")
-    ]
+    parts = ["by the clock" if number is None else f"{'at most ' if _open(validation) else ''}{number:,}"]
     if validation["criterion"] is not None:
         best = "lowest" if validation["criterion_mode"] == "min" else "highest"
-        parts.append(f"the {best} {validation['criterion']} is kept")
+        parts.append(f"keeps the {best} {validation['criterion']}")
     if _open(validation):
-        parts.append(
-            f"training ends after {validation['patience']} that better none of {', '.join(validation['monitors'])}"
-        )
+        parts.append(f"stops after {validation['patience']} without a better {' or '.join(validation['monitors'])}")
     return "; ".join(parts)
 
 
@@ -306,6 +307,7 @@ def _time_line(found: Mapping[str, Any], steps: Mapping[str, Any], validation: M
         f"encoding {found['passages']:,} passages {_duration(found['encoding'])}" if found["passages"] else "",
         f"{left:,} steps {_duration(found['steps'])}",
         f"{found['number']:,} evaluations {_duration(found['evaluations'])}" if found["number"] else "",
+        f"saving {_duration(found['saving'])}" if found["saving"] >= 1 else "",
     ]
     limit = "an epoch: " if steps["total"] is None else "at most " if _open(validation) else ""
     return f"{limit}about {_range(found['from'], found['to'])}: {', '.join(part for part in parts if part)}"
@@ -333,7 +335,7 @@ def _count(number: int) -> str:
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in settings.items()) or "no settings of its own"
+    return ", ".join(k if v is True else f"{k} {v}" for k, v in settings.items()) or "no settings of its own"
 
 
 def _joined(names: Sequence[str]) -> str:

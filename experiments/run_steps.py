@@ -51,15 +51,15 @@ class Steps:
             accumulated=accumulated,
             total=min(limits, default=None),
             done=done,
-            every=None if timed else interval if isinstance(interval, int) else max(1, int(batches * interval)),
+            every=None if timed else max(1, interval if isinstance(interval, int) else int(batches * interval)),
             across_epochs=trainer.check_val_every_n_epoch is None,
             every_epochs=trainer.check_val_every_n_epoch or 1,
         )
 
     @property
     def of_epoch(self) -> int:
-        """Optimiser steps of an epoch."""
-        return -(-self.batches // self.accumulated)
+        """Optimiser steps of an epoch; 1 where it has no batch, which Lightning refuses."""
+        return max(1, -(-self.batches // self.accumulated))
 
     @property
     def left(self) -> int:

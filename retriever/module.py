@@ -338,7 +338,7 @@ class RetrieverModule(QueryListModule):
         """See :class:`QueryListModule`."""
         if self.train_passage_encoder:
             return "queries and passages"
-        return "queries alone; passages keep the base model's embeddings (index-preserving)"
+        return "queries alone (index-preserving: passages keep the base embeddings)"
 
     def work(self, lists: float, passages: float, labels: float, dev: bool = False) -> Work:
         """See :class:`QueryListModule`."""
