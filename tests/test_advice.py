@@ -1,7 +1,7 @@
 """What an error advises works as typed in the command that printed it: it is made to appear, and typed.
 
-``CASES`` holds the situations, ``NOT_TYPED`` the advice that no test can type, with the reason. Together they are all of
-the advice in the source, which a scan of its messages finds: new advice needs a line in one of the two.
+``CASES`` holds the situations, ``NOT_TYPED`` the advice that no test can type, with the reason. Together they are all
+of the advice in the source, which a scan of its messages finds: new advice needs a line in one of the two.
 """
 
 from __future__ import annotations
