@@ -50,9 +50,9 @@ def open_bytes(path: Path) -> IO[bytes]:
     """
     packed = split_ending(path)[1]
     if not packed:
-        return open(path, "rb")  # noqa: SIM115
+        return path.open("rb")
     if packed == ".gz":
-        stream: Any = gzip.open(path, "rb")
+        stream: Any = gzip.GzipFile(path)
     else:
         stream = pa.CompressedInputStream(pa.OSFile(str(path), "rb"), {".zst": "zstd", ".bz2": "bz2"}[packed])
     return io.BufferedReader(_Decompressed(path, stream), 2**17)

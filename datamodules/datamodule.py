@@ -214,11 +214,12 @@ class QueryListDataModule(L.LightningDataModule):
         else:
             train, dev = self._guard(train, dev)
         train = [(spec, corpus, self._chosen(spec, lists)) for spec, corpus, lists in train]
-        if not sum(len(lists) for _, _, lists in train) or not sum(len(lists) for _, _, lists in dev):
+        left = [sum(len(lists) for _, _, lists in part) for part in (train, dev)]
+        if not all(left):
             raise InputError(
                 f"No query list is left for train or for dev: of {before[0]} for train and {before[1]} for dev, the "
-                f"leak guard (see above) and the choice of types and draw leave {sum(len(part[2]) for part in train)} and "
-                f"{sum(len(part[2]) for part in dev)}. Take lists of queries that give no evaluation query away."
+                f"leak guard (see above) and the choice of types and draw leave {left[0]} and {left[1]}. "
+                f"Take lists of queries that give no evaluation query away."
             )
         self._say_where_lists_are_short([lists for _, _, lists in train])
         self.train_lists = [self._weighted(*part) for part in train if len(part[2])]

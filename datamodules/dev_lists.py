@@ -135,11 +135,9 @@ def _split_again(parts: list[Part], fraction: float) -> tuple[list[Part], list[P
             if (beside := dev_file_beside(lists.source))
             else "to choose by others, name their file in data.dev",
         )
-    divided = list(zip(parts, masks, strict=True))
-    return tuple(
-        [(spec, corpus, lists.select(mask == side)) for (spec, corpus, lists), mask in divided]
-        for side in (False, True)
-    )
+    train = [(spec, corpus, lists.select(~mask)) for (spec, corpus, lists), mask in zip(parts, masks, strict=True)]
+    dev = [(spec, corpus, lists.select(mask)) for (spec, corpus, lists), mask in zip(parts, masks, strict=True)]
+    return train, dev
 
 
 def _part_of(path: Path, about: Mapping[str, Any]) -> str | None:
