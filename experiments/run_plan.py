@@ -310,15 +310,17 @@ def _time_line(found: Mapping[str, Any], steps: Mapping[str, Any], validation: M
         f"saving {_duration(found['saving'])}" if found["saving"] >= 1 else "",
     ]
     limit = "an epoch: " if steps["total"] is None else "at most " if _open(validation) else ""
-    return f"{limit}about {_range(found['from'], found['to'])}: {', '.join(part for part in parts if part)}"
+    return f"{limit}{_range(found['from'], found['to'])}: {', '.join(part for part in parts if part)}"
 
 
 def _range(low: float, high: float) -> str:
+    if high < 10:
+        return "a few seconds"
     if high < 60:
-        return f"{math.floor(low):d} to {math.ceil(high):d} s"
+        return f"about {math.floor(low):d} to {math.ceil(high):d} s"
     size, unit = (60, "minutes") if high < 2 * 3600 else (3600, "hours")
     digits = 0 if high / size >= 10 else 1
-    return f"{low / size:.{digits}f} to {high / size:.{digits}f} {unit}"
+    return f"about {low / size:.{digits}f} to {high / size:.{digits}f} {unit}"
 
 
 def _duration(seconds: float) -> str:
