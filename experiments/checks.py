@@ -21,6 +21,7 @@ from experiments.redaction import redact
 from experiments.repeat import CONFIG
 from experiments.sweeps import first_difference
 from experiments.targets import check_targets
+from experiments.trainer_checks import check_trainer
 from retriever.encoder import EncoderSpec
 from retriever.errors import InputError, choose, require_positive, require_text
 from retriever.model_source import with_preset
@@ -28,6 +29,7 @@ from retriever.sentence_transformers_layout import read_spec
 
 # of a run that goes on, what its checkpoint and its frozen passages were made with
 _MADE_WITH = ("encoder", "module._target_", "module.train_passage_encoder", "module.matryoshka_dimensions")
+_PARTS = ("encoder", "module", "data", "evaluation", "trainer", "logger")
 _SPEEDS = ("attention", "compile", "trust_remote_code")  # give the same embeddings
 _AS_TRAINED = ("query_prompt", "passage_prompt", "pooling", "normalize")
 
@@ -38,6 +40,9 @@ def check(config: DictConfig) -> None:
     Raises:
         InputError: with the setting, its value and what to do.
     """
+    for part in _PARTS:
+        if config.get(part) is None:
+            raise InputError(f"There is no {part}: a run needs one, say {part}=….")
     check_targets(config)
     check_arguments(config)
     _check_top(config)
@@ -52,7 +57,7 @@ def check(config: DictConfig) -> None:
     file_name("name", config.name)
     choose("criterion_mode", config.criterion_mode, ("min", "max"))
     require_positive(token_budget=config.token_budget)
-    _check_trainer(config.trainer, config.early_stopping.patience)
+    check_trainer(config.trainer, config.early_stopping.patience)
     if config.save_checkpoints or config.resume is not None:
         _check_strategy(config.trainer.get("strategy"))
     _check_criterion(config)
@@ -103,6 +108,8 @@ def _check_top(config: DictConfig) -> None:
     if not config.save_checkpoints:  # nothing looks at it
         del settings["criterion"]
     check_settings("", settings, _top)
+    if not isinstance(config.logger.wandb, DictConfig | None):
+        raise InputError(f"logger.wandb is {config.logger.wandb!r}; for runs without W&B, say logger=csv.")
     if config.logger.wandb is not None:
         check_settings("logger.wandb", OmegaConf.to_container(config.logger.wandb, resolve=True), _wandb)
     texts = {"data.train": ("path", "corpus"), "data.dev": ("path", "corpus"), "evaluation.datasets": ("path", "lists")}
@@ -119,25 +126,6 @@ def watched(config: DictConfig) -> list[tuple[str, str]]:
     if config.early_stopping.patience is not None:
         found += [("early_stopping.monitors", metric) for metric in config.early_stopping.monitors]
     return found
-
-
-def _check_trainer(trainer: DictConfig, patience: int | None) -> None:
-    for name in ("max_epochs", "max_steps"):
-        value = trainer.get(name)
-        if value is not None and value < 1 and value != -1:
-            raise InputError(f"trainer.{name} is {value}; it must be at least 1, or -1 for no limit.")
-    limits = [trainer.get("max_steps") not in (None, -1), trainer.get("max_time") is not None, patience is not None]
-    if trainer.get("max_epochs") == -1 and not any(limits):
-        raise InputError(
-            "trainer.max_epochs and trainer.max_steps are both without a limit, and nothing else stops the run: it "
-            "would never end. Set one of them, trainer.max_time or early_stopping.patience."
-        )
-    for name in ("accumulate_grad_batches", "num_nodes", "check_val_every_n_epoch", "log_every_n_steps"):
-        if trainer.get(name) is not None and trainer[name] < 1:
-            raise InputError(f"trainer.{name} is {trainer[name]}; it must be at least 1.")
-    clip = trainer.get("gradient_clip_val")
-    if clip is not None and clip < 0:
-        raise InputError(f"trainer.gradient_clip_val is {clip}; it must not be negative (0 or null: no clipping).")
 
 
 def _check_strategy(strategy: Any) -> None:

@@ -7,13 +7,14 @@ import os
 import re
 import select
 import sys
+import traceback
 from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -50,7 +51,7 @@ def run_kindly(application: Callable[[], None]) -> None:
         if _is_lost_worker(error):
             what = str(error).strip().splitlines()[0]
             sys.exit(f"error: Ray lost a job's process ({what}). The same command with this hydra.sweep.dir goes on.")
-        if not (is_disk_full(error) or _is_memory_full(error)):
+        if not (is_disk_full(error) or _is_memory_full(error) or _hydras(error)):
             raise
         sys.stderr.write(printable(f"error: {explain(error)}\n"))
         sys.exit(2)
@@ -104,10 +105,51 @@ def explain(error: BaseException) -> str:
         )
     if isinstance(chain[0], MissingConfigException):
         return _missing_option(chain[0])
-    own = str(chain[0]).strip()
+    own = _hydras(chain[0]) or str(chain[0]).strip()
     if chain[-1] is not chain[0] and isinstance(chain[-1], TypeError | ValueError):
         return f"{own.splitlines()[0]} ({chain[-1]})"
     return own
+
+
+def _hydras(error: BaseException) -> str | None:
+    """A sentence with advice for what Hydra says without, or in several lines; None for what it says well."""
+    said = str(error).strip()
+    if isinstance(error, OverrideParseException):
+        reason = said.removeprefix(f"Error parsing override {error.override!r}").strip().splitlines()[0]
+        return (
+            f"{error.override!r} cannot be read as key=value ({reason}). Close each bracket and quote; a value that "
+            "itself holds '=', brackets, commas or quotes goes into quotes of its own, and all of it into the shell's: "
+            "\"key='value'\"."
+        )
+    if several := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(([^=]+)=(.*?))'", said):
+        override, key, values = several.groups()
+        return (
+            f"{override!r} has several values for one run. For a run of each, say -m in front; for a list, "
+            f"'{key}=[{values}]'; for one text, \"{key}='{values}'\"."
+        )
+    if there := re.match(r"Could not append to config. An item is already at '(.*)'", said):
+        return f"{there[1]} is there already: say {there[1]}=… without the +."
+    if group := re.match(r"Could not override '([^']+)'. No match in the defaults list", said):
+        return f"{group[1]} has no choice yet that could be changed: say +{group[1]}=… (if it is a group)."
+    if isinstance(error, OmegaConfBaseException) and "nterpolation" in said:
+        places = [error.full_key] if error.full_key else [a for a in sys.argv if "${" in a]
+        return f"{said.splitlines()[0]} (see {', '.join(places) or 'your configuration files'})."
+    if said.startswith("Config group override must be a string or a list"):  # Hydra does not say which
+        conf = Path(__file__).parent / "conf"
+        typed = [(a, conf / a.partition("=")[0].lstrip("+"), a.partition("=")[2]) for a in sys.argv if "=" in a]
+        wrong = [a for a, group, file in typed if group.is_dir() and not (group / f"{file}.yaml").is_file()]
+        return f"A group takes the name of one of its files, and no other value: {', '.join(wrong)} does not."
+    if isinstance(error, OSError) and error.filename and _makes_run_folder(error):
+        return f"The run folder {error.filename} cannot be made ({error.strerror}): name another in hydra.run.dir."
+    return None
+
+
+def _makes_run_folder(error: BaseException) -> bool:
+    """Whether Hydra raised it before it called the application."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(f.name in ("run_job", "_save_config") and "hydra" in Path(f.filename).parts for f in frames) and not any(
+        f.name == "application" for f in frames
+    )
 
 
 def _full_memory(error: BaseException) -> str:

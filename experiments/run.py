@@ -48,7 +48,8 @@ from experiments.hydra_errors import run_kindly
 from experiments.repeat import as_typed, input_hashes, save_config, start_from_run, warn_of_changes
 from experiments.run_plan import print_plan, run_plan
 from experiments.sweeps import arm_name, run_of_sweep
-from retriever.errors import choose
+from experiments.trainer_checks import check_batches, lightning_explained
+from retriever.errors import InputError, choose
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ def train(config: DictConfig, folder: Path, arm: str | None = None) -> dict:
     )
     facts = _record_start(config, folder, trainer, encoder) if trainer.is_global_zero else {}
     data.open()
+    check_batches(trainer, *(len(data.sampler(train=part, world_size=trainer.world_size)) for part in (True, False)))
     evaluation.open(module, data)
     with ExitStack() as stack:
         if trainer.is_global_zero:
@@ -94,7 +96,8 @@ def train(config: DictConfig, folder: Path, arm: str | None = None) -> dict:
                 from experiments.wandb_run import wandb_logger  # the import takes a second
 
                 trainer.loggers = [*trainer.loggers, stack.enter_context(wandb_logger(config, folder, arm))]
-        record = _fit(trainer, module, data, config, checkpoint)
+        with lightning_explained(config.trainer):
+            record = _fit(trainer, module, data, config, checkpoint)
     if trainer.is_global_zero:
         record.write()
     return record.results
@@ -242,6 +245,8 @@ def application(config: DictConfig) -> float | None:
     if rank_zero_only.rank > 0:
         logging.getLogger().setLevel(logging.WARNING)  # the first rank speaks for all
     disable_progress_bar()
+    if not HydraConfig.get().run.dir:
+        raise InputError("hydra.run.dir is empty; name the folder of the run, or leave it out.")
     own = Path(HydraConfig.get().runtime.output_dir).absolute()
     # a resumed run goes on in its own folder, where its earlier figures are
     folder = Path(config.resume or own).absolute()

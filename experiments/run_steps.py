@@ -44,14 +44,13 @@ class Steps:
         limits = [trainer.max_steps] if trainer.max_steps not in (None, -1) else []
         if trainer.max_epochs not in (None, -1):
             limits.append(trainer.max_epochs * -(-batches // accumulated))
-        interval = trainer.val_check_interval
-        timed = getattr(trainer, "_val_check_time_interval", None) is not None
+        interval = getattr(trainer, "val_check_interval", None)  # there is none where it is a time
         return cls(
             batches=batches,
             accumulated=accumulated,
             total=min(limits, default=None),
             done=done,
-            every=None if timed else max(1, interval if isinstance(interval, int) else int(batches * interval)),
+            every=max(1, int(batches * interval)) if isinstance(interval, float) else interval,
             across_epochs=trainer.check_val_every_n_epoch is None,
             every_epochs=trainer.check_val_every_n_epoch or 1,
         )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -19,18 +17,19 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
-def sum_over_ranks(numbers: Sequence[int], device: torch.device) -> list[int]:
-    """Each of several whole numbers, added up over all ranks, which must all take part."""
-    if world_size() == 1:
-        return list(numbers)
-    sums = torch.tensor(numbers, dtype=torch.long, device=device)
-    dist.all_reduce(sums)
-    return sums.tolist()
+def sum_over_ranks(numbers: Tensor) -> Tensor:
+    """Numbers, added up over all ranks, which must all take part; of the same shape and dtype."""
+    if world_size() > 1:
+        numbers = numbers.clone()
+        dist.all_reduce(numbers)
+    return numbers
 
 
 def gather_sizes(size: int, device: torch.device) -> list[int]:
     """Every rank's ``size``, in rank order."""
-    return sum_over_ranks([size if number == rank() else 0 for number in range(world_size())], device)
+    sizes = torch.zeros(world_size(), dtype=torch.long, device=device)
+    sizes[rank()] = size
+    return sum_over_ranks(sizes).tolist()
 
 
 def gather_rows(rows: Tensor, sizes: list[int]) -> Tensor:

@@ -16,7 +16,7 @@ from torchmetrics.retrieval import RetrievalNormalizedDCG
 from retriever.batch import EncodedBatch, RetrievalBatch
 from retriever.cross_encoder import CrossEncoder
 from retriever.diagnostics import top1_agreement
-from retriever.distributed import gather_sizes, sum_over_ranks
+from retriever.distributed import sum_over_ranks, world_size
 from retriever.encoder import TextEncoder
 from retriever.encoding import encode
 from retriever.errors import InputError, choose, require_positive
@@ -126,6 +126,7 @@ class QueryListModule(L.LightningModule):
         self.kept_tokens = kept_tokens
         self.encoded_in_step = self._encoded = Encoded()
         self._dev_lists = 0
+        self._of_step = -1, 0, torch.zeros(0)  # optimiser step, its queries up to now, means over them
         self._whole_encoder: list[torch.nn.Module] | None = None
 
     def configure_model(self) -> None:
@@ -178,22 +179,53 @@ class QueryListModule(L.LightningModule):
         """Name → scalar; each a mean over the batch's own queries. ``loss`` is minimised, the others are logged."""
         raise NotImplementedError
 
+    def shares(self, batch: RetrievalBatch) -> dict[str, float]:
+        """Name → what else is logged of a training step."""
+        return {}
+
     def training_step(self, batch: RetrievalBatch, batch_idx: int) -> Tensor:
-        """The losses of one batch."""
-        parts = self.losses(batch)
-        self.encoded_in_step = Encoded(*sum_over_ranks(self._encoded, self.device))
-        if not torch.isfinite(parts["loss"]):
+        """The loss of one batch; what is logged are means over the queries of all ranks.
+
+        DDP averages gradients over ranks, which may hold different numbers of queries; weighted by this rank's share
+        of them, the average is the gradient of the mean over all.
+
+        Raises:
+            InputError: the loss of a rank is not finite; all ranks raise it.
+        """
+        parts, shares = self.losses(batch), self.shares(batch)
+        own = torch.stack([torch.as_tensor(v, device=self.device).detach() for v in (parts | shares).values()])
+        queries, means = self._over_ranks(len(batch), own)
+        found = dict(zip(parts | shares, self._over_batches(queries, means), strict=True))
+        if not torch.isfinite(found["loss"]):
+            of_this = f"the queries {', '.join(batch.query_ids)} of {batch.corpus}"
             raise InputError(
-                f"The loss is {parts['loss'].item()} at step {self.global_step}, on the queries "
-                f"{', '.join(batch.query_ids)} of {batch.corpus}. Lower "
+                f"The loss is {found['loss'].item()} at step {self.global_step}, on "
+                f"{'the queries of another rank' if torch.isfinite(parts['loss']) else of_this}. Lower "
                 "module.learning_rate, raise the temperatures, or look at these queries' teacher scores."
             )
-        self.log_dict(
-            {f"train/{name}": value.detach() for name, value in parts.items()},
-            prog_bar=True,
-            batch_size=len(batch),
-        )
-        return parts["loss"] * self.rank_weight(batch)
+        self.log_dict({f"train/{name}": found[name] for name in parts}, prog_bar=True, batch_size=len(batch))
+        self.log_dict({f"train/{name}": found[name] for name in shares}, batch_size=len(batch))
+        return parts["loss"] * (len(batch) * world_size() / queries)
+
+    def _over_ranks(self, queries: int, values: Tensor) -> tuple[int, Tensor]:
+        """Queries of all ranks, and means over them of values [n] that are means over this rank's; counts texts."""
+        self.encoded_in_step = self._encoded
+        if world_size() == 1:
+            return queries, values
+        counts = torch.tensor([queries, *self._encoded], dtype=torch.float64, device=self.device)
+        sums = sum_over_ranks(torch.cat([counts, queries * values]))
+        total, *encoded = map(int, sums[: len(counts)].tolist())
+        self.encoded_in_step = Encoded(*encoded)
+        return total, (sums[len(counts) :] / total).to(values.dtype)
+
+    def _over_batches(self, queries: int, means: Tensor) -> Tensor:
+        """Means over the batches of this optimiser step up to this one; Lightning writes what the last one logs."""
+        step, before, mean = self._of_step
+        if step != self.global_step:
+            before, mean = 0, torch.zeros_like(means)
+        mean = mean + (means - mean) * (queries / (before + queries))
+        self._of_step = self.global_step, before + queries, mean
+        return mean
 
     def dev_metrics(self) -> list[str] | None:
         """Names, without ``dev/``, that a validation logs; None where that is not known before one."""
@@ -224,15 +256,6 @@ class QueryListModule(L.LightningModule):
             Tokens of each text or pair, int64 [n]; and what encodes those in ``rows``.
         """
         raise NotImplementedError
-
-    def rank_weight(self, batch: RetrievalBatch) -> float:
-        """This rank's share of the step's queries × the number of ranks.
-
-        DDP averages gradients over ranks, which may hold different numbers of queries; so weighted, the average is the
-        gradient of the mean over all queries.
-        """
-        sizes = gather_sizes(len(batch), self.device)
-        return len(batch) * len(sizes) / sum(sizes)
 
     def on_validation_epoch_start(self) -> None:
         """Number the dev lists from 0 again, and log all figures at the number of steps made, as results name them."""
@@ -387,20 +410,13 @@ class RetrieverModule(QueryListModule):
             self.watch(encoded, parts)
         return parts
 
-    def training_step(self, batch: RetrievalBatch, batch_idx: int) -> Tensor:
-        """One objective on one batch."""
-        loss = super().training_step(batch, batch_idx)
-        lengths = self._texts(batch).lengths
-        padding = 0.0
+    def shares(self, batch: RetrievalBatch) -> dict[str, float]:
+        """Distinct passages of all that the lists name; padding of all tokens that are encoded."""
+        lengths, padding = self._texts(batch).lengths, 0.0
         if not self.encoder.packed:
             parts = micro_batches(lengths, self.token_budget, on_gpu=self.device.type != "cpu")
             padding = padding_share(lengths, parts)
-        shares = {
-            "train/distinct_share": len(batch.passage_keys) / batch.list_mask.sum(),
-            "train/padding_share": padding,
-        }
-        self.log_dict(shares, batch_size=len(batch))
-        return loss
+        return {"distinct_share": len(batch.passage_keys) / int(batch.list_mask.sum()), "padding_share": padding}
 
     def validation_step(self, batch: RetrievalBatch, batch_idx: int) -> None:
         """The objective and the agreement with the teacher, on dev lists."""

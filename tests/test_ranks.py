@@ -58,7 +58,7 @@ def gradients(paths, rank, world_size):
             module.watch = lambda *seen, module=module, key=(name, number): figures.update(
                 {key: measure(module, *seen, 0.3)}
             )
-            (module.losses(batch)["loss"] * module.rank_weight(batch)).backward()
+            module.training_step(batch, 0).backward()
             flat = [p.grad.flatten() for p in module.parameters() if p.grad is not None]
             found[name, number] = torch.cat(flat)
     return found, figures
@@ -167,7 +167,7 @@ def fit_as_rank(rank, world_size, port, cases, out):
 def run_with_workers(folder, overrides, trainer):
     """A whole run, and one that is cut off inside its second epoch and resumed; batches come from loader workers."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        data = overrides[3].split("corpus: ")[1].rstrip("}]")
+        data = next(o for o in overrides if o.startswith("data.train")).split("corpus: ")[1].rstrip("}]")
         options = [f"evaluation.datasets=[{{path: {data}}}]", "encoder.dropout=0.1", "logger=csv", "name=fsdp"]
         options += ["trainer=fsdp"] if trainer == "fsdp" else ["trainer.strategy=ddp"]
         options += ["trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=2", "data.num_workers=1"]
