@@ -48,6 +48,7 @@ from experiments.hydra_errors import run_kindly
 from experiments.repeat import as_typed, input_hashes, save_config, start_from_run, warn_of_changes
 from experiments.run_plan import print_plan, run_plan
 from experiments.sweeps import arm_name, run_of_sweep
+from experiments.without_effect import OF_RUN, say_what_has_no_effect
 from retriever.errors import choose
 
 log = logging.getLogger(__name__)
@@ -234,6 +235,7 @@ def application(config: DictConfig) -> float | None:
     as_typed()
     check_added(config, HydraConfig.get(), "run.yaml")
     say_what_is_kept(config, HydraConfig.get().overrides.task)
+    say_what_has_no_effect(config, HydraConfig.get().overrides.task, OF_RUN)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # the data module's state is
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # inside Lightning

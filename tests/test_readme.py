@@ -1,4 +1,4 @@
-"""README's and CONTRIBUTING's commands work as they are, on a corpus of one's own; so does the worked example of a loss."""
+"""README's and CONTRIBUTING's commands work as they are on a corpus of one's own; so does the example of a loss."""
 
 import csv
 import dataclasses
