@@ -25,6 +25,7 @@ from experiments.arguments import check_added, say_what_is_kept
 from experiments.hydra_errors import run_kindly
 from experiments.pipeline import Pipeline
 from experiments.teacher_card import print_card, teacher_card
+from experiments.without_effect import OF_PREPARE, say_what_has_no_effect
 from retriever.errors import InputError
 from retriever.printable import printable
 
@@ -107,6 +108,7 @@ def application(config: DictConfig) -> None:
     """One job."""
     check_added(config, HydraConfig.get(), "prepare/prepare.yaml")
     say_what_is_kept(config, HydraConfig.get().overrides.task)
+    say_what_has_no_effect(config, HydraConfig.get().overrides.task, OF_PREPARE)
     prepare(config)
 
 

@@ -49,6 +49,7 @@ from experiments.repeat import as_typed, input_hashes, save_config, start_from_r
 from experiments.run_plan import print_plan, run_plan
 from experiments.sweeps import arm_name, run_of_sweep
 from experiments.trainer_checks import check_batches, lightning_explained
+from experiments.without_effect import OF_RUN, say_what_has_no_effect
 from retriever.errors import InputError, choose
 
 log = logging.getLogger(__name__)
@@ -237,6 +238,7 @@ def application(config: DictConfig) -> float | None:
     as_typed()
     check_added(config, HydraConfig.get(), "run.yaml")
     say_what_is_kept(config, HydraConfig.get().overrides.task)
+    say_what_has_no_effect(config, HydraConfig.get().overrides.task, OF_RUN)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # the data module's state is
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # inside Lightning

@@ -27,6 +27,7 @@ from experiments.checks import check
 from experiments.hydra_errors import run_kindly
 from experiments.pipeline import Pipeline
 from experiments.run import train
+from experiments.without_effect import OF_PREPARE, OF_RUN, say_what_has_no_effect
 from retriever.errors import InputError
 from retriever.objectives import InfoNCE
 
@@ -435,6 +436,28 @@ def test_what_a_stated_mapping_keeps_is_said(caplog):
     assert not caplog.text and list(advised.mine.retrievers) == ["bge"]
     said_of("prepare", "+encoder@mine.retrievers.bge.encoder=bge_base", "mine.retrievers={bm25: {bm25: {k1: 1}}}")
     assert "mine.retrievers keeps dense beside what waso leave one out: ~mine.retrievers.dense" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "said"),
+    [
+        ("run", ["data.dev_fraction=0.2"], "data.dev_fraction has no effect here: data.dev names the dev lists"),
+        ("run", ["data.dev_fraction=0.2", "data.dev=null"], ""),
+        ("run", ["data.leak_guard=off", "data.leak_jaccard=0.5"], "data.leak_jaccard has no effect here"),
+        ("run", ["early_stopping.patience=null", "early_stopping.monitors=[dev/kl]"], "monitors has no effect here"),
+        ("run", ["module.matryoshka_weights=[1]"], "module.matryoshka_weights has no effect here"),
+        ("run", ["save_checkpoints=false", "criterion=dev/kl"], "criterion has no effect here: save_checkpoints is"),
+        ("run", ["criterion_mode=max", "data.batch_size=8"], ""),
+        ("prepare", ["queries={a: {source: judged}}", "sample.size=3"], "sample.size has no effect here: no group of"),
+        ("prepare", ["queries={a: {source: judged}}", "generator=llama3_8b"], "generator has no effect here"),
+        ("prepare", ["queries={a: {source: generated}}", "sample.size=3"], ""),
+    ],
+)
+def test_what_has_no_effect_is_said(command, arguments, said, caplog):
+    with initialize_config_dir(str(CONF / "prepare" if command == "prepare" else CONF), version_base="1.3"):
+        config = compose(command, arguments)
+    say_what_has_no_effect(config, arguments, OF_RUN if command == "run" else OF_PREPARE)
+    assert said in caplog.text and bool(said) == bool(caplog.text)
 
 
 def test_a_group_cannot_be_chosen_of_a_repeated_run(small_run, tmp_path, monkeypatch, capsys):

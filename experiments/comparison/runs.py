@@ -258,7 +258,7 @@ def _labels(runs: Sequence[Run]) -> list[str]:
     of_name: dict[str, list[int]] = {}
     for number, run in enumerate(runs):
         of_name.setdefault(run.name, []).append(number)
-    labels = {}
+    labels: dict[int, str] = {}
     for name, numbers in of_name.items():
         arms = {number: str(sorted(settings[number].items())) for number in numbers}
         given = {(arms[number], runs[number].results["name"]) for number in numbers}
