@@ -57,9 +57,9 @@ def check(config: DictConfig) -> None:
     file_name("name", config.name)
     choose("criterion_mode", config.criterion_mode, ("min", "max"))
     require_positive(token_budget=config.token_budget)
-    check_trainer(config.trainer, config.early_stopping.patience)
     if config.save_checkpoints or config.resume is not None:
         _check_strategy(config.trainer.get("strategy"))
+    check_trainer(config.trainer, config.early_stopping.patience)
     _check_criterion(config)
     _check_model(config)
     if config.resume is not None:

@@ -109,10 +109,15 @@ MODULES = sorted(path.stem for path in (CONF / "module").glob("[!_]*.yaml"))
 
 
 class Watch(L.Callback):
-    """Counts micro-batches and, under DDP, the elements that each all-reduce of gradients carries, by step."""
+    """Micro-batches, what is logged and, under DDP, the elements that each all-reduce of gradients carries, by step."""
 
     def __init__(self):
-        self.forwards, self.reduced = Counter(), defaultdict(list)
+        self.forwards, self.reduced, self.logged = Counter(), defaultdict(list), []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        shares = ("train/distinct_share", "train/padding_share")  # of what each rank encodes
+        found = {name: float(v) for name, v in trainer.callback_metrics.items() if name not in shares}
+        self.logged.append({name: value for name, value in found.items() if name.startswith("train/")})
 
     def on_train_start(self, trainer, pl_module):
         pl_module.encoder.register_forward_hook(lambda *_: self.forwards.update([trainer.global_step]))
@@ -153,7 +158,7 @@ def fit_as_rank(rank, world_size, port, cases, out):
     found = {}
     for name, overrides in cases.items():
         weights, watch = fit(name, overrides, devices=world_size, strategy="ddp")
-        found[name] = weights, dict(watch.forwards), dict(watch.reduced)
+        found[name] = weights, dict(watch.forwards), dict(watch.reduced), watch.logged
     for name in ("combined", "reranker"):
         strategy = ModelParallelStrategy(save_distributed_checkpoint=False)
         weights, watch = fit(name, cases[name], devices=world_size, strategy=strategy)
@@ -207,7 +212,7 @@ def trained(tiny_model, small_scifact, small_lists, folder):
             f"cache_dir={folder}/cache",
             *(["module.matryoshka_dimensions=[16, 8]"] if name == "matryoshka" else []),
         ]
-    one = {name: fit(name, overrides)[0] for name, overrides in cases.items()}
+    one = {name: fit(name, overrides) for name, overrides in cases.items()}
     on_two_ranks(fit_as_rank, 2, free_port(), cases, folder / "two")
     return one, [torch.load(folder / f"two.{rank}", weights_only=True) for rank in (0, 1)]
 
@@ -215,9 +220,9 @@ def trained(tiny_model, small_scifact, small_lists, folder):
 @pytest.mark.parametrize("name", MODULES)
 def test_training_on_two_ranks_gives_the_weights_of_one_and_reduces_gradients_once_a_step(trained, name):
     one, ranks = trained
-    whole = torch.cat([w.flatten() for w in one[name].values()])
-    for weights, forwards, reduced in (rank[name] for rank in ranks):
-        parts = torch.cat([weights[key].flatten() for key in one[name]])
+    whole = torch.cat([w.flatten() for w in one[name][0].values()])
+    for weights, forwards, reduced, _ in (rank[name] for rank in ranks):
+        parts = torch.cat([weights[key].flatten() for key in one[name][0]])
         assert (parts - whole).norm() < 1e-5 * whole.norm()
         assert forwards.keys() == reduced.keys() == {0, 1, 2}
         assert min(forwards.values()) >= 3
@@ -225,12 +230,22 @@ def test_training_on_two_ranks_gives_the_weights_of_one_and_reduces_gradients_on
         assert all(sum(sizes) == parameters for sizes in reduced.values())
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_train_metrics_of_two_ranks_are_those_of_one(trained, name):
+    one, ranks = trained
+    logged = one[name][1].logged
+    assert len(logged) == 3 and all("train/loss" in figures for figures in logged)
+    for *_, found in (rank[name] for rank in ranks):
+        for figures, expected in zip(found, logged, strict=True):
+            assert figures == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.mark.parametrize("name", ["combined", "reranker"])
 def test_fsdp_with_uneven_micro_batches_gives_the_weights_of_one(trained, name):
     one, ranks = trained
     weights, forwards = ranks[0][name, "fsdp"]
-    whole = torch.cat([w.flatten() for w in one[name].values()])
-    parts = torch.cat([weights[key].flatten() for key in one[name]])
+    whole = torch.cat([w.flatten() for w in one[name][0].values()])
+    parts = torch.cat([weights[key].flatten() for key in one[name][0]])
     assert (parts - whole).norm() < 1e-5 * whole.norm()
     assert forwards != ranks[1][name, "fsdp"][1]  # ranks that waited for one another in a micro-batch would hang
 
