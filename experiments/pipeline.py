@@ -162,8 +162,7 @@ class Pipeline:
         if "score" in names:
             made = self._teacher.members if isinstance(self._teacher, Ensemble) else {"": self._teacher}
             for name, teacher in made.items():
-                facts = {k: v for k, v in teacher.provenance().items() if k != "weights" or isinstance(v, dict)}
-                lines[f"teacher {name}".strip()] = ", ".join(f"{k} {v}" for k, v in facts.items() if v is not None)
+                lines[f"teacher {name}".strip()] = _said_of(teacher)
         if "split" in names and config.split.leak_guard != "off":
             sets = [f"{data.name} ({len(data.queries):,} queries)" for data, _ in self._evaluation_sets]
             lines["leak guard"] = f"protects {', '.join(sets) or 'nothing'}"
@@ -328,3 +327,14 @@ class Pipeline:
 
     def _on_device(self, config: DictConfig) -> TextEncoder:
         return instantiate(config).to(self.config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _said_of(teacher: Any) -> str:
+    """Where a teacher's weights come from, and what else decides its scores."""
+    facts = {k: v for k, v in teacher.provenance().items() if v is not None}
+    if not isinstance(facts.get("weights"), dict):  # a hash; a fusion's are numbers by retriever
+        facts.pop("weights", None)
+    origin = getattr(teacher, "origin", None)
+    if origin is not None:
+        facts.pop("name", None)
+    return ", ".join([*([origin] if origin else []), *(f"{k} {v}" for k, v in facts.items())])

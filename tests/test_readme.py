@@ -155,7 +155,8 @@ def small(module: str, line: str, model: Path, chat: Path, teacher: Path) -> lis
         *sizes,
         f"filter={filters}",
         "mine.depth=20",
-        *([f"teacher.model={teacher}", "teacher.max_length=100"] * ("rankt5" in line)),
+        *([f"teacher.model={teacher}"] * ("rankt5" in line)),
+        *(["teacher.max_length=100"] * ("rankt5" in line or "teacher=classifier" in line)),
     ]
 
 
