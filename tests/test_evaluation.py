@@ -155,7 +155,7 @@ def test_compare_averages_seeds_and_pairs_with_the_base(tmp_path, capsys):
     assert "| combined | 1 | 0.2000 | -0.1000 | [-0.1000, -0.1000] |" in (tmp_path / "t.md").read_text()
 
 
-def test_compare_keeps_settings_apart_and_refuses_the_same_run_twice(tmp_path):
+def test_compare_keeps_settings_apart_and_counts_the_same_run_once(tmp_path, caplog):
     for number, rate in enumerate((1e-5, 2e-5)):
         for seed in (1, 2):
             config = f"module: {{learning_rate: {rate}}}\ncache_dir: c{number}{seed}\nlogger: {{wandb: {seed}}}\n"
@@ -163,8 +163,12 @@ def test_compare_keeps_settings_apart_and_refuses_the_same_run_twice(tmp_path):
     names = [(arm.name, arm.seeds) for arm in compare([tmp_path])["d"]]
     rates = [f"infonce (module.learning_rate={rate})" for rate in (1e-05, 2e-05)]
     assert names == [("base", []), (rates[0], [1, 2]), (rates[1], [1, 2])]
-    make_run(tmp_path / "again", "infonce", 2, (0.3, 0.3), config="module: {learning_rate: 1e-5}\n")
-    with pytest.raises(InputError, match="the same run twice"):
+    again = tmp_path / "again"
+    make_run(again, "infonce", 2, (0.3, 0.3), config="module: {learning_rate: 1e-5}\n")
+    assert [(arm.name, arm.seeds) for arm in compare([tmp_path])["d"]] == names
+    assert f"{again} and {tmp_path / '02'} are both '{rates[0]}' with seed 2" in caplog.text
+    (again / "results.json").write_text((again / "results.json").read_text().replace("0.6", "0.61"))
+    with pytest.raises(InputError, match="have other figures"):
         compare([tmp_path])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import logging
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +24,7 @@ from experiments.repeat import CONFIG
 from experiments.sweeps import ERROR_FILE, PLACES
 from retriever.errors import InputError, shown
 
+log = logging.getLogger(__name__)
 COSTS = ("wall_time_s", "peak_memory_bytes", "passages_encoded", "tokens_encoded")
 OTHER_COMMANDS = ("bench", "prepare")
 _AGAIN = "Run that experiment again, or leave it out."
@@ -237,17 +239,20 @@ def corpus_of(config: dict[str, Any], dataset: str) -> str | None:
 def group_runs(runs: Sequence[Run]) -> list[Group]:
     """Runs that differ in their seed alone, together; in the order of the first run of each.
 
+    Of runs that are equal in all, figures included, the first counts.
+
     Raises:
-        InputError: two runs are the same.
+        InputError: two runs of one arm and seed have different figures.
     """
     grouped: dict[str, list[Run]] = {}
     for run, label in zip(runs, _labels(runs), strict=True):
         twin = next((other for other in grouped.get(label, ()) if other.seed == run.seed), None)
         if twin is not None:
-            raise InputError(
-                f"{run.folder} and {twin.folder} are both {label!r} with seed {run.seed}: the same run twice. "
-                "Name one of them."
-            )
+            same = f"{run.folder} and {twin.folder} are both {label!r} with seed {run.seed}"
+            if any(run.results[key] != twin.results[key] for key in ("datasets", "steps")):
+                raise InputError(f"{same}, and have other figures. Name one of them.")
+            log.warning("%s, with the same figures: it counts once", same)
+            continue
         grouped.setdefault(label, []).append(run)
     return [Group(name, members) for name, members in grouped.items()]
 
