@@ -30,7 +30,7 @@ SPECS = {
 }
 _OURS = ("retriever", "datamodules", "callbacks")
 # mappings whose keys a user names, so that each can be left out
-_OF_ANY_NAME = {"queries", "mine.retrievers", "mine.weights", "teacher.members", "teacher.weights"}
+OF_ANY_NAME = {"queries", "mine.retrievers", "mine.weights", "teacher.members", "teacher.weights"}
 _HYDRAS = {"_target_", "_convert_", "_recursive_", "_partial_", "_args_"}
 # ${key.…}, ${[key].…}, ${resolver:key,…}, ${resolver:"key",…}
 _REFERRED = re.compile(r"""(?:\$\{|[:,])\s*[."'\[]*([^\s$.:,"'{}\[\]]+)""")
@@ -104,7 +104,7 @@ def say_what_is_kept(config: DictConfig, overrides: Sequence[str]) -> None:
                 key = f"{override.key_or_group}.{place}".rstrip(".")
                 names = [n for n in kept if not any(f"{k}.".startswith(f"{key}.{n}.") for k in keys)]
                 if names:
-                    out = f"; to leave one out: ~{key}.{names[0]}" if key in _OF_ANY_NAME else ""
+                    out = f"; to leave one out: ~{key}.{names[0]}" if key in OF_ANY_NAME else ""
                     told = ", ".join(map(printable, names))
                     log.info("%s keeps %s beside what was stated%s", printable(key), told, printable(out))
 

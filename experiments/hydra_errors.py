@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from callbacks.ending import end_at_sigterm
 from datamodules.files import disk_full, is_disk_full
+from experiments.arguments import OF_ANY_NAME
 from experiments.repeat import NAME
 from retriever.errors import InputError, did_you_mean
 from retriever.printable import printable
@@ -164,9 +165,11 @@ def _full_memory(error: BaseException) -> str:
 
 def _unknown_key(parent: DictConfig, key: Any) -> str:
     place, valid = parent._get_full_key(""), sorted(map(str, parent.keys()))
-    return (
-        f"There is no {key!r} in {place or 'the configuration'}; it has {', '.join(valid)}.{did_you_mean(key, valid)}"
-    )
+    said = f"There is no {key!r} in {place or 'the configuration'}; it has {', '.join(valid)}."
+    if place in OF_ANY_NAME:
+        out = f", and ~{place}.{valid[0]} leaves one out" if valid else ""
+        return f"{said} A + adds one beside these: '+{place}.{key}=…'{out}."
+    return f"{said}{did_you_mean(key, valid)}"
 
 
 class KindParser(ArgumentParser):

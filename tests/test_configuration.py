@@ -383,12 +383,12 @@ def test_what_a_stated_mapping_keeps_is_said(caplog):
         (
             "prepare",
             ["++mine.retrievers={bge: {encoder: {model: x}}}"],
-            "mine.retrievers keeps bm25, dense b",
+            "mine.retrievers keeps bm25, dense beside what was stated",
         ),
         (
             "prepare",
             ["mine.retrievers={bm25: {bm25: {k1: 1}}}"],
-            "mine.retrievers keeps dense beside what was",
+            "mine.retrievers keeps dense beside what was stated",
         ),
         ("prepare", ["mine.retrievers={bm25: {bm25: {k1: 1}}}"], "mine.retrievers.bm25.bm25 keeps b, language beside"),
         ("prepare", ["+data=scifact_free", "+queries={a: {source: titles}}"], "queries keeps human, claim beside what"),
@@ -414,7 +414,7 @@ def test_what_a_stated_mapping_keeps_is_said(caplog):
         (
             "run",
             ["trainer=fsdp", "+trainer.strategy={timeout: 1}"],
-            "trainer.strategy keeps save_distrib",
+            "trainer.strategy keeps save_distributed_checkpoint",
         ),
         ("bench", ["cost={gpus: [1]}"], "cost keeps lists, list_length"),
     ):
@@ -435,7 +435,7 @@ def test_what_a_stated_mapping_keeps_is_said(caplog):
     )
     assert not caplog.text and list(advised.mine.retrievers) == ["bge"]
     said_of("prepare", "+encoder@mine.retrievers.bge.encoder=bge_base", "mine.retrievers={bm25: {bm25: {k1: 1}}}")
-    assert "mine.retrievers keeps dense beside what waso leave one out: ~mine.retrievers.dense" in caplog.text
+    assert "mine.retrievers keeps dense beside what was stated; to leave one out: ~mine.retrievers.dense" in caplog.text
 
 
 @pytest.mark.parametrize(
