@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -132,6 +133,8 @@ def test_a_documented_command_is_accepted(file, program, line):
     if program == "prepare":
         Pipeline(config)
         return
+    if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():  # which is refused where there is none
+        config.trainer.update({"accelerator": "cpu", "devices": 1, "num_nodes": 1})
     check(config)
     for key in ("data", "evaluation"):
         OmegaConf.to_container(config[key], resolve=True, throw_on_missing=True)
