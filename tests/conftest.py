@@ -25,7 +25,10 @@ from retriever.encoder import TextEncoder
 os.environ.setdefault("WANDB_MODE", "offline")
 torch.set_num_threads(1)  # tiny models are slower on two
 # two processes share the files out in this order: a long one that came last would run alone
-LONG_FILES = ("run", "engines", "ranks", "scifact", "prepare", "cross_encoder", "faults", "sweeps", "experiments")
+LONG_FILES = (
+    *("dead_settings", "run", "engines", "ranks", "readme", "scifact", "prepare", "cross_encoder", "advice", "faults"),
+    *("documented_commands", "sweeps", "experiments", "split_lists"),
+)
 
 STDERR = os.dup(2)  # replaced by the terminal's below
 GRACE = 60.0  # seconds from a test's time limit to the end of a process that does not heed it
