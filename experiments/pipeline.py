@@ -284,10 +284,9 @@ class Pipeline:
         found = []
         for spec in chosen:
             folder, split = find_dataset(spec["path"], self.config.data_dir), spec.get("split", "test")
-            files = judgement_files(folder, split)
+            digests = "".join(file_sha256(p) for p in judgement_files(folder, split))
             if folder != self._folder:  # the guard compares passages with this corpus' texts
-                files += sorted(folder.glob("corpus.jsonl*"))
-            digests = "".join(file_sha256(p) for p in files)
+                digests += corpus_sha256(folder)
             digest = hashlib.sha256(digests.encode()).hexdigest()
             corpus = self.corpus if folder == self._folder else None
             loaded = load_evaluation_set(
