@@ -43,6 +43,7 @@ def choose_dev(
     kept: list[Part] = []
     dev: dict[Path, Part] = {}
     again: dict[str, list[Part]] = {}
+    trained_on = {lists.source.resolve() for *_, lists in train}
     for number, (spec, corpus, lists) in enumerate(train):
         labelled = lists.positive_rows, lists.positive_offsets, corpus.ids
         inside = rows_in_dev(*labelled, fraction or DEV_FRACTION)
@@ -52,7 +53,7 @@ def choose_dev(
             continue
         beside = dev_file_beside(lists.source)
         share = lists.metadata.get("dev_fraction", fraction)
-        if beside is None or fraction not in (None, share):
+        if beside is None or beside.resolve() in trained_on or fraction not in (None, share):
             again.setdefault(corpus.name, []).append((spec, corpus, lists))
             continue
         kept.append((spec, corpus, lists))
@@ -123,6 +124,7 @@ def _split_again(parts: list[Part], fraction: float) -> tuple[list[Part], list[P
     rows = np.concatenate([lists.positive_rows for *_, lists in parts])
     offsets = np.concatenate([[0], *(np.diff(lists.positive_offsets) for *_, lists in parts)]).cumsum()
     inside = lowest_in_dev(rows, offsets, parts[0][1].ids, fraction)
+    trained_on = {lists.source.resolve() for *_, lists in parts}
     masks = np.split(inside, np.cumsum([len(lists) for *_, lists in parts])[:-1])
     for (_, _, lists), mask in zip(parts, masks, strict=True):
         log.warning(
@@ -132,7 +134,7 @@ def _split_again(parts: list[Part], fraction: float) -> tuple[list[Part], list[P
             len(lists),
             mask.sum(),
             f"{beside} has dev lists, and data.dev_fraction=null takes them"
-            if (beside := dev_file_beside(lists.source))
+            if (beside := dev_file_beside(lists.source)) and beside.resolve() not in trained_on
             else "to choose by others, name their file in data.dev",
         )
     train = [(spec, corpus, lists.select(~mask)) for (spec, corpus, lists), mask in zip(parts, masks, strict=True)]

@@ -110,6 +110,13 @@ def test_one_dev_file_is_taken_once_for_two_draws_of_a_train_file(tmp_path, setu
     assert sorted(setup(path, path)[1]) == sorted(ids_of(tmp_path / "human.dev.parquet"))
 
 
+def test_a_dev_file_that_is_trained_on_is_not_taken(tmp_path, setup, caplog):
+    write(tmp_path)
+    train, dev = setup(*(tmp_path / f"human.{part}.parquet" for part in ("train", "dev")))
+    assert len(train + dev) == COUNT - 1 and not set(train) & set(dev)
+    assert "data.dev_fraction=null takes them" not in caplog.text
+
+
 def sources(ids):
     return {query.lstrip("abcdefghijklmnopqrstuvwxyz") for query in ids}
 
