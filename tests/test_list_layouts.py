@@ -245,6 +245,7 @@ PAIRS = [("1", "b", 9.5), ("1", "a", -0.5), ("2", "c", 2.0), ("2", "d", 1.0)]
 RUNS = {
     "TREC's, of Pyserini": "".join(f"{q} Q0 {p} 1 {s:.6f} Anserini\n" for q, p, s in PAIRS),
     "TREC's, of Lightning IR": "".join(f"{q}\t0\t{p}\t1\t{s}\tBiEncoderModel\n" for q, p, s in PAIRS),
+    "columns that are named": "qid\tdocid\tscore\n" + "".join(f"{q}\t{p}\t{s}\n" for q, p, s in PAIRS),
     "four columns, of ColBERT": "".join(f"{q}\t{p}\t1\t{s}\n" for q, p, s in PAIRS),
     "JSON Lines": "".join(json.dumps({"query_id": q, "doc_id": p, "score": s, "rank": 1}) + "\n" for q, p, s in PAIRS),
     "other names": "".join(json.dumps({"qid": int(q), "docno": p, "score": s}) + "\n" for q, p, s in PAIRS),
@@ -346,12 +347,29 @@ def test_equal_repeats_with_equal_scores_are_one(tmp_path):
     path = write(tmp_path / "x.jsonl", repeated | {"neg_scores": [1, 2, 1]})
     [found] = import_lists(path, "flag_embedding", CorpusPassages(SMALL))
     assert (found.passage_ids, found.teacher_scores) == (["a", "b", "c"], [3.0, 1.0, 2.0])
+    path = write(tmp_path / "x.jsonl", repeated | {"neg_scores": [1, 2, 1 + 1e-9]})  # equal in float32
+    assert list(import_lists(path, "flag_embedding", CorpusPassages(SMALL))) == [found]
     path = write(tmp_path / "y.jsonl", repeated | {"neg_scores": [1, 2, 3]})
     with new_corpus(tmp_path / "new") as gathered:
-        message = r"y\.jsonl:1: the passage 'text b' stands twice in this list, with the scores 1 and 3\."
+        message = r"y\.jsonl:1: the passage 'text b' stands twice in this list, with the scores 1\.0 and 3\.0\."
         with pytest.raises(InputError, match=message):
             list(import_lists(path, "flag_embedding", gathered))
         list(import_lists(tmp_path / "x.jsonl", "flag_embedding", gathered))
+
+
+@pytest.mark.parametrize("layout", ["tevatron", "cadet", "lightning_ir"])
+def test_a_passage_with_an_id_may_be_empty(tmp_path, layout):
+    line = {
+        "tevatron": tevatron(negative_passages=[{"docid": "b", "title": "B", "text": "", "score": 0.5}]),
+        "cadet": cadet(passages=[{"docid": "a", "text": "text a", "score": 1.0}, B | {"title": "B", "text": ""}]),
+        "lightning_ir": {
+            "query": {"qid": "1", "text": "what"},
+            "candidates": [{"docid": "a", "score": 1.0, "doc": "text a"}, B | {"doc": {"title": "B", "text": ""}}],
+        },
+    }[layout]
+    with new_corpus(tmp_path / "new") as gathered:
+        [found] = import_lists(write(tmp_path / "x.jsonl", line), layout, gathered)
+    assert found.passage_ids == ["a", "b"] and load_corpus(tmp_path / "new").passages[1].as_py() == "B"
 
 
 def test_tevatron_trains_on_what_is_written(tmp_path, passages, real_lists):

@@ -16,6 +16,7 @@ from datamodules.list_layouts.stated import (
     ids_of,
     keys,
     list_of,
+    passage_text,
     required_text,
     text_of,
     title_of,
@@ -56,14 +57,9 @@ class Cadet:
                     f"{where}: a passage without {self.score_key!r}; it has {keys(entry)}. If the score is under "
                     "another key, name it: score_key=KEY."
                 )
-            passages.append(
-                StatedPassage(
-                    where=where,
-                    id=id_of(where, "docid", entry.get("docid")),
-                    text=text_of(where, entry, "text"),
-                    title=title_of(where, entry),
-                )
-            )
+            passage_id = id_of(where, "docid", entry.get("docid"))
+            text = passage_text(where, entry, passage_id, "text")
+            passages.append(StatedPassage(where, passage_id, text, title_of(where, entry)))
             scores.append(entry[self.score_key])
         return StatedList(
             where=where,

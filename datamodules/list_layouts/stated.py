@@ -106,6 +106,13 @@ def required_text(where: str, record: dict[str, Any], *names: str) -> str:
     return value
 
 
+def passage_text(where: str, entry: dict[str, Any], passage_id: str | None, *names: str) -> str | None:
+    """The text of a passage, which may be empty where it has an id; None where there is none."""
+    if passage_id is not None and next((entry[n] for n in names if entry.get(n) is not None), None) == "":
+        return ""
+    return text_of(where, entry, *names)
+
+
 def title_of(where: str, entry: dict[str, Any]) -> str:
     """The title of a passage; empty where there is none.
 

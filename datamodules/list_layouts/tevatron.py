@@ -18,6 +18,7 @@ from datamodules.list_layouts.stated import (
     list_of,
     no_score,
     own_keys,
+    passage_text,
     required_text,
     sides,
     stated_list,
@@ -93,7 +94,8 @@ class Tevatron:
         for entry in list_of(where, record, side):
             if not isinstance(entry, dict):
                 raise InputError(f"{where}: {shown(entry)} in {side!r}; expected an object with docid, text and score.")
-            passage_id, text = text_of(where, entry, "docid", numbers=True), text_of(where, entry, "text")
+            passage_id = text_of(where, entry, "docid", numbers=True)
+            text = passage_text(where, entry, passage_id, "text")
             if passage_id is None and text is None:
                 raise InputError(f"{where}: a passage without 'docid' and 'text' in {side!r}; it has {keys(entry)}.")
             if score is None and entry.get(self.score_key) is None:

@@ -172,13 +172,13 @@ def _checked(stated: StatedList, passages: CorpusPassages | NewCorpus, query_typ
     kept: dict[str, float] = {}
     for passage, score in zip(stated.passages, scores, strict=True):
         passage_id = passages.resolve(passage)
-        if kept.setdefault(passage_id, score) != score:
+        if np.float32(kept.setdefault(passage_id, score)) != np.float32(score):  # lists hold scores in float32
             # an id that was made from the text is in no file
             made = passage.id is None and isinstance(passages, NewCorpus)
             named = [shown(value) for value in (None if made else passage_id, passage.text) if value is not None]
             raise InputError(
                 f"{passage.where}: the passage {' '.join(named)} stands twice in this list, with the scores "
-                f"{kept[passage_id]:g} and {score:g}. Keep one of the two."
+                f"{kept[passage_id]!r} and {score!r}. Keep one of the two."
             )
     if len(kept) < 2:
         raise InputError(f"{where}: {len(kept)} passage(s); a list needs at least 2.")

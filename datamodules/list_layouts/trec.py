@@ -6,14 +6,23 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
 from datamodules.corpus import read_queries, whole_grade
 from datamodules.files import atomic_path, is_file, json_lines, lines
 from datamodules.list_layouts.passages import CorpusPassages
-from datamodules.list_layouts.stated import StatedList, StatedPassage, id_of, keys, required_text, text_of, title_of
+from datamodules.list_layouts.stated import (
+    StatedList,
+    StatedPassage,
+    id_of,
+    keys,
+    passage_text,
+    required_text,
+    text_of,
+    title_of,
+)
 from datamodules.parquet_files import TABLES
 from datamodules.query_lists import QueryList
 from datamodules.records import find_records, records
@@ -39,7 +48,7 @@ class Trec:
       (Lightning IR); or a query with its ``candidates`` (``{"query": {"qid", "text"}, "candidates": [{"docid",
       "score", "doc"}]}``, what Castorini's rerankers write).
     * other text: TREC's six columns (Pyserini, Lightning IR), ``qid docid rank score`` or, of ranks alone, MS MARCO's
-      ``qid docid rank``.
+      ``qid docid rank``; or the columns that a first line names.
 
     Candidates stay in the order of the lines; judged passages above 0 are positives. The run is streamed; queries and
     judgements are held in memory. Written: the run in TREC's columns, ``<run>.queries.jsonl`` (with ``query_type`` and
@@ -88,12 +97,9 @@ class Trec:
         passages, scores, positives = [], [], list(record["positives"])
         for at, row in record["lines"]:
             row = _columns(at, row) if isinstance(row, str) else row
-            passage = StatedPassage(
-                at,
-                id_of(at, "docid", next((row[name] for name in _PASSAGE_IDS if row.get(name) is not None), None)),
-                text_of(at, row, *_TEXTS),
-                title_of(at, row),
-            )
+            passage_id = id_of(at, "docid", next((row[n] for n in _PASSAGE_IDS if row.get(n) is not None), None))
+            text = passage_text(at, row, passage_id, *_TEXTS)
+            passage = StatedPassage(at, passage_id, text, title_of(at, row))
             passages.append(passage)
             scores.append(self._score(at, row))
             grade = row.get("relevance")
@@ -214,9 +220,18 @@ def queries_beside(run: Path) -> list[Path]:
 def _rows(path: Path) -> Iterator[tuple[int, str, Any]]:
     """Number, query id and content (a line, or an object) of each row of a run."""
     is_table = path.suffix in TABLES
-    if not is_table and not next((line for _, line in lines(path)), "").lstrip().startswith("{"):
-        for number, line in lines(path):
-            yield number, line.split(maxsplit=1)[0], line
+    first = "" if is_table else next((line for _, line in lines(path)), "")
+    if not is_table and not first.lstrip().startswith("{"):
+        names = first.split()
+        named = bool(names) and names[0] in _QUERY_IDS and bool(set(names) & set(_PASSAGE_IDS))
+        for number, line in islice(lines(path), int(named), None):
+            cells = line.split()
+            if named and len(cells) != len(names):
+                raise InputError(
+                    f"{path}:{number}: {shown(line)} has {len(cells)} columns; expected {len(names)}, as the first "
+                    f"line names them: {', '.join(names)}."
+                )
+            yield number, cells[0], dict(zip(names[1:], cells[1:], strict=True)) if named else line
         return
     for number, record in records(path) if is_table else json_lines(path):
         where = f"{path}:{number}"
