@@ -150,7 +150,8 @@ def find_records(folder: Path, stem: str) -> list[Path]:
                 return [folder / f"{stem}{ending}{packed}"]
     if is_folder(folder / stem):
         for ending in FORMATS:
-            parts = sorted((folder / stem).glob(f"*{ending}"))
-            if parts:
-                return parts
+            for packed in ("",) if ending in TABLES else ("", *ENDINGS):
+                parts = sorted((folder / stem).glob(f"*{ending}{packed}"))
+                if parts:
+                    return parts
     return []

@@ -51,6 +51,12 @@ def tsv(*names, header=True):
     return "".join("\t".join(row) + "\n" for row in rows).encode()
 
 
+def packed_parts(folder):
+    folder.mkdir()
+    for number, part in enumerate((PASSAGES[:2], PASSAGES[2:])):
+        (folder / f"{number}.jsonl.gz").write_bytes(gzip.compress(lines_of(part)))
+
+
 CORPORA = {
     "gzip": lambda folder: (folder / "corpus.jsonl.gz").write_bytes(gzip.compress(lines_of(PASSAGES))),
     "bzip2": lambda folder: (folder / "corpus.jsonl.bz2").write_bytes(bz2.compress(lines_of(PASSAGES))),
@@ -64,6 +70,7 @@ CORPORA = {
     "Feather": lambda folder: FRAME.to_feather(folder / "corpus.feather"),
     "datasets": lambda folder: Dataset.from_list(PASSAGES).save_to_disk(folder / "corpus"),
     "datasets in two parts": lambda folder: Dataset.from_list(PASSAGES).save_to_disk(folder / "corpus", num_shards=2),
+    "packed parts": lambda folder: packed_parts(folder / "corpus"),
     "datasets as Parquet": lambda folder: Dataset.from_list(PASSAGES).to_parquet(folder / "corpus.parquet"),
     "pandas, a named index": lambda folder: FRAME.set_index("_id").to_parquet(folder / "corpus.parquet"),
     "pandas, an index without a name": lambda folder: (
