@@ -27,9 +27,9 @@ _ANY_UNSPACED = regex.compile(rf"[{_UNSPACED}]")
 _BY_LETTERS = regex.compile(rf"[{_KANA}{_SOUTH_EAST_ASIAN}]")
 _PART_OF_WORD = regex.compile(rf"[{_SOUTH_EAST_ASIAN}]")
 _ANY_RUN = regex.compile(rf"[{_UNSPACED}\p{{Hangul}}]")
-# where `\w+` finds other words than this module does
+# where `\w+` finds other words than this module does; Python's lower case of İ is an i and a sign of its own
 _UNLIKE_ENGLISH = regex.compile(
-    rf"[{_UNSPACED}\p{{Hangul}}\p{{M}}\u0640\u200c\u200d\ufb50-\ufdff\ufe70-\ufeff\uff00-\uffef]"
+    rf"[{_UNSPACED}\p{{Hangul}}\p{{M}}\u0130\u0640\u200c\u200d\ufb50-\ufdff\ufe70-\ufeff\uff00-\uffef]"
 )
 _ENGLISH_TERM = regex.compile(r"[\p{L}\p{N}_]{2,}")
 

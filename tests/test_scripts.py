@@ -210,6 +210,7 @@ def test_words_are_runs_of_letters_and_single_letters_where_there_are_no_spaces(
     assert words("使用BERT模型") == ["使", "用", "bert", "模", "型"]
     assert words("กี่วัน हिन्दी 구리") == ["กี่", "วั", "น", "हिन्दी", "구리"]
     assert terms("の取っ手 구리") == ["の", "取", "っ", "手", "구", "리", "구리"]
+    assert list(search_terms(["İstanbul çayı", "istanbul çayı"])) == [["istanbul", "çayı"]] * 2
     assert list(search_terms(["a Kettle’s handle", "修理BERT a 茶"])) == [
         ["kettle", "handle"],
         ["修", "理", "修理", "bert", "茶"],
