@@ -180,6 +180,11 @@ class CrossEncoder(nn.Module):
                 f"{model!r} is a model of encoder and decoder ({config.model_type}), or the encoder of one, "
                 "which a cross-encoder here is not. Name one on an encoder (BERT, DeBERTa, …) or a decoder (Llama, …)."
             )
+        if config.num_labels != 1 and any("Classification" in name for name in config.architectures or ()):
+            raise InputError(
+                f"{model!r} has a head of {config.num_labels} logits; a cross-encoder must have one logit. Name "
+                "another classifier, or a plain backbone, which gets a new head."
+            )
         backbone = load_whole(
             AutoModelForSequenceClassification,
             source.load_from,

@@ -27,6 +27,7 @@ _TOKENIZER_FILES = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
+_WITHOUT_VOCABULARY = re.compile(r'"tokenizer_class": "(ByT5|Canine|Perceiver)Tokenizer"')
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _EXPECTED = "a folder that holds config.json, model.safetensors and tokenizer.json"
 
@@ -159,11 +160,17 @@ def _check_folder(folder: Path, setting: str) -> None:
         )
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: no config.json, so this is no model folder. Check {setting}.")
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES) and not _reads_bytes(folder):
         raise InputError(
             f"{folder}: no tokenizer ({', '.join(_TOKENIZER_FILES)}). Save it beside the model: "
             "AutoTokenizer.from_pretrained(BASE).save_pretrained(FOLDER)"
         )
+
+
+def _reads_bytes(folder: Path) -> bool:
+    """Whether a folder's tokenizer takes bytes or characters for tokens, and has no file of a vocabulary."""
+    path = folder / "tokenizer_config.json"
+    return path.is_file() and bool(_WITHOUT_VOCABULARY.search(path.read_text(encoding="utf-8", errors="replace")))
 
 
 def hub_origin(model: str, revision: str | None) -> str:

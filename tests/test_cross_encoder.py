@@ -555,7 +555,7 @@ def test_wrong_settings_are_explained(tiny_model, tiny_encoder, tmp_path):
     config = BertConfig(vocab_size=10, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, num_labels=3)
     BertForSequenceClassification(config).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="must have one logit"):
+    with pytest.raises(InputError, match="a head of 3 logits; a cross-encoder must have one logit"):
         CrossEncoder.from_pretrained(str(tmp_path))
     with pytest.raises(InputError, match="no such model folder"):
         CrossEncoder.from_pretrained(str(tmp_path / "nowhere"))

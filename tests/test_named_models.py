@@ -15,7 +15,15 @@ from sentence_transformers import SentenceTransformer
 from test_configuration import no_hub  # noqa: F401
 from test_run import config_of
 from tiny_models import backbone_of, tokenizer_of, write_model
-from transformers import AutoModel, BartConfig, BartModel, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AutoModel,
+    BartConfig,
+    BartModel,
+    ByT5Tokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5ForConditionalGeneration,
+)
 
 from datamodules.caches import embed
 from datamodules.engines.choice import choose_engine
@@ -357,6 +365,15 @@ def test_a_model_without_sdpa_runs_eagerly_and_says_so(tmp_path, caplog, kind, o
     assert encoder.backbone.config._attn_implementation == "eager" and "eager is used" in caplog.text
     with pytest.raises(InputError, match=r"encoder\.attention is 'sdpa', .* encoder\.attention=null .* or eager\.$"):
         of.from_pretrained(folder, attention="sdpa", **options)
+
+
+def test_a_tokenizer_of_bytes_has_no_vocabulary(tmp_path):
+    size = {"vocab_size": 384, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2}
+    T5EncoderModel(T5Config(**size)).save_pretrained(tmp_path / "byt5")
+    ByT5Tokenizer().save_pretrained(tmp_path / "byt5")
+    encoder = TextEncoder.from_pretrained(str(tmp_path / "byt5"), pooling="mean")
+    theirs = SentenceTransformer(str(encoder.save(tmp_path / "model")), device="cpu").encode_document(TEXTS)
+    assert np.allclose(ours(encoder), theirs, atol=1e-6)
 
 
 def test_the_encoder_of_a_whole_t5_is_loaded_and_other_pairs_are_refused(tmp_path):
