@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 log = logging.getLogger(__name__)
 Rules = dict[str, tuple[Callable[[DictConfig], bool], str]]
@@ -16,11 +16,44 @@ def _is_not_generated(config: DictConfig) -> bool:
     return not any(group.get("source") == "generated" for group in config.queries.values())
 
 
+def _is_unguarded(config: DictConfig) -> bool:
+    return all(group.get("leak_guard", config.split.leak_guard) == "off" for group in config.queries.values())
+
+
+def _lacks_encoder(config: DictConfig) -> bool:
+    dense = (retriever.get("encoder") for retriever in config.mine.retrievers.values())
+    return config.split.leak_cosine is None and config.encoder not in list(dense)
+
+
+def _is_undistilled(config: DictConfig) -> bool:
+    return "CrossEncoder" in str(config.module.get("_target_")) and not config.module.get("distillation_weight")
+
+
+def _is_unread(temperature: str) -> Callable[[DictConfig], bool]:
+    def is_idle(config: DictConfig) -> bool:
+        parts = [config.module, None if config.diagnostics.every_n_steps is None else config.diagnostics]
+        read = str([OmegaConf.to_container(part, resolve=False) for part in parts if part is not None])
+        return f"${{temperatures.{temperature}}}" not in read or (temperature == "teacher" and _is_undistilled(config))
+
+    return is_idle
+
+
 # setting, or section → where it has no effect, and why
 OF_RUN: Rules = {
     "data.dev_fraction": (lambda c: c.data.get("dev") is not None, "data.dev names the dev lists"),
     "data.leak_jaccard": (lambda c: c.data.get("leak_guard") == "off", "data.leak_guard is off"),
     "data.leak_near_passages": (lambda c: c.data.get("leak_guard") == "off", "data.leak_guard is off"),
+    "data.human_types": (lambda c: c.data.get("leak_guard") == "off", "data.leak_guard is off"),
+    "encoder.preset": (
+        lambda c: (c.encoder.get("preset") or {}).get("model") != c.encoder.model,
+        "encoder.preset.model is not encoder.model, and a preset counts for its own model alone",
+    ),
+    "module.temperature": (_is_undistilled, "module.distillation_weight is 0"),
+    "module.teacher_temperature": (_is_undistilled, "module.distillation_weight is 0"),
+    **{
+        f"temperatures.{name}": (_is_unread(name), "nothing that is computed here reads it")
+        for name in ("infonce", "student", "teacher")
+    },
     "early_stopping.monitors": (lambda c: c.early_stopping.patience is None, "early_stopping.patience is null"),
     "diagnostics.teacher_temperature": (
         lambda c: c.diagnostics.every_n_steps is None,
@@ -36,6 +69,16 @@ OF_PREPARE: Rules = {
     "generate": (_is_not_generated, "no group of queries has source: generated"),
     "generator": (_is_not_generated, "no group of queries has source: generated"),
     "sample": (_is_not_generated, "no group of queries has source: generated"),
+    "deduplicate": (
+        lambda c: _is_not_generated(c) and not c.mine.drop_near_duplicates,
+        "no group of queries has source: generated, and mine.drop_near_duplicates is false",
+    ),
+    "deduplicate.permutations": (lambda c: c.deduplicate.near_jaccard is None, "deduplicate.near_jaccard is null"),
+    "encoder": (_lacks_encoder, "no retriever of mine.retrievers has it, and split.leak_cosine is null"),
+    **{
+        f"split.{name}": (_is_unguarded, "the leak guard is off")
+        for name in ("leak_jaccard", "leak_cosine", "leak_near_passages")
+    },
     "filter.consistency_retrievers": (lambda c: c.filter.consistency_rank is None, "filter.consistency_rank is null"),
     "filter.consistency_require": (lambda c: c.filter.consistency_rank is None, "filter.consistency_rank is null"),
 }
@@ -49,7 +92,7 @@ def say_what_has_no_effect(config: DictConfig, overrides: Sequence[str], rules: 
         overrides: as they were typed.
         rules: setting, or section → where it has no effect, and why.
     """
-    typed = {override.key_or_group for override in OverridesParser.create().parse_overrides(list(overrides))}
+    typed = {o.package or o.key_or_group for o in OverridesParser.create().parse_overrides(list(overrides))}
     for setting, (is_idle, why) in rules.items():
         stated = sorted(key for key in typed if f"{key}.".startswith(f"{setting}."))
         if stated and is_idle(config):

@@ -448,9 +448,32 @@ def test_what_a_stated_mapping_keeps_is_said(caplog):
         ("run", ["module.matryoshka_weights=[1]"], "module.matryoshka_weights has no effect here"),
         ("run", ["save_checkpoints=false", "criterion=dev/kl"], "criterion has no effect here: save_checkpoints is"),
         ("run", ["criterion_mode=max", "data.batch_size=8"], ""),
+        ("run", ["encoder.model=x", "encoder.preset.pooling=cls"], "encoder.preset.pooling has no effect here"),
+        ("run", ["encoder.preset.pooling=cls"], ""),
+        ("run", ["module=infonce", "temperatures.student=0.1"], "temperatures.student has no effect here"),
+        ("run", ["module=infonce", "temperatures.infonce=0.1"], ""),
+        ("run", ["module=infonce", "temperatures.teacher=0.1", "diagnostics.every_n_steps=9"], ""),
+        ("run", ["module=reranker", "module.temperature=2"], "module.temperature has no effect here"),
+        ("run", ["module=reranker", "temperatures.teacher=1", "module.distillation_weight=1"], ""),
         ("prepare", ["queries={a: {source: judged}}", "sample.size=3"], "sample.size has no effect here: no group of"),
         ("prepare", ["queries={a: {source: judged}}", "generator=llama3_8b"], "generator has no effect here"),
         ("prepare", ["queries={a: {source: generated}}", "sample.size=3"], ""),
+        ("prepare", ["queries={a: {source: judged}}", "encoder=bge_base"], ""),
+        ("prepare", ["queries={a: {source: judged}}", "encoder=bge_base", "~mine.retrievers.dense"], "encoder has no"),
+        (
+            "prepare",
+            [
+                "queries={a: {source: judged}}",
+                "+encoder@mine.retrievers.bge.encoder=bge_base",
+                "~mine.retrievers.dense",
+            ],
+            "",
+        ),
+        (
+            "prepare",
+            ["queries={a: {source: judged, leak_guard: off}}", "split.leak_jaccard=0.5"],
+            "split.leak_jaccard has no effect here: the leak guard is off",
+        ),
     ],
 )
 def test_what_has_no_effect_is_said(command, arguments, said, caplog):
