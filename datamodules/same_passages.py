@@ -85,7 +85,7 @@ class RelevantPassages:
         for passage, (whole, untitled) in zip(ids, _texts(corpus, rows), strict=True):
             known = [*self._whole.get(whole, ()), *self._untitled.get(whole, ()), *self._whole.get(untitled, ())]
             if corpus.name == self._corpus_name and self._text_of.get(passage) == whole:
-                found[passage] = Match(tuple({passage, *known}), SAME_ID, 1.0)
+                found[passage] = Match(tuple(dict.fromkeys([passage, *known])), SAME_ID, 1.0)
             elif known:
                 found[passage] = Match(tuple(known), SAME_TEXT, 1.0)
             elif self._near is not None and whole:

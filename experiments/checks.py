@@ -108,6 +108,8 @@ def _check_top(config: DictConfig) -> None:
     if not config.save_checkpoints:  # nothing looks at it
         del settings["criterion"]
     check_settings("", settings, _top)
+    if not 0 <= config.seed < 2**32:
+        raise InputError(f"seed is {config.seed}; it must be at least 0 and below 2^32.")
     if not isinstance(config.logger.wandb, DictConfig | None):
         raise InputError(f"logger.wandb is {config.logger.wandb!r}; for runs without W&B, say logger=csv.")
     if config.logger.wandb is not None:

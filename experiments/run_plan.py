@@ -276,7 +276,7 @@ def _steps_line(steps: Mapping[str, Any]) -> str:
         total += f", {steps['done']:,} of them done"
     epoch = f"{steps['of_epoch']:,} an epoch"
     if steps["max_time"]:
-        total += f", for {steps['max_time']}"
+        epoch += f", at most for {steps['max_time']}"
     floor = steps["learning_rate"] * steps["final_learning_rate"]
     end = f"to {floor:.3g}" if steps["decay"] == "to_floor" else f"to 0, held at {floor:.3g}"
     rate = f"lr {steps['learning_rate']:.3g}, warm-up {steps['warmup_steps']:,}, down {end}"

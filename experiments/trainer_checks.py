@@ -120,7 +120,7 @@ def _check_share(name: str, value: Any, null: str) -> None:
 def _check_duration(name: str, value: Any) -> None:
     wrong = value is not None and name == "max_time"
     if isinstance(value, str):
-        wrong = not _DURATION.fullmatch(value)
+        wrong = not _DURATION.fullmatch(value) or not value.strip("0:")
     elif isinstance(value, dict):
         try:
             wrong = timedelta(**value) <= timedelta()

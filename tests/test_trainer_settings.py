@@ -19,6 +19,8 @@ BEFORE = {
     "trainer.val_check_interval=0.0": "val_check_interval is 0.0; it must be",
     "trainer.val_check_interval=half": "val_check_interval is 'half'; a time is written days:hours",
     "+trainer.max_time=5": "max_time is 5; a time is written",
+    "+trainer.max_time=00:00:00:00": "max_time is .00:00:00:00.; a time is written",
+    "seed=-1": "seed is -1; it must be at least 0",
     "+trainer.max_time={second: 5}": "max_time is {'second': 5}; a time is written",
     "+trainer.overfit_batches=1": "overfit_batches is 1, which is not for a run: .* a draw",
     "+trainer.fast_dev_run=true": "fast_dev_run is true, which is not for a run: .* trainer.max_steps=2",
