@@ -351,7 +351,7 @@ def test_equal_repeats_with_equal_scores_are_one(tmp_path):
     assert list(import_lists(path, "flag_embedding", CorpusPassages(SMALL))) == [found]
     path = write(tmp_path / "y.jsonl", repeated | {"neg_scores": [1, 2, 3]})
     with new_corpus(tmp_path / "new") as gathered:
-        message = r"y\.jsonl:1: the passage 'text b' stands twice in this list, with the scores 1\.0 and 3\.0\."
+        message = r"y\.jsonl:1: the passage 'text b' stands twice in this list, with the scores 1 and 3\."
         with pytest.raises(InputError, match=message):
             list(import_lists(path, "flag_embedding", gathered))
         list(import_lists(tmp_path / "x.jsonl", "flag_embedding", gathered))

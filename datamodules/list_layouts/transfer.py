@@ -178,7 +178,7 @@ def _checked(stated: StatedList, passages: CorpusPassages | NewCorpus, query_typ
             named = [shown(value) for value in (None if made else passage_id, passage.text) if value is not None]
             raise InputError(
                 f"{passage.where}: the passage {' '.join(named)} stands twice in this list, with the scores "
-                f"{kept[passage_id]!r} and {score!r}. Keep one of the two."
+                f"{kept[passage_id]:.9g} and {score:.9g}. Keep one of the two."
             )
     if len(kept) < 2:
         raise InputError(f"{where}: {len(kept)} passage(s); a list needs at least 2.")
