@@ -87,7 +87,7 @@ def explain(error: BaseException) -> str:
         chain.append(deeper)
     for cause in chain:
         if isinstance(cause, InputError):
-            return str(cause)
+            return _at_its_place(str(cause), str(error))
     if is_disk_full(error):
         named = [cause.filename for cause in chain if isinstance(cause, OSError) and cause.filename]
         return disk_full(named[-1] if named else "A file")
@@ -110,6 +110,12 @@ def explain(error: BaseException) -> str:
     if chain[-1] is not chain[0] and isinstance(chain[-1], TypeError | ValueError):
         return f"{own.splitlines()[0]} ({chain[-1]})"
     return own
+
+
+def _at_its_place(said: str, by_hydra: str) -> str:
+    """A message of an encoder, whose settings it calls ``encoder.…``, with the place that they have."""
+    place = re.search(r"TextEncoder.*full_key: (\S+)$", by_hydra, re.DOTALL)
+    return said if place is None else re.sub(r"(?<![\w.])encoder\.(?=[a-z_])", f"{place[1]}.", said)
 
 
 def _hydras(error: BaseException) -> str | None:
@@ -165,6 +171,8 @@ def _full_memory(error: BaseException) -> str:
 
 def _unknown_key(parent: DictConfig, key: Any) -> str:
     place, valid = parent._get_full_key(""), sorted(map(str, parent.keys()))
+    if place and not valid and place not in OF_ANY_NAME:
+        return f"There is no {key!r} in {place}, which follows another section, or is empty: set {key!r} in that one."
     said = f"There is no {key!r} in {place or 'the configuration'}; it has {', '.join(valid)}."
     if place in OF_ANY_NAME:
         out = f", and ~{place}.{valid[0]} leaves one out" if valid else ""

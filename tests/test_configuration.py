@@ -14,7 +14,8 @@ import pytest
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra.errors import ConfigCompositionException
+from hydra.errors import ConfigCompositionException, InstantiationException
+from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 from test_run import CONF, config_of
 
@@ -24,7 +25,7 @@ from experiments import prepare as prepare_module
 from experiments import run as run_module
 from experiments.arguments import check_added, check_settings, say_what_is_kept
 from experiments.checks import check
-from experiments.hydra_errors import run_kindly
+from experiments.hydra_errors import explain, run_kindly
 from experiments.pipeline import Pipeline
 from experiments.run import train
 from experiments.without_effect import OF_PREPARE, OF_RUN, say_what_has_no_effect
@@ -535,3 +536,12 @@ def test_a_full_memory_is_one_sentence(capsys):
             and said.startswith("error: This machine's memory is full")
             and "\n" not in said[:-1]
         )
+
+
+def test_a_message_of_a_second_encoder_names_its_place():
+    config = config_of(
+        "module=reranker", "evaluation=rerank", "evaluation.datasets=[]", "evaluation.dense.model=/no/such"
+    )
+    with pytest.raises(InstantiationException) as caught:
+        instantiate(config.evaluation, folder=Path())
+    assert explain(caught.value).startswith("evaluation.dense.model is '/no/such': no such model folder.")
