@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
@@ -17,7 +19,7 @@ from processes import begin, end, finish, start
 import experiments
 from datamodules.corpus import load_corpus
 from datamodules.query_lists import open_query_lists, read_metadata, read_query_lists
-from experiments.pipeline import STAGES
+from experiments.pipeline import STAGES, Pipeline
 from experiments.prepare import prepare
 from retriever.errors import InputError
 
@@ -40,6 +42,21 @@ def whole(small_prepare, tmp_path):
     """The lists of one undisturbed run."""
     run([*small_prepare, f"output_dir={tmp_path / 'whole'}"])
     return content(tmp_path / "whole" / "lists")
+
+
+def test_the_texts_of_an_evaluation_corpus_decide_the_split_in_any_format(small_prepare, tmp_path):
+    other = tmp_path / "other"
+    (other / "qrels").mkdir(parents=True)
+    (other / "queries.tsv").write_text("q\twhat\n")
+    (other / "qrels" / "test.tsv").write_text("q\td\t1\n")
+    found = set()
+    for text in ("one", "another"):
+        pq.write_table(pa.table({"_id": ["d"], "text": [text]}), other / "corpus.parquet")
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose("prepare", [*small_prepare, f"split.evaluation=[{{path: {other}}}]"])
+        [(_, digest)] = Pipeline(config)._evaluation_sets
+        found.add(digest)
+    assert len(found) == 2
 
 
 def test_a_corpus_becomes_lists_that_training_reads(
