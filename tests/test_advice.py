@@ -13,7 +13,6 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -70,8 +69,7 @@ def matched(arguments: list[str], folder: Path) -> None:
     module = instantiate(config.module, encoder=instantiate(config.encoder))
     evaluation = instantiate(config.evaluation, folder=folder)
     evaluation.specs = evaluation.data = []
-    with suppress(AttributeError):  # there is no trainer
-        evaluation.setup(None, module, "fit")
+    evaluation.open(module, None)
 
 
 def checked(arguments: list[str], folder: Path) -> None:

@@ -38,6 +38,8 @@ def job_of(small_scifact, small_lists, tmp_path, **options):
         "rate_seconds": 0.05,
         "cache_dir": str(tmp_path / "cache"),
         "seed": 1,
+        "empty_passages": "error",
+        "on_bad_list": "error",
         "gradient": str(tmp_path / "gradient.npy"),
         **options,
     }
@@ -75,6 +77,7 @@ def test_every_system_computes_the_same_gradient(results):
 def test_every_system_evaluates_to_the_same_ndcg(tiny_model, small_scifact, system):
     encoder = TextEncoder.from_pretrained(str(tiny_model), pooling="mean", query_max_length=64, passage_max_length=64)
     job = {"system": system, "dataset": str(small_scifact), "token_budget": 4096, "peer_batch": 8}
+    job |= {"empty_passages": "error", "unknown_qrels": "error"}
     found = run_evaluation(job, encoder, torch.device("cpu"))
     assert found["ndcg@10"] == pytest.approx(_ndcg(tiny_model, small_scifact), abs=1e-5)
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 from omegaconf import OmegaConf
 from test_run import config_of
@@ -461,8 +462,10 @@ def test_overlap_counts_synthetic_lists_and_equals_brute_force(scifact, tmp_path
     assert {why.rsplit(" ", 1)[1] for why in found.values()} == {"claim.train.parquet", "human.train.parquet"}
     # the guard lets synthetic queries share their source; this counts them
     assert sharing - set(find_overlap(test, sources[1:]))
-    # ids of another corpus mean other passages: there, wording alone counts
-    other = type(corpus)("elsewhere", corpus.ids, corpus.titles, corpus.texts)
+    # equal ids of another corpus are other passages: what counts there is equal texts
+    copy = type(corpus)("elsewhere", corpus.ids, corpus.titles, corpus.texts)
+    assert find_overlap(test, [replace(source, corpus=copy) for source in sources]).keys() == found.keys()
+    other = type(corpus)("elsewhere", corpus.ids, corpus.titles, pc.utf8_reverse(corpus.texts))
     assert find_overlap(test, [replace(source, corpus=other) for source in sources]).keys() == near
 
 
