@@ -17,13 +17,42 @@ _ENCODERS = Path(__file__).parent / "conf" / "encoder"
 def as_now(config: Any) -> Any:
     """Turn a run's configuration, as plain containers, into what this version would have written.
 
-    Encoders used to state beside ``packaged`` what their presets know, and now have it in ``preset``.
+    Encoders used to state beside ``packaged`` what their presets know, and now have it in ``preset``. Settings that
+    are newer than the run get the value that does what was done then.
     """
     if isinstance(config, list):
         return [as_now(inner) for inner in config]
     if not isinstance(config, dict):
         return config
     config = {key: as_now(inner) for key, inner in config.items()}
+    parts = [config.get(name) for name in ("data", "evaluation", "module")]
+    if "empty_passages" not in config and all(isinstance(part, dict) for part in parts):
+        return _with_newer_settings(config, *parts)
+    return _with_preset(config)
+
+
+def _with_newer_settings(
+    config: dict[str, Any], data: dict[str, Any], evaluation: dict[str, Any], module: dict[str, Any]
+) -> dict[str, Any]:
+    """Add what a run's configuration has at its top, and in its groups, since empty passages are kept by default."""
+    # a run that has ended saw no empty passage where these were refused
+    data, evaluation = ({**part, "empty_passages": "keep"} for part in (data, evaluation))
+    if data.get("dev_fraction") == 0.1:  # what null is, of lists that are not split
+        data["dev_fraction"] = None
+    if "decay" not in module and "final_learning_rate" in module:
+        module = {**module, "decay": "to_floor"}
+    return config | {
+        "data": {"leak_near_passages": None} | data,
+        "evaluation": evaluation,
+        "module": module,
+        "empty_passages": "keep",
+        "on_bad_list": data.get("on_bad_list", "error"),
+        "unknown_qrels": evaluation.get("unknown_qrels", "error"),
+    }
+
+
+def _with_preset(config: dict[str, Any]) -> dict[str, Any]:
+    """Of an encoder that states ``packaged``, move what it states into a preset."""
     fields = getattr(SPECS.get(config.get("_target_", "")), "__dataclass_fields__", None)
     if fields is None or "packaged" not in config or "model" not in config:
         return config

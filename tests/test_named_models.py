@@ -1,5 +1,6 @@
 """The model that a user names is what runs: presets, folders, the hub's cache, and what a model's own files state."""
 
+import copy
 import json
 import re
 import shutil
@@ -175,6 +176,20 @@ def test_a_run_folder_of_an_earlier_version_means_the_same(tmp_path, caplog):
     wrong = as_now(before | {"model": "/a/folder"})
     assert "packaged" not in wrong["preset"] and "now what is named is loaded" in caplog.text
     assert as_now({"encoder": now}) == {"encoder": now}
+
+
+def test_a_run_of_before_a_setting_was_there_has_the_value_that_does_what_it_did():
+    config = config_of("name=x", "data.dev=null")
+    now = OmegaConf.to_container(config, resolve=True)
+    before = copy.deepcopy(now)
+    for section, names in {"data": ["leak_near_passages"], "module": ["decay"]}.items():
+        for name in names:
+            del before[section][name]
+    for name in ("empty_passages", "on_bad_list", "unknown_qrels"):
+        del before[name]
+    before["data"] |= {"empty_passages": "error", "dev_fraction": 0.1}
+    before["evaluation"]["empty_passages"] = "error"
+    assert as_now(before) == now and as_now(now) == now
 
 
 # what a folder states

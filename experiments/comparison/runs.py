@@ -20,6 +20,7 @@ from callbacks.beir_evaluation import read_per_query
 from callbacks.run_record import RESULTS, read_results
 from datamodules.files import read_json
 from datamodules.yaml_files import read_yaml
+from experiments.older_runs import as_now
 from experiments.repeat import CONFIG
 from experiments.sweeps import ERROR_FILE, PLACES
 from retriever.errors import InputError, shown
@@ -208,7 +209,10 @@ def read_runs(finished: Mapping[Path, dict[str, Any]]) -> list[Run]:
     Raises:
         InputError: results or a configuration hold what they cannot.
     """
-    read = [(folder, _checked(folder, results), _read_config(folder / CONFIG)) for folder, results in finished.items()]
+    read = [
+        (folder, _checked(folder, results), as_now(_read_config(folder / CONFIG)))
+        for folder, results in finished.items()
+    ]
     corpora: dict[str, set[str | None]] = {}
     for _, results, config in read:
         for name in results["datasets"]:
