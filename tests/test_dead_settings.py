@@ -640,10 +640,11 @@ def dead(
         if known not in before:
             before[known] = world.observed(seen.by, changed(composed(*choices, command=command), own), said)
         after = world.observed(seen.by, changed(composed(*choices, command=command), own | {key: seen.value}), said)
-        if before[known][0] in ("raised", "refused"):
+        if "raised" in (after[0], before[known][0]):
+            found.append(f"{key}: {before[known] if before[known][0] == 'raised' else after}"[:1000])
+        # refused with and without it; a class that may be called is refused for what it is
+        elif before[known][0] == after[0] == "refused" and key != "allowed_targets":
             found.append(f"{key}: without it, {before[known]}"[:1000])
-        elif after[0] == "raised":
-            found.append(f"{key}: {after}"[:1000])
         elif after == before[known]:
             found.append(f"{key}: nothing follows it ({after if after[0] == 'refused' else seen.by})")
         elif seen.refused and (after[0] != "refused" or seen.refused not in after[1]):
