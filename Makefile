@@ -1,5 +1,5 @@
 # make quickstart: everything from nothing to the table. make test: the same set-up where it is missing, then the tests.
-# make mutants: every way to break the losses that tests/mutants.py knows; takes long.
+# make mutants: every way to break the losses that tests/robustness/mutants.py knows; takes long.
 # make scifact: the real model on the whole of SciFact, against the published figure; takes minutes.
 # make mteb: MTEB's figures of an exported model against the run's own.
 SHELL := /bin/bash
@@ -20,13 +20,13 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 mutants: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/robustness/mutants.py
 
 scifact: $(VENV)/.dev
-	WHOLE_SCIFACT=1 $(BIN)/python -m pytest tests/test_scifact.py
+	WHOLE_SCIFACT=1 $(BIN)/python -m pytest tests/integration/test_scifact.py
 
 mteb: $(VENV)/.mteb
-	$(BIN)/python -m pytest tests/test_mteb.py
+	$(BIN)/python -m pytest tests/integration/test_mteb.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

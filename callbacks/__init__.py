@@ -1,18 +1,18 @@
 """What happens beside training: BEIR evaluation, diagnostics, stopping, export and run records."""
 
-from callbacks.atomic_checkpoints import AtomicCheckpoints
-from callbacks.beir_evaluation import BeirEvaluation
-from callbacks.diagnostics import Diagnostics
-from callbacks.ending import EndAtSigterm
-from callbacks.export import ExportBest
+from callbacks.evaluation.beir_evaluation import BeirEvaluation
+from callbacks.evaluation.rerank_evaluation import RerankEvaluation
 from callbacks.pruning import PruneRun
-from callbacks.query_record import QueryRecord
-from callbacks.rerank_evaluation import RerankEvaluation
-from callbacks.run_record import RunRecord
-from callbacks.step_seeds import StepSeeds
+from callbacks.reliability.atomic_checkpoints import AtomicCheckpoints
+from callbacks.reliability.step_seeds import StepSeeds
+from callbacks.reliability.termination import EndAtSigterm
+from callbacks.reporting.atomic_csv import WholeCsvLogger
+from callbacks.reporting.diagnostics import Diagnostics
+from callbacks.reporting.export import ExportBest
+from callbacks.reporting.query_record import QueryRecord
+from callbacks.reporting.run_record import RunRecord
+from callbacks.reporting.wandb_report import WandbReport
 from callbacks.stopping import StopWhenNoneImproves
-from callbacks.wandb_report import WandbReport
-from callbacks.whole_csv import WholeCsvLogger
 
 __all__ = [
     "AtomicCheckpoints",

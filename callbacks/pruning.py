@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import lightning as L
 
-from callbacks.run_record import RESULTS, RunRecord, best_value, read_results
+from callbacks.reporting.run_record import RESULTS, RunRecord, best_value, read_results
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner

@@ -12,8 +12,8 @@ from torch.utils.data import Dataset, Sampler
 from datamodules.corpus import Corpus
 from datamodules.query_lists import QueryLists, ragged_take
 from retriever.batch import RetrievalBatch
+from retriever.encoder.tokens import TokenizedTexts
 from retriever.errors import InputError, choose
-from retriever.tokens import TokenizedTexts
 
 ORDERS = ("shuffle", "rotate")
 CANDIDATES = ("top", "sample")

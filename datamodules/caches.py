@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from datamodules.blocks import run_free_blocks
-from datamodules.columns import update_digest
-from datamodules.files import atomic_path, remove_torn, reserve
-from datamodules.progress import progress_bar
-from retriever.encoder import TextEncoder
-from retriever.encoding import device_of, encode
-from retriever.tokens import TokenizedTexts
+from datamodules.storage.blocks import run_free_blocks
+from datamodules.storage.columns import update_digest
+from datamodules.storage.files import atomic_path, remove_torn, reserve
+from datamodules.storage.progress import progress_bar
+from retriever.encoder.encoding import device_of, encode
+from retriever.encoder.text_encoder import TextEncoder
+from retriever.encoder.tokens import TokenizedTexts
 
 _TEXT_BLOCK = 10_000  # texts whose token ids are one file until all are merged
 _EMBEDDING_BLOCK = 2_048  # texts whose embeddings are
@@ -139,7 +139,7 @@ def cached_embeddings(
         tokens: N texts.
         encoder: stays as it is.
         cache_dir: the cache's folder; several processes share the work where they share it.
-        token_budget: as for :func:`retriever.encoding.encode`.
+        token_budget: as for :func:`retriever.encoder.encoding.encode`.
         title: what the progress bar says.
         dtype: ``float32`` or ``float16``, of the file.
 
@@ -177,7 +177,7 @@ def embed(
     Args:
         tokens: N texts.
         encoder: stays as it is.
-        token_budget: as for :func:`retriever.encoding.encode`.
+        token_budget: as for :func:`retriever.encoder.encoding.encode`.
         title: what the progress bar says.
         out: [N, D] of any floating type, to be filled (may be memory-mapped); None makes a float32 array.
 

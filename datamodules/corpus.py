@@ -16,13 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datamodules.archives import BEIR, download_beir
-from datamodules.columns import ColumnWriter, cached_columns, mapped_strings, update_digest
-from datamodules.compressed import ENDINGS, split_ending
-from datamodules.files import is_file, is_folder, lines
-from datamodules.input_hashes import input_sha256
-from datamodules.records import IDS, QUERY_IDS, QUERY_TEXTS, TEXTS, Columns, find_records, records
-from datamodules.string_index import StringIndex, string_hashes
+from datamodules.formats.records import IDS, QUERY_IDS, QUERY_TEXTS, TEXTS, Columns, find_records, records
+from datamodules.storage.archives import BEIR, download_beir
+from datamodules.storage.columns import ColumnWriter, cached_columns, mapped_strings, update_digest
+from datamodules.storage.compressed import ENDINGS, split_ending
+from datamodules.storage.files import is_file, is_folder, lines
+from datamodules.storage.input_hashes import input_sha256
+from datamodules.storage.string_index import StringIndex, string_hashes
 from retriever.errors import InputError, choose, shown
 
 log = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ def load_corpus(
 ) -> Corpus:
     """Read ``corpus.jsonl``: ``_id``, ``title`` (may be missing) and ``text``.
 
-    Other formats and names of columns: see :mod:`datamodules.records`.
+    Other formats and names of columns: see :mod:`datamodules.formats.records`.
 
     Args:
         folder: BEIR-layout folder.
@@ -285,7 +285,7 @@ def _joined(titles: pa.Array, texts: pa.Array) -> pa.Array:
 
 
 def load_queries(folder: str | Path) -> dict[str, str]:
-    """Read ``queries.jsonl`` (or another format, see :mod:`datamodules.records`): id → text.
+    """Read ``queries.jsonl`` (or another format, see :mod:`datamodules.formats.records`): id → text.
 
     Any other field (gold evidence) is not read.
     """

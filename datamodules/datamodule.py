@@ -19,18 +19,18 @@ from datamodules.batches import CANDIDATES, ORDERS, BatchSampler, ListBatches, L
 from datamodules.caches import cached_embeddings, cached_tokens
 from datamodules.corpus import Corpus, EvaluationSet, find_dataset, find_file, load_corpus, load_evaluation_set
 from datamodules.dev_lists import Part, choose_dev, why_none
-from datamodules.leakage import count_reasons, find_leaks
+from datamodules.leakage.overlap import find_overlap
+from datamodules.leakage.queries import count_reasons, find_leaks
+from datamodules.leakage.same_passages import RelevantPassages, translated
 from datamodules.list_choice import by_type, chosen_lists
-from datamodules.made_ahead import made_ahead
-from datamodules.near_texts import checked_threshold
 from datamodules.normalization import NORMALIZATIONS, confident, normalize_scores
-from datamodules.overlap import find_overlap
 from datamodules.query_lists import QueryLists, open_query_lists, ragged_take
-from datamodules.same_passages import RelevantPassages, translated
+from datamodules.storage.made_ahead import made_ahead
+from datamodules.text.near_texts import checked_threshold
 from retriever.batch import RetrievalBatch
-from retriever.encoder import TextEncoder
+from retriever.encoder.text_encoder import TextEncoder
+from retriever.encoder.tokens import TokenizedTexts
 from retriever.errors import InputError, choose, require_positive
-from retriever.tokens import TokenizedTexts
 
 log = logging.getLogger(__name__)
 
@@ -271,7 +271,7 @@ class QueryListDataModule(L.LightningDataModule):
         return [q for s in self.dev_lists if s.corpus.name == corpus for q in s.lists.query_ids.to_pylist()]
 
     def overlap(self, data: EvaluationSet) -> dict[str, str]:
-        """Evaluation queries that training comes close to, see :func:`~datamodules.overlap.find_overlap`."""
+        """Evaluation queries that training comes close to, see :func:`~datamodules.leakage.overlap.find_overlap`."""
         return find_overlap(data, self.train_lists)
 
     def sampler(

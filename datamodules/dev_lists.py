@@ -11,9 +11,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from datamodules.corpus import Corpus
-from datamodules.files import is_file
 from datamodules.query_lists import QueryLists, read_metadata, read_query_lists
 from datamodules.splits import lowest_in_dev, rows_in_dev
+from datamodules.storage.files import is_file
 from retriever.errors import InputError
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from datamodules.query_lists import QueryList
-from datamodules.words import count_words
+from datamodules.text.words import count_words
 from retriever.errors import InputError
 
 
@@ -21,7 +21,7 @@ class TypeSummary:
     Attributes:
         query_type: its name.
         lengths: int64 [N], candidates of each list.
-        words: int64 [N], words of each query (:func:`~datamodules.words.count_words`).
+        words: int64 [N], words of each query (:func:`~datamodules.text.words.count_words`).
         scores: float32 [T], the raw teacher scores of all lists; what is not finite is left out.
         best: float32 [N'], the best finite score of each list that has one.
         labelled: lists with at least one labelled positive.

@@ -16,14 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from datamodules.columns import ColumnWriter, cached_columns, mapped_strings
-from datamodules.compressed import ENDINGS, split_ending
 from datamodules.corpus import Corpus
-from datamodules.files import atomic_path, json_lines, read_json, require_file
-from datamodules.input_hashes import input_sha256
-from datamodules.parquet_files import PARQUET, TABLES, is_list, open_table, table_blocks
-from datamodules.records import INDEX
-from datamodules.string_index import string_hashes
+from datamodules.formats.records import INDEX
+from datamodules.storage.columns import ColumnWriter, cached_columns, mapped_strings
+from datamodules.storage.compressed import ENDINGS, split_ending
+from datamodules.storage.files import atomic_path, json_lines, read_json, require_file
+from datamodules.storage.input_hashes import input_sha256
+from datamodules.storage.parquet import PARQUET, TABLES, is_list, open_table, table_blocks
+from datamodules.storage.string_index import string_hashes
 from retriever.errors import InputError, choose, shown
 
 SCHEMA = pa.schema(

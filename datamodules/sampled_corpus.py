@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from datamodules.columns import update_digest
 from datamodules.corpus import Corpus, EvaluationSet
+from datamodules.storage.columns import update_digest
 from retriever.errors import InputError, choose
 
 _DEFAULTS = {"depth": 100, "seed": 1}

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.corpus import load_corpus, load_qrels, load_queries, qrels_splits
-from datamodules.files import atomic_path, write_json_lines
+from datamodules.storage.files import atomic_path, write_json_lines
 from retriever.errors import InputError, require_positive
 
 

@@ -15,18 +15,18 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from callbacks.run_record import environment
-from datamodules.files import atomic_path, write_json
-from experiments.arguments import check_added, check_arguments, say_what_is_kept
+from callbacks.reporting.run_record import environment
+from datamodules.storage.files import atomic_path, write_json
 from experiments.benchmarks import report
 from experiments.benchmarks.cost_model import estimate, needed_and_recomputed, paper_workload
 from experiments.benchmarks.measuring import chosen_device, medians, run_in_turns
 from experiments.benchmarks.training_step import SYSTEMS
-from experiments.hydra_errors import run_kindly
-from experiments.targets import check_targets
-from retriever.encoder import EncoderSpec
+from experiments.cli.arguments import check_added, check_arguments, say_what_is_kept
+from experiments.cli.errors import run_kindly
+from experiments.cli.targets import check_targets
+from retriever.encoder.text_encoder import EncoderSpec
 from retriever.errors import InputError, choose, require_positive
-from retriever.model_source import find_model, with_preset
+from retriever.pretrained.source import find_model, with_preset
 
 log = logging.getLogger(__name__)
 _ESTIMATED = {

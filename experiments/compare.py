@@ -17,12 +17,12 @@ from hydra.experimental.callback import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
-from callbacks.ending import end_at_sigterm
-from datamodules.files import atomic_path, is_disk_full
+from callbacks.reliability.termination import end_at_sigterm
+from datamodules.storage.files import atomic_path, is_disk_full
+from experiments.cli.errors import KindParser, explain
 from experiments.comparison.formats import markdown, print_tables
 from experiments.comparison.measured import BASE
 from experiments.comparison.tables import POINTS, Comparison, compare
-from experiments.hydra_errors import KindParser, explain
 from retriever.errors import InputError
 from retriever.printable import printable
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.hydra_errors import KindParser
+from experiments.cli.errors import KindParser
 from retriever.errors import InputError
 
 STEP = "trainer/global_step"

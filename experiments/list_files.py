@@ -18,16 +18,17 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from callbacks.scoring import score_run, without_self_hits
+from callbacks.evaluation.metrics import score_run, without_self_hits
 from datamodules.corpus import SHIPPED, Corpus, find_dataset, find_file, load_corpus, load_evaluation_set
-from datamodules.files import atomic_path, is_folder
-from datamodules.list_layouts import LAYOUTS, CorpusPassages, export_lists, import_lists, new_corpus
-from datamodules.list_layouts.trec import Trec, queries_beside
+from datamodules.formats.passages import CorpusPassages, new_corpus
+from datamodules.formats.records import find_records
+from datamodules.formats.transfer import LAYOUTS, export_lists, import_lists
+from datamodules.formats.trec import Trec, queries_beside
 from datamodules.list_summary import ListSummary, TypeSummary, summarise
 from datamodules.query_lists import QueryList, open_query_lists, read_metadata, read_query_lists, write_query_lists
-from datamodules.records import find_records
 from datamodules.small_corpus import cut_data_set
-from experiments.hydra_errors import KindParser
+from datamodules.storage.files import atomic_path, is_folder
+from experiments.cli.errors import KindParser
 from retriever.errors import InputError
 from retriever.printable import PrintableFormatter, printable
 
@@ -111,7 +112,7 @@ def import_file(
         corpus_output: its folder; None puts it beside ``output``, named ``<stem>_corpus``.
         teacher: what to keep in the metadata about where the scores come from.
         empty_passages: of the corpus, as for :func:`~datamodules.corpus.load_corpus`.
-        options: of :func:`datamodules.list_layouts.import_lists` and of the layout, and ``check_texts``.
+        options: of :func:`datamodules.formats.import_lists` and of the layout, and ``check_texts``.
 
     Raises:
         InputError: with file and line.
@@ -148,7 +149,7 @@ def export_file(
         layout: a key of ``LAYOUTS``.
         corpus: data set that the lists were made from; None tries the name that the file gives.
         empty_passages: as for :func:`~datamodules.corpus.load_corpus`.
-        options: of :func:`datamodules.list_layouts.export_lists` and of the layout.
+        options: of :func:`datamodules.formats.export_lists` and of the layout.
 
     Raises:
         InputError: with the list's place in the file.

@@ -12,12 +12,12 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from callbacks.run_record import RESULTS
+from callbacks.reporting.run_record import RESULTS
 from datamodules.corpus import EvaluationSet, load_evaluation_set
+from experiments.cli.errors import KindParser
 from experiments.comparison.runs import find_runs, read_runs
-from experiments.hydra_errors import KindParser
 from retriever.errors import InputError
-from retriever.model_source import find_model
+from retriever.pretrained.source import find_model
 from retriever.printable import printable
 
 FIGURES = {"ndcg@10": "ndcg_at_10", "recall@100": "recall_at_100"}  # our name → MTEB's

@@ -18,14 +18,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from datamodules.files import atomic_path, remove_torn, write_json
-from datamodules.stages.stage import Output, summary
+from datamodules.pipeline.stages.stage import Output, summary
+from datamodules.storage.files import atomic_path, remove_torn, write_json
 from experiments import list_files
-from experiments.arguments import check_added, say_what_is_kept
-from experiments.hydra_errors import run_kindly
-from experiments.pipeline import Pipeline
-from experiments.teacher_card import print_card, teacher_card
-from experiments.without_effect import OF_PREPARE, say_what_has_no_effect
+from experiments.cli.arguments import check_added, say_what_is_kept
+from experiments.cli.errors import run_kindly
+from experiments.preparation.pipeline import Pipeline
+from experiments.preparation.teacher_card import print_card, teacher_card
+from experiments.settings.without_effect import OF_PREPARE, say_what_has_no_effect
 from retriever.errors import InputError
 from retriever.printable import printable
 

@@ -36,20 +36,20 @@ from callbacks import (
     WandbReport,
     WholeCsvLogger,
 )
-from callbacks.atomic_checkpoints import LAST, find_checkpoint, has_checkpoint
-from callbacks.run_record import environment, read_results
-from datamodules.files import remove_torn, write_json
-from experiments.arguments import check_added, say_what_is_kept
-from experiments.checks import check, watched
+from callbacks.reliability.atomic_checkpoints import LAST, find_checkpoint, has_checkpoint
+from callbacks.reporting.run_record import environment, read_results
+from datamodules.storage.files import remove_torn, write_json
+from experiments.cli.arguments import check_added, say_what_is_kept
+from experiments.cli.errors import run_kindly
+from experiments.cli.ranks import of_first_rank
+from experiments.cli.rerun import as_typed, input_hashes, save_config, start_from_run, warn_of_changes
+from experiments.cli.sweep import arm_name, run_of_sweep
 from experiments.comparison.formats import print_tables
 from experiments.comparison.tables import compare
-from experiments.first_rank import of_first_rank
-from experiments.hydra_errors import run_kindly
-from experiments.repeat import as_typed, input_hashes, save_config, start_from_run, warn_of_changes
-from experiments.run_plan import print_plan, run_plan
-from experiments.sweeps import arm_name, run_of_sweep
-from experiments.trainer_checks import check_batches, lightning_explained
-from experiments.without_effect import OF_RUN, say_what_has_no_effect
+from experiments.plan.plan import print_plan, run_plan
+from experiments.settings.checks import check, watched
+from experiments.settings.trainer_checks import check_batches, lightning_explained
+from experiments.settings.without_effect import OF_RUN, say_what_has_no_effect
 from retriever.errors import InputError, choose
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ def train(config: DictConfig, folder: Path, arm: str | None = None) -> dict:
             write_json(folder / "environment.json", facts | {"plan": plan})
             _tidy(folder, checkpoint)
             if config.logger.wandb is not None:
-                from experiments.wandb_run import wandb_logger  # the import takes a second
+                from experiments.cli.wandb_run import wandb_logger  # the import takes a second
 
                 trainer.loggers = [*trainer.loggers, stack.enter_context(wandb_logger(config, folder, arm))]
         with lightning_explained(config.trainer):
@@ -167,7 +167,7 @@ def _callbacks(config: DictConfig, folder: Path, evaluation: BeirEvaluation, arm
     if config.get("pruner") is not None:
         callbacks.append(PruneRun(record, instantiate(config.pruner)))
     if config.logger.wandb is not None:
-        from experiments.wandb_run import module_file, source_files
+        from experiments.cli.wandb_run import module_file, source_files
 
         code = source_files() | module_file(config.module._target_)
         callbacks.append(WandbReport(folder, code, config.logger.wandb.per_query_rows))

@@ -8,9 +8,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from retriever.distributed import gather_rows, gather_sizes, rank
-from retriever.query_blocks import in_query_blocks
-from retriever.tokens import TokenizedTexts
+from retriever.distributed.ranks import gather_rows, gather_sizes, rank
+from retriever.encoder.tokens import TokenizedTexts
+from retriever.losses.query_blocks import in_query_blocks
 
 
 @dataclass

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from retriever.batch import EncodedBatch
-from retriever.distributed import gather_rows, gather_sizes
-from retriever.losses import at_least_float32, masked_log_softmax
-from retriever.query_blocks import in_query_blocks
+from retriever.distributed.ranks import gather_rows, gather_sizes
+from retriever.losses.listwise import at_least_float32, masked_log_softmax
+from retriever.losses.query_blocks import in_query_blocks
 
 
 class WholeBatch:

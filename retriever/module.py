@@ -14,17 +14,17 @@ from torch import Tensor
 from torchmetrics.retrieval import RetrievalNormalizedDCG
 
 from retriever.batch import EncodedBatch, RetrievalBatch
-from retriever.cross_encoder import CrossEncoder
+from retriever.cross_encoder.cross_encoder import CrossEncoder
 from retriever.diagnostics import top1_agreement
-from retriever.distributed import sum_over_ranks, world_size
-from retriever.encoder import TextEncoder
-from retriever.encoding import encode
+from retriever.distributed.ranks import sum_over_ranks, world_size
+from retriever.distributed.sharding import gather_weights, release_weights, shard, whole_weights
+from retriever.encoder.encoding import encode
+from retriever.encoder.text_encoder import TextEncoder
+from retriever.encoder.tokens import TokenizedTexts, micro_batches, padding_share
 from retriever.errors import InputError, choose, require_positive
-from retriever.losses import listwise_distillation
-from retriever.matryoshka import Matryoshka
+from retriever.losses.listwise import listwise_distillation
+from retriever.losses.matryoshka import Matryoshka
 from retriever.schedule import DECAYS, default_warmup, learning_rate_factor
-from retriever.sharding import gather_weights, release_weights, shard, whole_weights
-from retriever.tokens import TokenizedTexts, micro_batches, padding_share
 
 # The paper's temperatures; dev/kl is measured at these whatever the objective trains with, so that runs compare.
 STUDENT_TEMPERATURE, TEACHER_TEMPERATURE = 0.05, 0.3
@@ -308,7 +308,7 @@ class RetrieverModule(QueryListModule):
         encoder: what is trained.
         train_passage_encoder: False keeps the passage side as it is (index-preserving): passage embeddings then come
             with the batch, and only the query side learns.
-        matryoshka_dimensions: train these prefixes of the embeddings too (:class:`~retriever.matryoshka.Matryoshka`);
+        matryoshka_dimensions: train these prefixes of the embeddings too (see :mod:`retriever.losses.matryoshka`);
             metrics stay those of the whole embeddings. None trains the whole alone.
         matryoshka_weights: a weight for each of these dimensions; None gives each 1, as the whole has.
         **common: arguments of :class:`QueryListModule`.

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import end, end_everything
-from tiny_tokenizers import word_piece
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from datamodules.corpus import SHIPPED, load_corpus, load_qrels, load_queries
 from datamodules.query_lists import QueryList, write_query_lists
-from retriever.encoder import TextEncoder
+from helpers.processes import end, end_everything
+from helpers.tiny_tokenizers import word_piece
+from retriever.encoder.text_encoder import TextEncoder
 
 os.environ.setdefault("WANDB_MODE", "offline")
 torch.set_num_threads(1)  # tiny models are slower on two

@@ -15,12 +15,12 @@ from beir.retrieval.search.dense import DenseRetrievalExactSearch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
-from callbacks.block_search import search_and_score
-from callbacks.scoring import mean_scores
+from callbacks.evaluation.block_search import search_and_score
+from callbacks.evaluation.metrics import mean_scores
 from datamodules.caches import embed
 from datamodules.corpus import EvaluationSet, load_evaluation_set
 from experiments.benchmarks.measuring import autocast, measure
-from retriever.encoder import TextEncoder
+from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import choose
 from retriever.search import exact_search
 

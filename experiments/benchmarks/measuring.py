@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from callbacks.run_record import peak_memory
-from datamodules.files import write_json
+from callbacks.reporting.run_record import peak_memory
+from datamodules.storage.files import write_json
 from retriever.errors import InputError
 
 log = logging.getLogger(__name__)

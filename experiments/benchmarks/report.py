@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 from rich.console import Console
 from rich.table import Column, Table
 
-from datamodules.files import atomic_path
+from datamodules.storage.files import atomic_path
 
 _WORDS = {"ours": "this project", "st": "sentence-transformers", "plain": "plain loop", "beir": "beir"}
 

@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from experiments.benchmarks.measuring import autocast
 from experiments.benchmarks.training_step import Lists, Ours, SameInfoNCE, one_step
-from retriever.encoder import TextEncoder
+from retriever.encoder.text_encoder import TextEncoder
 
 # kind → what the names of its operations begin with, the first that fits
 KINDS = {

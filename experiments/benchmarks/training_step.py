@@ -26,13 +26,13 @@ from datamodules.query_lists import open_query_lists
 from experiments.benchmarks.flops import forward_flops
 from experiments.benchmarks.measuring import autocast, matmul_rate, measure
 from retriever.batch import EncodedBatch, RetrievalBatch
-from retriever.encoder import TextEncoder, set_dropout
+from retriever.encoder.text_encoder import TextEncoder, set_dropout
+from retriever.encoder.tokens import TokenizedTexts, micro_batches, padding_share
 from retriever.errors import InputError, choose
-from retriever.losses import at_least_float32
+from retriever.losses.listwise import at_least_float32
+from retriever.losses.query_blocks import in_query_blocks
 from retriever.module import RetrieverModule
 from retriever.objectives import ListwiseDistillation
-from retriever.query_blocks import in_query_blocks
-from retriever.tokens import TokenizedTexts, micro_batches, padding_share
 
 TEMPERATURE, STUDENT, TEACHER = 0.05, 0.05, 0.3
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from callbacks.markdown import markdown_text
+from callbacks.reporting.markdown import markdown_text
 from experiments.comparison.measured import BASE, Measured
 from experiments.comparison.tables import Comparison
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as View
 
-from callbacks.markdown import markdown_text
+from callbacks.reporting.markdown import markdown_text
 from experiments.comparison.runs import reason
 from experiments.comparison.sheets import Sheet, narrow_sheets, sheets
 from experiments.comparison.tables import Comparison, Table

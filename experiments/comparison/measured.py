@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from callbacks.statistics import PairedTest, paired_test
+from callbacks.reporting.statistics import PairedTest, paired_test
 from experiments.comparison.runs import Group, Run
 from retriever.errors import InputError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datamodules.files import atomic_path, remove_torn
+from datamodules.storage.files import atomic_path, remove_torn
 from experiments.comparison.changes import changes_markdown
 from experiments.comparison.formats import csv_text, latex, markdown, query_csv
 from experiments.comparison.page import page

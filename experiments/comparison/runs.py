@@ -16,13 +16,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from callbacks.beir_evaluation import read_per_query
-from callbacks.run_record import RESULTS, read_results
-from datamodules.files import read_json
-from datamodules.yaml_files import read_yaml
-from experiments.older_runs import as_now
-from experiments.repeat import CONFIG
-from experiments.sweeps import ERROR_FILE, PLACES
+from callbacks.evaluation.beir_evaluation import read_per_query
+from callbacks.reporting.run_record import RESULTS, read_results
+from datamodules.storage.files import read_json
+from datamodules.storage.yaml_files import read_yaml
+from experiments.cli.rerun import CONFIG
+from experiments.cli.sweep import ERROR_FILE, PLACES
+from experiments.settings.older_runs import as_now
 from retriever.errors import InputError, shown
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from callbacks.statistics import PairedTest, holm
+from callbacks.reporting.statistics import PairedTest, holm
 from experiments.comparison.measured import BASE, Measured, read_measured, tested
 from experiments.comparison.runs import Group, Run, find_runs, group_runs, read_runs
 from retriever.errors import choose

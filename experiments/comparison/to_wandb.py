@@ -7,9 +7,9 @@ from pathlib import Path
 
 import wandb
 
+from experiments.cli.wandb_run import start_run
 from experiments.comparison.formats import COLUMNS, records
 from experiments.comparison.tables import Comparison
-from experiments.wandb_run import start_run
 
 
 def log_comparison(comparison: Comparison, files: Sequence[Path], folder: Path, project: str) -> None:

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from retriever.batch import EncodedBatch
 from retriever.errors import choose, require_positive
-from retriever.losses import listwise_distillation, listwise_jensen_shannon, listwise_reverse_kl
+from retriever.losses.listwise import listwise_distillation, listwise_jensen_shannon, listwise_reverse_kl
 from retriever.module import STUDENT_TEMPERATURE, TEACHER_TEMPERATURE, RetrieverModule
-from retriever.temperature import Temperature
+from retriever.objectives.temperature import Temperature
 
 DIVERGENCES = {
     "kl": listwise_distillation,

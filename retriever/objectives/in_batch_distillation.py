@@ -7,10 +7,10 @@ from torch import Tensor
 
 from retriever.batch import EncodedBatch, matches
 from retriever.errors import InputError
-from retriever.losses import above_positive, excess_of_unknown
+from retriever.losses.listwise import above_positive, excess_of_unknown
+from retriever.losses.query_blocks import in_query_blocks
 from retriever.module import STUDENT_TEMPERATURE, TEACHER_TEMPERATURE, RetrieverModule
 from retriever.objectives.distillation import Imitation
-from retriever.query_blocks import in_query_blocks
 
 
 class InBatchDistillation(RetrieverModule):

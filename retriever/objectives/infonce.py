@@ -9,10 +9,10 @@ from torch import Tensor
 
 from retriever.batch import EncodedBatch, matches
 from retriever.errors import InputError, choose
-from retriever.losses import above_positive, infonce, likely_false_negatives
+from retriever.losses.listwise import above_positive, infonce, likely_false_negatives
+from retriever.losses.query_blocks import in_query_blocks
 from retriever.module import RetrieverModule
-from retriever.query_blocks import in_query_blocks
-from retriever.temperature import Temperature
+from retriever.objectives.temperature import Temperature
 
 POSITIVES = ("teacher", "labelled")
 SCORERS = ("teacher", "student")

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from retriever.batch import EncodedBatch
 from retriever.errors import choose, require_positive
+from retriever.losses.query_blocks import in_query_blocks
+from retriever.losses.ranking import LAMBDA_WEIGHTS, approx_ndcg, lambda_loss, margin_mse, ranknet
 from retriever.module import STUDENT_TEMPERATURE, TEACHER_TEMPERATURE, RetrieverModule
-from retriever.query_blocks import in_query_blocks
-from retriever.ranking_losses import LAMBDA_WEIGHTS, approx_ndcg, lambda_loss, margin_mse, ranknet
-from retriever.temperature import Temperature
+from retriever.objectives.temperature import Temperature
 
 
 class RankingObjective(RetrieverModule):
@@ -47,7 +47,7 @@ class RankingObjective(RetrieverModule):
 class MarginMSE(RankingObjective):
     """Squared error between the student's and the teacher's margins, of the teacher's first over each other passage.
 
-    :func:`~retriever.ranking_losses.margin_mse` (arXiv 2010.02666).
+    :func:`~retriever.losses.ranking.margin_mse` (arXiv 2010.02666).
 
     Args:
         encoder: what is trained.
@@ -66,7 +66,7 @@ class MarginMSE(RankingObjective):
 
 
 class RankNet(RankingObjective):
-    """Logistic loss of each pair that the teacher orders: :func:`~retriever.ranking_losses.ranknet` (Burges 2005).
+    """Logistic loss of each pair that the teacher orders: :func:`~retriever.losses.ranking.ranknet` (Burges 2005).
 
     Args:
         encoder: what is trained.
@@ -84,7 +84,7 @@ class RankNet(RankingObjective):
 
 
 class ApproxNDCG(RankingObjective):
-    """1 − nDCG with smooth positions: :func:`~retriever.ranking_losses.approx_ndcg` (Qin et al. 2010).
+    """1 − nDCG with smooth positions: :func:`~retriever.losses.ranking.approx_ndcg` (Qin et al. 2010).
 
     Args:
         encoder: what is trained.
@@ -101,7 +101,7 @@ class ApproxNDCG(RankingObjective):
 
 
 class LambdaLoss(RankingObjective):
-    """Logistic loss of pairs, weighted by nDCG: :func:`~retriever.ranking_losses.lambda_loss` (Wang et al. 2018).
+    """Logistic loss of pairs, weighted by nDCG: :func:`~retriever.losses.ranking.lambda_loss` (Wang et al. 2018).
 
     Args:
         encoder: what is trained.

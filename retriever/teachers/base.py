@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from retriever.errors import InputError
-from retriever.model_source import hub_origin, local_folder
-from retriever.packaged_weights import file_sha256
+from retriever.pretrained.packaged import file_sha256
+from retriever.pretrained.source import hub_origin, local_folder
 from retriever.teachers.pair_tokens import TokenizedPairs
 
 _log = logging.getLogger(__name__)

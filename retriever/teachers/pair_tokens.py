@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from retriever.encoder.tokens import TokenizedTexts
 from retriever.errors import InputError
-from retriever.tokens import TokenizedTexts
 
 _FIXED, _QUERY, _PASSAGE = 0, 1, 2
 _OWNERS = {"{query}": _QUERY, "{passage}": _PASSAGE}

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from retriever.encoder import max_positions
+from retriever.encoder.text_encoder import max_positions
+from retriever.encoder.tokens import micro_batches
 from retriever.errors import InputError, choose, require_positive
-from retriever.pretrained import load, load_telling
+from retriever.pretrained.loading import load, load_telling
 from retriever.teachers.base import Teacher
 from retriever.teachers.pair_tokens import PairTokenizer, TokenizedPairs
-from retriever.tokens import micro_batches
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _ADVICE = (

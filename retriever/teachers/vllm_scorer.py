@@ -10,10 +10,10 @@ import numpy as np
 from transformers import AutoConfig, AutoTokenizer
 
 from retriever.errors import InputError, choose
+from retriever.pretrained.vllm import deciding_options, load_llm
 from retriever.teachers.base import Teacher
 from retriever.teachers.pair_tokens import PairTokenizer, TokenizedPairs
 from retriever.teachers.transformers_teacher import DTYPES, load_pretrained
-from retriever.vllm_loading import deciding_options, load_llm
 
 
 class VllmScorer(Teacher):

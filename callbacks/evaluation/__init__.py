@@ -1,0 +1,1 @@
+"""nDCG@10 on BEIR corpora while training."""

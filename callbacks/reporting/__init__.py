@@ -1,0 +1,1 @@
+"""What a run keeps and shows: records, figures, model card, W&B."""

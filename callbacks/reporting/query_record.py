@@ -1,0 +1,58 @@
+"""QueryRecord: the evaluation queries in words, and which of them training came close to."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import lightning as L
+
+from callbacks.evaluation.beir_evaluation import BeirEvaluation
+from datamodules.corpus import EvaluationSet
+from datamodules.storage.files import write_json
+
+log = logging.getLogger(__name__)
+_PASSAGES = 3
+_CHARACTERS = 120
+
+
+class QueryRecord(L.Callback):
+    """Writes ``queries/<dataset>.json`` and ``overlap/<dataset>.json`` when training starts, on the first rank.
+
+    ``queries`` maps each evaluation query to its text (``query``) and the titles of its relevant passages
+    (``relevant``, at most three; the first words where there is no title), so that a comparison of runs shows what was
+    asked without looking for the corpus again. ``overlap`` maps those queries that share a relevant passage with, or
+    nearly equal, a train query to the reason.
+
+    Args:
+        folder: the run folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write them."""
+        if not trainer.is_global_zero:
+            return
+        evaluation = next(c for c in trainer.callbacks if isinstance(c, BeirEvaluation))
+        for data in evaluation.data:
+            overlap = trainer.datamodule.overlap(data)
+            write_json(self.folder / "queries" / f"{data.name}.json", _in_words(data))
+            write_json(self.folder / "overlap" / f"{data.name}.json", overlap)
+            log.info("%s: training comes close to %d of %d queries", data.name, len(overlap), len(data.queries))
+
+
+def _in_words(data: EvaluationSet) -> dict[str, dict[str, str | list[str]]]:
+    relevant = {query: sorted(passages)[:_PASSAGES] for query, passages in data.relevant().items()}
+    wanted = sorted(set().union(*relevant.values()))
+    rows = dict(zip(wanted, data.corpus.rows(wanted).tolist(), strict=True))
+
+    def title(row: int) -> str:
+        words = data.corpus.titles[row].as_py() or data.corpus.texts[row].as_py()
+        return words if len(words) <= _CHARACTERS else words[:_CHARACTERS] + "…"
+
+    return {
+        query: {"query": text, "relevant": [title(rows[p]) for p in relevant[query] if rows[p] >= 0]}
+        for query, text in data.queries.items()
+    }

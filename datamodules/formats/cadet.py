@@ -1,0 +1,96 @@
+"""CADET's layout: JSON Lines, one query a line with its passages, each with id, text and score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datamodules.formats.passages import CorpusPassages
+from datamodules.formats.raw_lists import (
+    StatedList,
+    StatedPassage,
+    id_of,
+    ids_of,
+    keys,
+    list_of,
+    passage_text,
+    required_text,
+    text_of,
+    title_of,
+)
+from datamodules.formats.records import records
+from datamodules.query_lists import QueryList
+from datamodules.storage.files import write_json_lines
+from retriever.errors import InputError, shown
+
+
+@dataclass(frozen=True)
+class Cadet:
+    """``{"qid", "query", "passages": [{"docid", "text", "score"}, …]}``, one query a line.
+
+    Read: ``qid`` or ``query_id``, ``query_type`` or ``type``, ``positive_ids`` (or one ``positive_docid`` or
+    ``positive_id``), ``corpus``, and each passage's ``title``, where they are there; ``text`` may be missing where the
+    corpus is given. Written: ``qid``, ``query_type``, ``corpus`` and ``positive_ids`` beside what CADET's scripts
+    read, which they leave alone; texts are title + space + text. This layout holds all of a query list.
+
+    Args:
+        score_key: the passage's key for the score. CADET's scorer writes ``score``, its trainers read
+            ``rankt5_score``.
+    """
+
+    score_key: str = "score"
+
+    def records(self, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Number and object of every line (or row of a table)."""
+        return records(path)
+
+    def parse(self, where: str, record: dict[str, Any]) -> StatedList:
+        """What a line states."""
+        passages, scores = [], []
+        for entry in list_of(where, record, "passages"):
+            if not isinstance(entry, dict):
+                raise InputError(f"{where}: {shown(entry)} in 'passages'; expected an object with docid and score.")
+            if self.score_key not in entry:
+                raise InputError(
+                    f"{where}: a passage without {self.score_key!r}; it has {keys(entry)}. If the score is under "
+                    "another key, name it: score_key=KEY."
+                )
+            passage_id = id_of(where, "docid", entry.get("docid"))
+            text = passage_text(where, entry, passage_id, "text")
+            passages.append(StatedPassage(where, passage_id, text, title_of(where, entry)))
+            scores.append(entry[self.score_key])
+        return StatedList(
+            where=where,
+            query=required_text(where, record, "query"),
+            passages=passages,
+            scores=scores,
+            positives=[StatedPassage(where, passage_id, None) for passage_id in _positive_ids(where, record)],
+            query_id=text_of(where, record, "query_id", "qid", numbers=True),
+            query_type=text_of(where, record, "query_type", "type"),
+            corpus=text_of(where, record, "corpus"),
+        )
+
+    def encode(self, where: str, query_list: QueryList, passages: CorpusPassages) -> dict[str, Any]:
+        """A line."""
+        return {
+            "qid": query_list.query_id,
+            "query": query_list.query,
+            "query_type": query_list.query_type,
+            "corpus": query_list.corpus,
+            "positive_ids": query_list.positive_ids,
+            "passages": [
+                {"docid": passage_id, "text": passages.text(passage_id, where), self.score_key: score}
+                for passage_id, score in zip(query_list.passage_ids, query_list.teacher_scores, strict=True)
+            ],
+        }
+
+    def write(self, lines: Iterable[dict[str, Any]], path: Path) -> int:
+        """Write the lines; return how many."""
+        return write_json_lines(path, lines)
+
+
+def _positive_ids(where: str, record: dict[str, Any]) -> list[str]:
+    one = text_of(where, record, "positive_docid", "positive_id", numbers=True)
+    return ids_of(where, record, "positive_ids") or ([one] if one is not None else [])

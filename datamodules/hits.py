@@ -1,0 +1,176 @@
+"""Candidates for queries: BM25, and the fusion of several retrievers' hits by score or by rank."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import Stemmer
+
+from datamodules.text.words import main_script, read_by_letters, search_terms, unlike_english
+from retriever.errors import choose
+
+log = logging.getLogger(__name__)
+
+# Snowball's name → bm25s' name of its stop words
+_STOP_WORDS = {
+    "english": "en",
+    "german": "de",
+    "dutch": "nl",
+    "french": "fr",
+    "spanish": "es",
+    "portuguese": "pt",
+    "italian": "it",
+    "russian": "ru",
+    "swedish": "sv",
+    "norwegian": "no",
+}
+# what Snowball stems → its scripts, as datamodules.text.words names them; all else is Latin
+_SCRIPTS = {
+    "arabic": ("ARABIC",),
+    "armenian": ("ARMENIAN",),
+    "greek": ("GREEK",),
+    "hindi": ("DEVANAGARI",),
+    "nepali": ("DEVANAGARI",),
+    "persian": ("ARABIC",),
+    "russian": ("CYRILLIC",),
+    "serbian": ("CYRILLIC", "LATIN"),
+    "tamil": ("TAMIL",),
+    "yiddish": ("HEBREW",),
+}
+_LOOKED_AT = 300  # passages, and characters of each, by which a corpus' script is told
+
+
+@dataclass(frozen=True)
+class Hits:
+    """The best passages of Q queries.
+
+    Attributes:
+        scores: float32 [Q, k], highest first.
+        rows: int64 [Q, k], passages as rows of the corpus; −1 where there are fewer, with score −inf.
+    """
+
+    scores: np.ndarray
+    rows: np.ndarray
+
+
+def bm25_search(
+    passages: Sequence[str], queries: Sequence[str], k: int, k1: float = 0.9, b: float = 0.4, language: str = "english"
+) -> Hits:
+    """BM25 (bm25s) with a Snowball stemmer and, where bm25s has them, the language's stop words.
+
+    Texts in scripts without spaces between words, and Korean ones, are searched by characters and pairs of characters
+    (:func:`~datamodules.text.words.search_terms`). Where the stemmer is for another script than the corpus', a warning
+    says so before the search.
+
+    Args:
+        passages: the corpus.
+        queries: Q texts.
+        k: hits per query, at most the corpus' size.
+        k1: term frequency saturation.
+        b: length normalisation.
+        language: the stemmer's and the stop words' (a name that Snowball knows).
+
+    Returns:
+        Hits [Q, k]; a passage that shares no term with the query is none of its hits.
+    """
+    # bm25s starts JAX where that is installed, and JAX takes three quarters of a GPU's memory and orders ties otherwise
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    import bm25s
+
+    if language not in Stemmer.algorithms():
+        choose("mine.retrievers.bm25.bm25.language", language, Stemmer.algorithms())
+    _say_what_is_not_stemmed(passages, language)
+    options: dict[str, Any] = {
+        "stopwords": _STOP_WORDS.get(language, []),
+        "stemmer": Stemmer.Stemmer(language),
+        "show_progress": False,
+    }
+    if any(unlike_english(text) for texts in (passages, queries) for text in texts):
+        options["token_pattern"] = r"\S+"
+        passages, queries = ([" ".join(found) for found in search_terms(texts)] for texts in (passages, queries))
+    index = bm25s.BM25(k1=k1, b=b)
+    index.index(bm25s.tokenize(list(passages), **options), show_progress=False)
+    tokens = bm25s.tokenize(list(queries), **options)
+    rows, scores = index.retrieve(tokens, k=min(k, len(passages)), show_progress=False, backend_selection="numpy")
+    found = scores > 0
+    return Hits(np.where(found, scores, -np.inf).astype(np.float32), np.where(found, rows, -1).astype(np.int64))
+
+
+def _say_what_is_not_stemmed(passages: Sequence[str], language: str) -> None:
+    script = main_script(text[:_LOOKED_AT] for text in passages[:: max(1, len(passages) // _LOOKED_AT)])
+    if script is None or script in _SCRIPTS.get(language, ("LATIN",)):
+        return
+    written = "Han" if script == "CJK" else script.capitalize()
+    if read_by_letters(script):
+        log.warning(
+            "BM25: the passages are mostly in %s script: they are searched by characters and pairs of characters; "
+            "language=%s stems the words of other scripts alone",
+            written,
+            language,
+        )
+        return
+    others = [name for name, theirs in _SCRIPTS.items() if script in theirs]
+    log.warning(
+        "BM25: language=%s knows no word of %s script, which most passages are in: words are compared as they are "
+        "written, not stemmed%s",
+        language,
+        written,
+        f" (in experiments.prepare, mine.retrievers.bm25.bm25.language takes {' or '.join(others)})" if others else "",
+    )
+
+
+def fuse_scores(runs: Sequence[Hits], weights: Sequence[float], k: int) -> Hits:
+    """Weighted sum of several runs' scores, each min-max scaled over its own hits of a query; 0 where a run lacks one.
+
+    Args:
+        runs: the same Q queries in each.
+        weights: one per run.
+        k: fused hits per query; a query with fewer distinct hits is filled with row −1 and score −inf.
+
+    Returns:
+        Hits [Q, k], highest first, equal scores by ascending row.
+    """
+    return _fuse(runs, [w * _min_max(run.scores.astype(np.float64)) for run, w in zip(runs, weights, strict=True)], k)
+
+
+def fuse_ranks(runs: Sequence[Hits], weights: Sequence[float], k: int, constant: float = 60.0) -> Hits:
+    """Reciprocal-rank fusion: the sum of weight / (constant + rank), ranks from 1 (Cormack et al. 2009).
+
+    Args:
+        runs: the same Q queries in each.
+        weights: one per run.
+        k: as for :func:`fuse_scores`.
+        constant: the paper's 60.
+    """
+    shares = [
+        np.broadcast_to(w / (constant + 1 + np.arange(r.rows.shape[1])), r.rows.shape)
+        for r, w in zip(runs, weights, strict=True)
+    ]
+    return _fuse(runs, shares, k)
+
+
+def _fuse(runs: Sequence[Hits], shares: Sequence[np.ndarray], k: int) -> Hits:
+    queries = len(runs[0].rows)
+    scores = np.full((queries, k), -np.inf, np.float32)
+    rows = np.full((queries, k), -1, np.int64)
+    all_rows, all_shares = np.concatenate([r.rows for r in runs], axis=1), np.concatenate(shares, axis=1)
+    for query in range(queries):
+        there = all_rows[query] >= 0
+        distinct, inverse = np.unique(all_rows[query][there], return_inverse=True)
+        total = np.bincount(inverse, weights=all_shares[query][there], minlength=len(distinct))
+        order = np.lexsort((distinct, -total))[:k]
+        scores[query, : len(order)], rows[query, : len(order)] = total[order], distinct[order]
+    return Hits(scores, rows)
+
+
+def _min_max(scores: np.ndarray) -> np.ndarray:
+    there = np.isfinite(scores)
+    low = scores.min(1, keepdims=True, initial=np.inf, where=there)
+    high = scores.max(1, keepdims=True, initial=-np.inf, where=there)
+    spread = np.where(high > low, high - np.where(there.any(1, keepdims=True), low, 0.0), 1.0)
+    return np.where(there, (np.where(there, scores, 0.0) - np.where(np.isfinite(low), low, 0.0)) / spread, 0.0)

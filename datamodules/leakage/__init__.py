@@ -1,0 +1,1 @@
+"""What train lists would give away of evaluation queries."""

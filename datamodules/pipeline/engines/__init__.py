@@ -1,0 +1,9 @@
+"""Chat models that answer many conversations: vLLM in process, an OpenAI-compatible server, or transformers."""
+
+from datamodules.pipeline.engines.choice import choose_engine
+from datamodules.pipeline.engines.engine import Answer, Engine
+from datamodules.pipeline.engines.server import ServerEngine
+from datamodules.pipeline.engines.transformers import TransformersEngine
+from datamodules.pipeline.engines.vllm import VllmEngine
+
+__all__ = ["Answer", "Engine", "ServerEngine", "TransformersEngine", "VllmEngine", "choose_engine"]

@@ -1,0 +1,88 @@
+"""What the engines have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from retriever.errors import InputError
+from retriever.pretrained.packaged import file_sha256
+from retriever.pretrained.source import local_folder
+
+Conversation = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer.
+
+    Attributes:
+        text: without the prompt.
+        finished: False where it was cut at the maximum number of tokens.
+    """
+
+    text: str
+    finished: bool
+
+
+class Engine(ABC):
+    """A chat model that answers conversations. Nothing is loaded before the first call of :meth:`answer`.
+
+    Attributes:
+        asked: what the configuration leaves to the machine (engine ``auto``, a packaged model), in its own words.
+    """
+
+    def __init__(self) -> None:
+        self.asked: dict[str, Any] = {}
+
+    def settings(self) -> dict[str, Any]:
+        """JSON values that decide what is answered, as asked for: the same on machines with and without a GPU."""
+        return self._settings | self.asked
+
+    @property
+    @abstractmethod
+    def _settings(self) -> dict[str, Any]:
+        """Model, its content, sampling, how seeds work."""
+
+    @abstractmethod
+    def answer(
+        self, conversations: Sequence[Conversation], seeds: Sequence[int], advance: Callable[[int], None]
+    ) -> list[Answer]:
+        """Answer a block of conversations.
+
+        The same conversations with the same seeds, in one call, give the same answers, whatever was answered before.
+
+        Args:
+            conversations: of ``{"role": …, "content": …}``.
+            seeds: one per conversation, in [0, 2^31).
+            advance: called with the number of conversations that are done.
+        """
+
+    @abstractmethod
+    def release(self) -> None:
+        """Give the memory of a loaded model back, for the teacher that comes later."""
+
+
+def refused(model: str, error: Exception) -> InputError:
+    """What to say where a model takes no such conversation."""
+    return InputError(
+        f"{model} does not take these conversations: {' '.join(str(error).split())[:300]} A chat template without a "
+        "system role needs generate.system=null; a prompt that is too long a smaller generate.max_characters, or a "
+        "larger generator.vllm.max_model_len."
+    )
+
+
+@cache
+def model_identity(model: str, revision: str | None) -> dict[str, Any]:
+    """What a model is known by: a folder by its name and its files' SHA-256, a hub model by name and revision."""
+    folder = local_folder(model, revision, "generator.model")
+    if folder is None:
+        return {"model": model, "revision": revision}
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(f"{folder}: no *.safetensors in it. Name a folder with weights, or a model on the hub.")
+    # tokenizer, chat template and generation defaults decide as well as weights
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt"))
+    return {"model": folder.name, "files": {p.name: file_sha256(p) for p in files}}

@@ -1,0 +1,161 @@
+"""Stage collect: all queries that lists are made for, human and synthetic, in one table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from datamodules.corpus import Corpus, find_dataset, judgement_files
+from datamodules.pipeline.free_queries import QUERY_SOURCES, collect_queries
+from datamodules.pipeline.stages.stage import Output, Stage, table_writer
+from datamodules.storage.files import json_lines
+from datamodules.storage.parquet import read_parquet
+from retriever.errors import InputError, choose
+from retriever.pretrained.packaged import file_sha256
+
+COLLECTED = pa.schema(
+    [(name, pa.string()) for name in ("group", "query_id", "query", "query_type")]
+    + [("positive_ids", pa.list_(pa.string()))]
+)
+SOURCES = (*QUERY_SOURCES, "generated", "file")
+
+
+class Collect(Stage):
+    """Queries with their positives.
+
+    Output: ``queries.parquet`` (group, query_id, query, query_type, positive_ids), group by group.
+
+    Args:
+        corpus: whose passages the queries are of.
+        corpus_sha256: its content.
+        dataset: the corpus' folder or name, where queries and qrels are.
+        data_dir: where downloaded data sets lie.
+        groups: name → ``source`` (``generated``, ``judged`` with ``split``, ``titles``, ``assertions``, ``file`` with
+            ``path``: JSON Lines of query_id, query, query_type, positive_ids). Each group ends in files of its own.
+        generated: output of stage generate, where a group is generated.
+        unknown_qrels: as for :func:`~datamodules.pipeline.free_queries.collect_queries`.
+    """
+
+    name = "collect"
+    unit = "groups"
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        corpus_sha256: str,
+        dataset: str,
+        data_dir: str | Path,
+        groups: Mapping[str, Mapping[str, Any]],
+        generated: Output | None,
+        unknown_qrels: str = "error",
+    ) -> None:
+        if not groups:
+            raise InputError("queries is empty; name at least one group: queries='{human: {source: judged}}'.")
+        for name, options in groups.items():
+            choose(f"queries.{name}.source", options.get("source"), SOURCES)
+            if options["source"] == "generated" and generated is None:
+                raise InputError(f"queries.{name}: source is generated, but stage generate is switched off.")
+            if options["source"] == "file" and not options.get("path"):
+                raise InputError(f"queries.{name}: source is file; name it in queries.{name}.path.")
+            if options["source"] == "file" and not Path(options["path"]).is_file():
+                raise InputError(f"queries.{name}: {options['path']}: no such file.")
+        self.corpus = corpus
+        self.corpus_sha256 = corpus_sha256
+        self.dataset = dataset
+        self.data_dir = data_dir
+        self.groups = {name: dict(options) for name, options in groups.items()}
+        self.generated = generated
+        self.unknown_qrels = choose("unknown_qrels", unknown_qrels, ("error", "keep"))
+
+    def settings(self) -> dict[str, Any]:
+        """See :class:`Stage`."""
+        kept = {"unknown_qrels": "keep"} if self.unknown_qrels == "keep" else {}
+        return {name: {k: o.get(k) for k in ("source", "split")} for name, o in self.groups.items()} | kept
+
+    def inputs(self) -> dict[str, str]:
+        """See :class:`Stage`."""
+        found = {"corpus": self.corpus_sha256}
+        for name, options in self.groups.items():
+            if options["source"] == "generated":
+                found[name] = self._generated().sha256("queries.parquet")
+            elif options["source"] == "file":
+                found[name] = file_sha256(Path(options["path"]))
+            elif options["source"] == "judged":
+                folder = find_dataset(self.dataset, self.data_dir)
+                paths = judgement_files(folder, options.get("split", "train"))
+                found[name] = " ".join(file_sha256(p) for p in paths)
+        return found
+
+    def block_sizes(self) -> list[int]:
+        """A block per group."""
+        return [1] * len(self.groups)
+
+    def run_block(self, number: int, advance: Callable[[int], None]) -> pa.Table:
+        """The queries of one group."""
+        name = list(self.groups)[number]
+        rows = list(self._queries(name))
+        if not rows:
+            source = self.groups[name]["source"]
+            english = " (assertions are found in English texts alone)" if source == "assertions" else ""
+            raise InputError(f"queries.{name}: {source!r} gives no query on {self.corpus.name!r}{english}.")
+        advance(1)
+        return pa.Table.from_pylist([dict(zip(COLLECTED.names, (name, *row), strict=True)) for row in rows], COLLECTED)
+
+    def finish(self, blocks: Iterator[pa.Table], folder: Path) -> dict[str, Any]:
+        """See :class:`Stage`."""
+        counts: Counter[str] = Counter()
+        with table_writer(folder / "queries.parquet", COLLECTED) as append:
+            for table in blocks:
+                append(table)
+                counts.update(table["group"].to_pylist())
+        return {"queries": counts.total(), **counts}
+
+    def _generated(self) -> Output:
+        assert self.generated is not None  # a group whose source is generated is refused without
+        return self.generated
+
+    def _queries(self, name: str) -> Iterator[tuple[str, str, str, list[str]]]:
+        options = self.groups[name]
+        if options["source"] == "generated":
+            for row in read_parquet(self._generated().file("queries.parquet")).to_pylist():
+                yield row["query_id"], row["query"], row["query_type"], [row["passage_id"]]
+        elif options["source"] == "file":
+            yield from self._from_file(Path(options["path"]))
+        else:
+            split = options.get("split", "train")
+            found = collect_queries(
+                options["source"], self.dataset, self.corpus, split, self.data_dir, self.unknown_qrels
+            )
+            for query_id, query in found.queries.items():
+                yield query_id, query, found.query_type, found.positive_ids[query_id]
+
+    def _from_file(self, path: Path) -> Iterator[tuple[str, str, str, list[str]]]:
+        records = [(number, *_own_query(path, number, record)) for number, record in json_lines(path)]
+        seen: dict[str, int] = {}
+        for number, query_id, *_ in records:
+            if query_id in seen:
+                raise InputError(
+                    f"{path}:{number}: the query_id {query_id!r} stands already in line {seen[query_id]}. Ids must "
+                    "differ."
+                )
+            seen[query_id] = number
+        ids = [(number, passage_id) for number, _, _, _, positives in records for passage_id in positives]
+        for (number, passage_id), row in zip(ids, self.corpus.rows([p for _, p in ids]), strict=True):
+            if row < 0:
+                raise InputError(f"{path}:{number}: the positive {passage_id!r} is not in the corpus.")
+        yield from (record[1:] for record in records)
+
+
+def _own_query(path: Path, number: int, record: dict[str, Any]) -> tuple[str, str, str, list[str]]:
+    for key in ("query_id", "query", "query_type"):
+        value = record.get(key)
+        if not isinstance(value, str) or not value.strip():
+            raise InputError(f"{path}:{number}: {key!r} is {value!r}; expected a string that is not empty.")
+    positives = record.get("positive_ids", [])
+    if not isinstance(positives, list) or not all(isinstance(p, str) for p in positives):
+        raise InputError(f"{path}:{number}: 'positive_ids' is {str(positives)[:80]}; expected a list of strings.")
+    return record["query_id"], record["query"], record["query_type"], positives

@@ -1,0 +1,178 @@
+"""Stage filter: queries and lists that are worth learning from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from datamodules.pipeline.stages.stage import Output, Stage, table_writer
+from datamodules.storage.parquet import read_parquet
+from retriever.errors import InputError, choose, require_positive
+
+
+class Filter(Stage):
+    """The paper's filters, each switchable; what each takes is counted by group and query type.
+
+    Rules in order: *no positive's rank* (consistency: the source among a retriever's first hits), *not first* (the
+    teacher ranks a positive first), *short list*, *low score* (the best score is not below a quantile of all scores of
+    its group and type). Lists that stay are cut to the teacher's best.
+
+    Output: ``filtered.parquet``, the rows that stay, as in ``scored.parquet``.
+
+    Args:
+        scored: output of stage score.
+        consistency_rank: the source must be in the first so many hits (the paper: 20); None switches the rule off.
+        consistency_retrievers: of these retrievers; None takes all.
+        consistency_require: of ``any`` of them, or of ``all``.
+        teacher_first: keep a query only where the teacher ranks a positive first.
+        min_length: candidates that a list must have (the paper: 20).
+        min_top_quantile: in [0, 1] (the paper: 0.25); None switches the rule off.
+        keep: the teacher's best that stay in a list (the paper: 20); None keeps all.
+        exempt: groups that pass with every rule but the cut switched off.
+    """
+
+    name = "filter"
+    unit = "lists"
+
+    def __init__(
+        self,
+        scored: Output,
+        *,
+        consistency_rank: int | None = 20,
+        consistency_retrievers: Collection[str] | None = None,
+        consistency_require: str = "any",
+        teacher_first: bool = True,
+        min_length: int = 20,
+        min_top_quantile: float | None = 0.25,
+        keep: int | None = 20,
+        exempt: Collection[str] = (),
+    ) -> None:
+        choose("filter.consistency_require", consistency_require, ("any", "all"))
+        require_positive(min_length=min_length, keep=keep or 1, consistency_rank=consistency_rank or 1)
+        if min_top_quantile is not None and not 0 <= min_top_quantile <= 1:
+            raise InputError(f"filter.min_top_quantile is {min_top_quantile}; it must be in [0, 1], or null.")
+        if keep is not None and keep < 2:
+            raise InputError(f"filter.keep is {keep}; a list needs at least 2 candidates.")
+        self.scored = scored
+        self.consistency_rank = consistency_rank
+        self.consistency_retrievers = None if consistency_retrievers is None else list(consistency_retrievers)
+        self.consistency_require = consistency_require
+        self.teacher_first = teacher_first
+        self.min_length = min_length
+        self.min_top_quantile = min_top_quantile
+        self.keep = keep
+        self.exempt = sorted(exempt)
+
+    def settings(self) -> dict[str, Any]:
+        """See :class:`Stage`."""
+        return {k: v for k, v in vars(self).items() if k not in ("scored", "_table")}
+
+    def inputs(self) -> dict[str, str]:
+        """See :class:`Stage`."""
+        return {"scored": self.scored.sha256("scored.parquet")}
+
+    def block_sizes(self) -> list[int]:
+        """One block: quantiles are of all lists."""
+        return [len(self._table)]
+
+    def run_block(self, number: int, advance: Callable[[int], None]) -> pa.Table:
+        """The rule that takes each list, or null."""
+        table = self._table
+        group = np.array(table["group"].to_pylist(), dtype=object)
+        kind = np.array(table["query_type"].to_pylist(), dtype=object)
+        verdict = np.full(len(table), None, dtype=object)
+        exempt = np.isin(group, self.exempt)
+        for rule, fails in self._rules(table):
+            verdict[fails & ~exempt & _alive(verdict)] = rule
+        if self.min_top_quantile is not None:
+            alive = _alive(verdict) & (_lengths(table) > 0)
+            types = [f"{g}\n{k}" for g, k in zip(group, kind, strict=True)]
+            low = _low(table, types, alive, self.min_top_quantile)
+            verdict[low & ~exempt] = "low score"
+        # two candidates are what a list is
+        verdict[(_lengths(table) < 2) & _alive(verdict)] = "short list"
+        advance(len(table))
+        return pa.table({"rule": pa.array(list(verdict), pa.string())})
+
+    def finish(self, blocks: Iterator[pa.Table], folder: Path) -> dict[str, Any]:
+        """See :class:`Stage`."""
+        rule = pa.concat_tables(blocks)["rule"]
+        kept = self._table.filter(pc.is_null(rule))
+        with table_writer(folder / "filtered.parquet", kept.schema) as append:
+            append(_cut(kept, self.keep))
+        counts: dict[str, dict[str, dict[str, int]]] = {}
+        columns = (self._table["group"].to_pylist(), self._table["query_type"].to_pylist(), rule.to_pylist())
+        for group, kind, found in zip(*columns, strict=True):
+            line = counts.setdefault(group, {}).setdefault(kind, {})
+            line[found or "kept"] = line.get(found or "kept", 0) + 1
+        return {"lists": len(rule), "kept": len(kept), "by_type": counts}
+
+    @cached_property
+    def _table(self) -> pa.Table:
+        return read_parquet(self.scored.file("scored.parquet"))
+
+    def _rules(self, table: pa.Table) -> Iterator[tuple[str, np.ndarray]]:
+        if self.consistency_rank is not None:
+            names = [n.removeprefix("rank.") for n in table.column_names if n.startswith("rank.")]
+            for name in self.consistency_retrievers or ():
+                choose("filter.consistency_retrievers: the retriever", name, names)
+            chosen = self.consistency_retrievers or names
+            inside = [
+                pc.fill_null(pc.less_equal(table[f"rank.{n}"], self.consistency_rank), False).to_numpy() for n in chosen
+            ]
+            whole = np.any if self.consistency_require == "any" else np.all
+            yield "inconsistent", ~whole(inside, axis=0)
+        if self.teacher_first:
+            ids, starts = _flat(table["passage_ids"])
+            full = _lengths(table) > 0
+            firsts = np.full(len(table), None, dtype=object)
+            firsts[full] = ids.take(pa.array(starts[full])).to_pylist()
+            positives = table["positive_ids"].to_pylist()
+            yield "not first", np.array([f not in p for f, p in zip(firsts, positives, strict=True)], dtype=bool)
+        yield "short list", _lengths(table) < self.min_length
+
+
+def _alive(verdict: np.ndarray) -> np.ndarray:
+    """The lists that no rule has taken."""
+    return np.array([rule is None for rule in verdict], dtype=bool)
+
+
+def _low(table: pa.Table, groups: list[str], alive: np.ndarray, quantile: float) -> np.ndarray:
+    """Lists whose best score is below the quantile of all scores of the lists that are alive in their group."""
+    scores, starts = _flat(table["teacher_scores"])
+    scores = scores.to_numpy(zero_copy_only=False).astype(np.float64)
+    number = np.repeat(np.arange(len(table)), _lengths(table))
+    low = np.zeros(len(table), dtype=bool)
+    for name in sorted(set(groups)):
+        inside = alive & (np.array(groups, dtype=object) == name)
+        if inside.any():
+            floor = np.quantile(scores[inside[number]], quantile)
+            low[inside] = scores[starts[inside]] < floor  # a list's first score is its best
+    return low
+
+
+def _lengths(table: pa.Table) -> np.ndarray:
+    return pc.list_value_length(table["passage_ids"]).to_numpy()
+
+
+def _cut(table: pa.Table, keep: int | None) -> pa.Table:
+    if keep is None:
+        return table
+    for name in table.column_names:
+        if name in ("passage_ids", "teacher_scores") or name.startswith("scores."):
+            cut = pc.list_slice(table[name], 0, keep, return_fixed_size_list=False).cast(table[name].type)
+            table = table.set_column(table.schema.get_field_index(name), name, cut)
+    return table
+
+
+def _flat(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
+    """The values of all lists one after the other, and where each list begins."""
+    merged = column.combine_chunks()
+    lengths = merged.value_lengths().to_numpy(zero_copy_only=False)
+    return merged.flatten(), np.concatenate([[0], np.cumsum(lengths)])[:-1].astype(np.int64)

@@ -1,0 +1,180 @@
+"""Stage generate: an LLM writes queries of several types for each sampled passage."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from datamodules.corpus import Corpus
+from datamodules.pipeline.engines import Answer, Engine
+from datamodules.pipeline.query_cleaning import clean_query, language_notes
+from datamodules.pipeline.query_types import QueryType
+from datamodules.pipeline.stages.stage import Output, Stage, table_writer
+from datamodules.storage.parquet import read_parquet
+from datamodules.text.words import METHOD
+from retriever.errors import InputError, require_positive
+
+QUERIES = pa.schema([(name, pa.string()) for name in ("query_id", "query", "query_type", "passage_id")])
+REJECTED = pa.schema([(name, pa.string()) for name in ("passage_id", "query_type", "answer", "reason")])
+_BLOCK = pa.schema([*QUERIES, ("answer", pa.string()), ("reason", pa.string())])
+DUPLICATE = "another passage has this query"
+_LOOKED_AT = 50  # passages by which the corpus' language is told
+
+
+class Generate(Stage):
+    """Queries from passages.
+
+    Output: ``queries.parquet`` (query_id ``<type>-<passage id>``, query, query_type, passage_id) and
+    ``rejected.parquet`` (passage_id, query_type, answer as it came, reason).
+
+    Args:
+        corpus: where the texts are.
+        corpus_sha256: its content.
+        sample: output of the stage before; ``passages.parquet`` names the passages.
+        engine: the chat model.
+        types: what to write, one query per passage and type.
+        system: first message of each conversation; None leaves it out.
+        max_characters: of a passage; what is longer is cut (the paper: 2,048).
+        block_size: passages of a block, which share the examples that were drawn; a kill loses at most one block.
+        attempts: how often a rejected answer is asked for anew, with another seed.
+        language: ISO 639-1 code that queries must be in; None lets any pass.
+        seed: of examples and sampling.
+    """
+
+    name = "generate"
+    unit = "queries"
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        corpus_sha256: str,
+        sample: Output,
+        engine: Engine,
+        types: Sequence[QueryType],
+        *,
+        system: str | None = None,
+        max_characters: int = 2048,
+        block_size: int = 256,
+        attempts: int = 1,
+        language: str | None = "en",
+        seed: int = 1,
+    ) -> None:
+        require_positive(max_characters=max_characters, block_size=block_size, attempts=attempts)
+        if not types:
+            raise InputError("generate.types is empty; name at least one query type.")
+        self.corpus = corpus
+        self.corpus_sha256 = corpus_sha256
+        self.sample = sample
+        self.engine = engine
+        self.types = list(types)
+        self.system = system
+        self.max_characters = max_characters
+        self.block_size = block_size
+        self.attempts = attempts
+        self.language = language
+        self.seed = seed
+
+    def settings(self) -> dict[str, Any]:
+        """See :class:`Stage`."""
+        types = {t.name: hashlib.sha256(repr(t).encode()).hexdigest() for t in self.types}
+        own = ("system", "max_characters", "block_size", "attempts", "language", "seed")
+        settings = {name: getattr(self, name) for name in own}
+        return {"types": types, "engine": self.engine.settings(), **settings, "words": METHOD}
+
+    def notes(self) -> list[str]:
+        """What to know before it runs, see :func:`~datamodules.pipeline.query_cleaning.language_notes`."""
+        rows = range(0, len(self.corpus), max(1, len(self.corpus) // _LOOKED_AT))
+        return language_notes([self.corpus.passages[row].as_py() for row in rows], self.language)
+
+    def inputs(self) -> dict[str, str]:
+        """See :class:`Stage`."""
+        return {"corpus": self.corpus_sha256, "passages": self.sample.sha256("passages.parquet")}
+
+    def block_sizes(self) -> list[int]:
+        """See :class:`Stage`."""
+        starts = range(0, len(self._passage_ids), self.block_size)
+        return [len(self._passage_ids[s : s + self.block_size]) * len(self.types) for s in starts]
+
+    def run_block(self, number: int, advance: Callable[[int], None]) -> pa.Table:
+        """One query of each type for each passage of the block, accepted or rejected, each attempt a row."""
+        ids = self._passage_ids[number * self.block_size : (number + 1) * self.block_size]
+        texts = [self.corpus.passages[int(row)].as_py() for row in self.corpus.rows(ids)]
+        # type by type: an engine with a prefix cache then computes the shared examples once
+        tasks = [
+            (kind, i, text[: self.max_characters]) for kind in self.types for i, text in zip(ids, texts, strict=True)
+        ]
+        rows = []
+        for attempt in range(self.attempts):
+            found = self._attempt(tasks, number, attempt, advance if attempt == 0 else lambda _: None)
+            rejected = []
+            for (kind, passage_id, text), (answer, query, reason) in zip(tasks, found, strict=True):
+                query_id = f"{kind.name}-{passage_id}"
+                rows.append((query_id, query, kind.name, passage_id, answer, reason))
+                if reason:
+                    rejected.append((kind, passage_id, text))
+            tasks = rejected
+        columns = list(zip(*rows, strict=True))
+        return pa.table([pa.array(c, pa.string()) for c in columns], schema=_BLOCK)
+
+    def finish(self, blocks: Iterator[pa.Table], folder: Path) -> dict[str, Any]:
+        """See :class:`Stage`."""
+        seen: set[str] = set()
+        counts: dict[str, Counter] = {kind.name: Counter() for kind in self.types}
+        with (
+            table_writer(folder / "queries.parquet", QUERIES) as queries,
+            table_writer(folder / "rejected.parquet", REJECTED) as rejected,
+        ):
+            for table in blocks:
+                table = _mark_duplicates(table, seen)
+                accepted = pc.is_null(table["reason"])
+                queries(table.filter(accepted).select(QUERIES.names))
+                rejected(table.filter(pc.invert(accepted)).select(REJECTED.names))
+                for kind, reason in zip(table["query_type"].to_pylist(), table["reason"].to_pylist(), strict=True):
+                    counts[kind][reason or "accepted"] += 1
+        return {
+            "passages": len(self._passage_ids),
+            "asked": sum(c.total() for c in counts.values()),
+            "accepted": sum(c["accepted"] for c in counts.values()),
+            "by_type": {name: dict(sorted(c.items())) for name, c in counts.items()},
+        }
+
+    @cached_property
+    def _passage_ids(self) -> list[str]:
+        return read_parquet(self.sample.file("passages.parquet"))["passage_id"].to_pylist()
+
+    def _attempt(
+        self, tasks: list[tuple[QueryType, str, str]], number: int, attempt: int, advance: Callable[[int], None]
+    ) -> list[tuple[str, str, str | None]]:
+        """Answer as it came, query, reason of rejection, for each task."""
+        if not tasks:
+            return []
+        draws = {kind.name: kind.draw(f"{self.seed} {kind.name} {number} {attempt}") for kind in self.types}
+        conversations = [kind.conversation(self.system, text, draws[kind.name]) for kind, _, text in tasks]
+        seeds = [_seed(self.seed, kind.name, passage_id, attempt) for kind, passage_id, _ in tasks]
+        answers: list[Answer] = self.engine.answer(conversations, seeds, advance)
+        found = []
+        for (kind, _, text), answer in zip(tasks, answers, strict=True):
+            query, reason = clean_query(answer.text, answer.finished, text, kind, draws[kind.name], self.language)
+            found.append((answer.text, query, reason))
+        return found
+
+
+def _seed(*parts: Any) -> int:
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "big") >> 1
+
+
+def _mark_duplicates(table: pa.Table, seen: set[str]) -> pa.Table:
+    """Queries that an earlier passage has already say nothing of their own."""
+    reasons = []
+    for query, reason in zip(table["query"].to_pylist(), table["reason"].to_pylist(), strict=True):
+        reasons.append(reason or (DUPLICATE if query.lower() in seen else None))
+        if reasons[-1] is None:
+            seen.add(query.lower())
+    return table.set_column(table.schema.get_field_index("reason"), "reason", pa.array(reasons, pa.string()))

@@ -1,0 +1,342 @@
+"""Stage mine: candidates of every query, from any number of retrievers, fused into one list."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from datamodules.caches import cached_embeddings, cached_tokens, embed
+from datamodules.corpus import Corpus
+from datamodules.hits import Hits, bm25_search, fuse_ranks, fuse_scores
+from datamodules.pipeline.stages.stage import Output, Stage, table_writer
+from datamodules.storage.parquet import read_parquet
+from datamodules.text.words import METHOD
+from retriever.encoder.encoding import device_of
+from retriever.encoder.text_encoder import TextEncoder
+from retriever.errors import InputError, choose, require_positive
+from retriever.search import exact_search, merge_hits
+
+NOWHERE = 2**31  # the rank of a positive that is not among the hits
+RUN = pa.schema([("rows", pa.list_(pa.int32())), ("scores", pa.list_(pa.float32()))])
+_METHOD = 2  # raise it where the same settings give other candidates
+_ROW_GROUP = 10_000
+_NAMING = ("query_id", "query_type", "positive_ids")
+FUSIONS = ("reciprocal_rank", "score")
+
+
+class Retriever(ABC):
+    """A searcher whose work on a corpus can be cut into parts of passages."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """JSON values that decide the hits."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """What it is, in words."""
+
+    @abstractmethod
+    def parts(self, passages: int) -> list[range]:
+        """Which passages are searched together."""
+
+    @abstractmethod
+    def search(self, corpus: Corpus, part: range, queries: pa.Array, k: int) -> Hits:
+        """The best ``k`` of a part, as rows of the whole corpus."""
+
+
+class Bm25(Retriever):
+    """BM25 over the whole corpus at once, for its term weights need all passages."""
+
+    def __init__(self, k1: float = 0.9, b: float = 0.4, language: str = "english") -> None:
+        self.options: dict[str, Any] = {"k1": k1, "b": b, "language": language}
+
+    def settings(self) -> dict[str, Any]:
+        """See :class:`Retriever`."""
+        return {"bm25": self.options, "words": METHOD}
+
+    def describe(self) -> str:
+        """See :class:`Retriever`."""
+        return f"BM25, {', '.join(f'{name} {value}' for name, value in self.options.items())}"
+
+    def parts(self, passages: int) -> list[range]:
+        """See :class:`Retriever`."""
+        return [range(passages)]
+
+    def search(self, corpus: Corpus, part: range, queries: pa.Array, k: int) -> Hits:
+        """See :class:`Retriever`."""
+        return bm25_search(corpus.passages.to_pylist(), queries.to_pylist(), k, **self.options)
+
+
+class Dense(Retriever):
+    """Exact search with an encoder, chunk by chunk: encode, search, forget.
+
+    Args:
+        encoder: of queries and passages.
+        cache_dir: where token ids and embeddings are kept.
+        chunk: passages encoded and searched at a time; bounds the memory.
+        token_budget: tokens of a micro-batch.
+        keep_embeddings: whether passage embeddings stay in the cache, for training and evaluation to find.
+    """
+
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        cache_dir: str | Path,
+        *,
+        chunk: int = 100_000,
+        token_budget: int = 16_384,
+        keep_embeddings: bool = True,
+    ) -> None:
+        require_positive(chunk=chunk, token_budget=token_budget)
+        self.encoder = encoder
+        self.cache_dir = cache_dir
+        self.chunk = chunk
+        self.token_budget = token_budget
+        self.keep_embeddings = keep_embeddings
+
+    def settings(self) -> dict[str, Any]:
+        """See :class:`Retriever`."""
+        spec = self.encoder.spec
+        lengths = [spec.query_prompt, spec.passage_prompt, spec.query_max_length, spec.passage_max_length]
+        return {"encoder": self.encoder.fingerprint(), "prompts_and_lengths": lengths, "chunk": self.chunk}
+
+    def describe(self) -> str:
+        """See :class:`Retriever`."""
+        encoder, spec = self.encoder, self.encoder.spec
+        name = encoder.origin if encoder.name in encoder.origin else f"{encoder.name}, from {encoder.origin}"
+        return (
+            f"{name}, {encoder.dimension} dimensions, pooling {spec.pooling}, prompts {spec.query_prompt!r} and "
+            f"{spec.passage_prompt!r}, at most {spec.query_max_length} tokens of a query and "
+            f"{spec.passage_max_length} of a passage, on {device_of(encoder)}"
+        )
+
+    def parts(self, passages: int) -> list[range]:
+        """See :class:`Retriever`."""
+        return [range(s, min(s + self.chunk, passages)) for s in range(0, passages, self.chunk)]
+
+    def search(self, corpus: Corpus, part: range, queries: pa.Array, k: int) -> Hits:
+        """See :class:`Retriever`."""
+        asked = self._embeddings(queries, "query", "encode queries")
+        title = f"encode {corpus.name}" + ("" if len(part) == len(corpus) else f" {part.start:,} to {part.stop:,}")
+        passages = self._embeddings(corpus.passages[part.start : part.stop], "passage", title)
+        return Hits(*exact_search(asked, passages, k, first_row=part.start))
+
+    def _embeddings(self, texts: pa.Array, kind: str, title: str) -> np.ndarray:
+        if not self.keep_embeddings and kind == "passage":
+            return embed(self.encoder.tokenize(texts.to_pylist(), kind), self.encoder, self.token_budget, title)
+        tokens = cached_tokens(texts, self.encoder, kind, self.cache_dir)
+        return cached_embeddings(tokens, self.encoder, self.cache_dir, self.token_budget, title)
+
+
+class Mine(Stage):
+    """Hits of every retriever, and the fused candidates.
+
+    Output: ``run.<retriever>.parquet`` and ``candidates.parquet`` (rows, scores: lists, best first, in the order of the
+    collected queries; rows are those of the corpus).
+
+    Args:
+        corpus: searched whole.
+        corpus_sha256: its content.
+        collected: output of stage collect.
+        deduplicated: output of stage deduplicate, for ``drop_near_duplicates``.
+        retrievers: name → retriever.
+        depth: hits of each retriever (the paper: 100).
+        candidates: of a query, after fusion.
+        fusion: ``reciprocal_rank`` (k = 60) or ``score`` (min-max scaled, weighted).
+        weights: retriever → weight; None weighs all alike.
+        drop_near_duplicates: leave out passages that stage deduplicate takes for the same as a positive, which would
+            be false negatives.
+        drop_identical_ids: leave out the passage whose id is the query's (as BEIR does), unless it is a positive, or
+            the query was written from a passage, so that its id was made here.
+    """
+
+    name = "mine"
+    unit = "passages"
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        corpus_sha256: str,
+        collected: Output,
+        deduplicated: Output | None,
+        retrievers: Mapping[str, Retriever],
+        *,
+        depth: int = 100,
+        candidates: int = 100,
+        fusion: str = "reciprocal_rank",
+        weights: Mapping[str, float] | None = None,
+        drop_near_duplicates: bool = True,
+        drop_identical_ids: bool = True,
+    ) -> None:
+        require_positive(depth=depth, candidates=candidates)
+        choose("mine.fusion", fusion, FUSIONS)
+        if not retrievers:
+            raise InputError("mine.retrievers is empty; name at least one.")
+        for name in weights or {}:
+            choose("mine.weights: the retriever", name, retrievers)
+        self.corpus = corpus
+        self.corpus_sha256 = corpus_sha256
+        self.collected = collected
+        self.deduplicated = deduplicated if drop_near_duplicates else None
+        self.retrievers = dict(retrievers)
+        self.depth = depth
+        self.candidates = candidates
+        self.fusion = fusion
+        self.weights = {name: (weights or {}).get(name, 1.0) for name in retrievers}
+        self.drop_identical_ids = drop_identical_ids
+
+    def settings(self) -> dict[str, Any]:
+        """See :class:`Stage`."""
+        own = ("depth", "candidates", "fusion", "weights", "drop_identical_ids")
+        searchers = {name: r.settings() for name, r in self.retrievers.items()}
+        return {"retrievers": searchers, **{name: getattr(self, name) for name in own}, "method": _METHOD}
+
+    def inputs(self) -> dict[str, str]:
+        """See :class:`Stage`."""
+        found = {"corpus": self.corpus_sha256, "queries": self.collected.sha256("queries.parquet")}
+        if self.deduplicated:
+            found["removed"] = self.deduplicated.sha256("removed.parquet")
+        return found
+
+    def block_sizes(self) -> list[int]:
+        """A block per retriever and part of the corpus."""
+        return [len(part) for _, part in self._parts]
+
+    def run_block(self, number: int, advance: Callable[[int], None]) -> pa.Table:
+        """One retriever's hits in one part of the corpus, for all queries."""
+        name, part = self._parts[number]
+        hits = self.retrievers[name].search(self.corpus, part, self._queries["query"].combine_chunks(), self.depth)
+        advance(len(part))
+        return hits_to_table(hits)
+
+    def finish(self, blocks: Iterator[pa.Table], folder: Path) -> dict[str, Any]:
+        """See :class:`Stage`."""
+        runs: dict[str, Hits] = {}
+        for (name, _), table in zip(self._parts, blocks, strict=True):
+            found = table_to_hits(table)
+            if name in runs:
+                parts = [(runs[name].scores, runs[name].rows), (found.scores, found.rows)]
+                found = Hits(*merge_hits(parts, self.depth))
+            runs[name] = found
+        for name, hits in runs.items():
+            with table_writer(folder / f"run.{name}.parquet", RUN) as append:
+                for part in _slices(len(hits.rows)):
+                    append(hits_to_table(_part(hits, part)))
+        lengths = self._write_candidates(runs, folder / "candidates.parquet")
+        ranks = {name: first_ranks(hits, self._positives) for name, hits in runs.items()}
+        places = {f"positive in {name}": int((r <= self.depth).sum()) for name, r in ranks.items()}
+        counts = {"queries": len(lengths), "candidates": int(lengths.sum()), "fewest": int(lengths.min()), **places}
+        own = self._own if self.drop_identical_ids else np.full(len(lengths), -1)
+        hit = np.any([(hits.rows == own[:, None]).any(1) for hits in runs.values()], axis=0) & (own >= 0)
+        return counts | ({"left out: of the query's id": int(hit.sum())} if hit.any() else {})
+
+    def _write_candidates(self, runs: Mapping[str, Hits], path: Path) -> np.ndarray:
+        """Fuse and write some queries at a time; return how many candidates each has."""
+        fuse = fuse_ranks if self.fusion == "reciprocal_rank" else fuse_scores
+        weights, lengths = [self.weights[name] for name in runs], []
+        with table_writer(path, RUN) as append:
+            for part in _slices(len(self._positives)):
+                # dropped passages leave gaps, so more are fused than are kept
+                fused = fuse([_part(h, part) for h in runs.values()], weights, self.depth * len(runs))
+                kept = self._without_dropped(fused, part)
+                append(hits_to_table(kept))
+                lengths.append((kept.rows >= 0).sum(1))
+        return np.concatenate(lengths)
+
+    @cached_property
+    def _parts(self) -> list[tuple[str, range]]:
+        return [(name, part) for name, r in self.retrievers.items() for part in r.parts(len(self.corpus))]
+
+    @cached_property
+    def _queries(self) -> pa.Table:
+        return read_parquet(self.collected.file("queries.parquet"))
+
+    @cached_property
+    def _positives(self) -> list[np.ndarray]:
+        return positive_rows(self._queries, self.corpus)
+
+    @cached_property
+    def _same(self) -> np.ndarray:
+        """Row → the row that stands for it, int64 [N]."""
+        same = np.arange(len(self.corpus))
+        if self.deduplicated:
+            removed = read_parquet(self.deduplicated.file("removed.parquet"))
+            removed = removed.filter(removed["kept_id"].is_valid())
+            left, stays = (self.corpus.rows(removed[n].combine_chunks()) for n in ("passage_id", "kept_id"))
+            same[left] = stays
+        return same
+
+    @cached_property
+    def _own(self) -> np.ndarray:
+        """The row whose id is the query's and which is therefore taken for it, int64 [Q]; −1 where there is none."""
+        rows = self.corpus.rows(self._queries["query_id"].combine_chunks())
+        for number in np.flatnonzero(rows >= 0):
+            query_id, kind, positives = (self._queries[name][number].as_py() for name in _NAMING)
+            if query_id in positives or query_id in {f"{kind}-{passage}" for passage in positives}:
+                rows[number] = -1
+        return rows
+
+    def _without_dropped(self, hits: Hits, part: slice) -> Hits:
+        scores = np.full((len(hits.rows), self.candidates), -np.inf, np.float32)
+        rows = np.full((len(hits.rows), self.candidates), -1, np.int64)
+        for query, (found, positives) in enumerate(zip(hits.rows, self._positives[part], strict=True)):
+            keep = found >= 0
+            keep &= np.isin(found, positives) | ~np.isin(self._same[found], self._same[positives])
+            if self.drop_identical_ids:
+                keep &= found != self._own[part.start + query]
+            at = np.flatnonzero(keep)[: self.candidates]
+            scores[query, : len(at)], rows[query, : len(at)] = hits.scores[query, at], found[at]
+        return Hits(scores, rows)
+
+
+def _slices(count: int) -> list[slice]:
+    return [slice(start, min(start + _ROW_GROUP, count)) for start in range(0, count, _ROW_GROUP)]
+
+
+def _part(hits: Hits, part: slice) -> Hits:
+    return Hits(hits.scores[part], hits.rows[part])
+
+
+def positive_rows(queries: pa.Table, corpus: Corpus) -> list[np.ndarray]:
+    """Rows of each query's positives that are in the corpus."""
+    column = queries["positive_ids"].combine_chunks()
+    rows = corpus.rows(column.flatten())
+    found = np.split(rows, np.cumsum(column.value_lengths().to_numpy(zero_copy_only=False))[:-1].astype(np.int64))
+    return [r[r >= 0] for r in found]
+
+
+def first_ranks(hits: Hits, positives: list[np.ndarray]) -> np.ndarray:
+    """Rank (from 1) of the first positive among each query's hits, int64 [Q]; ``NOWHERE`` where none is there."""
+    ranks = np.full(len(hits.rows), NOWHERE, np.int64)
+    for query, (found, wanted) in enumerate(zip(hits.rows, positives, strict=True)):
+        at = np.flatnonzero(np.isin(found, wanted))
+        if len(at):
+            ranks[query] = at[0] + 1
+    return ranks
+
+
+def hits_to_table(hits: Hits) -> pa.Table:
+    """Ragged lists: what is not there (row −1) is left out."""
+    there = hits.rows >= 0
+    offsets = pa.array(np.concatenate([[0], np.cumsum(there.sum(1))]), pa.int32())
+    columns = [
+        pa.ListArray.from_arrays(offsets, pa.array(hits.rows[there], pa.int32())),
+        pa.ListArray.from_arrays(offsets, pa.array(hits.scores[there], pa.float32())),
+    ]
+    return pa.table(columns, schema=RUN)
+
+
+def table_to_hits(table: pa.Table) -> Hits:
+    """The reverse of :func:`hits_to_table`."""
+    rows, scores = table["rows"].combine_chunks(), table["scores"].combine_chunks()
+    lengths = rows.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+    there = np.arange(lengths.max(initial=0))[None, :] < lengths[:, None]
+    hits = Hits(np.full(there.shape, -np.inf, np.float32), np.full(there.shape, -1, np.int64))
+    hits.rows[there], hits.scores[there] = rows.flatten().to_numpy(), scores.flatten().to_numpy()
+    return hits

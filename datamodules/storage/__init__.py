@@ -1,0 +1,1 @@
+"""Files: atomic, compressed, Parquet, memory-mapped columns, downloads. Nothing of retrieval."""

@@ -1,0 +1,1 @@
+"""Words and near copies, in any script."""

@@ -1,0 +1,1 @@
+"""Command lines: validation, redaction, repetition, sweeps, ranks, errors. Nothing of retrieval."""

@@ -1,0 +1,231 @@
+"""A run folder run again: python -m experiments.run --from RUN [key=value ...].
+
+``config.yaml`` in the folder is all that is needed. ``follows.yaml`` beside it says which settings follow others, so
+that ``seed=2`` reaches ``data.seed``, too. The folder may come from others: it decides nothing that runs foreign code.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from datamodules.corpus import find_dataset, find_file, judgement_files
+from datamodules.dev_lists import dev_file_beside
+from datamodules.formats.records import find_records
+from datamodules.storage.files import atomic_path
+from datamodules.storage.input_hashes import input_sha256
+from experiments.cli.redact import HIDDEN, redact
+from experiments.conf import CONF
+from experiments.settings.older_runs import as_now
+from retriever.errors import InputError
+
+log = logging.getLogger(__name__)
+FLAG = "--from"
+CONFIG, FOLLOWS = "config.yaml", "follows.yaml"
+NAME = "repeated"  # of the configuration, for Hydra
+_RUN = CONF / "run.yaml"
+_ASKED_FOR = ("trust_remote_code", "_target_", "allowed_targets")  # what no folder may switch on
+_RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")  # ${oc.env:NAME}, not ${seed}
+_TYPED: list[list[str]] = []
+_MANY = 12  # packages named in a warning
+_MACHINE = ("python", "platform", "processor", "device", "torch_threads", "cuda", "determinism")
+
+
+def start_from_run(application: Any) -> None:
+    """Call a Hydra application; where the command line says ``--from RUN``, with the configuration of that run."""
+    _TYPED.append(list(sys.argv))
+    arguments = sys.argv[1:]
+    found = [number for number, a in enumerate(arguments) if a == FLAG or a.startswith(f"{FLAG}=")]
+    if found:
+        number = found[0]
+        name, equals, folder = arguments[number].partition("=")
+        rest = arguments[:number] + arguments[number + (1 if equals else 2) :]
+        if not equals:
+            folder = arguments[number + 1] if number + 1 < len(arguments) else ""
+        if not folder or len(found) > 1:
+            raise InputError(f"{name} wants one run folder: {FLAG} RUN.")
+        typed = {a.partition("=")[0].lstrip("+~") for a in rest if "=" in a}
+        ConfigStore.instance().store(NAME, read_run(Path(folder), typed))
+        sys.argv = [sys.argv[0], "--config-name", NAME, *rest]
+    application()
+
+
+def as_typed() -> None:
+    """Put the command line back as it was typed: Lightning starts other ranks with it, and records keep it."""
+    if _TYPED:
+        sys.argv = list(_TYPED[-1])
+
+
+def read_run(folder: Path, typed: Sequence[str] | set[str] = ()) -> DictConfig:
+    """The configuration of a run, for Hydra to compose overrides onto.
+
+    Args:
+        folder: the run folder.
+        typed: keys that the command line gives.
+
+    Raises:
+        InputError: no such file; it is no configuration of a run; or it lacks secrets, or would run foreign code, and
+            the command line does not say so.
+    """
+    path = folder / CONFIG
+    config = OmegaConf.create(as_now(OmegaConf.to_container(_load(path))))
+    shipped = OmegaConf.load(_RUN)
+    for key in ("hydra", "defaults"):
+        if key in config:
+            raise InputError(f"{path} has {key!r}, which the configuration of a finished run has not. Remove it.")
+        del shipped[key]
+    wanting = [key for key in _to_be_named(OmegaConf.to_container(config)) if key not in typed]
+    if wanting:
+        raise InputError(
+            f"{path} keeps no secrets, and does not decide which foreign code is run: give "
+            f"{', '.join(f'{key}=…' for key in wanting)} on the command line."
+        )
+    for key in shipped:  # an older run knows fewer settings
+        if key not in config:
+            config[key] = shipped._get_node(key)
+    if (folder / FOLLOWS).is_file():
+        for key, expression in OmegaConf.to_container(_load(folder / FOLLOWS)).items():
+            _follow(config, str(key), expression)
+    config.resume, config.repeats = None, str(folder.absolute())
+    config.hydra = OmegaConf.load(_RUN).hydra
+    return config
+
+
+def _load(path: Path) -> DictConfig:
+    try:
+        config = OmegaConf.load(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file. {FLAG} takes the folder of a run, with its config.yaml.") from error
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"{path}: not a configuration ({' '.join(str(error).split())}).") from error
+    if not isinstance(config, DictConfig):
+        raise InputError(f"{path}: not a configuration, which is a mapping.")
+    return config
+
+
+def _walk(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of everything that is neither mapping nor list."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _walk(inner, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _walk(inner, f"{key}[{number}]")
+    else:
+        yield key, value
+
+
+def _to_be_named(config: dict[str, Any]) -> list[str]:
+    keys = ["allowed_targets"] if config.get("allowed_targets") else []
+    for key, value in _walk(config):
+        runs_code = key.rpartition(".")[2] == "trust_remote_code" and value not in (False, None)
+        if runs_code or (isinstance(value, str) and HIDDEN in value):
+            keys.append(key)
+    return keys
+
+
+def follows(config: DictConfig) -> dict[str, str]:
+    """Key → expression of the settings that follow others (``data.seed``: ``${seed}``)."""
+    values = _walk(OmegaConf.to_container(config, resolve=False))
+    return {k: v for k, v in values if isinstance(v, str) and "${" in v and not _RESOLVER.search(v)}
+
+
+def _follow(config: DictConfig, key: str, expression: Any) -> None:
+    """Let a setting follow others again, if it does not change by that."""
+    if not isinstance(expression, str) or _RESOLVER.search(expression) or key.rpartition(".")[2] in _ASKED_FOR:
+        return
+    try:
+        recorded = OmegaConf.select(config, key)
+        OmegaConf.update(config, key, expression)
+    except (OmegaConfBaseException, TypeError, AssertionError):  # it is not there
+        return
+    try:
+        same = OmegaConf.select(config, key) == recorded
+    except OmegaConfBaseException:
+        same = False
+    if not same:
+        OmegaConf.update(config, key, recorded)
+
+
+def save_config(config: DictConfig, folder: Path) -> None:
+    """Write ``config.yaml``, with everything resolved, and ``follows.yaml``; neither holds a secret."""
+    contents = {CONFIG: OmegaConf.to_container(config, resolve=True), FOLLOWS: follows(config)}
+    for name, content in contents.items():
+        with atomic_path(folder / name) as temporary:
+            OmegaConf.save(redact(content), temporary)
+
+
+def input_hashes(config: DictConfig) -> dict[str, str]:
+    """File, as the configuration names it → SHA-256: lists, corpora, queries and judgements of a run."""
+    files: dict[str, Path] = {}
+
+    def add_data_set(name: str, split: str | None = None) -> None:
+        folder = find_dataset(name, config.data_dir)
+        found = [*find_records(folder, "corpus"), *(judgement_files(folder, split) if split else ())]
+        files.update({f"{name}/{path.relative_to(folder)}": path for path in found})
+
+    data = config.data
+    for spec in [*(data.get("train") or ()), *(data.get("dev") or ())]:
+        files[spec.path] = find_file(spec.path)
+        add_data_set(spec.corpus)
+    for spec in (data.get("train") or ()) if data.get("dev") is None else ():
+        beside = dev_file_beside(find_file(spec.path))
+        if beside is not None:  # the dev lists, where the train lists are split already
+            files[str(beside)] = beside
+    for spec in config.evaluation.get("datasets") or ():
+        if spec.get("lists") is not None:
+            files[spec.lists] = find_file(spec.lists)
+        add_data_set(spec.path, None if spec.get("lists") is not None else spec.get("split", "test"))
+    return {name: input_sha256(path) for name, path in sorted(files.items()) if path.is_file()}
+
+
+def warn_of_changes(folder: Path, now: Mapping[str, Any]) -> None:
+    """Say what is not as it was when a run was started: code, machine, packages, files, weights.
+
+    Args:
+        folder: that run's.
+        now: as ``environment.json`` has it, with ``inputs`` and ``weights``.
+    """
+    path = folder / "environment.json"
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        log.warning("%s: not there, or torn: nothing is known of the code and the data of that run", path)
+        return
+    for change in changes(before, now):
+        log.warning("Since %s was started, %s", folder.name, change)
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What two environments differ in, in words."""
+    found = []
+    old, new = before.get("git"), now.get("git")
+    if old != new:
+        found.append(f"the code has changed: git revision {old} → {new}")
+    elif old and old.endswith("-dirty"):
+        found.append(f"the code may have changed: {old} had changes that git does not know")
+    for key in _MACHINE:
+        if key in before and before[key] != now.get(key):
+            found.append(f"the machine has changed: {key} {before[key]} → {now.get(key)}")
+    old, new = before.get("packages", {}), now.get("packages", {})
+    moved = [f"{name} {v} → {new.get(name, 'none')}" for name, v in old.items() if new.get(name) != v]
+    if moved:
+        more = f", and {len(moved) - _MANY} more" if len(moved) > _MANY else ""
+        found.append(f"packages have changed: {', '.join(moved[:_MANY])}{more}")
+    old, new = before.get("inputs", {}), now.get("inputs", {})
+    differ = [name for name, digest in old.items() if name in new and new[name] != digest]
+    if differ:
+        found.append(f"these files have changed: {', '.join(differ)}")
+    if before.get("weights") not in (None, now.get("weights")):
+        found.append("the weights of encoder.model have changed")
+    return found

@@ -1,0 +1,45 @@
+"""OneFolder: the processes of one run, however they were started, write to one folder, the first rank's."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, read_write
+
+from experiments.cli.ranks import number_of_process, of_first_rank
+
+
+class OneFolder(Callback):
+    """Hydra callback: take the first rank's output folder, whose name holds the second in which *that* rank started."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """A single run."""
+        folder, number = _first_ranks(config, config.hydra.run)
+        with read_write(config.hydra):
+            config.hydra.run.dir = folder
+            if number > 0:
+                config.hydra.output_subdir = None  # .hydra is the first rank's
+                config.hydra.job.name += f"_{number}"  # and so is run.log
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """A sweep, whose jobs' configurations are composed again from their overrides."""
+        folder, number = _first_ranks(config, config.hydra.sweep)
+        with read_write(config.hydra):
+            config.hydra.sweep.dir = folder
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{folder}'")
+            if number > 0:
+                config.hydra.overrides.hydra += ["hydra.output_subdir=null", f"hydra.job.name=run_{number}"]
+
+
+def _first_ranks(config: DictConfig, place: DictConfig) -> tuple[str, int]:
+    """The first rank's folder for this one's, and this process's number among those that asked."""
+    HydraConfig.instance().set_config(config)  # the folder's name may refer to it
+    own, num_nodes = str(Path(place.dir).absolute()), config.trainer.get("num_nodes") or 1
+    try:
+        return of_first_rank("folder", lambda: own, num_nodes), number_of_process(num_nodes)[0]
+    except Exception as error:  # of which Hydra would make a warning, and every rank take a folder of its own
+        sys.exit(f"error: the ranks found no common run folder ({error}). Look at MASTER_ADDR and MASTER_PORT.")

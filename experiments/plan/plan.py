@@ -1,0 +1,345 @@
+"""What a run is about to do, gathered from its parts before anything long begins: for the terminal and its record."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from shutil import get_terminal_size
+from textwrap import wrap
+from typing import Any
+
+import lightning as L
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from callbacks import BeirEvaluation
+from datamodules import QueryListDataModule
+from datamodules.corpus import Corpus
+from experiments.plan.steps import Steps
+from experiments.plan.time import estimate
+from retriever.module import QueryListModule, RetrieverModule
+from retriever.printable import printable
+from retriever.schedule import default_warmup
+
+_WIDTH, _INDENT = 110, 12
+_NAMED = 3  # files and sets that are named; of more there is their number
+
+
+def run_plan(
+    config: DictConfig,
+    trainer: L.Trainer,
+    module: QueryListModule,
+    data: QueryListDataModule,
+    evaluation: BeirEvaluation,
+    checkpoint: Path | None,
+) -> dict[str, Any]:
+    """Gather what a run does. Takes a second or two for the estimate of its time, and leaves all as it is.
+
+    Args:
+        config: of the run.
+        trainer: that has not begun.
+        module: with the base model's weights.
+        data: open.
+        evaluation: open.
+        checkpoint: to resume from.
+
+    Returns:
+        JSON values, by subject.
+    """
+    done = _step_of(checkpoint) if checkpoint is not None else 0
+    steps = Steps.of(trainer, len(data.sampler(train=True, world_size=trainer.world_size, gather_shared=False)), done)
+    trained = _trained(config, module)
+    return {
+        "resumes": str(checkpoint) if checkpoint else None,
+        "repeats": config.repeats,
+        "model": _model(module.encoder),
+        "trained": trained,
+        "objective": {"class": type(module).__name__, "settings": _objective(config)},
+        "lists": data.report["files"],
+        "left_out": data.report.get("leak_guard", []),
+        "corpora": {corpus.name: len(corpus) for corpus in _corpora(data, evaluation)},
+        "evaluation": evaluation.describe(),
+        "device": {
+            "name": _device(trainer.strategy.root_device),
+            "threads": torch.get_num_threads(),
+            "precision": trainer.precision,
+            "ranks": trainer.world_size,
+            "machines": trainer.num_nodes,
+            "token_budget": module.token_budget,
+            "kept_tokens": module.token_budget if module.kept_tokens is None else module.kept_tokens,
+        },
+        "steps": _steps(config, module, steps),
+        "validation": {
+            "in_training": steps.validations if steps.every is not None else None,
+            "criterion": config.criterion if config.save_checkpoints else None,
+            "criterion_mode": config.criterion_mode,
+            "patience": config.early_stopping.patience,
+            "monitors": list(config.early_stopping.monitors),
+        },
+        "time": _time(config, trainer, module, data, evaluation, steps, trained["share"]),
+    }
+
+
+def _step_of(checkpoint: Path) -> int:
+    return torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"]
+
+
+def _corpora(data: QueryListDataModule, evaluation: BeirEvaluation) -> list[Corpus]:
+    lists = [*data.train_lists, *data.dev_lists]
+    return [part.corpus for part in lists] + [evaluated.corpus for evaluated in evaluation.data]
+
+
+def _model(encoder: torch.nn.Module) -> dict[str, Any]:
+    backbone = encoder.backbone
+    plain = backbone.get_base_model() if hasattr(backbone, "get_base_model") else backbone  # within adapters
+    return {
+        "name": encoder.name,
+        "origin": encoder.origin,
+        "architecture": type(plain).__name__,
+        "layers": getattr(plain.config, "num_hidden_layers", None),
+        "width": getattr(plain.config, "hidden_size", None),
+        "parameters": sum(p.numel() for p in plain.parameters()),
+        "attention": getattr(plain.config, "_attn_implementation", None),
+        "dimension": getattr(encoder, "dimension", None),
+        **asdict(encoder.spec),
+    }
+
+
+def _trained(config: DictConfig, module: QueryListModule) -> dict[str, Any]:
+    of_encoder = list(module.encoder.parameters())
+    learning = sum(p.numel() for p in of_encoder if p.requires_grad)
+    lora = config.encoder.get("lora")
+    return {
+        "side": module.trained_side,
+        "parameters": learning,
+        "share": learning / max(1, sum(p.numel() for p in of_encoder)),
+        "lora": OmegaConf.to_container(lora, resolve=True) if lora else None,
+        "beside_the_encoder": [
+            name for name, p in module.named_parameters() if p.requires_grad and not name.startswith("encoder.")
+        ],
+    }
+
+
+def _objective(config: DictConfig) -> dict[str, Any]:
+    """Settings of the objective alone, but for those that are null or false."""
+    common = {name for kind in (QueryListModule, RetrieverModule) for name in inspect.signature(kind).parameters}
+    common -= {"matryoshka_dimensions", "matryoshka_weights"}
+    settings = OmegaConf.to_container(config.module, resolve=True)
+    return {k: v for k, v in settings.items() if k not in common and not k.startswith("_") and v not in (None, False)}
+
+
+def _device(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _steps(config: DictConfig, module: QueryListModule, steps: Steps) -> dict[str, Any]:
+    total = 2**62 if steps.total is None else steps.total
+    of_epoch = max(1, steps.batches // steps.accumulated)
+    return {
+        "total": steps.total,
+        "done": steps.done,
+        "of_epoch": steps.of_epoch,
+        "epochs": config.trainer.max_epochs,
+        "lists": config.data.batch_size * steps.accumulated,
+        "candidates": config.data.list_length,
+        "learning_rate": module.learning_rate,
+        "weight_decay": module.weight_decay,
+        "warmup_steps": module.warmup_steps or default_warmup(of_epoch, total),
+        "decay": module.decay,
+        "final_learning_rate": module.final_learning_rate,
+        "gradient_clip_val": config.trainer.gradient_clip_val,
+        "max_time": str(config.trainer.max_time) if config.trainer.get("max_time") else None,
+    }
+
+
+def _time(
+    config: DictConfig,
+    trainer: L.Trainer,
+    module: QueryListModule,
+    data: QueryListDataModule,
+    evaluation: BeirEvaluation,
+    steps: Steps,
+    trained_share: float,
+) -> dict[str, Any]:
+    """The estimate, in seconds, or why there is none."""
+    if config.encoder.get("compile") is not None:
+        return {"unknown": "encoder.compile compiles at the first steps, which is not measured beforehand"}
+    try:
+        found = estimate(trainer, module, data, evaluation, steps, trained_share)
+    except RuntimeError as error:  # too little memory, or an objective that does not say what it encodes
+        return {"unknown": " ".join(str(error).split())[:200] or type(error).__name__}
+    return asdict(found) | {"from": found.bounds[0], "to": found.bounds[1]}
+
+
+def print_plan(plan: Mapping[str, Any]) -> None:
+    """Print a plan, a dozen lines, on standard output."""
+    width = (min(_WIDTH, get_terminal_size().columns) if sys.stdout.isatty() else _WIDTH) - _INDENT
+    for subject, text in plan_lines(plan).items():
+        first, *rest = wrap(printable(text), max(40, width), break_on_hyphens=False)
+        print(f"{subject:<{_INDENT}}{first}")
+        for line in rest:
+            print(f"{'':<{_INDENT}}{line}")
+    sys.stdout.flush()  # before the log's next line
+
+
+def plan_lines(plan: Mapping[str, Any]) -> dict[str, str]:
+    """Subject → what is said of it."""
+    return {
+        "model": _model_line(plan["model"]),
+        "texts": _texts_line(plan["model"]),
+        "trained": _trained_line(plan["trained"]),
+        "objective": _objective_line(plan["objective"]),
+        **{part: _lists_line(plan, part) for part in ("train", "dev")},
+        "corpora": _joined([f"{name} ({count:,} passages)" for name, count in plan["corpora"].items()]),
+        "evaluation": _joined([_set(facts) for facts in plan["evaluation"]]) or "none",
+        "device": _device_line(plan["device"]),
+        "steps": _steps_line(plan["steps"]),
+        "validation": _validation_line(plan["validation"]),
+        "time": _time_line(plan["time"], plan["steps"], plan["validation"]),
+    }
+
+
+def _model_line(model: Mapping[str, Any]) -> str:
+    origin = model["origin"] if model["name"] in model["origin"] else f"{model['name']}, from {model['origin']}"
+    size = f"{model['layers']} layers of width {model['width']}, {_count(model['parameters'])} parameters"
+    return f"{origin}: {model['architecture']}, {size}"
+
+
+def _texts_line(model: Mapping[str, Any]) -> str:
+    parts = [f"{model['query_max_length']} tokens of a query, {model['passage_max_length']} of a passage"]
+    if "pair_max_length" in model:
+        parts.append(f"{model['pair_max_length']} of a pair")
+    if "pooling" in model:
+        length = "" if model["normalize"] else ", not normalised"
+        parts.insert(0, f"pooling {model['pooling']}, {model['dimension']} dimensions{length}")
+        parts.append(f"prompts {model['query_prompt']!r} and {model['passage_prompt']!r}")
+    return "; ".join(parts)
+
+
+def _trained_line(trained: Mapping[str, Any]) -> str:
+    weights = f"{_count(trained['parameters'])} parameters, {100 * trained['share']:.3g}%"
+    lora = f"; LoRA {_settings(trained['lora'])}" if trained["lora"] else ""
+    beside = f"; and {', '.join(trained['beside_the_encoder'])}" if trained["beside_the_encoder"] else ""
+    return f"{trained['side']}; {weights}{lora}{beside}"
+
+
+def _objective_line(objective: Mapping[str, Any]) -> str:
+    return f"{objective['class']}: {_settings(objective['settings'])}"
+
+
+def _lists_line(plan: Mapping[str, Any], part: str) -> str:
+    files = [file for file in plan["lists"] if file["part"] == part]
+    types: dict[str, int] = {}
+    for file in files:
+        for name, count in file["types"].items():
+            types[name] = types.get(name, 0) + count
+    kinds = ", ".join(f"{name} {count:,}" for name, count in types.items()) if len(types) > 1 else "".join(types)
+    short, long = min(file["candidates"][0] for file in files), max(file["candidates"][2] for file in files)
+    candidates = f"{short}" if short == long else f"{short} to {long}"
+    text = f"{sum(file['lists'] for file in files):,} lists ({kinds}) of {_joined([f['file'] for f in files])}"
+    text += f"; {min(long, plan['steps']['candidates'])} of {candidates} candidates used"
+    passes = sorted({str(file["weight"]) for file in files} - {"1.0", "1"})
+    if part == "train" and passes:
+        text += f"; {', '.join(passes)} passes an epoch"
+    names = {file["file"] for file in files}
+    left_out = sum(
+        number
+        for leak in plan["left_out"]
+        if leak["lists"] in names
+        for key, number in leak.items()
+        if key not in ("lists", "against", "of")
+    )
+    return f"{text}; leak guard left out {left_out:,}" if left_out else text
+
+
+def _set(facts: Mapping[str, Any]) -> str:
+    sample = f", a sample of {facts['sample']:,} in training" if facts["sample"] else ""
+    corpus = "" if facts["corpus"] == facts["name"] else f" of {facts['corpus']}"
+    return f"{facts['name']} ({facts['queries']:,} queries of {facts['from']}{corpus}{sample})"
+
+
+def _device_line(device: Mapping[str, Any]) -> str:
+    ranks = f"{device['ranks']} ranks" if device["ranks"] > 1 else "1 rank"
+    machines = f" on {device['machines']} machines" if device["machines"] > 1 else ""
+    threads = f" ({device['threads']} threads)" if device["name"] == "cpu" else ""
+    budget = f"micro-batches of {device['token_budget']:,} tokens, {device['kept_tokens']:,} of a step kept"
+    return f"{device['name']}{threads}, {device['precision']}, {ranks}{machines}; {budget}"
+
+
+def _steps_line(steps: Mapping[str, Any]) -> str:
+    total = "no limit of steps" if steps["total"] is None else f"{steps['total']:,} steps"
+    if steps["done"]:
+        total += f", {steps['done']:,} of them done"
+    epoch = f"{steps['of_epoch']:,} an epoch"
+    if steps["max_time"]:
+        epoch += f", at most for {steps['max_time']}"
+    floor = steps["learning_rate"] * steps["final_learning_rate"]
+    end = f"to {floor:.3g}" if steps["decay"] == "to_floor" else f"to 0, held at {floor:.3g}"
+    rate = f"lr {steps['learning_rate']:.3g}, warm-up {steps['warmup_steps']:,}, down {end}"
+    clip = f", clip {steps['gradient_clip_val']:g}" if steps["gradient_clip_val"] else ""
+    return f"{total} of {steps['lists']:,} lists, {epoch}; {rate}; weight decay {steps['weight_decay']:g}{clip}"
+
+
+def _validation_line(validation: Mapping[str, Any]) -> str:
+    number = validation["in_training"]
+    parts = ["by the clock" if number is None else f"{'at most ' if _open(validation) else ''}{number:,}"]
+    if validation["criterion"] is not None:
+        best = "lowest" if validation["criterion_mode"] == "min" else "highest"
+        parts.append(f"keeps the {best} {validation['criterion']}")
+    if _open(validation):
+        parts.append(f"stops after {validation['patience']} without a better {' or '.join(validation['monitors'])}")
+    return "; ".join(parts)
+
+
+def _open(validation: Mapping[str, Any]) -> bool:
+    return validation["patience"] is not None
+
+
+def _time_line(found: Mapping[str, Any], steps: Mapping[str, Any], validation: Mapping[str, Any]) -> str:
+    if "unknown" in found:
+        return f"not estimated: {found['unknown']}"
+    left = steps["of_epoch"] if steps["total"] is None else max(0, steps["total"] - steps["done"])
+    parts = [
+        f"encoding {found['passages']:,} passages {_duration(found['encoding'])}" if found["passages"] else "",
+        f"{left:,} steps {_duration(found['steps'])}",
+        f"{found['number']:,} evaluations {_duration(found['evaluations'])}" if found["number"] else "",
+        f"saving {_duration(found['saving'])}" if found["saving"] >= 1 else "",
+    ]
+    limit = "an epoch: " if steps["total"] is None else "at most " if _open(validation) else ""
+    return f"{limit}{_range(found['from'], found['to'])}: {', '.join(part for part in parts if part)}"
+
+
+def _range(low: float, high: float) -> str:
+    if high < 10:
+        return "a few seconds"
+    if high < 60:
+        return f"about {math.floor(low):d} to {math.ceil(high):d} s"
+    size, unit = (60, "minutes") if high < 2 * 3600 else (3600, "hours")
+    digits = 0 if high / size >= 10 else 1
+    return f"about {low / size:.{digits}f} to {high / size:.{digits}f} {unit}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 0.5 else "below 1 s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def _count(number: int) -> str:
+    for size, name in ((10**9, "billion"), (10**6, "million")):
+        if number >= size:
+            return f"{number / size:.1f} {name}"
+    return f"{number:,}"
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    return ", ".join(k if v is True else f"{k} {v}" for k, v in settings.items()) or "no settings of its own"
+
+
+def _joined(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

@@ -1,0 +1,211 @@
+"""How long a run will take: a few texts encoded on this machine, times what the run has to encode."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import lightning as L
+import numpy as np
+import torch
+
+from callbacks import BeirEvaluation
+from datamodules import QueryListDataModule
+from datamodules.caches import find_tokens, has_embeddings
+from datamodules.corpus import Corpus
+from experiments.plan.steps import Steps
+from retriever.module import QueryListModule, Work
+from retriever.search import exact_search
+
+_SAMPLE = 256  # texts whose lengths speak for all
+_MEASURED = 0.25  # seconds that a measurement should last
+_BATCHES = 4  # whose distinct passages speak for all
+_RANGE = 0.8, 1.5  # of an estimate: machines are shared, and texts differ
+_SAVED = 3e8  # bytes of a checkpoint a second, assumed
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds, as estimated.
+
+    Attributes:
+        encoding: corpora that the base model encodes once; 0 where the cache has their embeddings.
+        steps: all optimiser steps that are left.
+        evaluations: all evaluations, of dev lists and evaluation sets.
+        saving: checkpoints; their rate alone is assumed, not measured.
+        passages: number of passages in ``encoding``.
+        number: number of evaluations.
+    """
+
+    encoding: float
+    steps: float
+    evaluations: float
+    saving: float
+    passages: int
+    number: int
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """From how many to how many seconds all of it takes."""
+        total = self.encoding + self.steps + self.evaluations + self.saving
+        return _RANGE[0] * total, _RANGE[1] * total
+
+
+def estimate(
+    trainer: L.Trainer,
+    module: QueryListModule,
+    data: QueryListDataModule,
+    evaluation: BeirEvaluation,
+    steps: Steps,
+    trained_share: float,
+) -> Estimate:
+    """Estimate what is left of a run.
+
+    Some texts of the data are encoded as a step would encode them, in evaluation mode and without gradient, for a
+    second or so; nothing is drawn from torch's random generators. A step counts as three forward passes (two where no
+    weight but those of adapters learns), and one more for tokens whose activations are not kept.
+
+    Args:
+        trainer: whose device, precision and ranks are used.
+        module: in any mode; its encoder is moved to the device.
+        data: open.
+        evaluation: open.
+        steps: what is left of them.
+        trained_share: share of the encoder's weights that learn.
+
+    Raises:
+        RuntimeError: the module does not say what it encodes, or the device has too little memory.
+    """
+    if not steps.batches:
+        raise RuntimeError("an epoch has no batch")
+    labels = _labels(data)
+    passages = data.sampler(train=True, gather_shared=False).distinct_passages(data.list_length, _BATCHES).mean()
+    lists = sum(len(part.lists) for part in data.train_lists) / max(1, steps.batches)  # of a batch, in the mean
+    step = module.work(min(lists, data.batch_size), passages, labels)
+    sampler = data.sampler(train=False)
+    dev_lists = sum(len(part.lists) for part in data.dev_lists)
+    dev = module.work(dev_lists, sampler.distinct_passages(data.list_length).sum(), labels, dev=True)
+    points = evaluation.work(module)
+    every = points["validation"] + dev
+    evaluations = [points["end"], *[every] * steps.validations]
+    if steps.done == 0:
+        evaluations.append(points["base"] + dev)
+    if not steps.ends_validated:
+        evaluations.append(points["validation"])
+
+    meter = _Meter(trainer, module, data)
+    corpora = _uncached(trainer, module, data, evaluation, meter)
+    tokens = meter.tokens(step)
+    kept = module.token_budget if module.kept_tokens is None else module.kept_tokens
+    passes = 2 + trained_share + max(0.0, 1 - kept * trainer.world_size / max(1, tokens))
+    return Estimate(
+        encoding=meter.seconds(Work(passages=sum(map(len, corpora)))),
+        steps=steps.left * steps.accumulated * passes * meter.seconds(step),
+        evaluations=sum(meter.seconds(work) for work in evaluations),
+        saving=steps.validations * len(trainer.checkpoint_callbacks) * _checkpoint_bytes(module) / _SAVED,
+        passages=sum(map(len, corpora)),
+        number=len([work for work in evaluations if work != Work()]),
+    )
+
+
+class _Meter:
+    """Seconds that this machine takes for what is counted in a Work; each kind is measured once."""
+
+    def __init__(self, trainer: L.Trainer, module: QueryListModule, data: QueryListDataModule) -> None:
+        self.trainer, self.module = trainer, module
+        random = np.random.default_rng(0)
+        part = max(data.train_lists, key=lambda part: len(part.lists))
+        rows = [random.integers(len(texts), size=_SAMPLE) for texts in (part.lists.queries, part.corpus.passages)]
+        self.queries = part.lists.queries.take(rows[0]).to_pylist()
+        self.passages = part.corpus.passages.take(rows[1]).to_pylist()
+        self._found: dict[str, tuple[float, float]] = {}
+        module.encoder.to(trainer.strategy.root_device)
+
+    def seconds(self, work: Work) -> float:
+        """Of all ranks together, each doing its share."""
+        counts = {kind: count for kind, count in work._asdict().items() if count}
+        return sum(self._of(kind)[0] * count for kind, count in counts.items()) / self.trainer.world_size
+
+    def tokens(self, work: Work) -> float:
+        """How many are encoded, of all ranks."""
+        return sum(self._of(kind)[1] * count for kind, count in work._asdict().items() if count)
+
+    def _of(self, kind: str) -> tuple[float, float]:
+        """Seconds and tokens of one."""
+        if kind not in self._found:
+            self._found[kind] = self._search() if kind == "products" else self._encode(kind)
+        return self._found[kind]
+
+    def _encode(self, kind: str) -> tuple[float, float]:
+        encoder = self.module.encoder
+        training = encoder.training
+        encoder.eval()
+        try:
+            with torch.inference_mode(), self.trainer.precision_plugin.forward_context():
+                lengths, encode = self.module.encode_some(kind, self.queries, self.passages)
+                order = np.argsort(lengths, kind="stable")
+                # texts of the length at which half of all tokens are in shorter ones
+                middle = int(np.searchsorted(np.cumsum(lengths[order]), lengths.sum() / 2))
+                most = min(len(order), max(1, self.module.token_budget // int(lengths[order[middle]])))
+
+                def window(size: int) -> np.ndarray:
+                    start = min(max(0, middle - size // 2), len(order) - size)
+                    return order[start : start + size]
+
+                count, seconds = 1, 0.0
+                for goal in (0.0, _MEASURED / 4, _MEASURED):  # the first call also allocates and chooses kernels
+                    if seconds < goal:
+                        count = min(most, max(2, int(count * goal / max(seconds, 1e-4))))
+                    if seconds <= goal:
+                        rows = window(count)
+                        seconds = self._timed(lambda: encode(rows))  # noqa: B023
+                return seconds / lengths[window(count)].sum() * lengths.mean(), float(lengths.mean())
+        finally:
+            encoder.train(training)
+
+    def _search(self) -> tuple[float, float]:
+        random = np.random.default_rng(0)
+        queries, passages = (random.random((n, self.module.encoder.dimension), np.float32) for n in (64, 8192))
+        return self._timed(lambda: exact_search(queries, passages, 1000)) / (64 * 8192), 0.0
+
+    def _timed(self, call: Callable[[], object]) -> float:
+        on_gpu = self.trainer.strategy.root_device.type == "cuda"
+        begin = time.perf_counter()
+        call()
+        if on_gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter() - begin
+
+
+def _checkpoint_bytes(module: QueryListModule) -> int:
+    """Weights, and two moments of each that learns, in float32."""
+    return sum((12 if p.requires_grad else 4) * p.numel() for p in module.parameters())
+
+
+def _labels(data: QueryListDataModule) -> float:
+    """Labelled positives of a train list, in the mean."""
+    lists = [part.lists for part in data.train_lists]
+    return sum(len(part.positive_rows) for part in lists) / sum(len(part) for part in lists)
+
+
+def _uncached(
+    trainer: L.Trainer,
+    module: QueryListModule,
+    data: QueryListDataModule,
+    evaluation: BeirEvaluation,
+    meter: _Meter,
+) -> Sequence[Corpus]:
+    """Corpora that the base model has to encode."""
+    if not evaluation.searches:
+        return []
+    wanted = {(e.corpus.name, evaluation.embedding_dtype): e.corpus for e in evaluation.data}
+    if not module.train_passage_encoder:
+        wanted |= {(part.corpus.name, "float32"): part.corpus for part in (*data.train_lists, *data.dev_lists)}
+    with trainer.precision_plugin.forward_context():
+        return [
+            corpus
+            for (_, dtype), corpus in wanted.items()
+            if (tokens := find_tokens(corpus.passages, module.encoder, "passage", data.cache_dir)) is None
+            or not has_embeddings(tokens, module.encoder, data.cache_dir, dtype)
+        ]

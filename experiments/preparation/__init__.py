@@ -1,0 +1,1 @@
+"""The pipeline of `prepare`, and the teacher's card."""

@@ -1,0 +1,339 @@
+"""The pipeline from a corpus to query lists: which stages a configuration asks for, and how they connect."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from datamodules.corpus import (
+    Corpus,
+    EvaluationSet,
+    corpus_sha256,
+    find_dataset,
+    judgement_files,
+    load_corpus,
+    load_evaluation_set,
+    load_qrels,
+    qrels_file,
+    qrels_splits,
+)
+from datamodules.pipeline.engines import Engine
+from datamodules.pipeline.query_types import load_query_types
+from datamodules.pipeline.stages.collect import Collect
+from datamodules.pipeline.stages.deduplicate import Deduplicate
+from datamodules.pipeline.stages.filter import Filter
+from datamodules.pipeline.stages.generate import Generate
+from datamodules.pipeline.stages.mine import Bm25, Dense, Mine, Retriever
+from datamodules.pipeline.stages.sample import Sample
+from datamodules.pipeline.stages.score import Ensemble, RunFusion, Score
+from datamodules.pipeline.stages.split import Split
+from datamodules.pipeline.stages.stage import Output, Shard, Stage, find_output, run_stage
+from datamodules.storage.files import file_name
+from experiments.cli.arguments import check_arguments, check_settings
+from experiments.cli.targets import check_targets
+from retriever.encoder.text_encoder import TextEncoder
+from retriever.errors import InputError, choose, require_text
+from retriever.pretrained.packaged import file_sha256
+from retriever.teachers import Teacher
+
+log = logging.getLogger(__name__)
+STAGES = ("deduplicate", "sample", "generate", "collect", "mine", "score", "filter", "split")
+# whose section of the configuration has arguments of theirs alone
+_OF_STAGE: dict[str, type[Stage]] = {"deduplicate": Deduplicate, "sample": Sample, "score": Score, "filter": Filter}
+_GROUP_KEYS = ("source", "split", "path", "filter", "leak_guard")
+
+
+def _plain(section: DictConfig) -> dict[str, Any]:
+    return OmegaConf.to_container(section, resolve=True, throw_on_missing=False)
+
+
+class Pipeline:
+    """The stages of one configuration (``experiments/conf/prepare/prepare.yaml``).
+
+    Attributes:
+        outputs: stage → what it left, for the stages that are done.
+    """
+
+    def __init__(self, config: DictConfig) -> None:
+        check_targets(config)
+        check_arguments(config)
+        self.config = config
+        for key in ("corpus", "output", "work", "cache_dir", "data_dir"):
+            require_text(key, config[key])
+        self.groups: dict[str, dict[str, Any]] = OmegaConf.to_container(config.queries, resolve=True)
+        for name, options in self.groups.items():
+            file_name("queries: a group", name)
+            for key in options or {}:
+                choose(f"queries.{name}: the key", key, _GROUP_KEYS)
+        for name, stage in _OF_STAGE.items():
+            check_settings(name, _plain(config[name]), stage)
+        for key in ("stage", "until"):
+            if config[key] is not None:
+                choose(key, config[key], STAGES)
+        self.outputs: dict[str, Output] = {}
+
+    def run(self) -> bool:
+        """Run what is left, as far as asked; return whether all of it is done (False: other processes have blocks)."""
+        shard, work = Shard.parse(self.config.shard), Path(self.config.work)
+        self._check()
+        for subject, text in self.describe().items():
+            log.info("%s: %s", subject, text)
+        for name in self.names:
+            stage = getattr(self, f"_{name}")()
+            if self.config.stage not in (None, name):
+                found = find_output(stage, work)
+                if found is None:
+                    raise InputError(
+                        f"Stage {self.config.stage} needs the output of stage {name}, which has not run with these "
+                        f"settings. Run it first: until={name}, or stage={name}."
+                    )
+            else:
+                if isinstance(stage, Generate):
+                    for note in stage.notes():
+                        log.warning("generate: %s", note)
+                found = run_stage(stage, work, shard)
+            if name == "generate":
+                self._engine.release()
+            if found is None:
+                return False
+            self.outputs[name] = found
+        return True
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The stages that this configuration needs, in order."""
+        unneeded = set()
+        if not any(o["source"] == "generated" for o in self.groups.values()):
+            unneeded |= {"sample", "generate"}
+            if not self.config.mine.drop_near_duplicates:
+                unneeded.add("deduplicate")
+        last = self.config.stage or self.config.until
+        if last in unneeded:
+            raise InputError(f"Stage {last} is not needed here: no group of queries has source: generated.")
+        wanted = [name for name in STAGES if name not in unneeded]
+        return wanted[: wanted.index(last) + 1] if last else wanted
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The corpus, loaded once."""
+        return load_corpus(self._folder, empty_passages=self.config.empty_passages, cache_dir=self.config.cache_dir)
+
+    def _check(self) -> None:
+        """Build every stage on nothing, so that a wrong setting of the last one shows before the first one runs."""
+        self.outputs = {name: Output(Path(), {"outputs": {}}) for name in self.names}
+        for name in self.names:
+            getattr(self, f"_{name}")()
+        self.outputs = {}
+        named = {"filter.consistency_retrievers": self.config.filter.consistency_retrievers or ()}
+        if "score" in self.names:
+            members = self._teacher.members if isinstance(self._teacher, Ensemble) else {"teacher": self._teacher}
+            named |= {f"{n}.weights": t.weights or () for n, t in members.items() if isinstance(t, RunFusion)}
+        for setting, retrievers in named.items():
+            for retriever in retrievers:
+                choose(f"{setting}: the retriever", retriever, self.config.mine.retrievers)
+
+    def describe(self) -> dict[str, str]:
+        """Subject → what this pipeline runs on and with, as far as its stages need it."""
+        config, names = self.config, self.names
+        groups = [
+            f"{name} ({', '.join(str(v) for k, v in options.items() if k in ('source', 'split', 'path'))})"
+            for name, options in self.groups.items()
+        ]
+        lines = {
+            "corpus": f"{self.corpus.name} ({self._folder}), {len(self.corpus):,} passages",
+            "queries": ", ".join(groups),
+            "stages": ", ".join(names),
+        }
+        if "generate" in names:
+            settings = self._engine.settings()
+            lines["generator"] = (
+                f"{settings.get('model')}, by {settings.get('engine')}, sampling {settings['sampling']}"
+            )
+        if "mine" in names:
+            for name, retriever in self._retrievers.items():
+                lines[f"retriever {name}"] = retriever.describe()
+        if "score" in names:
+            made = self._teacher.members if isinstance(self._teacher, Ensemble) else {"": self._teacher}
+            for name, teacher in made.items():
+                lines[f"teacher {name}".strip()] = _said_of(teacher)
+        if "split" in names and config.split.leak_guard != "off":
+            sets = [f"{data.name} ({len(data.queries):,} queries)" for data, _ in self._evaluation_sets]
+            lines["leak guard"] = f"protects {', '.join(sets) or 'nothing'}"
+        return lines
+
+    def judged_groups(self) -> dict[str, str]:
+        """Group → split, for groups of judged queries."""
+        return {n: o.get("split", "train") for n, o in self.groups.items() if o["source"] == "judged"}
+
+    def _deduplicate(self) -> Stage:
+        return Deduplicate(self.corpus, self._corpus_sha256, **self.config.deduplicate)
+
+    def _sample(self) -> Stage:
+        options = OmegaConf.to_container(self.config.sample, resolve=True)
+        return Sample(self.corpus, self._corpus_sha256, self.outputs["deduplicate"], **options)
+
+    def _generate(self) -> Stage:
+        options = OmegaConf.to_container(self.config.generate, resolve=True)
+        types = load_query_types(options.pop("types"), options.pop("type_folders"))
+        return Generate(self.corpus, self._corpus_sha256, self.outputs["sample"], self._engine, types, **options)
+
+    def _collect(self) -> Stage:
+        return Collect(
+            self.corpus,
+            self._corpus_sha256,
+            self.config.corpus,
+            self.config.data_dir,
+            self.groups,
+            self.outputs.get("generate"),
+            self.config.unknown_qrels,
+        )
+
+    def _mine(self) -> Stage:
+        options = OmegaConf.to_container(self.config.mine, resolve=True)
+        for key in ("retrievers", "chunk", "keep_embeddings"):
+            options.pop(key)
+        return Mine(
+            self.corpus,
+            self._corpus_sha256,
+            self.outputs["collect"],
+            self.outputs.get("deduplicate"),
+            self._retrievers,
+            **options,
+        )
+
+    def _score(self) -> Stage:
+        outputs = self.outputs["collect"], self.outputs["mine"]
+        return Score(self.corpus, self._corpus_sha256, *outputs, self._teacher, **self.config.score)
+
+    def _filter(self) -> Stage:
+        exempt = [name for name, o in self.groups.items() if not o.get("filter", True)]
+        options = OmegaConf.to_container(self.config.filter, resolve=True)
+        return Filter(self.outputs["score"], exempt=exempt, **options)
+
+    def _split(self) -> Stage:
+        options = self.config.split
+        guards = {name: o.get("leak_guard", options.leak_guard) for name, o in self.groups.items()}
+        return Split(
+            self.outputs["filter"],
+            self.outputs["score"],
+            self.corpus.name,
+            self._evaluation_sets,
+            dev_fraction=options.dev_fraction,
+            guards=guards,
+            judged=list(self.judged_groups()),
+            judgements=self._judgements,
+            jaccard=options.leak_jaccard,
+            cosine=options.leak_cosine,
+            encoder=self._encoder if options.leak_cosine else None,
+            cache_dir=self.config.cache_dir,
+            near_passages=options.leak_near_passages,
+            corpus=self.corpus,
+            corpus_sha256=self._corpus_sha256,
+            metadata=self._about(),
+        )
+
+    @cached_property
+    def _judgements(self) -> list[list[str]]:
+        """Relevant passages of each query that the corpus judges, the evaluation's apart."""
+        chosen = self.config.split.evaluation or [{"path": self.config.corpus, "split": "test"}]
+        evaluated = {
+            s.get("split", "test") for s in chosen if find_dataset(s["path"], self.config.data_dir) == self._folder
+        }
+        found = []
+        for split in sorted(set(qrels_splits(self._folder)) - evaluated):
+            _, judged = load_qrels(self._folder, split)
+            found += [sorted(p for p, (grade, _) in passages.items() if grade > 0) for passages in judged.values()]
+        return found
+
+    def _retriever(self, name: str) -> Retriever:
+        options = self.config.mine.retrievers[name]
+        if len(options) != 1 or choose(f"mine.retrievers.{name}", next(iter(options)), ("bm25", "encoder")) == "bm25":
+            return Bm25(**options.bm25)
+        same = options.encoder == self.config.encoder
+        return Dense(
+            self._encoder if same else self._on_device(options.encoder),
+            self.config.cache_dir,
+            chunk=self.config.mine.chunk,
+            token_budget=self.config.token_budget,
+            keep_embeddings=self.config.mine.keep_embeddings,
+        )
+
+    def _about(self) -> dict[str, Any]:
+        """What the lists' metadata say of where queries and candidates come from."""
+        mine = self.config.mine
+        names = {n: o.encoder.model if "encoder" in o else "BM25" for n, o in mine.retrievers.items()}
+        mined = {"retrievers": names, "depth": mine.depth, "candidates": mine.candidates, "fusion": mine.fusion}
+        generated = self.outputs["generate"].manifest.get("settings") if "generate" in self.outputs else None
+        return {"queries": self.groups, "generated": generated, "mined": mined}
+
+    @cached_property
+    def _evaluation_sets(self) -> list[tuple[EvaluationSet, str]]:
+        chosen = self.config.split.evaluation
+        if chosen is None:
+            if qrels_file(self._folder, "test") is None:
+                log.warning("split: %s has no qrels/test.tsv, so the leak guard has nothing to protect", self._folder)
+                return []
+            chosen = [{"path": self.config.corpus, "split": "test"}]
+        found = []
+        for spec in chosen:
+            folder, split = find_dataset(spec["path"], self.config.data_dir), spec.get("split", "test")
+            digests = "".join(file_sha256(p) for p in judgement_files(folder, split))
+            if folder != self._folder:  # the guard compares passages with this corpus' texts
+                digests += corpus_sha256(folder)
+            digest = hashlib.sha256(digests.encode()).hexdigest()
+            corpus = self.corpus if folder == self._folder else None
+            loaded = load_evaluation_set(
+                str(folder),
+                split,
+                corpus=corpus,
+                unknown_qrels="keep",
+                empty_passages=self.config.empty_passages,
+                cache_dir=self.config.cache_dir,
+            )
+            found.append((loaded, digest))
+        return found
+
+    @cached_property
+    def _folder(self) -> Path:
+        return find_dataset(self.config.corpus, self.config.data_dir)
+
+    @cached_property
+    def _corpus_sha256(self) -> str:
+        return corpus_sha256(self._folder)
+
+    @cached_property
+    def _engine(self) -> Engine:
+        return instantiate(self.config.generator)
+
+    @cached_property
+    def _retrievers(self) -> dict[str, Retriever]:
+        return {name: self._retriever(name) for name in self.config.mine.retrievers}
+
+    @cached_property
+    def _teacher(self) -> Teacher | RunFusion | Ensemble:
+        return instantiate(self.config.teacher)
+
+    @cached_property
+    def _encoder(self) -> TextEncoder:
+        return self._on_device(self.config.encoder)
+
+    def _on_device(self, config: DictConfig) -> TextEncoder:
+        return instantiate(config).to(self.config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _said_of(teacher: Any) -> str:
+    """Where a teacher's weights come from, and what else decides its scores."""
+    facts = {k: v for k, v in teacher.provenance().items() if v is not None}
+    if not isinstance(facts.get("weights"), dict):  # a hash; a fusion's are numbers by retriever
+        facts.pop("weights", None)
+    origin = getattr(teacher, "origin", None)
+    if origin is not None:
+        facts.pop("name", None)
+    return ", ".join([*([origin] if origin else []), *(f"{k} {v}" for k, v in facts.items())])

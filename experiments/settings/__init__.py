@@ -1,0 +1,1 @@
+"""What a run's configuration is asked before anything is loaded."""

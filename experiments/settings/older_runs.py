@@ -1,0 +1,80 @@
+"""Configurations in run folders of earlier versions, as this version writes them."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from experiments.cli.arguments import SPECS
+from experiments.conf import CONF
+
+log = logging.getLogger(__name__)
+_ENCODERS = CONF / "encoder"
+
+
+def as_now(config: Any) -> Any:
+    """Turn a run's configuration, as plain containers, into what this version would have written.
+
+    Encoders used to state beside ``packaged`` what their presets know, and now have it in ``preset``. Settings that
+    are newer than the run get the value that does what was done then.
+    """
+    if isinstance(config, list):
+        return [as_now(inner) for inner in config]
+    if not isinstance(config, dict):
+        return config
+    config = {key: as_now(inner) for key, inner in config.items()}
+    parts = [config.get(name) for name in ("data", "evaluation", "module")]
+    if "empty_passages" not in config and all(isinstance(part, dict) for part in parts):
+        return _with_newer_settings(config, *parts)
+    return _with_preset(config)
+
+
+def _with_newer_settings(
+    config: dict[str, Any], data: dict[str, Any], evaluation: dict[str, Any], module: dict[str, Any]
+) -> dict[str, Any]:
+    """Add what a run's configuration has at its top, and in its groups, since empty passages are kept by default."""
+    # a run that has ended saw no empty passage where these were refused
+    data, evaluation = ({**part, "empty_passages": "keep"} for part in (data, evaluation))
+    if data.get("dev_fraction") == 0.1:  # what null is, of lists that are not split
+        data["dev_fraction"] = None
+    if "decay" not in module and "final_learning_rate" in module:
+        module = {**module, "decay": "to_floor"}
+    return config | {
+        "data": {"leak_near_passages": None} | data,
+        "evaluation": evaluation,
+        "module": module,
+        "empty_passages": "keep",
+        "on_bad_list": data.get("on_bad_list", "error"),
+        "unknown_qrels": evaluation.get("unknown_qrels", "error"),
+    }
+
+
+def _with_preset(config: dict[str, Any]) -> dict[str, Any]:
+    """Of an encoder that states ``packaged``, move what it states into a preset."""
+    fields = getattr(SPECS.get(config.get("_target_", "")), "__dataclass_fields__", None)
+    if fields is None or "packaged" not in config or "model" not in config:
+        return config
+    packaged = config.pop("packaged")
+    if packaged and _model_of(packaged) != config["model"]:
+        log.warning(
+            "That run trained the weights of the package %s, though it named encoder.model=%s; now what is named is "
+            "loaded",
+            packaged.get("distribution"),
+            config["model"],
+        )
+        packaged = None
+    known = {name: config[name] for name in fields if config.get(name) is not None}
+    preset = {"model": config["model"], **({"packaged": packaged} if packaged else {}), **known}
+    attention = None if config.get("attention") == "sdpa" else config.get("attention")
+    return config | dict.fromkeys(known) | {"preset": preset, "attention": attention}
+
+
+def _model_of(packaged: Any) -> str | None:
+    """The model whose weights a package carries, by the presets that ship."""
+    for path in sorted(_ENCODERS.glob("*.yaml")):
+        preset = OmegaConf.to_container(OmegaConf.load(path)).get("preset") or {}
+        if preset.get("packaged") == packaged:
+            return preset["model"]
+    return None

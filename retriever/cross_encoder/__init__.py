@@ -1,0 +1,5 @@
+"""Cross-encoder, and the module that trains it."""
+
+from retriever.cross_encoder.cross_encoder import CrossEncoder
+
+__all__ = ["CrossEncoder"]

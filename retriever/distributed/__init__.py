@@ -1,0 +1,1 @@
+"""Ranks: sums and rows over all of them, and sharded weights."""

@@ -1,0 +1,128 @@
+"""Encoding many texts under a token budget, with gradient (checkpointed micro-batches) or without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from retriever.encoder.host_memory import give_freed_memory_back, reuse_freed_memory
+from retriever.encoder.text_encoder import TextEncoder
+from retriever.encoder.tokens import TokenizedTexts, micro_batches
+
+_TRIM_TOKENS = 2**15  # between two trims of the heap: each makes the next micro-batches fault their memory in again
+
+
+def encode(
+    encoder: TextEncoder,
+    tokens: TokenizedTexts,
+    token_budget: int = 16_384,
+    on_micro_batch: Callable[[int], None] | None = None,
+    kept_tokens: int | None = None,
+) -> Tensor:
+    """Embed texts, in micro-batches of at most ``token_budget`` tokens of nearly one length.
+
+    Where gradients are on, micro-batches are encoded under activation checkpointing: their activations are computed
+    again in the backward pass, with the same dropout, one micro-batch at a time, and the gradient is exactly the full
+    batch's (the effect of gradient caching, Gao et al. 2021, arXiv 2101.06983). The last ``kept_tokens`` tokens keep
+    their activations: the backward pass comes to them first, before it computes any others again, so memory is that of
+    the larger of the two, and a batch that fits is not computed twice.
+
+    Args:
+        encoder: in whichever mode (train, eval) the caller wants.
+        tokens: N texts.
+        token_budget: rows × longest row of a micro-batch, padding included.
+        kept_tokens: tokens, padding included, that are not computed again; None takes ``token_budget``.
+        on_micro_batch: called with the number of texts after each micro-batch (for progress bars).
+
+    Returns:
+        float32 [N, dimension] on the encoder's device, in the order of ``tokens``.
+    """
+    device = device_of(encoder)
+    if not len(tokens):
+        return torch.zeros(0, encoder.dimension, device=device)
+
+    lengths = tokens.lengths
+
+    def inputs(rows: np.ndarray) -> tuple[Tensor, Tensor, list[int]]:
+        return *tokens.padded(rows, encoder.pad_id, device), lengths[rows].tolist()
+
+    return in_micro_batches(encoder, lengths, token_budget, inputs, on_micro_batch, kept_tokens)
+
+
+def in_micro_batches(
+    model: nn.Module,
+    lengths: np.ndarray,
+    token_budget: int,
+    inputs: Callable[[np.ndarray], tuple[object, ...]],
+    on_micro_batch: Callable[[int], None] | None = None,
+    kept_tokens: int | None = None,
+) -> Tensor:
+    """Call a model on micro-batches of nearly one length, checkpointed as :func:`encode` says.
+
+    Args:
+        model: called with what ``inputs`` gives; a row of its output for each row.
+        lengths: tokens of each of N ≥ 1 rows.
+        token_budget: rows × longest row of a micro-batch, padding included.
+        inputs: rows of a micro-batch → the model's arguments.
+        on_micro_batch: called with the number of rows after each micro-batch.
+        kept_tokens: as for :func:`encode`.
+
+    Returns:
+        The outputs [N, …], in the order of ``lengths``.
+    """
+    on_host = device_of(model).type == "cpu"
+    parts = micro_batches(lengths, token_budget, on_gpu=not on_host)
+    sizes = [len(rows) * max(1, int(lengths[rows].max())) for rows in parts]
+    behind = np.cumsum(sizes[::-1])[::-1]  # tokens of this and all later micro-batches
+    with_gradient = torch.is_grad_enabled()
+    if on_host:
+        reuse_freed_memory()
+
+    untrimmed = 0
+
+    def run(*arguments: Any) -> Tensor:
+        nonlocal untrimmed
+        untrimmed += arguments[0].numel()
+        if with_gradient and on_host and untrimmed >= _TRIM_TOKENS:
+            give_freed_memory_back()
+            untrimmed = 0
+        return model(*arguments)
+
+    def output(rows: np.ndarray, tokens: int) -> Tensor:
+        arguments = inputs(rows)
+        if with_gradient and tokens > (token_budget if kept_tokens is None else kept_tokens):
+            return checkpoint(run, *arguments, use_reentrant=False, preserve_rng_state=True)
+        return run(*arguments)
+
+    outputs, together = [], None
+    for rows, tokens in zip(parts, behind, strict=True):
+        part = output(rows, tokens)
+        if with_gradient:
+            outputs.append(part)
+        else:
+            # written where they belong: thousands of small tensors that stay would break up the heap between large ones
+            together = part.new_empty(len(lengths), *part.shape[1:]) if together is None else together
+            together[torch.from_numpy(rows).to(part.device)] = part
+        if on_micro_batch:
+            on_micro_batch(len(rows))
+    if together is None:
+        together = torch.cat(outputs)
+        together = together[torch.from_numpy(_inverse(parts)).to(together.device)]
+    return together
+
+
+def device_of(encoder: nn.Module) -> torch.device:
+    """The device that the encoder's weights are on."""
+    return next(encoder.parameters()).device
+
+
+def _inverse(parts: list[np.ndarray]) -> np.ndarray:
+    order = np.concatenate(parts)
+    inverse = np.empty_like(order)
+    inverse[order] = np.arange(len(order))
+    return inverse

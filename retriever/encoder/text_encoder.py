@@ -1,0 +1,384 @@
+"""TextEncoder: a Hugging Face backbone with pooling, prompts and lengths, the same for the base and the tuned model."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import threading
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from retriever.encoder import packing
+from retriever.encoder import sentence_transformers_layout as layout
+from retriever.encoder.pooling import POOLINGS, pool
+from retriever.encoder.tokens import TokenizedTexts, lower_case, padding_token, to_be_saved
+from retriever.errors import InputError, choose, shown
+from retriever.pretrained.loading import NO_LIMIT, load, load_backbone, readable_length
+from retriever.pretrained.source import find_model, with_preset
+
+_log = logging.getLogger(__name__)
+KINDS = ("query", "passage")
+_ADVICE = (
+    "Name a folder that holds config.json, model.safetensors and tokenizer.json, or a model on the hub that this "
+    "machine can reach."
+)
+_KINDS_OF_VALUES = {
+    "pooling": (str,),
+    "query_prompt": (str,),
+    "passage_prompt": (str,),
+    "query_max_length": (int,),
+    "passage_max_length": (int,),
+    "normalize": (bool,),
+    "truncate_dim": (int, type(None)),
+}
+_POSITIONS_BEHIND_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "mpnet", "camembert")
+# a fast tokenizer keeps the last call's truncation, so two threads must not be in one at once
+_TOKENIZER_LOCK = threading.Lock()
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """All that turns a text into an embedding beside the weights.
+
+    Attributes:
+        pooling: ``cls``, ``mean`` or ``last``.
+        query_prompt: put before every query, as it stands (with its trailing space).
+        passage_prompt: put before every passage.
+        query_max_length: tokens of a query, prompt and special tokens included; what is longer is cut.
+        passage_max_length: the same for a passage.
+        normalize: scale embeddings to length 1, so that inner products are cosines.
+        truncate_dim: keep the first so many dimensions (before normalising), as Matryoshka models allow.
+    """
+
+    pooling: str = "mean"
+    query_prompt: str = ""
+    passage_prompt: str = ""
+    query_max_length: int = 64
+    passage_max_length: int = 512
+    normalize: bool = True
+    truncate_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values, which a model's own files may state."""
+        for name, kinds in _KINDS_OF_VALUES.items():
+            value = getattr(self, name)
+            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+                raise InputError(
+                    f"encoder.{name} is {shown(value)}; expected {' or '.join(k.__name__ for k in kinds)}."
+                )
+        choose("encoder.pooling", self.pooling, POOLINGS)
+        for name in ("query_max_length", "passage_max_length"):
+            if getattr(self, name) < 3:
+                raise InputError(f"encoder.{name} is {getattr(self, name)}; it must be at least 3 tokens.")
+        if self.truncate_dim is not None and self.truncate_dim < 1:
+            raise InputError(f"encoder.truncate_dim is {self.truncate_dim}; it must be at least 1, or null.")
+
+    def prompt(self, kind: str) -> str:
+        """The prompt for ``query`` or ``passage``."""
+        return self.query_prompt if choose("kind", kind, KINDS) == "query" else self.passage_prompt
+
+    def max_length(self, kind: str) -> int:
+        """The longest ``query`` or ``passage``, in tokens."""
+        return self.query_max_length if choose("kind", kind, KINDS) == "query" else self.passage_max_length
+
+
+class TextEncoder(nn.Module):
+    """Queries and passages to embeddings.
+
+    Args:
+        backbone: a module that is called with ``input_ids`` and ``attention_mask`` and returns an object with
+            ``last_hidden_state`` [n, L, D]; normally a ``transformers`` model.
+        tokenizer: its tokenizer.
+        spec: pooling, prompts, lengths, normalisation.
+        name: what the model is called in tables and model cards.
+        origin: where the weights come from, in words (``package …``, ``folder …``, ``hub … at …``).
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        spec: EncoderSpec,
+        name: str = "encoder",
+        origin: str = "memory",
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.spec = spec
+        self.name = name
+        self.origin = origin
+        self.lower_case = False  # by the tokenizer, before it does anything else
+        width = getattr(backbone.config, "hidden_size", None)
+        if width is None:
+            raise InputError(f"{name} is a {type(backbone).__name__}, which gives no token embeddings of a text.")
+        if spec.truncate_dim is not None and spec.truncate_dim > width:
+            raise InputError(f"encoder.truncate_dim is {spec.truncate_dim}, but {name} has {width} dimensions.")
+        self.dimension = spec.truncate_dim or width
+        self.train()  # from_pretrained leaves a backbone in evaluation mode, and Lightning keeps the mode it finds
+        limit = max_positions(backbone)
+        for kind in KINDS:
+            if limit and spec.max_length(kind) > limit:
+                raise InputError(
+                    f"encoder.{kind}_max_length is {spec.max_length(kind)}, but {name} has {limit} positions."
+                )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str,
+        *,
+        preset: Mapping[str, object] | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        attention: str | None = None,
+        compile: Mapping[str, object] | None = None,
+        dropout: float | None = 0.0,
+        lora: Mapping[str, object] | None = None,
+        **spec: object,
+    ) -> TextEncoder:
+        """Load a backbone and its tokenizer, from a folder, an installed package or the hub.
+
+        Each field of :class:`EncoderSpec` is what ``spec`` states; else what the preset states, where ``model`` is its
+        own; else what the model's files state in the sentence-transformers layout; else its default. A default length
+        is lowered to what the model can read.
+
+        Args:
+            model: a local folder or a hub name.
+            preset: what is known of one model: ``model``, its name; ``packaged`` (``distribution``, ``folder`` and
+                ``sha256`` of a Python package that carries its weights, used where that is installed, in place of the
+                hub); and fields of :class:`EncoderSpec`. It counts where ``model`` is that name, and is ignored else.
+            revision: branch, tag or commit on the hub.
+            trust_remote_code: run the Python code that the model folder brings. Off unless asked for.
+            attention: attention implementation of ``transformers`` (``sdpa``, ``eager``, ``flash_attention_2``, …), or
+                ``packed`` (:mod:`retriever.encoder.packing`): texts behind one another, no padding. None takes
+                ``sdpa``, or ``eager`` where the backbone has no other.
+            compile: options of ``torch.compile`` to compile the backbone with, for example ``{"dynamic": True}``; None
+                does not compile. Takes a minute at the first steps.
+            dropout: probability set in every dropout layer; None keeps the model's own. The paper trains with 0.
+            lora: arguments of ``peft.LoraConfig``; the backbone is then frozen, and the adapters learn.
+            **spec: fields of :class:`EncoderSpec`; None where nothing is stated.
+
+        Raises:
+            InputError: no such model, a folder without weights or tokenizer, an unknown field or value, a length that
+                the model cannot read, or a model that sentence-transformers would not encode as it is encoded here.
+        """
+        if compile is not None and attention == packing.NAME:
+            raise InputError("encoder.compile and encoder.attention=packed exclude each other: choose one of them.")
+        model = str(model)
+        asked, packaged = with_preset(model, preset, spec, EncoderSpec.__dataclass_fields__)
+        for name in ("query_prompt", "passage_prompt"):
+            if "\\n" in str(asked.get(name)):
+                _log.warning(
+                    "encoder.%s is %r, with a backslash and an n in it, which is no new line. In bash, a new line is "
+                    "typed as encoder.%s=$'\"first line\\nsecond line\"'",
+                    name,
+                    asked[name],
+                    name,
+                )
+        source = find_model(model, revision, packaged)
+        stated = _stated(model, source.files, asked)
+        options: dict[str, Any] = {"revision": source.revision, "trust_remote_code": trust_remote_code}
+        backbone = load_backbone(source.load_from, _ADVICE, attention, **options)
+        tokenizer = load(AutoTokenizer, source.load_from, _ADVICE, **options)
+        if padding_token(tokenizer, backbone)[0] is None:
+            raise InputError(
+                f"The tokenizer of {model!r} has no padding token, and no special token that could pad instead: an "
+                "exported model could not encode several texts. Give it one (tokenizer.pad_token = …) and save it."
+            )
+        if getattr(backbone, "pooler", None) is not None:
+            backbone.pooler = None  # unused here: no gradient (which DDP refuses), and random where not in the file
+        if dropout is not None:
+            set_dropout(backbone, dropout)
+        whole = _that_fit(EncoderSpec(**(stated | asked)), asked, stated, backbone, tokenizer)
+        encoder = cls(backbone, tokenizer, whole, name=model, origin=source.origin)
+        if layout.lowers_case(source.files):
+            encoder.lower_case = lower_case(tokenizer)
+        if encoder.packed and torch.cuda.is_available():
+            packing.check_flash(backbone)
+        if encoder.packed and not _packs(backbone):
+            raise InputError(
+                f"encoder.attention is 'packed', but {model!r} gives other embeddings with it: its backbone offers no "
+                "attention over texts of several lengths in one row. Take encoder.attention=null."
+            )
+        if lora:
+            encoder.add_lora(lora)
+        if compile is not None:
+            encoder.backbone.compile(**compile)
+        return encoder
+
+    def add_lora(self, options: Mapping[str, object]) -> TextEncoder:
+        """Freeze the backbone and put trainable low-rank adapters on it (peft)."""
+        try:
+            from peft import LoraConfig, get_peft_model
+        except ImportError as error:
+            raise InputError("encoder.lora needs peft: pip install '.[lora]'") from error
+        self.backbone = get_peft_model(self.backbone, LoraConfig(**options))
+        return self
+
+    def tokenize(self, texts: Sequence[str], kind: str) -> TokenizedTexts:
+        """Token ids of texts of one kind, prompt in front, cut at that kind's maximum length."""
+        prompt = self.spec.prompt(kind)
+        with _TOKENIZER_LOCK:
+            return TokenizedTexts.from_texts(self.tokenizer, [prompt + t for t in texts], self.spec.max_length(kind))
+
+    @property
+    def pad_id(self) -> int:
+        """The token id that fills a micro-batch; masked, so any that the backbone knows will do."""
+        return padding_token(self.tokenizer, self.backbone)[1]
+
+    @property
+    def packed(self) -> bool:
+        """Whether texts are packed behind one another instead of padded."""
+        return self.backbone.config._attn_implementation == packing.NAME
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, text_lengths: list[int] | None = None) -> Tensor:
+        """Embed token ids.
+
+        Args:
+            input_ids: int64 [n, L], padded on the right where the encoder packs.
+            attention_mask: int64 [n, L], 1 for real tokens.
+            text_lengths: real tokens of each text, where the caller knows them (saves a packing GPU from being asked).
+
+        Returns:
+            float32 [n, dimension]; of length 1 where ``spec.normalize``.
+        """
+        if self.packed:
+            lengths = attention_mask.sum(1).tolist() if text_lengths is None else text_lengths
+            hidden = packing.packed_hidden_states(self.backbone, input_ids, lengths, first_position(self.backbone))
+        else:
+            hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        embeddings = pool(hidden, attention_mask, self.spec.pooling)[:, : self.dimension]
+        return nn.functional.normalize(embeddings, dim=-1) if self.spec.normalize else embeddings
+
+    def merged_backbone(self) -> nn.Module:
+        """The backbone as a plain ``transformers`` model: LoRA adapters, if any, added into a copy of the weights."""
+        if hasattr(self.backbone, "merge_and_unload"):
+            return copy.deepcopy(self.backbone).merge_and_unload()
+        return self.backbone
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model in the sentence-transformers layout; :meth:`from_pretrained` reads it back."""
+        folder = Path(folder)
+        self.merged_backbone().save_pretrained(folder)
+        to_be_saved(self.tokenizer, self.backbone).save_pretrained(folder)
+        layout.write_spec(folder, asdict(self.spec), self.backbone.config.hidden_size, self.lower_case)
+        return folder
+
+    def fingerprint(self) -> str:
+        """SHA-256 over weights, pooling and normalisation: equal if and only if equal tokens give equal embeddings."""
+        relevant = replace(self.spec, query_prompt="", passage_prompt="", query_max_length=64, passage_max_length=64)
+        digest = hashlib.sha256(json.dumps(asdict(relevant), sort_keys=True).encode())
+        digest.update(json.dumps(self.backbone.config.to_dict(), sort_keys=True, default=str).encode())
+        update_with_weights(digest, self.backbone)
+        return digest.hexdigest()
+
+
+def max_positions(backbone: nn.Module) -> int | None:
+    """The longest text that a ``transformers`` backbone reads, in tokens; None where it has no such limit."""
+    config = backbone.config
+    limit = getattr(config, "max_position_embeddings", None)
+    return limit - first_position(backbone) if limit and limit > 0 else None
+
+
+def first_position(backbone: nn.Module) -> int:
+    """The position of a text's first token: RoBERTa-like backbones start behind the padding id."""
+    config = backbone.config
+    return config.pad_token_id + 1 if config.model_type in _POSITIONS_BEHIND_PADDING else 0
+
+
+def _packs(backbone: nn.Module) -> bool:
+    """Whether texts in one row get the embeddings that they get alone and padded."""
+    limit = min(256, max_positions(backbone) or 256)
+    lengths = [limit, limit // 2, limit // 2, 3]
+    ids = torch.arange(sum(lengths)) % min(1000, backbone.config.vocab_size - 1)
+    ids += ids == backbone.config.pad_token_id  # RoBERTa-like backbones give padding no position
+    padded = torch.nn.utils.rnn.pad_sequence(ids.split(lengths), batch_first=True)
+    mask = torch.arange(limit) < torch.tensor(lengths).unsqueeze(1)
+    training = backbone.training
+    backbone.eval()
+    try:
+        with torch.inference_mode():
+            packed = packing.packed_hidden_states(backbone, padded, lengths, first_position(backbone))
+            backbone.set_attn_implementation("sdpa")
+            alone = backbone(input_ids=padded, attention_mask=mask.long()).last_hidden_state
+    except (TypeError, ValueError, NotImplementedError):
+        return False
+    finally:
+        backbone.set_attn_implementation(packing.NAME)
+        backbone.train(training)
+    return torch.allclose(packed[mask], alone[mask], rtol=1e-3, atol=1e-3)
+
+
+def update_with_weights(digest: hashlib._Hash, module: nn.Module) -> None:
+    """Feed a module's names, types, shapes and weights to a hash."""
+    # neither state_dict(), which has the same tensors, nor NumPy views of them: FSDP could not have its weights back
+    tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    for place, part in module.named_modules(remove_duplicate=False):
+        kept = part._buffers.keys() - part._non_persistent_buffers_set
+        tensors |= {
+            f"{place}.{name}".lstrip("."): part._buffers[name] for name in kept if part._buffers[name] is not None
+        }
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().to("cpu", copy=True).contiguous().view(torch.uint8).numpy().tobytes())
+
+
+def set_dropout(module: nn.Module, probability: float) -> None:
+    """Set every dropout probability of a model, those kept as plain numbers included."""
+    if not 0 <= probability < 1:
+        raise InputError(f"encoder.dropout is {probability}; it must be in [0, 1).")
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = probability
+        for name in ("attention_dropout", "attn_dropout", "activation_dropout"):
+            if isinstance(getattr(part, name, None), float):
+                setattr(part, name, probability)
+
+
+def _that_fit(
+    spec: EncoderSpec,
+    asked: Container[str],
+    stated: Container[str],
+    backbone: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+) -> EncoderSpec:
+    """Lower lengths that nobody asked for to what the model reads; its files may state more than its tokenizer does."""
+    positions = max_positions(backbone)
+    readable = readable_length(positions, tokenizer)
+    lengths = {
+        name: min(getattr(spec, name), (positions or NO_LIMIT) if name in stated else readable)
+        for name in ("query_max_length", "passage_max_length")
+        if name not in asked
+    }
+    return replace(spec, **lengths)
+
+
+def _stated(model: str, folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """What a model's own files state; checked together with what is asked for instead of it."""
+    stated = layout.read_spec(folder)
+    unknown = (set(asked) | set(stated)) - set(EncoderSpec.__dataclass_fields__)
+    if unknown:
+        choose(f"{model}: the encoder option", sorted(unknown)[0], EncoderSpec.__dataclass_fields__)
+    if "pooling" not in asked | stated:
+        raise InputError(f"{model!r} does not say how it pools; set encoder.pooling to one of {', '.join(POOLINGS)}.")
+    try:
+        EncoderSpec(**stated)
+    except InputError as error:
+        raise InputError(f"{folder}: the model's own files say that {error}") from error
+    spec = EncoderSpec(**(stated | asked))
+    without = layout.leaves_prompt_out(folder)
+    if without is not None and (spec.query_prompt or spec.passage_prompt):
+        raise InputError(
+            f"{without}: include_prompt is false: the model leaves prompts out of its pooling, which TextEncoder does "
+            "not. Encode without prompts (encoder.query_prompt='' encoder.passage_prompt=''), or say true there."
+        )
+    return stated

@@ -1,0 +1,1 @@
+"""Where a named model's weights are, and how they are loaded."""

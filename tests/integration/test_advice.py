@@ -1,0 +1,446 @@
+"""What an error advises works as typed in the command that printed it: it is made to appear, and typed.
+
+``CASES`` holds the situations, ``NOT_TYPED`` the advice that no test can type, with the reason. Together they are all
+of the advice in the source, which a scan of its messages finds: new advice needs a line in one of the two.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from test_run import CONF, config_of
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+
+from datamodules import corpus as corpora
+from datamodules.query_lists import read_query_lists, write_query_lists
+from experiments import compare, list_files, mteb
+from experiments.benchmarks.corpus_evaluation import run_evaluation
+from experiments.benchmarks.training_step import Lists
+from experiments.cli.errors import explain
+from experiments.preparation.pipeline import Pipeline
+from experiments.run import train
+from experiments.settings.checks import check
+from retriever.encoder.text_encoder import TextEncoder
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("retriever", "datamodules", "callbacks", "experiments", "hydra_plugins")
+# key=value or --flag, as a message gives it; {} is where the message puts something in
+SETTING = re.compile(r"(?<![\w./<-])\+?[a-z_][\w.{}]*=(?![=\s>])(?:'[^']*'|[^\s,;)'\"]+)")
+FLAG = re.compile(r"(?<![^\s(])--[a-z][a-z-]+")
+
+
+def advice_in(text: str) -> list[str]:
+    """Settings and flags that a message names."""
+    return [found.group().rstrip(".:") for kind in (SETTING, FLAG) for found in kind.finditer(text)]
+
+
+# ------------------------------------------------------------------------------------------------- commands
+
+
+def run(arguments: list[str], folder: Path) -> None:
+    """As far as a run gets before its first step."""
+    config = config_of(*arguments)
+    check(config)
+    encoder = instantiate(config.encoder)
+    instantiate(config.module, encoder=encoder)
+    data = instantiate(config.data, encoder=encoder)
+    instantiate(config.evaluation, folder=folder)
+    data.setup()
+
+
+def whole_run(arguments: list[str], folder: Path) -> None:
+    train(config_of(*arguments, "trainer.max_epochs=1", "trainer.max_steps=1", "export=false"), folder)
+
+
+def matched(arguments: list[str], folder: Path) -> None:
+    """As far as evaluation and objective know of each other."""
+    config = config_of(*arguments)
+    module = instantiate(config.module, encoder=instantiate(config.encoder))
+    evaluation = instantiate(config.evaluation, folder=folder)
+    evaluation.specs = evaluation.data = []
+    evaluation.open(module, None)
+
+
+def checked(arguments: list[str], folder: Path) -> None:
+    check(config_of(*arguments))
+
+
+def prepare(arguments: list[str], folder: Path) -> None:
+    with initialize_config_dir(str(CONF / "prepare"), version_base="1.3"):
+        Pipeline(compose("prepare", arguments)).run()
+
+
+def bench(arguments: list[str], folder: Path) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        job = compose("bench", arguments)
+    encoder = TextEncoder.from_pretrained(job.encoder.model, pooling="mean", query_max_length=8, passage_max_length=8)
+    if "evaluation" in job.parts:
+        options = {"system": "ours", "dataset": job.evaluation.dataset}
+        run_evaluation({**job, **options}, encoder, torch.device("cpu"))
+    else:
+        Lists.of_job(job, encoder)
+
+
+def lists(arguments: list[str], folder: Path) -> None:
+    list_files.main(arguments)
+
+
+def through_mteb(arguments: list[str], folder: Path) -> None:
+    try:
+        mteb.main(arguments)
+    except SystemExit as end:  # mteb itself may be missing; what is read here comes before
+        if "needs mteb" not in str(end.code):
+            raise
+
+
+def compared(arguments: list[str], folder: Path) -> None:
+    compare.main(arguments)
+
+
+def said(
+    command: Callable, arguments: list[str], folder: Path, capsys: pytest.CaptureFixture, caplog
+) -> tuple[bool, str]:
+    """Whether a command ends with an error, and that, else its warnings."""
+    capsys.readouterr(), caplog.clear()
+    corpora._warned.clear()  # each is warned of once
+    try:
+        command(arguments, folder)
+    except SystemExit as end:
+        text = f"{end.code} {''.join(capsys.readouterr())}"
+        return bool(end.code), text
+    except Exception as error:
+        return True, explain(error)
+    return False, "\n".join(record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+
+
+# ------------------------------------------------------------------------------------------------- situations
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, small_scifact, small_lists, tiny_model, tiny_chat_model) -> dict[str, Path]:
+    """Files that make commands complain."""
+    root = tmp_path_factory.mktemp("advice")
+
+    def corpus(name: str, change: str = "") -> Path:
+        folder = root / name / "small"
+        shutil.copytree(small_scifact, folder)
+        with open(folder / "corpus.jsonl", "a") as file:
+            file.write(change)
+        return folder
+
+    empty, unknown = corpus("empty", '{"_id": "471", "title": "", "text": ""}\n'), corpus("unknown")
+    for split in ("test", "train"):
+        with open(unknown / "qrels" / f"{split}.tsv", "a") as file:
+            query = (unknown / "qrels" / f"{split}.tsv").read_text().splitlines()[1].split("\t")[0]
+            file.write(f"{query}\tghost\t1\n")
+    leak = corpus("leak")
+    (leak / "qrels" / "test.tsv").write_text("".join((leak / "qrels" / "train.tsv").read_text().splitlines(True)[:2]))
+    whole = list(read_query_lists(small_lists))
+    files = {
+        "bad": [*whole[:30], type(whole[0])(**{**vars(whole[30]), "passage_ids": ["ghost", "other"]})],
+        "three": whole[:3],
+        "two_lengths": [whole[0], whole[4]],
+        "unlabelled": [type(q)(**{**vars(q), "positive_ids": []}) for q in whole],
+    }
+    found = {name: root / f"{name}.parquet" for name in files}
+    for name, content in files.items():
+        content = [type(q)(**{**vars(q), "teacher_scores": q.teacher_scores[: len(q.passage_ids)]}) for q in content]
+        write_query_lists(found[name], content, {})
+    found["bad_other"] = root / "cadet.jsonl"
+    texts = {p["_id"]: p for p in map(json.loads, (small_scifact / "corpus.jsonl").read_text().splitlines())}
+    ids = list(texts)[:3]
+    good = {"qid": "1", "query": "what", "passages": [{"docid": p, "score": n} for n, p in enumerate(ids)]}
+    found["bad_other"].write_text(json.dumps(good) + "\n" + json.dumps({**good, "passages": []}) + "\n")
+    found["other_texts"] = root / "texts.jsonl"
+    other = [{**entry, "text": "of another corpus"} for entry in good["passages"]]
+    found["other_texts"].write_text(json.dumps({**good, "passages": other}) + "\n")
+    found["other_key"] = root / "keys.jsonl"
+    renamed = [{"docid": entry["docid"], "rankt5_score": entry["score"]} for entry in good["passages"]]
+    found["other_key"].write_text(json.dumps({**good, "passages": renamed}) + "\n")
+    found["without_scores"] = root / "flag.jsonl"
+    sides = {"pos": [texts[ids[0]]["text"]], "neg": [texts[i]["text"] for i in ids[1:]]}
+    found["without_scores"].write_text(json.dumps({"query": "what", **sides}) + "\n")
+    for name, line in {"ranks.tsv": "1\t{}\t{}\n", "run.txt": "1 Q0 {} 1 {} x\n"}.items():
+        (root / name).write_text("".join(line.format(p, n) for n, p in enumerate(ids)))
+        found[name.replace(".", "_")] = root / name
+    found["mixed"] = root / "mixed" / "run.txt"
+    found["mixed"].parent.mkdir()
+    rows = [(1, 0), (1, 1), (2, 0), (2, 1), (1, 2)]
+    found["mixed"].write_text("".join(f"{q} Q0 {ids[n]} 1 {n} x\n" for q, n in rows))
+    for queries in (root / "queries.tsv", found["mixed"].with_name("queries.tsv")):
+        queries.write_text("1\twhat\n2\twho\n")
+    found["far"] = root / "far"  # a run and no queries beside
+    found["far"].mkdir()
+    shutil.copy(found["run_txt"], found["far"])
+    found["no_queries"] = root / "no_queries" / "small"
+    found["no_queries"].mkdir(parents=True)
+    shutil.copy(small_scifact / "corpus.jsonl", found["no_queries"])
+    # models
+    found["cross"] = root / "cross"
+    torch.manual_seed(2)
+    BertForSequenceClassification(BertConfig.from_pretrained(tiny_model, num_labels=1)).save_pretrained(found["cross"])
+    BertTokenizer.from_pretrained(tiny_model).save_pretrained(found["cross"])
+    found["no_system"] = root / "no_system"
+    shutil.copytree(tiny_chat_model, found["no_system"])
+    template = found["no_system"] / "chat_template.jinja"
+    refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    template.write_text(refuses + template.read_text())
+    return {
+        **found,
+        "empty": empty,
+        "unknown": unknown,
+        "leak": leak,
+        "corpus": small_scifact,
+        "lists": small_lists,
+        "root": root,
+    }
+
+
+TRAIN = "data.train=[{{path: {lists}, corpus: {corpus}}}]"
+EMPTY = "data.train=[{{path: {lists}, corpus: {empty}}}]", "evaluation.datasets=[{{path: {empty}}}]"
+IMPORT = "import {0} --layout {1} --corpus {{corpus}} --output {{root}}/o.parquet"
+JUDGED = "queries={{human: {{source: judged, filter: false}}}}"
+CLASSIFIER = ("teacher=classifier", "teacher.model={cross}", "teacher.max_length=32", JUDGED)
+
+# file of the message and its advice → command, what is typed, and what is typed for a word in capitals
+CASES: list[tuple[str, Callable, tuple[str, ...]]] = [
+    ("corpus.py: empty_passages=keep", run, (*EMPTY, "empty_passages=error")),
+    ("corpus.py: empty_passages=keep", prepare, ("corpus={empty}", "until=deduplicate", "empty_passages=error")),
+    ("corpus.py: empty_passages=keep", bench, (
+        "parts=[evaluation]", "evaluation.dataset={empty}", "empty_passages=error")),
+    ("corpus.py: empty_passages=keep", bench, (
+        "parts=[step]", "corpus={empty}", "files=[{lists}]", "empty_passages=error")),
+    ("corpus.py: empty_passages=error", run, EMPTY),
+    ("corpus.py: unknown_qrels=keep", run, (
+        "data.train=[{{path: {lists}, corpus: {unknown}}}]", "evaluation.datasets=[{{path: {unknown}}}]")),
+    ("corpus.py: unknown_qrels=keep", prepare, ("corpus={unknown}", JUDGED, "until=collect")),
+    ("corpus.py: unknown_qrels=keep", bench, ("parts=[evaluation]", "evaluation.dataset={unknown}")),
+    ("query_lists.py: on_bad_list=drop", run, ("data.train=[{{path: {bad}, corpus: {corpus}}}]",)),
+    ("query_lists.py: on_bad_list=drop", bench, ("parts=[step]", "corpus={corpus}", "files=[{bad}]")),
+    ("datamodule.py: data.leak_guard=drop", run, (
+        "data.train=[{{path: {lists}, corpus: {leak}}}]", "evaluation.datasets=[{{path: {leak}}}]",
+        "data.leak_guard=fail")),
+    ("datamodule.py: data.list_length=%d", run, (TRAIN, "data.list_length=20")),
+    ("dev_lists.py: data.dev_fraction={}", run, (
+        "data.train=[{{path: {three}, corpus: {corpus}}}]", "data.dev_fraction=0.1")),
+    ("checks.py: allow_test_selection=true", checked, ("criterion=val/small/ndcg@10", "criterion_mode=max")),
+    ("module.py: module=reranker", run, ("encoder=cross", "encoder.model={cross}")),
+    ("cross_encoder_module.py: encoder=cross_minilm", run, ("module=reranker", "evaluation=rerank")),
+    ("beir_evaluation.py: evaluation=rerank", matched, (
+        "module=reranker", "encoder=cross", "encoder.model={cross}", "evaluation=beir")),
+    ("rerank_evaluation.py: module=reranker", matched, ("module=combined", "evaluation=rerank")),
+    ("infonce.py: module.positive=teacher", whole_run, (
+        "module=infonce_conventional", "data.train=[{{path: {unlabelled}, corpus: {corpus}}}]",
+        "data.dev=[{{path: {unlabelled}, corpus: {corpus}}}]", "data.leak_guard=off")),
+    ("targets.py: allowed_targets=[{}]", checked, ("+module.other._target_=shutil.rmtree", "allowed_targets=shutil")),
+    ("pipeline.py: until={}", prepare, (JUDGED, "stage=mine")),
+    ("pipeline.py: stage={}", prepare, (JUDGED, "stage=mine")),
+    ("stage.py: shard=0/4", prepare, (JUDGED, "until=collect", "shard=4/4")),
+    ("collect.py: queries='{human: {source: judged}}'", prepare, ("queries={{}}", "until=collect")),
+    ("split.py: split.leak_guard=drop", prepare, (
+        JUDGED, "split.leak_guard=fail", "split.evaluation=[{{path: {corpus}, split: train}}]")),
+    ("engine.py: generate.system=null", prepare, ("generator.model={no_system}", "until=generate")),
+    ("transformers_teacher.py: teacher.device=null", prepare, (*CLASSIFIER, "teacher.device=cuda", "until=score")),
+    ("transfer.py: on_bad_list=drop", lists, (IMPORT.format("{bad_other}", "cadet"),)),
+    ("passages.py: --ignore-texts", lists, (IMPORT.format("{other_texts}", "cadet"),)),
+    ("cadet.py: score_key=KEY", lists, (IMPORT.format("{other_key}", "cadet"),)),
+    ("stated.py: scores=labels", lists, (IMPORT.format("{without_scores}", "flag_embedding"),)),
+    ("trec.py: scores=ranks", lists, (IMPORT.format("{ranks_tsv}", "pyserini"),)),
+    ("trec.py: queries=FILE", lists, (
+        "import {far}/run.txt --layout trec --corpus {no_queries} --output {root}/o.parquet",)),
+    ("sentence_transformers.py: form=lists", lists, (
+        "export {two_lengths} --layout sentence_transformers --corpus {corpus} --output {root}/o.jsonl",)),
+    ("corpus.py: empty_passages=keep", lists, (
+        "inspect {lists} --corpus {empty} --png {root}/p.png --empty-passages error",)),
+    ("corpus.py: empty_passages=keep", lists, (
+        "export {lists} --layout cadet --corpus {empty} --output {root}/o.jsonl --empty-passages error",)),
+    ("corpus.py: empty_passages=keep", lists, (
+        "import {other_texts} --layout cadet --corpus {empty} --output {root}/o.parquet --ignore-texts "
+        "--empty-passages error",)),
+    ("corpus.py: empty_passages=keep", lists, (
+        "cut {empty} --passages 30 --output {root}/{new} --empty-passages error",)),
+    ("corpus.py: empty_passages=keep", through_mteb, ("{cross} --dataset {empty} --empty-passages error",)),
+    ("corpus.py: unknown_qrels=keep", through_mteb, ("{cross} --dataset {unknown}",)),
+    ("list_files.py: --corpus", lists, ("export {lists} --layout cadet --output {root}/o.jsonl",)),
+    ("compare.py: --output", compared, ("{root} --wandb p",)),
+]  # fmt: skip
+WORDS = {"score_key=KEY": "--score-key rankt5_score", "queries=FILE": "--queries {root}/queries.tsv"}
+VALUES = {"--corpus": "{corpus}", "--output": "{root}/report"}
+NOT_TYPED = {
+    "compare.py: --wandb": "what was typed",
+    "compressed.py: --decompress": "xz's own, and not all machines have it",
+    "trec.py: --stable": "see test_a_run_is_sorted_as_advised",
+    "trec.py: --key": "see test_a_run_is_sorted_as_advised",
+    "passages.py: check_texts=False": "for those who call it from Python; --ignore-texts is beside it",
+    "sentence_transformers.py: list_length={}": "what was typed",
+    "stated.py: module=infonce_conventional": "which objective takes such lists; a run of it is in test_run.py",
+    "dev_lists.py: data.dev_fraction=null": "see test_split_lists.py",
+    "run_record.py: trainer.deterministic=true": "a note for a GPU, in environment.json; see test_gpu.py",
+    "vllm.py: generator.engine=transformers": "needs an environment without vLLM; test_prepare.py runs it",
+    "vllm_scorer.py: teacher=classifier": "needs vLLM and its start of a minute; test_prepare.py runs this teacher",
+    "layered_gemma.py: teacher.trust_remote_code=true": "needs a model with code of its own; see test_teachers.py",
+    "base.py: teacher.dtype=float32": "numbers too large for 16 bits; see test_teachers.py",
+    "sequence_classifier.py: teacher.dtype=float32": "no model of transformers is without a last projection",
+    "cross_encoder_module.py: module=reranker": "what was typed",
+    "beir_evaluation.py: module=reranker": "what was typed",
+    "rerank_evaluation.py: evaluation=rerank": "what was typed",
+    "checks.py: encoder.{}=null": "see test_repeat.py and test_encoder.py: prompts of an exported model",
+    "checks.py: module.train_passage_encoder=false": "what was typed",
+    "cross_encoder_module.py: all_labels=True": "for those who make batches in Python",
+    "checks.py: trainer=fsdp": "in place of a strategy of one's own",
+    "arguments.py: --cfg": "Hydra's own",
+    "checks.py: logger=csv": "test_readme.py types it with every run",
+    "hydra_errors.py: key=value": "the form of any setting",
+    "hydra_errors.py: key='value'": "the form of any setting, quoted",
+    "trainer_checks.py: hydra.run.dir=FOLDER": "test_readme.py types it with every run",
+    "trainer_checks.py: logger=csv": "test_readme.py types it with every run",
+    "trainer_checks.py: logger=wandb": "the default; see test_wandb.py",
+    "trainer_checks.py: save_checkpoints=false": "see test_dead_settings.py",
+    "trainer_checks.py: trainer.check_val_every_n_epoch=null": "see test_trainer_settings.py",
+    "trainer_checks.py: trainer.max_steps=2": "whole_run, above, types it with 1",
+    "trainer_checks.py: trainer=default": "the default, which every other test runs with",
+    "criterion_search.py: key='interval(a, b)'": "a key of one's own; see test_sweeps.py",
+    "hydra_errors.py: --from": "says to leave it out",
+    "hydra_errors.py: module.train_passage_encoder=false": "a full memory cannot be made to order; test_run.py runs it",
+    "dashboard.py: --entity": "sends to W&B",
+    "dashboard.py: --print": "needs wandb-workspaces",
+    "measured.py: --base": "the name of an arm; see test_compare.py",
+    "list_files.py: --qrels": "a line of a table, not an error",
+    "encoder.py: encoder.attention=packed": "what was typed",
+    "encoder.py: encoder.attention=null": "the default, which every other test runs with",
+    "encoder.py: encoder.query_prompt=''": "an empty prompt, which is the default",
+    "encoder.py: encoder.passage_prompt=''": "an empty prompt, which is the default",
+    "encoder.py: s=$": "how a shell takes a line end; the setting before is cut by the scan",
+    "block_search.py: evaluation.ignore_identical_ids=false": "a warning about figures, not an error",
+    "mining.py: language=%s": "says what is set",
+    "query_cleaning.py: generate.language={}": "a warning about scripts, not an error",
+    "older_runs.py: encoder.model=%s": "says what was recorded",
+    "packing.py: encoder.attention=sdpa": "needs a GPU and an older torch",
+    "gguf_weights.py: --force-reinstall": "pip's own",
+    "gguf_weights.py: --no-deps": "pip's own",
+    "packaged_weights.py: --force-reinstall": "pip's own",
+    "packaged_weights.py: --no-deps": "pip's own",
+    "packaged_weights.py: encoder.model=…": "a model of one's own; every other test names one",
+}
+
+
+@pytest.mark.parametrize(("advice", "command", "typed"), CASES, ids=[f"{a}, {c.__name__}" for a, c, _ in CASES])
+def test_advice_works_as_typed(advice, command, typed, place, small_run, small_prepare, tmp_path, capsys, caplog):
+    if "device" in advice and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    paths = {**{name: str(path) for name, path in place.items()}, "new": tmp_path.name}
+    arguments = [word.format_map(Values(paths)) for word in typed]
+    if command in (run, whole_run, matched, checked):
+        arguments = [*without(small_run, arguments), *arguments]
+    elif command is prepare:
+        arguments = [*without(small_prepare, arguments), *arguments]
+    elif command is bench:
+        model = next(o for o in small_run if o.startswith("encoder.model="))
+        arguments = [model, f"cache_dir={tmp_path}", *arguments]
+    else:
+        arguments = shlex.split(arguments[0])
+    _, before = said(command, arguments, tmp_path / "before", capsys, caplog)
+    named = advice.partition(": ")[2]
+    matching = re.compile(re.escape(named).replace(r"\{\}", ".+").replace("%d", ".+").replace("%g", ".+"))
+    shown = [word for word in advice_in(before) if matching.fullmatch(word)]
+    option = re.sub(r"^(\w+)=(\w+)$", lambda s: f"--{s[1].replace('_', '-')} {s[2]}", named)
+    if command in (lists, through_mteb, compared):
+        assert option in before, before
+        words = shlex.split(WORDS.get(named, f"{option} {VALUES.get(option, '')}").format_map(paths))
+        failed, after = said(command, [*arguments, *words], tmp_path / "after", capsys, caplog)
+    else:
+        assert shown, before
+        arguments = [a for a in arguments if a.partition("=")[0] not in INSTEAD_OF.get(named, ())]
+        failed, after = said(command, [*arguments, *shlex.split(shown[0])], tmp_path / "after", capsys, caplog)
+    assert next(line for line in before.splitlines() if not shown or shown[0] in line) not in after
+    assert re.search(FOLLOWED_BY[named], after) if failed and named in FOLLOWED_BY else not failed, after
+
+
+# what is left out where something is typed first, or instead
+INSTEAD_OF = {
+    "until={}": ("stage",),
+    "stage={}": ("stage",),
+    "queries='{human: {source: judged}}'": ("queries",),
+}
+# what the next error is, where an advice is a step on the way
+FOLLOWED_BY = {
+    "module=reranker": "encoder=cross_minilm",
+    "empty_passages=error": "has neither title nor text",
+    "allowed_targets=[{}]": "rmtree",
+    "--output": "no results.json",
+}
+
+
+class Values(dict):
+    """``{name}`` → its path; names with dots, too."""
+
+    def __missing__(self, name: str) -> str:
+        return "{" + name + "}"
+
+
+def without(overrides: list[str], others: list[str]) -> list[str]:
+    """Those of keys that the others do not state."""
+    keys = {other.lstrip("+").partition("=")[0] for other in others}
+    return [o for o in overrides if o.partition("=")[0] not in keys]
+
+
+def test_a_run_is_sorted_as_advised(place, capsys, caplog, tmp_path):
+    arguments = shlex.split(IMPORT.format("{mixed}", "trec").format_map({k: str(v) for k, v in place.items()}))
+    _, before = said(lists, arguments, tmp_path, capsys, caplog)
+    assert "sort them" in before, before
+    advised = re.search(r"(sort --stable --key=1,1) RUN", before)[1]
+    place["mixed"].write_bytes(subprocess.check_output([*shlex.split(advised), str(place["mixed"])]))
+    assert said(lists, arguments, tmp_path, capsys, caplog) == (False, "")
+
+
+# ------------------------------------------------------------------------------------------------- all of it
+
+
+def messages(path: Path) -> Iterator[str]:
+    """Texts of a Python file that are no docstrings, with {} where a value is put in."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    left_out = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, kinds) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            left_out |= {id(part) for part in ast.walk(node) if part is not node}
+    for node in ast.walk(tree):
+        if id(node) in left_out:
+            continue
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def all_advice() -> set[str]:
+    """File and advice of all messages; HTML (page.py) aside."""
+    found = set()
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            for text in messages(path) if path.name != "page.py" else ():
+                for advice in advice_in(text) if " " in text else ():
+                    found.add(f"{path.name}: {advice}")
+    return found
+
+
+def test_all_advice_is_typed_or_has_a_reason():
+    found, known = all_advice(), {advice for advice, *_ in CASES} | set(NOT_TYPED)
+    assert len(found) > 40
+    assert found - known == set(), "advice that no test types: give it a line in CASES, or in NOT_TYPED"
+    assert known - found == set(), "lines for advice that no message gives"

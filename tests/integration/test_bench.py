@@ -1,0 +1,170 @@
+"""The benchmark: its systems do the same work, its figures are what they say, its report can be read."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from transformers import BertConfig, BertModel
+
+import experiments
+from experiments.bench import bench
+from experiments.benchmarks.corpus_evaluation import run_evaluation
+from experiments.benchmarks.cost_model import estimate, paper_workload
+from experiments.benchmarks.flops import forward_flops
+from experiments.benchmarks.measuring import measure, medians, run_worker
+from experiments.benchmarks.training_step import SYSTEMS, run_step
+from retriever.encoder.text_encoder import TextEncoder
+from retriever.errors import InputError
+
+CONF = Path(experiments.__file__).parent / "conf"
+
+
+def job_of(small_scifact, small_lists, tmp_path, **options):
+    return {
+        "files": [str(small_lists)],
+        "corpus": str(small_scifact),
+        "size": 20,
+        "list_length": 4,
+        "token_budget": 200,
+        "kept_tokens": None,
+        "peer_batch": 8,
+        "rate_seconds": 0.05,
+        "cache_dir": str(tmp_path / "cache"),
+        "seed": 1,
+        "empty_passages": "error",
+        "on_bad_list": "error",
+        "gradient": str(tmp_path / "gradient.npy"),
+        **options,
+    }
+
+
+@pytest.fixture
+def results(tiny_model, small_scifact, small_lists, tmp_path):
+    """System → its facts and its gradient."""
+    found = {}
+    for system in SYSTEMS:
+        encoder = TextEncoder.from_pretrained(
+            str(tiny_model), pooling="mean", query_max_length=32, passage_max_length=32
+        )
+        job = job_of(small_scifact, small_lists, tmp_path, system=system)
+        found[system] = run_step(job, encoder, torch.device("cpu")), np.load(job["gradient"])
+    return found
+
+
+def test_every_system_computes_the_same_gradient(results):
+    for ours, others in {"ours_infonce": ["st_infonce", "plain_infonce"], "ours_kl": ["st_kl"]}.items():
+        expected = results[ours][1].astype(np.float64)
+        for other in others:
+            got = results[other][1].astype(np.float64)
+            assert expected @ got / np.linalg.norm(expected) / np.linalg.norm(got) > 1 - 1e-9
+    assert results["ours_infonce"][0]["loss"] == pytest.approx(results["st_infonce"][0]["loss"], rel=1e-4)
+    facts = results["ours_infonce"][0]
+    assert (
+        0 < facts["distinct_share"] < 0.6
+        and 0 <= facts["padding_share"] < 0.03 < results["plain_infonce"][0]["padding_share"]
+    )
+    assert facts["seconds"] > 0 and facts["step_bytes"] > 0 and 0 < facts["rate_share"] < 1
+
+
+@pytest.mark.parametrize("system", ["ours", "st", "beir"])
+def test_every_system_evaluates_to_the_same_ndcg(tiny_model, small_scifact, system):
+    encoder = TextEncoder.from_pretrained(str(tiny_model), pooling="mean", query_max_length=64, passage_max_length=64)
+    job = {"system": system, "dataset": str(small_scifact), "token_budget": 4096, "peer_batch": 8}
+    job |= {"empty_passages": "error", "unknown_qrels": "error"}
+    found = run_evaluation(job, encoder, torch.device("cpu"))
+    assert found["ndcg@10"] == pytest.approx(_ndcg(tiny_model, small_scifact), abs=1e-5)
+
+
+def _ndcg(tiny_model, small_scifact):
+    from callbacks.evaluation.metrics import score_run
+    from datamodules.corpus import load_evaluation_set
+    from retriever.encoder.encoding import encode
+
+    data = load_evaluation_set(str(small_scifact))
+    encoder = TextEncoder.from_pretrained(str(tiny_model), pooling="mean", query_max_length=64, passage_max_length=64)
+    with torch.inference_mode():
+        queries = encode(encoder, encoder.tokenize(list(data.queries.values()), "query"))
+        scores = queries @ encode(encoder, encoder.tokenize(data.corpus.passages.to_pylist(), "passage")).T
+    ids = data.corpus.ids.to_pylist()
+    run = {query: dict(zip(ids, row.tolist(), strict=True)) for query, row in zip(data.queries, scores, strict=True)}
+    return score_run(data.qrels, run)[0]["ndcg@10"]
+
+
+def test_flops_are_those_that_torch_counts():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = BertConfig(hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96, vocab_size=50)
+    config._attn_implementation = "eager"  # whose products torch counts
+    backbone = BertModel(config, add_pooling_layer=False)
+    ids = torch.ones(5, 17, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        backbone(input_ids=ids)
+    assert forward_flops(backbone, np.full(5, 17)) == counter.get_total_flops()
+
+
+def test_peak_memory_is_that_of_the_call():
+    def call():
+        return float(torch.ones(50_000_000).sum())
+
+    ctypes.CDLL(None).malloc_trim(0)  # what tests before this one left free would be used again
+    _, took = measure(call, torch.device("cpu"))
+    assert 190e6 < took.peak_bytes - took.before_bytes < 260e6
+    _, less = measure(lambda: torch.ones(10).sum(), torch.device("cpu"))
+    assert less.peak_bytes - less.before_bytes < 20e6
+
+
+def test_medians_are_over_the_rounds():
+    assert medians([{"s": 3, "n": "x"}, {"s": 1, "n": "x"}, {"s": 2, "n": "x"}]) == {"s": 2, "n": "x"}
+
+
+def test_cost_model_scales_and_counts():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = OmegaConf.to_container(compose("bench").cost, resolve=True)
+    workload = paper_workload(config, 16_384)
+    assert workload.steps == 408 and workload.parameters == 108_891_648
+    # 6 operations per weight and token, and a little for attention
+    tokens = 4096 * 20 + 81_920 * 100
+    assert workload.step_flops == pytest.approx(6 * 84_934_656 * tokens, rel=0.05)
+    one, eight = (estimate(workload, n, 4e14, 2**30) for n in (1, 8))
+    assert one["training_hours"] == pytest.approx(8 * eight["training_hours"])
+    assert one["training_hours"] == pytest.approx(408 * workload.step_flops * 4 / 3 / 4e14 / 3600, rel=0.01)
+
+
+def test_failed_worker_says_why(tmp_path):
+    with pytest.raises(InputError, match="no_such_device"):
+        run_worker({"job": "step", "threads": 1, "device": "no_such_device", "encoder": {}})
+
+
+def test_command_writes_a_report_and_goes_on_with_it(tiny_model, small_scifact, small_lists, tmp_path):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose(
+            "bench",
+            [
+                "parts=[step]",
+                "threads=1",
+                "rate_seconds=0.05",
+                f"encoder.model={tiny_model}",
+                f"corpus={small_scifact}",
+                f"files=[{small_lists}]",
+                "list_length=4",
+                f"cache_dir={tmp_path}/cache",
+                "step.cases=[{lists: 8, rounds: 1, systems: [ours_infonce, st_infonce]}]",
+            ],
+        )
+    first = bench(config, tmp_path / "bench")
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "bench" / "measured").iterdir()}
+    assert len(stamps) == 2
+    assert bench(config, tmp_path / "bench") == first
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "bench" / "measured").iterdir()} == stamps
+    written = json.loads((tmp_path / "bench" / "report.json").read_text())
+    assert written["step"][0]["results"]["st_infonce"]["cosine"] > 0.9999
+    assert written["environment"]["packages"]["torch"] == torch.__version__
+    page = (tmp_path / "bench" / "report.md").read_text()
+    assert "| 8 × 4, 32 tokens, infonce | sentence-transformers |" in page

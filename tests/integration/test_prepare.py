@@ -1,0 +1,215 @@
+"""python -m experiments.prepare: from a corpus to query lists, whole, in parts, on several processes, through kills."""
+
+import importlib.util
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
+
+import experiments
+from datamodules.corpus import load_corpus
+from datamodules.query_lists import open_query_lists, read_metadata, read_query_lists
+from experiments.preparation.pipeline import STAGES, Pipeline
+from experiments.prepare import prepare
+from helpers.processes import begin, end, finish, start
+from retriever.errors import InputError
+
+CONF = Path(experiments.__file__).parent / "conf" / "prepare"
+ROOT = CONF.parents[2]
+LISTS = ("human.dev", "human.train", "synthetic.dev", "synthetic.train")
+
+
+def run(overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return prepare(compose("prepare", overrides))
+
+
+def content(folder):
+    return {name: (Path(folder) / f"{name}.parquet").read_bytes() for name in LISTS}
+
+
+@pytest.fixture
+def whole(small_prepare, tmp_path):
+    """The lists of one undisturbed run."""
+    run([*small_prepare, f"output_dir={tmp_path / 'whole'}"])
+    return content(tmp_path / "whole" / "lists")
+
+
+def test_the_texts_of_an_evaluation_corpus_decide_the_split_in_any_format(small_prepare, tmp_path):
+    other = tmp_path / "other"
+    (other / "qrels").mkdir(parents=True)
+    (other / "queries.tsv").write_text("q\twhat\n")
+    (other / "qrels" / "test.tsv").write_text("q\td\t1\n")
+    found = set()
+    for text in ("one", "another"):
+        pq.write_table(pa.table({"_id": ["d"], "text": [text]}), other / "corpus.parquet")
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose("prepare", [*small_prepare, f"split.evaluation=[{{path: {other}}}]"])
+        [(_, digest)] = Pipeline(config)._evaluation_sets
+        found.add(digest)
+    assert len(found) == 2
+
+
+def test_a_corpus_becomes_lists_that_training_reads(
+    small_prepare, small_scifact, tiny_model, tiny_chat_model, tmp_path, capsys, caplog
+):
+    with caplog.at_level("INFO"):
+        paths = run(small_prepare)
+    said = [r.getMessage() for r in caplog.records if r.name == "experiments.preparation.pipeline"][:8]
+    assert said[0] == f"corpus: small ({small_scifact}), 120 passages"
+    assert said[1] == "queries: human (judged), synthetic (generated)"
+    assert said[2].startswith("stages: deduplicate, sample, generate")
+    assert said[3].startswith(f"generator: {tiny_chat_model.name}, by transformers, sampling")
+    assert said[4] == "retriever bm25: BM25, k1 0.9, b 0.4, language english"
+    assert said[5].startswith(f"retriever dense: folder {tiny_model}, 32 dimensions, pooling mean, prompts '' and ''")
+    assert said[6].startswith("teacher: kind fusion") and said[7] == "leak guard: protects small (20 queries)"
+    assert [p.stem for p in paths] == list(LISTS)
+    corpus = load_corpus(small_scifact)
+    for path in paths:
+        lists, dropped = open_query_lists(path, corpus, tmp_path / "cache")
+        assert len(lists) and not dropped
+        assert read_metadata(path)["teacher"]["teacher"]["kind"].startswith("fusion")
+    synthetic = list(read_query_lists(tmp_path / "lists" / "synthetic.train.parquet"))
+    assert all(2 <= len(x.passage_ids) <= 10 and x.query_type in ("question", "keywords") for x in synthetic)
+    manifest = json.loads((tmp_path / "lists" / "manifest.json").read_text())
+    assert list(manifest) == list(STAGES)
+    generated = manifest["generate"]["counts"]
+    assert (
+        manifest["collect"]["counts"]["synthetic"] == generated["accepted"]
+        and manifest["collect"]["counts"]["human"] == 40
+    )
+    card = json.loads((tmp_path / "lists" / "teacher_card.json").read_text())["human"]
+    figures = card["ndcg@10"]
+    assert set(figures) == {"teacher", "bm25", "dense", "fused", "oracle"} and card["queries"] == 40
+    assert figures["oracle"] >= max(figures["teacher"], figures["bm25"], figures["dense"]) > 0
+    printed = capsys.readouterr().out
+    assert "Answers by query type" in printed and "Teacher card: human" in printed and "Lists by filter" in printed
+
+
+def test_stages_run_alone_and_as_far_as_named_and_only_once(small_prepare, whole, tmp_path):
+    with pytest.raises(InputError, match=r"Stage mine needs the output of stage deduplicate.*until=deduplicate"):
+        run([*small_prepare, "stage=mine"])
+    assert run([*small_prepare, "until=sample"]) == []
+    work = tmp_path / "prepare"
+    assert sorted(p.name.split("-")[0] for p in work.iterdir()) == ["deduplicate", "sample"]
+    for stage in STAGES[2:-1]:
+        run([*small_prepare, f"stage={stage}"])
+    times = {p: p.stat().st_mtime_ns for p in work.rglob("manifest.json")}
+    run(small_prepare)
+    assert content(tmp_path / "lists") == whole
+    assert {p: p.stat().st_mtime_ns for p in times} == times  # nothing was done again
+    run([*small_prepare, "score.candidates=12"])
+    assert sum(p.name.startswith("score-") for p in work.iterdir()) == 2
+    assert sum(p.name.startswith("mine-") for p in work.iterdir()) == 1
+    with pytest.raises(InputError, match=r"'scoer'.*Did you mean 'score'"):
+        run([*small_prepare, "stage=scoer"])
+
+
+def test_shards_on_two_processes_leave_the_same_lists(small_prepare, whole, tmp_path):
+    run([*small_prepare, "until=sample"])
+    for stage in STAGES[2:]:
+        for shard in ("1/2", "0/2"):
+            run([*small_prepare, f"stage={stage}", f"shard={shard}"])
+    run(small_prepare)
+    assert content(tmp_path / "lists") == whole
+
+
+def test_a_cross_encoder_teacher_is_one_override(small_prepare, tiny_model, tmp_path):
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+
+    torch.manual_seed(2)
+    BertForSequenceClassification(BertConfig.from_pretrained(tiny_model, num_labels=1)).save_pretrained(tmp_path / "ce")
+    BertTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "ce")
+    teacher = ["teacher=classifier", f"teacher.model={tmp_path / 'ce'}", "teacher.max_length=64", "score.candidates=12"]
+    paths = run([*small_prepare, *teacher])
+    about = read_metadata(paths[0])
+    assert about["teacher"]["teacher"]["weights"] and 0 < about["truncated"]["teacher"] <= 1
+    with pytest.raises(InstantiationException, match="no such model folder"):
+        run([*small_prepare, "teacher=classifier", "teacher.model=./none"])
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("queries={a: {source: judged, splt: train}}", "queries.a: the key is 'splt'.*Did you mean 'split'"),
+        ("shard=4/4", "shard is '4/4'"),
+        ("sample.size=0", "size is 0"),
+        ("generate.types=[riddle]", "generate.types is 'riddle'"),
+        ("generator.engine=vlm", "Did you mean 'vllm'"),
+        ("+mine.retrievers.x={bm52: {}}", "Did you mean 'bm25'"),
+        ("mine.fusion=scores", "Did you mean 'score'"),
+        ("filter.min_top_quantile=2", "min_top_quantile is 2"),
+        ("split.dev_fraction=1.5", "dev_fraction is 1.5"),
+        ("split.leak_guard=fial", "Did you mean 'fail'"),
+        ("deduplicate.near_jaccard=0", "near_jaccard is 0"),
+        ("queries={a: {source: file, path: /none.jsonl}}", "queries.a: /none.jsonl: no such file"),
+        ("filter.consistency_retrievers=[bm52]", "Did you mean 'bm25'"),
+        ("teacher.weights={bm52: 1}", "Did you mean 'bm25'"),
+    ],
+)
+def test_a_bad_setting_is_named_before_long_work(small_prepare, override, words):
+    # Hydra wraps what a constructor raises; the command prints the innermost one
+    with pytest.raises((InputError, InstantiationException), match=words):
+        run([*(o for o in small_prepare if o.split("=")[0] != override.split("=")[0]), override])
+
+
+def test_filters_that_take_everything_are_told(small_prepare):
+    taken = ["filter.min_length=1000", "queries={synthetic: {source: generated}}"]
+    options = [o for o in small_prepare if not o.startswith(("queries", "filter="))]
+    with pytest.raises(InputError, match="No list is left"):
+        run([*options, *taken])
+
+
+def test_the_command_says_what_is_wrong_in_one_line(small_prepare):
+    line = [sys.executable, "-m", "experiments.prepare", *small_prepare, "sampel.size=3"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and "error:" in done.stderr and "Traceback" not in done.stderr
+    assert "sample" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["scifact", "scifact_free"])
+def test_the_shipped_configurations_compose(name):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("prepare", [f"+data={name}"])
+    assert config.corpus == "scifact" and config.queries.human.leak_guard == "off"
+
+
+def test_kills_at_random_moments_leave_the_same_lists(small_prepare, whole, tmp_path):
+    """Ten SIGKILLs spread over the time that a whole run takes, then one run to the end."""
+    undisturbed, _ = begin(run, [*small_prepare, f"output_dir={tmp_path / 'timed'}"])
+    began = time.monotonic()
+    undisturbed.join()
+    duration = time.monotonic() - began
+    assert undisturbed.exitcode == 0 and content(tmp_path / "timed" / "lists") == whole
+    moments = random.Random(0)
+    killed = 0
+    for _ in range(10):
+        process, _ = begin(run, small_prepare)
+        process.join(timeout=duration * moments.uniform(0.02, 0.25))
+        end(process)
+        killed += process.exitcode == -signal.SIGKILL
+    assert killed >= 3
+    finish(tmp_path / "last", start(tmp_path / "last", *small_prepare, module="experiments.prepare"))
+    assert content(tmp_path / "lists") == whole
+    assert not list((tmp_path / "prepare").rglob("blocks")) and not list((tmp_path / "lists").glob(".*"))
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("hydra_plugins.hydra_ray_launcher"), reason="hydra-ray-launcher")
+def test_a_stage_on_a_local_ray_with_two_workers_leaves_the_same_lists(small_prepare, whole, tmp_path):
+    run([*small_prepare, "until=mine"])
+    two = ["hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2"]
+    arguments = ["-m", *small_prepare, "stage=score", "shard=0,1", *two]
+    finish(tmp_path / "score", start(tmp_path / "score", *arguments, module="experiments.prepare"))
+    assert not list((tmp_path / "prepare").glob("score-*/blocks"))  # the last of the two has merged
+    run(small_prepare)
+    assert content(tmp_path / "lists") == whole

@@ -1,0 +1,210 @@
+"""README's and CONTRIBUTING's commands work as they are on a corpus of one's own; so does the example of a loss."""
+
+import csv
+import dataclasses
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from test_experiments import typed_lists  # noqa: F401
+from test_run import CONF
+from test_teachers import t5, texts  # noqa: F401
+
+from datamodules.query_lists import read_query_lists, write_query_lists
+from helpers.processes import FORKED, PATIENCE, command
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
+# what is not run here, and why
+LISTED = {
+    "make quickstart": "installs packages; its command, +exp=quickstart, is tests/integration/test_experiments.py's",
+    "make test": "the tests themselves",
+    "make lint": "another command of the tests' set-up",
+    "make scifact": "minutes; the real model",
+    "make mutants": "minutes; tests/robustness/test_mutants.py tries some",
+    "make mteb": "installs the extra 'mteb'",
+    "python -m experiments.mteb": "needs the extra 'mteb'; tests/integration/test_mteb.py",
+    "python -m experiments.dashboard": "needs an account and the extra 'dashboard'; tests/integration/test_wandb.py",
+    ".venv/bin/python -m pytest": "the tests themselves",
+    "PYTHONPATH=. python -m experiments.run --config-dir": "the test of a loss of one's own, below",
+}
+# what needs weights of the hub, a cluster or an hour: its configuration is composed
+COMPOSED = ("hydra/launcher=", "teacher=ensemble", "experiments.bench", "exp=paper/search")
+
+
+def block(before: str) -> str:
+    return re.search(re.escape(before) + r".*?```\w*\n(.*?)```", README, re.DOTALL)[1]
+
+
+def test_no_placeholder_is_left():
+    assert not re.search(r"@@|TODO|XXX", README)
+
+
+def test_own_loss_needs_one_class_and_one_file(tmp_path, small_run):
+    (tmp_path / "my_losses.py").write_text(block("`my_losses.py`:"))
+    conf = tmp_path / "my_conf" / "module" / "list_mle.yaml"
+    conf.parent.mkdir(parents=True)
+    conf.write_text(block("`my_conf/module/list_mle.yaml`:"))
+    command = re.search(r"PYTHONPATH=\. python (.*)", README)[1].split()
+    own = ("name=", "trainer.max_epochs=")
+    small = [option for option in small_run if not option.startswith(own)]
+    done = subprocess.run(
+        [sys.executable, *command, *small, "trainer.max_epochs=6", "hydra.run.dir=run"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["objective"] == "ListMLE" and results["name"] == "list_mle"
+    with open(tmp_path / "run" / "metrics.csv") as file:
+        losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert sum(losses[-4:]) < sum(losses[:4])
+
+
+def commands() -> list[str]:
+    """Every command in the documents: of code blocks in their order, then those within sentences."""
+    found = []
+    for path in DOCUMENTS:
+        text = path.read_text()
+        for kind, code in re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+            if kind:
+                continue
+            lines = re.sub(r"\\\n\s*", "", code).splitlines()
+            found += [line for line in lines if re.match(r"(\S+=\S+ )?(\S*python -m|make) |evaluation\.", line)]
+        sentences = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+        found += re.findall(r"`(python -m experiments\.[^`]*|make \w+)`", sentences)
+    return list(dict.fromkeys(" ".join(line.split()) for line in found))
+
+
+def words(line: str) -> list[str]:
+    """The words of a command, as a shell reads them; optional ones left out."""
+    return shlex.split(re.sub(r"\[key=value …\]", "", line), comments=True)
+
+
+def inside(folder, module, arguments, log):
+    """The process of a command in a folder."""
+    os.chdir(folder)
+    command(module, arguments, log, {"OMP_NUM_THREADS": "1"})
+
+
+def run_in(folder: Path, module: str, *arguments: str) -> None:
+    """Run a command in a folder, and have it end well."""
+    log = folder / "log.txt"
+    log.unlink(missing_ok=True)
+    process = FORKED.Process(target=inside, args=(folder, module, arguments, log))
+    process.start()
+    process.join(PATIENCE)
+    assert process.exitcode == 0, f"{module} {shlex.join(arguments)}: {log.read_text()[-3000:]}"
+
+
+@pytest.fixture
+def own_corpus(tmp_path, small_scifact, small_lists, typed_lists):  # noqa: F811
+    """A folder in which what the documents name is there: a corpus and lists of one's own, a small SciFact."""
+    for name in ("path/to/my_corpus", "FOLDER", "scifact", "data/msmarco"):
+        shutil.copytree(small_scifact, tmp_path / name, ignore=shutil.ignore_patterns("lists"))
+    shutil.copy(tmp_path / "data/msmarco/qrels/test.tsv", tmp_path / "data/msmarco/qrels/dev.tsv")
+    files = {"TRAIN": "train", "HUMAN": "dev", "DEV": "held_out", "train": "train"}
+    files |= {f"scifact/lists/{kind}.train": "train" for kind in ("human", "claim", "synthetic")}
+    files |= {f"scifact/lists/{kind}.dev": "dev" for kind in ("human", "claim")}
+    files["scifact/lists/synthetic.dev"] = "held_out"
+    (tmp_path / "scifact/lists").mkdir()
+    for name, part in files.items():
+        corpus = name.split("/")[0] if "/" in name else "my_corpus" if name == "train" else "FOLDER"
+        lists = [dataclasses.replace(q, corpus=corpus) for q in read_query_lists(typed_lists / f"{part}.parquet")]
+        write_query_lists(tmp_path / f"{name}.parquet", lists, {"teacher": "made for tests"})
+    return tmp_path
+
+
+def small(module: str, line: str, model: Path, chat: Path, teacher: Path) -> list[str]:
+    """What is put behind a command to make it small."""
+    if module == "experiments.run":
+        of_lists = ["data=lists", "data.train=[{path: TRAIN.parquet, corpus: FOLDER}]", "evaluation=beir"]
+        reranked = [f"evaluation.dense.model={model}", "evaluation.dense.pooling=mean", "evaluation.depth=5"]
+        return [
+            f"encoder.model={model}",
+            *([] if "exp=teacher" in line else ["encoder.pooling=mean"]),
+            "trainer.max_steps=1",
+            "trainer.accelerator=cpu",
+            "logger=csv",
+            "data.leak_jaccard=1.1",
+            *(of_lists * line.startswith("evaluation.")),
+            *(reranked * ("exp=teacher" in line)),
+            *(["seed=1"] * ("seed=1,2,3" in line)),
+            *(["arm=question", "list_count=5"] * ("query_types" in line)),
+        ]
+    sizes = ["generator.sampling={temperature: 0.8, max_tokens: 24, stop: [s, t]}", "generate.block_size=4"]
+    sizes += ["generator.engine=transformers", "sample.size=6", "generate.language=null"]
+    filters = "{consistency_rank: null, teacher_first: false, min_length: 5, min_top_quantile: null}"
+    return [
+        f"encoder.model={model}",
+        "encoder.pooling=mean",
+        f"generator.model={chat}",
+        *sizes,
+        f"filter={filters}",
+        "mine.depth=20",
+        *([f"teacher.model={teacher}"] * ("rankt5" in line)),
+        *(["teacher.max_length=100"] * ("rankt5" in line or "teacher=classifier" in line)),
+    ]
+
+
+def check_composes(arguments: list[str], name: str) -> None:
+    """Compose every job of a command."""
+    overrides = OverridesParser.create().parse_overrides([a for a in arguments if a != "-m"])
+    with initialize_config_dir(str(CONF / "prepare" if name == "prepare" else CONF), version_base="1.3"):
+        for job in BasicSweeper.split_arguments(overrides, None)[0]:
+            assert compose(name, job, return_hydra_config=True)
+
+
+def test_every_command_works_on_a_corpus_of_ones_own(own_corpus, tiny_model, tiny_chat_model, t5):  # noqa: F811
+    to_cadet = ["--layout", "cadet", "--corpus", "path/to/my_corpus", "--output", "scores.jsonl"]
+    run_in(own_corpus, "experiments.prepare", "export", "train.parquet", *to_cadet)
+    runs, counts = 0, {"run": 0, "composed": 0, "listed": 0}
+    every = commands()
+    for line in sorted(every, key=lambda line: ("--from" in line, "experiments.compare" in line)):
+        if any(line.startswith(begin) for begin in LISTED):
+            counts["listed"] += 1
+            continue
+        if line.startswith("make"):
+            raise AssertionError(f"{line}: neither run nor listed")
+        given = ["python", "-m", "experiments.run", *words(line)] if line.startswith("evaluation.") else words(line)
+        assert given[:2] == ["python", "-m"], line
+        module, arguments = given[2], given[3:]
+        if any(sign in line for sign in COMPOSED):
+            check_composes(arguments, module.rpartition(".")[2])
+            counts["composed"] += 1
+            continue
+        options = []
+        if module == "experiments.run" and "--from" not in line:
+            options = small(module, line, tiny_model, tiny_chat_model, t5)
+            place = "outputs/runs/RUN" if "exp=teacher" in line else f"outputs/runs/2026-01-01_{runs}"
+            options += ["hydra.sweep.dir=outputs/sweeps/SWEEP" if "-m" in arguments else f"hydra.run.dir={place}"]
+            options += ["hydra.mode=RUN"] * ("query_types" in line)
+            runs += 1
+        elif module == "experiments.prepare" and arguments[0] not in ("import", "export", "inspect"):
+            options = small(module, line, tiny_model, tiny_chat_model, t5)
+        run_in(own_corpus, module, *arguments, *options)
+        counts["run"] += 1
+        if not (own_corpus / "RUN").exists() and (own_corpus / "outputs/runs/2026-01-01_0").exists():
+            shutil.copytree(own_corpus / "outputs/runs/2026-01-01_0", own_corpus / "RUN")
+    assert (own_corpus / "report" / "comparison.html").is_file()
+    print(f"{len(every)} commands: {counts}")
+
+
+def test_every_target_of_make_is_there():
+    makefile = (ROOT / "Makefile").read_text()
+    for line in commands():
+        if line.startswith("make"):
+            assert re.search(rf"^{words(line)[1]}:", makefile, re.MULTILINE), line

@@ -1,0 +1,146 @@
+"""What a run says before it begins: facts, a dozen lines, and an estimate that changes nothing."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hydra.utils import instantiate
+from test_run import config_of
+
+from experiments.plan.plan import plan_lines, run_plan
+from experiments.plan.steps import Steps
+from experiments.run import train
+
+
+def opened(config, folder):
+    """Trainer, module, data and evaluation of a run that has not begun."""
+    encoder = instantiate(config.encoder)
+    module = instantiate(config.module, encoder=encoder)
+    data, evaluation = instantiate(config.data, encoder=encoder), instantiate(config.evaluation, folder=folder)
+    data.open()
+    evaluation.open(module, data)
+    return instantiate(config.trainer, default_root_dir=str(folder), logger=False), module, data, evaluation
+
+
+def test_a_run_says_what_it_runs_before_it_encodes(small_run, small_scifact, tiny_model, tmp_path, capsys):
+    folder = tmp_path / "run"
+    config = config_of(
+        "module=combined", *small_run, "encoder.query_prompt='find: '", "early_stopping.patience=5", "export=false"
+    )
+    results = train(config, folder)
+    said = capsys.readouterr().out
+    lines = [line for line in said.splitlines() if line]
+    block = lines[: next(i for i, line in enumerate(lines) if line.startswith("time ")) + 1]
+    assert 11 <= len(block) <= 15 and max(map(len, block)) <= 110
+    plan = json.loads((folder / "environment.json").read_text())["plan"]
+    assert [line.split()[0] for line in block if not line.startswith(" ")] == list(plan_lines(plan))
+    text = " ".join(" ".join(block).split())
+    for fact in (
+        f"folder {tiny_model}: BertModel, 2 layers of width 32",
+        "pooling mean, 32 dimensions",
+        "64 tokens of a query, 64 of a passage; prompts 'find: ' and ''",
+        "queries and passages;",
+        "100%",
+        "CombinedObjective: distillation_weight 1.0, infonce_weight 0.1, temperature 0.05, teacher_temperature 0.3, "
+        "infonce_temperature 0.01, positive teacher, false_negative_threshold 0.6",
+        f"{results['data']['train_lists']} lists (human) of human.parquet; 8 of 4 to 8 candidates used",
+        f"{results['data']['dev_lists']} lists (human) of human.parquet",
+        "small (120 passages)",
+        "small (20 queries of test)",
+        "32-true, 1 rank; micro-batches of 16,384 tokens",
+        "8 steps of 8 lists, 4 an epoch; lr 0.001, warm-up 2, down to 0.0001; weight decay 0.01, clip 1",
+        "at most 2; keeps the lowest dev/loss; stops after 5 without a better dev/kl or dev/loss",
+        "encoding 120 passages",
+        "3 evaluations",
+    ):
+        assert fact in text, fact
+    assert plan["model"]["parameters"] == sum(p.numel() for p in instantiate(config.encoder).parameters())
+    assert plan["steps"]["total"] == results["optimiser_steps"] and 0 < plan["time"]["from"] < plan["time"]["to"]
+    again = run_plan(config, *opened(config, folder), folder / "checkpoints" / "last.ckpt")  # of a run that is resumed
+    assert again["steps"]["done"] == 8 and again["time"]["encoding"] == again["time"]["steps"] == 0
+    assert "8 steps, 8 of them done" in plan_lines(again)["steps"]
+
+
+def test_the_estimate_draws_no_random_number_and_leaves_the_module_as_it_is(small_run, tmp_path):
+    config = config_of("module=distillation", *small_run, "encoder.dropout=0.1", "module.train_passage_encoder=false")
+    parts = opened(config, tmp_path)
+    before = [torch.get_rng_state(), *(p.clone() for p in parts[1].parameters())]
+    numbers = np.random.get_state()[1].copy()
+    plan = run_plan(config, *parts, None)
+    after = [torch.get_rng_state(), *parts[1].parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert (numbers == np.random.get_state()[1]).all()
+    assert parts[1].encoder.training and all(p.grad is None for p in parts[1].parameters())
+    assert (
+        plan["trained"]["side"].startswith("queries alone (index-preserving: passages keep")
+        and plan["time"]["passages"] == 120
+    )
+
+
+def test_many_names_and_hostile_ones_stay_short(small_run, tmp_path):
+    config = config_of("module=distillation", *small_run)
+    plan = run_plan(config, *opened(config, tmp_path), None)
+    plan["model"]["query_prompt"] = "Instruct: find\nQuery: \x1b[2J"
+    plan["evaluation"] = plan["evaluation"] * 40
+    lines = plan_lines(plan)
+    assert r"'Instruct: find\nQuery: \x1b[2J'" in lines["texts"] and lines["evaluation"].endswith("and 37 more")
+
+
+def test_a_cross_encoder_says_what_it_runs(small_run, tiny_model, tmp_path, capsys):
+    small = [o for o in small_run if not o.startswith("encoder.")]
+    config = config_of(
+        "encoder=cross",
+        f"encoder.model={tiny_model}",
+        "encoder.passage_max_length=40",
+        "encoder.pair_max_length=100",
+        "module=reranker",
+        "evaluation=rerank",
+        "evaluation.dense=null",
+        *small,
+    )
+    plan = run_plan(config, *opened(config, tmp_path), None)
+    lines = plan_lines(plan)
+    assert "40 of a passage; 100 of a pair" in lines["texts"] and "prompts" not in lines["texts"]
+    assert lines["trained"].startswith("pairs of query and passage;") and plan["model"]["dimension"] is None
+    assert plan["time"]["number"] == 4 and plan["time"]["passages"] == 0 and plan["time"]["steps"] > 0
+
+
+CASES = [
+    {"max_epochs": 3},
+    {"max_epochs": 2, "val_check_interval": 0.5},
+    {"max_epochs": 4, "check_val_every_n_epoch": 2},
+    {"max_epochs": -1, "max_steps": 7, "val_check_interval": 3},
+    {"max_epochs": 3, "val_check_interval": 4, "check_val_every_n_epoch": None},
+    {"max_epochs": 2, "accumulate_grad_batches": 2, "limit_train_batches": 3},
+]
+
+
+@pytest.mark.parametrize("options", CASES, ids=str)
+def test_steps_and_validations_are_those_that_lightning_makes(options):
+    import lightning as L
+    from torch.utils.data import DataLoader
+
+    class Counting(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+            self.validated = []
+
+        def training_step(self, batch, _):
+            return (self.weight * batch.float()).sum()
+
+        def validation_step(self, batch, _):
+            self.validated.append(self.global_step)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.0)
+
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "barebones": False}
+    trainer = L.Trainer(
+        accelerator="cpu", num_sanity_val_steps=0, enable_model_summary=False, **quiet, **{"max_steps": -1} | options
+    )
+    steps, module = Steps.of(trainer, 5), Counting()
+    trainer.fit(module, DataLoader(range(5)), DataLoader(range(1)))
+    assert (steps.total, steps.validations) == (trainer.global_step, len(module.validated))
+    assert steps.ends_validated == (module.validated[-1:] == [trainer.global_step])

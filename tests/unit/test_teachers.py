@@ -1,0 +1,667 @@
+"""Teachers against plain computations: one pair at a time, without batches, in float64."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
+
+from helpers.processes import apart
+from helpers.tiny_tokenizers import word_piece
+from retriever.errors import InputError
+from retriever.teachers.layered_gemma import LayeredGemma
+from retriever.teachers.pair_tokens import PairTokenizer
+from retriever.teachers.sequence_classifier import SequenceClassifier
+from retriever.teachers.t5 import MonoT5, RankT5
+from retriever.teachers.vllm_scorer import VllmScorer
+from retriever.teachers.yes_no import YesNo
+
+CPU = {"device": "cpu"}
+TEMPLATE = ["<|im_start|>judge\n", "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {passage}", "<|im_end|>\n"]
+
+
+def size(**more):
+    """A tiny transformer's sizes."""
+    return {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 160,
+    } | more
+
+
+def save_tokenizer(folder, tokenizer, **names):
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def word_pieces(folder, texts):
+    """As BERT's and DeBERTa's."""
+    tokenizer = word_piece(texts, vocab_size=400)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    save_tokenizer(folder, tokenizer, **names)
+    settings = {**names, "tokenizer_class": "BertTokenizer"}  # which gives token types
+    (Path(folder) / "tokenizer_config.json").write_text(json.dumps(settings))
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def byte_pairs(folder, texts, special=("<s>", "<pad>", "</s>", "<unk>"), roberta=True):
+    """As RoBERTa's, or without anything around the text, as Qwen's."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        [*texts, "yes no " * 50, "yes" * 50],
+        trainers.BpeTrainer(
+            vocab_size=500,
+            special_tokens=list(special),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer.add_tokens(["yes", "no"])
+    if not roberta:
+        return save_tokenizer(folder, tokenizer, pad_token=special[1], eos_token=special[2])
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    return save_tokenizer(
+        folder,
+        tokenizer,
+        bos_token="<s>",
+        cls_token="<s>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        sep_token="</s>",
+        unk_token="<unk>",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def unigrams(folder, texts, t5=True):
+    """As T5's (``$A </s>``) or XLM-R's (``<s> $A </s> </s> $B </s>``)."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace("  ", " ")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>", "<s>"] + ([f"<extra_id_{i}>" for i in range(12)] if t5 else [])
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.UnigramTrainer(vocab_size=500, special_tokens=special, unk_token="<unk>", show_progress=False),
+    )
+    learned = json.loads(tokenizer.to_str())["model"]["vocab"]
+    words = [[f"▁{word}", -5.0] for word in ("true", "false", "Query", "Document", "Relevant")] + [[":", -5.0]]
+    tokenizer.model = models.Unigram([(token, score) for token, score in learned + words], unk_id=2)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>" if t5 else "<s> $A </s>",
+        pair="$A </s> $B </s>" if t5 else "<s> $A </s> </s> $B </s>",
+        special_tokens=[("</s>", 1), ("<s>", 3)],
+    )
+    return save_tokenizer(
+        folder,
+        tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def save_model(folder, name, config, spread=1.0, **settings):
+    """A random model; ``spread`` scales its weights, so that scores differ visibly."""
+    torch.manual_seed(0)
+    model = getattr(transformers, name)(getattr(transformers, config)(**settings))
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.mul_(spread)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def texts(scifact):
+    return list(scifact[1].values())[:300]
+
+
+@pytest.fixture(scope="module")
+def pairs(scifact):
+    """Real queries and passages of all lengths, and the odd ones."""
+    corpus, queries, _ = scifact
+    asked = list(queries.values())[:24]
+    told = [t[: 30 + 40 * i] for i, t in enumerate(corpus.texts.slice(0, 24).to_pylist())]
+    odd = [
+        (asked[0], ""),
+        ("", "A passage without a query."),
+        ("Is {passage} a {query}?", "{query} and {passage} Relevant: true"),
+        ("naïve  café ﬁ", "  two  spaces, a tab\tand\na line — 日本語 🙂 " * 12),
+        ("<Document>: x", "ends in a space "),
+        (asked[1], told[1]),
+    ]
+    return asked + [q for q, _ in odd], told + [p for _, p in odd]
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory, texts):
+    """One-logit, two-class and three-class BERTs, and one without a head, on one tokenizer."""
+    base = tmp_path_factory.mktemp("bert")
+    folders = {}
+    for labels in (1, 2, 3):
+        tokenizer = word_pieces(base / str(labels), texts)
+        folders[labels] = save_model(
+            base / str(labels),
+            "BertForSequenceClassification",
+            "BertConfig",
+            15.0,
+            **size(vocab_size=len(tokenizer), num_labels=labels, hidden_size=64),  # vLLM wants heads of 32 on a CPU
+        )
+    tokenizer = word_pieces(base / "none", texts)
+    folders["none"] = save_model(base / "none", "BertModel", "BertConfig", **size(vocab_size=len(tokenizer)))
+    return folders
+
+
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory, texts):
+    folder = tmp_path_factory.mktemp("t5")
+    vocabulary = len(unigrams(folder, texts)) + 7  # like the real ones, with rows that no token has
+    sizes = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0}
+    return save_model(
+        folder, "T5ForConditionalGeneration", "T5Config", 2.0, **sizes, vocab_size=vocabulary, dropout_rate=0.1
+    )
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory, texts):
+    folder = tmp_path_factory.mktemp("qwen")
+    tokenizer = byte_pairs(folder, texts, ("<|im_start|>", "<|endoftext|>", "<|im_end|>"), roberta=False)
+    sizes = size(num_key_value_heads=1, head_dim=16, vocab_size=len(tokenizer), pad_token_id=1, bos_token_id=None)
+    return save_model(folder, "Qwen3ForCausalLM", "Qwen3Config", 15.0, **sizes)
+
+
+def exact(auto_class, folder):
+    """The model in float64, and its tokenizer."""
+    return auto_class.from_pretrained(folder).double().eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def check(teacher, pairs, expected, tolerance=2e-4):
+    """The same scores as the plain computation, in the order given, whatever else is in the batch."""
+    queries, passages = pairs
+    done = []
+    found = teacher.score(queries, passages, done.append)
+    assert found.scores.dtype == np.float32 and found.truncated.dtype == bool
+    assert sum(done) == len(queries) and len(done) > 1
+    np.testing.assert_allclose(found.scores, [float(s) for s, _ in expected], atol=tolerance, rtol=tolerance)
+    assert found.truncated.tolist() == [cut for _, cut in expected]
+    assert 0 < found.truncated.sum() < len(queries)
+    assert np.std(found.scores) > 50 * tolerance  # or the comparison would say nothing
+
+    order = np.random.default_rng(0).permutation(len(queries))
+    turned = teacher.score([queries[i] for i in order], [passages[i] for i in order])
+    np.testing.assert_allclose(turned.scores, found.scores[order], rtol=2e-5, atol=1e-5)
+    for i in (0, 5, 24, 27):
+        alone = teacher.score([queries[i]], [passages[i]])
+        np.testing.assert_allclose(alone.scores[0], found.scores[i], rtol=2e-5, atol=1e-5)
+    assert found.scores[-1] == pytest.approx(found.scores[1], rel=2e-5)  # the same pair twice
+    empty = teacher.score([], [])
+    assert len(empty.scores) == len(empty.truncated) == 0
+    assert json.loads(json.dumps(teacher.provenance()))["score"]
+
+
+def classifier_scores(folder, pairs, max_length, positive=1):
+    model, tokenizer = exact(AutoModelForSequenceClassification, folder)
+    for query, passage in zip(*pairs, strict=True):
+        # in lists, for an empty passage outside of one counts as none
+        full = tokenizer([query], [passage])["input_ids"][0]
+        inputs = tokenizer([query], [passage], truncation="only_second", max_length=max_length, return_tensors="pt")
+        if getattr(model.config, "type_vocab_size", 0) < 2:
+            inputs.pop("token_type_ids", None)
+        with torch.no_grad():
+            logits = model(**inputs).logits[0]
+        score = logits[0] if len(logits) == 1 else logits[positive] - logits[1 - positive]
+        yield score, len(full) > max_length
+
+
+@pytest.mark.parametrize(("labels", "positive"), [(1, 1), (2, 1), (2, 0)])
+def test_bert_classifier(bert, pairs, labels, positive):
+    teacher = SequenceClassifier(
+        bert[labels], max_length=128, query_max_length=90, positive_label=positive, token_budget=600, **CPU
+    )
+    check(teacher, pairs, list(classifier_scores(bert[labels], pairs, 128, positive)))
+
+
+FAMILIES = {
+    "Roberta": (byte_pairs, {"pad_token_id": 1, "type_vocab_size": 1}),
+    "XLMRoberta": (lambda f, t: unigrams(f, t, t5=False), {"pad_token_id": 0, "type_vocab_size": 1}),
+    "ModernBert": (byte_pairs, {"pad_token_id": 1, "cls_token_id": 0, "sep_token_id": 2, "eos_token_id": 2}),
+    "DebertaV2": (
+        word_pieces,
+        {"type_vocab_size": 0, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 32},
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_classifier_families(family, tmp_path, texts, pairs):
+    make_tokenizer, settings = FAMILIES[family]
+    tokenizer = make_tokenizer(tmp_path, texts)
+    sizes = size(vocab_size=len(tokenizer), num_labels=1, **settings)
+    folder = save_model(tmp_path, f"{family}ForSequenceClassification", f"{family}Config", 15.0, **sizes)
+    teacher = SequenceClassifier(folder, max_length=128, query_max_length=90, token_budget=600, **CPU)
+    check(teacher, pairs, list(classifier_scores(folder, pairs, 128)), 1e-3)
+
+
+@pytest.mark.parametrize("make", [word_pieces, byte_pairs, lambda f, t: unigrams(f, t, t5=False)])
+def test_pairs_are_cut_as_only_second_cuts_them(make, tmp_path, texts, pairs):
+    tokenizer = make(tmp_path, texts)
+    for max_length in (97, 98, 99, 150):
+        found = PairTokenizer(tokenizer, max_length, 90)(*pairs)
+        for i, (query, passage) in enumerate(zip(*pairs, strict=True)):
+            expected = tokenizer([query], [passage], truncation="only_second", max_length=max_length)
+            row = slice(*found.tokens.offsets[i : i + 2])
+            assert found.tokens.ids[row].tolist() == expected["input_ids"][0]
+            if "token_type_ids" in expected:
+                assert found.types.ids[row].tolist() == expected["token_type_ids"][0]
+
+
+def test_long_queries_are_cut_and_told(bert, caplog):
+    query, passage = "protein " * 60, "cells " * 60
+    teacher = SequenceClassifier(bert[1], max_length=40, query_max_length=20, **CPU)
+    with caplog.at_level("WARNING"):
+        found = teacher.score([query, "a protein"], [passage, "cells"])
+    assert "1 of 2 pairs have a query of more than 20 tokens" in caplog.text
+    assert found.truncated.tolist() == [True, False]
+    pair = teacher.pair_tokenizer([query], [passage])
+    assert len(pair.tokens.ids) == 40
+    cut_query = query[: pair.query_ends[0]]
+    assert len(teacher.tokenizer(cut_query, add_special_tokens=False)["input_ids"]) == 20
+    expected = teacher.tokenizer(cut_query, passage, truncation="only_second", max_length=40)["input_ids"]
+    assert pair.tokens.ids.tolist() == expected
+
+
+@pytest.mark.parametrize("pad", [None, 0])
+def test_decoder_classifier_with_a_template(tmp_path, texts, pairs, pad):
+    tokenizer = byte_pairs(tmp_path, texts, ("<|im_start|>", "<|endoftext|>", "<|im_end|>"), roberta=False)
+    sizes = size(num_key_value_heads=1, head_dim=16, vocab_size=len(tokenizer), num_labels=1)
+    folder = save_model(
+        tmp_path, "Qwen3ForSequenceClassification", "Qwen3Config", 15.0, max_window_layers=2, pad_token_id=pad, **sizes
+    )
+    template = ["<|im_start|>", "Q: {query}\nD: {passage}", "<|im_end|>"]
+    teacher = SequenceClassifier(
+        folder, template=template, max_length=128, query_max_length=90, token_budget=600, **CPU
+    )
+    model, _ = exact(AutoModelForSequenceClassification, folder)
+    expected = []
+    for query, passage in zip(*pairs, strict=True):
+        body = tokenizer(f"Q: {query}\nD: {passage}")["input_ids"]
+        ids = [0, *body[:126], 2]
+        with torch.no_grad():
+            expected.append((model(torch.tensor([ids])).logits[0, 0], len(body) > 126))
+    check(teacher, pairs, expected)
+
+
+def t5_scores(folder, pairs, max_length, closing):
+    """First-step logits; of a text that is too long, the closing tokens and all that fits in front of them."""
+    model, tokenizer = exact(AutoModelForSeq2SeqLM, folder)
+    tail = len(tokenizer(closing)["input_ids"]) if closing else 1  # </s>
+    for query, passage in zip(*pairs, strict=True):
+        full = tokenizer(f"Query: {query} Document: {passage}{' ' if closing else ''}{closing}")["input_ids"]
+        ids = full if len(full) <= max_length else full[: max_length - tail] + full[-tail:]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids]), decoder_input_ids=torch.tensor([[0]])).logits[0, 0]
+        yield logits, len(full) > max_length, ids
+
+
+def test_rankt5(t5, pairs):
+    teacher = RankT5(t5, max_length=120, query_max_length=80, token_budget=600, **CPU)
+    row = AutoTokenizer.from_pretrained(t5).convert_tokens_to_ids("<extra_id_10>")
+    check(teacher, pairs, [(logits[row], cut) for logits, cut, _ in t5_scores(t5, pairs, 120, "")])
+
+
+def test_monot5(t5, pairs):
+    teacher = MonoT5(t5, max_length=120, query_max_length=80, token_budget=600, **CPU)
+    tokenizer = AutoTokenizer.from_pretrained(t5)
+    yes, no = (tokenizer.convert_tokens_to_ids(t) for t in ("▁true", "▁false"))
+    expected = list(t5_scores(t5, pairs, 120, "Relevant:"))
+    scores = [-math.log1p(math.exp(float(logits[no] - logits[yes]))) for logits, _, _ in expected]
+    check(teacher, pairs, [(s, cut) for s, (_, cut, _) in zip(scores, expected, strict=True)])
+
+    tokens = teacher.pair_tokenizer(*pairs).tokens
+    for i, (_, _, ids) in enumerate(expected):
+        assert tokens.ids[slice(*tokens.offsets[i : i + 2])].tolist() == ids
+        assert tokenizer.decode(ids).endswith("Relevant:</s>")
+    assert tokens.lengths.max() == 120
+
+
+def test_yes_no(qwen, pairs):
+    teacher = YesNo(
+        qwen, template=TEMPLATE, instruction="Find it.", max_length=128, query_max_length=80, token_budget=600, **CPU
+    )
+    model, tokenizer = exact(AutoModelForCausalLM, qwen)
+    yes, no = tokenizer.convert_tokens_to_ids(["yes", "no"])
+    front, back = (tokenizer(text)["input_ids"] for text in (TEMPLATE[0], TEMPLATE[2]))
+    expected = []
+    for query, passage in zip(*pairs, strict=True):
+        body = tokenizer(f"<Instruct>: Find it.\n<Query>: {query}\n<Document>: {passage}")["input_ids"]
+        room = 128 - len(front) - len(back)
+        with torch.no_grad():
+            logits = model(torch.tensor([front + body[:room] + back])).logits[0, -1, [yes, no]]
+        expected.append((logits.log_softmax(-1)[0], len(body) > room))
+    check(teacher, pairs, expected)
+
+
+def test_yes_no_keeps_what_the_model_does_with_logits(tmp_path, texts, pairs):
+    """Gemma 2 caps its logits; a head of two rows in its place must not lose that."""
+    tokenizer = byte_pairs(tmp_path, texts, ("<bos>", "<pad>", "<eos>"), roberta=False)
+    sizes = size(num_key_value_heads=1, head_dim=16, vocab_size=len(tokenizer), final_logit_softcapping=0.2)
+    folder = save_model(tmp_path, "Gemma2ForCausalLM", "Gemma2Config", 3.0, sliding_window=64, pad_token_id=1, **sizes)
+    teacher = YesNo(folder, template="Q: {query} D: {passage} ?", max_length=128, token_budget=600, **CPU)
+    model, _ = exact(AutoModelForCausalLM, folder)
+    query, passage = pairs[0][3], pairs[1][0]
+    ids = tokenizer(f"Q: {query} D: {passage} ?", return_tensors="pt")["input_ids"]
+    rows = tokenizer.convert_tokens_to_ids(["yes", "no"])
+    with torch.no_grad():
+        logits = model(ids).logits[0, -1, rows]
+        model.config.final_logit_softcapping = None
+        uncapped = model(ids).logits[0, -1, rows]
+    found = teacher.score([query], [passage])
+    assert found.scores[0] == pytest.approx(float(logits.log_softmax(-1)[0]), abs=1e-4)
+    assert found.scores[0] != pytest.approx(float(uncapped.log_softmax(-1)[0]), abs=1e-2)
+
+
+LAYERED = '''
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
+from dataclasses import dataclass
+
+
+class TinyConfig(PretrainedConfig):
+    model_type = "tiny_layered"
+
+    def __init__(self, vocab_size=10, hidden_size=16, num_hidden_layers=6, start_layer=2, layer_sep=1, **more):
+        self.vocab_size, self.hidden_size, self.num_hidden_layers = vocab_size, hidden_size, num_hidden_layers
+        self.start_layer, self.layer_sep = start_layer, layer_sep
+        super().__init__(**more)
+
+
+@dataclass
+class TinyOutput(ModelOutput):
+    logits: tuple = None
+    attention_masks: tuple = None
+
+
+class Head(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.linear_head = nn.Linear(width, 1, bias=False)
+
+
+class TinyLayered(PreTrainedModel):
+    """Each layer adds a projection of the running mean; at a compression layer passage tokens become means."""
+
+    config_class = TinyConfig
+    _tied_weights_keys = {}
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(
+            nn.Linear(config.hidden_size, config.hidden_size) for _ in range(config.num_hidden_layers)
+        )
+        heads = range(config.start_layer, config.num_hidden_layers + 1)
+        self.lm_head = nn.ModuleList(Head(config.hidden_size) for _ in heads)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.embed_tokens
+
+    def get_output_embeddings(self):
+        return self.lm_head
+
+    def forward(self, input_ids=None, attention_mask=None, return_dict=None, compress_layer=None, compress_ratio=None,
+                cutoff_layers=None, query_lengths=None, prompt_lengths=None):
+        lengths = attention_mask.sum(1).tolist()
+        rows = [self.embed_tokens(ids[:n]) for ids, n in zip(input_ids, lengths)]
+        cutoff = (cutoff_layers or [self.config.num_hidden_layers])[0]
+        for number, layer in enumerate(self.layers[:cutoff]):
+            if compress_ratio > 1 and number in compress_layer:
+                rows = [
+                    torch.cat([
+                        row[:q],
+                        *[c.mean(0, keepdim=True) for c in row[q:len(row) - p].split(compress_ratio)],
+                        row[len(row) - p:],
+                    ])
+                    for row, q, p in zip(rows, query_lengths, prompt_lengths)
+                ]
+            steps = [torch.arange(1, len(r) + 1, dtype=r.dtype)[:, None] for r in rows]
+            rows = [r + torch.tanh(layer(r.cumsum(0) / s)) for r, s in zip(rows, steps)]
+        hidden = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        mask = torch.zeros(hidden.shape[:2], dtype=torch.int64)
+        for row, r in zip(mask, rows):
+            row[:len(r)] = 1
+        return TinyOutput(logits=(self.lm_head[0].linear_head(hidden)[..., 0],), attention_masks=(mask,))
+'''
+
+
+@pytest.fixture(scope="module")
+def layered(tmp_path_factory, texts):
+    """A model with code of its own and the call signature of bge-reranker-v2.5-gemma2-lightweight."""
+    folder = tmp_path_factory.mktemp("layered")
+    tokenizer = byte_pairs(folder, texts, ("<bos>", "<pad>", "<eos>"), roberta=False)
+    settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"bos_token": "<bos>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "tiny_layered.py").write_text(LAYERED)
+    code = {}
+    exec(LAYERED, code)
+    torch.manual_seed(0)
+    model = code["TinyLayered"](code["TinyConfig"](vocab_size=len(tokenizer)))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_(std=0.5)
+    model.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "tiny_layered.TinyConfig", "AutoModelForCausalLM": "tiny_layered.TinyLayered"}
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder), {name: weight.double() for name, weight in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(("cutoff", "ratio", "compressed"), [(None, 1, []), (4, 2, [2]), (5, 4, [1, 3])])
+def test_layered_gemma_inputs(layered, pairs, cutoff, ratio, compressed, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    folder, weights = layered
+    teacher = LayeredGemma(
+        folder,
+        prompt="Does B answer A?",
+        trust_remote_code=True,
+        cutoff_layer=cutoff,
+        compress_ratio=ratio,
+        compress_layers=compressed,
+        max_length=128,
+        query_max_length=80,
+        token_budget=600,
+        **CPU,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    newline, prompt = tokenizer("\n")["input_ids"], tokenizer("Does B answer A?")["input_ids"]
+    expected = []
+    for query, passage in zip(*pairs, strict=True):
+        asked = [tokenizer.bos_token_id, *tokenizer(f"A: {query}")["input_ids"], *newline]
+        told = tokenizer(f"B: {passage}")["input_ids"]
+        room = 128 - len(asked) - len(newline + prompt)
+        ids = asked + told[:room] + newline + prompt
+        first, last = len(asked), len(newline + prompt)
+        hidden = weights["embed_tokens.weight"][ids]
+        for number in range(cutoff or 6):
+            if number in compressed:
+                middle = hidden[first : len(hidden) - last]
+                means = [middle[i : i + ratio].mean(0) for i in range(0, len(middle), ratio)]
+                hidden = torch.stack([*hidden[:first], *means, *hidden[len(hidden) - last :]])
+            so_far = torch.stack([hidden[: i + 1].mean(0) for i in range(len(hidden))])
+            step = so_far @ weights[f"layers.{number}.weight"].T + weights[f"layers.{number}.bias"]
+            hidden = hidden + torch.tanh(step)
+        expected.append((weights["lm_head.0.linear_head.weight"][0] @ hidden[-1], len(told) > room))
+    check(teacher, pairs, expected)
+
+
+def test_layered_gemma_with_code_for_another_transformers(layered, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    folder = Path(shutil.copytree(layered[0], tmp_path / "old_code"))
+    gone = "from transformers.models.gemma2.modeling_gemma2 import Gemma2FlashAttention2\n"
+    (folder / "tiny_layered.py").write_text(gone + LAYERED)
+    with pytest.raises(InputError, match=r"Gemma2FlashAttention2.* code was written for transformers 4, and this is"):
+        LayeredGemma(str(folder), trust_remote_code=True, max_length=128, **CPU).load()
+
+
+def test_scores_in_bfloat16_do_not_tie(bert, t5, qwen, pairs):
+    for teacher in (
+        SequenceClassifier(bert[1], max_length=128, dtype="bfloat16", **CPU),
+        RankT5(t5, max_length=120, dtype="bfloat16", **CPU),
+        YesNo(qwen, template=TEMPLATE, max_length=128, dtype="bfloat16", **CPU),
+    ):
+        scores = teacher.score(*pairs).scores
+        coarse = torch.from_numpy(scores).bfloat16().float().numpy()
+        assert next(iter(teacher.model.parameters())).dtype == torch.bfloat16
+        assert (scores != coarse).mean() > 0.9
+
+
+def test_provenance_follows_the_weights(bert, tmp_path, texts):
+    teacher = SequenceClassifier(bert[1], max_length=64, **CPU)
+    before = teacher.provenance()
+    teacher.load()
+    assert teacher.provenance() == before
+    assert before["kind"] == "sequence_classifier" and before["name"] == Path(bert[1]).name
+    other = SequenceClassifier(bert[2], max_length=64, **CPU).provenance()
+    assert before["weights"] != other["weights"]
+    assert bert[1] not in json.dumps(before)
+
+
+def _refusals():
+    def classifier(label, **options):
+        return lambda f: SequenceClassifier(f["bert"][label], **({"max_length": 64} | CPU | options))
+
+    return {
+        "holds no weights for classifier": classifier("none"),
+        "has 3 labels": classifier(3),
+        "has 160 positions": classifier(1, max_length=161),
+        "positive_label is 2": classifier(2, positive_label=2),
+        "teacher.dtype is 'float64'": classifier(1, dtype="float64"),
+        "teacher.device is 'gpu'": classifier(1, device="gpu"),
+        "nothing is left for the passage": classifier(1, query_max_length=62),
+        "must be at least 1 and smaller": classifier(1, query_max_length=64),
+        "token_budget is 0": classifier(1, token_budget=0),
+        "no such model folder": lambda f: SequenceClassifier("./nowhere"),
+        "no config.json": lambda f: SequenceClassifier(str(f["empty"])),
+        r"holds no weights for .* no sequence classifier": lambda f: SequenceClassifier(f["t5"], max_length=64, **CPU),
+        "as AutoModelForSeq2SeqLM": lambda f: RankT5(f["bert"][1], max_length=64, **CPU),
+        r"(?s)Qwen3.*|as AutoModelForSeq2SeqLM": lambda f: MonoT5(f["qwen"], max_length=64, **CPU),
+        "no token '<extra_id_99>'": lambda f: RankT5(f["t5"], score_token="<extra_id_99>", **CPU),
+        "must hold {passage} exactly once": lambda f: RankT5(f["t5"], template="Query: {query}", **CPU),
+        "no causal language model": lambda f: YesNo(
+            f["bert"]["none"], template="{query} {passage}", max_length=64, **CPU
+        ),
+        "as AutoModelForCausalLM": lambda f: YesNo(f["t5"], template="{query} {passage}", **CPU),
+        "teacher.yes_token": lambda f: YesNo(
+            f["qwen"], template="{query} {passage}", yes_token="jawohl", max_length=64, **CPU
+        ),
+        "teacher.trust_remote_code=true": lambda f: LayeredGemma(f["qwen"]),
+        "takes no cutoff_layers": lambda f: LayeredGemma(f["qwen"], trust_remote_code=True, max_length=128, **CPU),
+        "compress_ratio is 3": lambda f: LayeredGemma(f["qwen"], trust_remote_code=True, compress_ratio=3),
+        "vLLM chooses the device": lambda f: VllmScorer(f["bert"][1], device="cpu"),
+    }
+
+
+@pytest.mark.parametrize("message", _refusals())
+def test_refusals(message, bert, t5, qwen, tmp_path):
+    with pytest.raises(InputError, match=message):
+        _refusals()[message]({"bert": bert, "t5": t5, "qwen": qwen, "empty": tmp_path}).score(["a"], ["b"])
+
+
+def test_numbers_of_queries_and_passages_must_be_equal(bert):
+    with pytest.raises(InputError, match="2 queries and 1 passages"):
+        SequenceClassifier(bert[1], max_length=64, **CPU).score(["a", "b"], ["c"])
+
+
+def test_scores_that_are_no_numbers_are_refused(bert):
+    teacher = SequenceClassifier(bert[1], max_length=64, **CPU)
+    teacher.model.classifier.bias.fill_(float("nan"))
+    with pytest.raises(InputError, match="gave nan as the score of pair 0"):
+        teacher.score(["a"], ["b"])
+
+
+PRESETS = {
+    "classifier": "SequenceClassifier",
+    "minilm_cross_encoder": "SequenceClassifier",
+    "bge_reranker_v2_m3": "SequenceClassifier",
+    "bge_gemma_lightweight": "LayeredGemma",
+    "rankt5_3b": "RankT5",
+    "monot5_3b": "MonoT5",
+    "qwen3_reranker_0_6b": "YesNo",
+    "vllm": "VllmScorer",
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets(preset):
+    with initialize_config_module("experiments.conf", version_base="1.3"):
+        overrides = [] if preset not in ("classifier", "vllm") else ["teacher.model=some/model"]
+        if preset == "bge_gemma_lightweight":
+            overrides.append("teacher.trust_remote_code=true")
+        config = compose(overrides=[f"+teacher={preset}", *overrides])
+    teacher = instantiate(config.teacher)
+    assert type(teacher).__name__ == PRESETS[preset]
+    known = json.loads(json.dumps(teacher.provenance()))
+    assert known["name"] == config.teacher.model and known["max_length"] == 512
+    if preset == "qwen3_reranker_0_6b":
+        assert known["template"][0].endswith('can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n')
+        assert "Instruct provided. Note that" in known["template"][0]
+        assert "retrieve relevant passages that answer the query\n<Query>: {query}" in known["template"][1]
+        assert known["template"][2] == "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+
+
+def scores_in_both(folder, queries, passages):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ.pop("OMP_NUM_THREADS", None)  # vLLM binds its own
+    lengths = {"max_length": 128, "query_max_length": 40}
+    return [teacher(folder, **lengths).score(queries, passages) for teacher in (VllmScorer, SequenceClassifier)]
+
+
+def test_vllm_equals_transformers(bert, pairs):
+    pytest.importorskip("vllm")
+    ours, expected = apart(scores_in_both, bert[1], *pairs)
+    np.testing.assert_allclose(ours.scores, expected.scores, atol=1e-3)
+    assert np.array_equal(ours.truncated, expected.truncated) and 0 < ours.truncated.sum() < len(ours.truncated)
+    assert ours.scores.std() > 0.05
+
+
+def test_vllm_refuses_two_classes(bert):
+    with pytest.raises(InputError, match="has 2 labels; vLLM scores classifiers of one alone"):
+        VllmScorer(bert[2], max_length=64).score(["a"], ["b"])
+
+
+def test_vllm_absent(bert, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(InputError, match=r"not installed: pip install '\.\[gpu\]'"):
+        VllmScorer(bert[1], max_length=64).score(["a"], ["b"])
