@@ -5,8 +5,8 @@ from callbacks.evaluation.rerank_evaluation import RerankEvaluation
 from callbacks.pruning import PruneRun
 from callbacks.reliability.atomic_checkpoints import AtomicCheckpoints
 from callbacks.reliability.step_seeds import StepSeeds
-from callbacks.reliability.termination import EndAtSigterm
-from callbacks.reporting.atomic_csv import WholeCsvLogger
+from callbacks.reliability.termination import GracefulTermination
+from callbacks.reporting.atomic_csv import AtomicCSVLogger
 from callbacks.reporting.diagnostics import Diagnostics
 from callbacks.reporting.export import ExportBest
 from callbacks.reporting.query_record import QueryRecord
@@ -15,11 +15,12 @@ from callbacks.reporting.wandb_report import WandbReport
 from callbacks.stopping import StopWhenNoneImproves
 
 __all__ = [
+    "AtomicCSVLogger",
     "AtomicCheckpoints",
     "BeirEvaluation",
     "Diagnostics",
-    "EndAtSigterm",
     "ExportBest",
+    "GracefulTermination",
     "PruneRun",
     "QueryRecord",
     "RerankEvaluation",
@@ -27,5 +28,4 @@ __all__ = [
     "StepSeeds",
     "StopWhenNoneImproves",
     "WandbReport",
-    "WholeCsvLogger",
 ]

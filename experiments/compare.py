@@ -17,7 +17,7 @@ from hydra.experimental.callback import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
-from callbacks.reliability.termination import end_at_sigterm
+from callbacks.reliability.termination import terminate_gracefully
 from datamodules.storage.files import atomic_path, is_disk_full
 from experiments.cli.errors import KindParser, explain
 from experiments.comparison.formats import markdown, print_tables
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.wandb and not options.output:
         parser.error("--wandb logs the files that --output writes: name a folder with --output")
-    end_at_sigterm()
+    terminate_gracefully()
     try:
         _compare(options)
     except (InputError, OSError) as error:

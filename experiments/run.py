@@ -24,30 +24,30 @@ from transformers.utils.logging import disable_progress_bar
 
 from callbacks import (
     AtomicCheckpoints,
+    AtomicCSVLogger,
     BeirEvaluation,
     Diagnostics,
-    EndAtSigterm,
     ExportBest,
+    GracefulTermination,
     PruneRun,
     QueryRecord,
     RunRecord,
     StepSeeds,
     StopWhenNoneImproves,
     WandbReport,
-    WholeCsvLogger,
 )
 from callbacks.reliability.atomic_checkpoints import LAST, find_checkpoint, has_checkpoint
 from callbacks.reporting.run_record import environment, read_results
 from datamodules.storage.files import remove_torn, write_json
 from experiments.cli.arguments import check_added, say_what_is_kept
 from experiments.cli.errors import run_kindly
-from experiments.cli.ranks import of_first_rank
+from experiments.cli.ranks import broadcast_from_rank_zero
 from experiments.cli.rerun import as_typed, input_hashes, save_config, start_from_run, warn_of_changes
 from experiments.cli.sweep import arm_name, run_of_sweep
 from experiments.comparison.formats import print_tables
 from experiments.comparison.tables import compare
 from experiments.plan.plan import print_plan, run_plan
-from experiments.settings.checks import check, watched
+from experiments.settings.checks import check, monitored_metrics
 from experiments.settings.trainer_checks import check_batches, lightning_explained
 from experiments.settings.without_effect import OF_RUN, say_what_has_no_effect
 from retriever.errors import InputError, choose
@@ -78,7 +78,7 @@ def train(config: DictConfig, folder: Path, arm: str | None = None) -> dict:
         config.trainer,
         default_root_dir=str(folder),
         callbacks=_callbacks(config, folder, evaluation, arm),
-        logger=WholeCsvLogger(folder, name="", version=""),
+        logger=AtomicCSVLogger(folder, name="", version=""),
         enable_progress_bar=os.isatty(2),
         enable_checkpointing=config.save_checkpoints,
         plugins=[*instantiate(config.trainer.get("plugins") or [], _convert_="all"), AtomicCheckpoints(), *_slurm()],
@@ -114,7 +114,7 @@ def _fit(
     """Evaluate the base model, train or go on training."""
     if checkpoint is None:
         trainer.validate(module, datamodule=data, verbose=False)  # the base model, on the same curves
-        for name, metric in watched(config):
+        for name, metric in monitored_metrics(config):
             choose(name, metric, sorted(trainer.callback_metrics))
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint and str(checkpoint), weights_only=True)
     record = next(c for c in trainer.callbacks if isinstance(c, RunRecord))
@@ -132,7 +132,9 @@ def _checkpoint(config: DictConfig) -> Path | None:
     if config.resume is None:
         return None
     nodes = config.trainer.get("num_nodes") or 1
-    found = of_first_rank(f"checkpoint of {config.resume}", lambda: str(find_checkpoint(config.resume)), nodes)
+    found = broadcast_from_rank_zero(
+        f"checkpoint of {config.resume}", lambda: str(find_checkpoint(config.resume)), nodes
+    )
     return Path(found)
 
 
@@ -175,7 +177,7 @@ def _callbacks(config: DictConfig, folder: Path, evaluation: BeirEvaluation, arm
         callbacks.append(ExportBest(folder, _card_facts(config) | {"name": arm}))
     if os.isatty(2):
         callbacks.append(RichProgressBar())
-    callbacks.append(EndAtSigterm())
+    callbacks.append(GracefulTermination())
     return callbacks
 
 

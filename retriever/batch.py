@@ -115,7 +115,7 @@ class EncodedBatch:
         return in_query_blocks(scores, self.queries, self.list_index, numbers_per_query=numbers)
 
     @property
-    def teachers_first(self) -> Tensor:
+    def teacher_top1(self) -> Tensor:
         """The passage of each list that the teacher scores best (the first of tied ones), int64 [Q] into the P."""
         best = self.teacher_scores.masked_fill(~self.list_mask, float("-inf")).argmax(1, keepdim=True)
         return self.list_index.gather(1, best).squeeze(1)
@@ -140,7 +140,7 @@ class EncodedBatch:
         )
 
 
-def matches(keys: Tensor, chosen: Tensor, unique: tuple[Tensor, Tensor] | None = None) -> Tensor:
+def membership_mask(keys: Tensor, chosen: Tensor, unique: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """Which columns hold one of a query's chosen passages.
 
     Args:

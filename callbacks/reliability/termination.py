@@ -15,7 +15,7 @@ _SECONDS = 5.0
 STATUS = 128 + signal.SIGTERM
 
 
-def end_at_sigterm() -> None:
+def terminate_gracefully() -> None:
     """Have this process end at SIGTERM with status 143.
 
     It unwinds, so that child processes and temporary files go; where that takes longer than five seconds (a thread that
@@ -34,7 +34,7 @@ def _end(signum: int, frame: FrameType | None) -> None:
     sys.exit(STATUS)
 
 
-class EndAtSigterm(L.Callback):
+class GracefulTermination(L.Callback):
     """Leaves SIGTERM to the handler that stood before the trainer's, during training and validation too.
 
     Lightning's own handler only takes a note. The run then ends with its step, but with status 0, as if it were

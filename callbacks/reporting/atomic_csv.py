@@ -1,4 +1,4 @@
-"""WholeCsvLogger: a metrics.csv that no kill shortens."""
+"""AtomicCSVLogger: a metrics.csv that no kill shortens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from datamodules.storage.files import atomic_path
 
 
-class WholeCsvLogger(CSVLogger):
+class AtomicCSVLogger(CSVLogger):
     """Lightning's, but where a new column makes it write the file again, it renames in place of writing over it."""
 
     @property

@@ -26,7 +26,7 @@ from retriever.diagnostics import (
 )
 from retriever.errors import InputError, require_positive
 from retriever.module import TEACHER_TEMPERATURE, QueryListModule, RetrieverModule
-from retriever.objectives.infonce import Contrast
+from retriever.objectives.infonce import InfoNCELoss
 
 
 class Diagnostics(L.Callback):
@@ -92,7 +92,7 @@ def measure(
       it is what the part adds to the loss's. Passages have none where they are frozen.
     * ``query_gradient_cosine/<part>-<part>``, ``passage_gradient_cosine/<part>-<part>``: of two of these gradients;
       below 0 the parts pull against each other. Weights do not change it.
-    * ``masked_negatives``: :meth:`~retriever.objectives.infonce.Contrast.masked_share`, where the objective has one.
+    * ``masked_negatives``: :meth:`~retriever.objectives.infonce.InfoNCELoss.masked_share`, where the objective has one.
     * ``duplicate_positives``: share of queries whose positive (the labelled one, else the teacher's first) is another
       query's positive too.
     * ``teacher_entropy``: of the lists, in nats; ``teacher_entropy_share``: of the most that the length allows.
@@ -118,7 +118,7 @@ def measure(
             figures |= {f"{side}_gradient_norm/{part}": norm for part, norm in norms.items()}
             figures |= {f"{side}_gradient_cosine/{a}-{b}": cosine for (a, b), cosine in cosines.items()}
 
-        positive = torch.where(batch.positive_index >= 0, batch.positive_index, batch.teachers_first)
+        positive = torch.where(batch.positive_index >= 0, batch.positive_index, batch.teacher_top1)
         of_queries = _of_queries(module, batch, positive, teacher_temperature)
         means = whole.of_queries(torch.stack([v.float() for v in of_queries.values()], 1)).nanmean(0)
         figures |= dict(zip(of_queries, means.tolist(), strict=True))
@@ -143,7 +143,7 @@ def _of_queries(
         "top1_agreement": top1_agreement(*lists),
         "alignment": alignment(batch.queries, batch.passages[positive]),
     }
-    contrast = next((part for part in module.modules() if isinstance(part, Contrast)), None)
+    contrast = next((part for part in module.modules() if isinstance(part, InfoNCELoss)), None)
     return values if contrast is None else values | {"masked_negatives": contrast.masked_share(batch)}
 
 

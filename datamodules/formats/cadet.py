@@ -9,8 +9,8 @@ from typing import Any
 
 from datamodules.formats.passages import CorpusPassages
 from datamodules.formats.raw_lists import (
-    StatedList,
-    StatedPassage,
+    RawPassage,
+    RawQueryList,
     id_of,
     ids_of,
     keys,
@@ -46,7 +46,7 @@ class Cadet:
         """Number and object of every line (or row of a table)."""
         return records(path)
 
-    def parse(self, where: str, record: dict[str, Any]) -> StatedList:
+    def parse(self, where: str, record: dict[str, Any]) -> RawQueryList:
         """What a line states."""
         passages, scores = [], []
         for entry in list_of(where, record, "passages"):
@@ -59,14 +59,14 @@ class Cadet:
                 )
             passage_id = id_of(where, "docid", entry.get("docid"))
             text = passage_text(where, entry, passage_id, "text")
-            passages.append(StatedPassage(where, passage_id, text, title_of(where, entry)))
+            passages.append(RawPassage(where, passage_id, text, title_of(where, entry)))
             scores.append(entry[self.score_key])
-        return StatedList(
+        return RawQueryList(
             where=where,
             query=required_text(where, record, "query"),
             passages=passages,
             scores=scores,
-            positives=[StatedPassage(where, passage_id, None) for passage_id in _positive_ids(where, record)],
+            positives=[RawPassage(where, passage_id, None) for passage_id in _positive_ids(where, record)],
             query_id=text_of(where, record, "query_id", "qid", numbers=True),
             query_type=text_of(where, record, "query_type", "type"),
             corpus=text_of(where, record, "corpus"),

@@ -9,18 +9,18 @@ from typing import Any
 
 from datamodules.formats.passages import CorpusPassages
 from datamodules.formats.raw_lists import (
-    StatedList,
-    StatedPassage,
+    RawPassage,
+    RawQueryList,
     ids_of,
     in_order,
     label_scores,
     list_of,
     no_score,
     own_keys,
+    raw_positives,
+    raw_query_list,
     required_text,
     sides,
-    stated_list,
-    stated_positives,
 )
 from datamodules.formats.records import records
 from datamodules.query_lists import QueryList
@@ -50,14 +50,14 @@ class FlagEmbedding:
         """Number and object of every line (or row of a table)."""
         return records(path)
 
-    def parse(self, where: str, record: dict[str, Any]) -> StatedList:
+    def parse(self, where: str, record: dict[str, Any]) -> RawQueryList:
         """What a line states."""
         by_label = label_scores(self.scores)
         positives, positive_scores = _side(where, record, "pos", 1.0 if by_label else None)
         negatives, negative_scores = _side(where, record, "neg", 0.0 if by_label else None)
         passages, scores = in_order(where, record, positives + negatives, positive_scores + negative_scores)
-        labelled = stated_positives(where, record, positives)
-        return stated_list(where, record, required_text(where, record, "query"), passages, scores, labelled)
+        labelled = raw_positives(where, record, positives)
+        return raw_query_list(where, record, required_text(where, record, "query"), passages, scores, labelled)
 
     def encode(self, where: str, query_list: QueryList, passages: CorpusPassages) -> dict[str, Any]:
         """A line.
@@ -84,7 +84,7 @@ class FlagEmbedding:
         return write_json_lines(path, lines)
 
 
-def _side(where: str, record: dict[str, Any], side: str, score: float | None) -> tuple[list[StatedPassage], list[Any]]:
+def _side(where: str, record: dict[str, Any], side: str, score: float | None) -> tuple[list[RawPassage], list[Any]]:
     """Passages and scores of ``pos`` or ``neg``; ``score`` for all of them, None for those that are stated."""
     texts = list_of(where, record, side)
     for text in texts:
@@ -97,4 +97,4 @@ def _side(where: str, record: dict[str, Any], side: str, score: float | None) ->
     for name, values in ((f"{side}_scores", scores), (f"{side}_ids", ids)):
         if len(values) != len(texts):
             raise InputError(f"{where}: {len(texts)} texts in {side!r} but {len(values)} in {name!r}.")
-    return [StatedPassage(where, *pair) for pair in zip(ids, texts, strict=True)], scores
+    return [RawPassage(where, *pair) for pair in zip(ids, texts, strict=True)], scores

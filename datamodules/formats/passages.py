@@ -13,7 +13,7 @@ from typing import IO
 import pyarrow.compute as pc
 
 from datamodules.corpus import Corpus, load_corpus
-from datamodules.formats.raw_lists import StatedPassage
+from datamodules.formats.raw_lists import RawPassage
 from datamodules.formats.records import find_records
 from datamodules.storage.files import atomic_path
 from datamodules.storage.string_index import StringIndex
@@ -37,7 +37,7 @@ class CorpusPassages:
         self.name = corpus.name
         self.check_texts = check_texts
 
-    def resolve(self, passage: StatedPassage) -> str:
+    def resolve(self, passage: RawPassage) -> str:
         """The id of a passage.
 
         Raises:
@@ -88,7 +88,7 @@ class CorpusPassages:
             )
         return row
 
-    def _by_text(self, passage: StatedPassage) -> str:
+    def _by_text(self, passage: RawPassage) -> str:
         whole = f"{passage.title} {passage.text}".strip()
         for index in self._texts:
             for text in (whole, passage.text):
@@ -101,7 +101,7 @@ class CorpusPassages:
             "none; then a new one is written from the texts."
         )
 
-    def _agrees(self, row: int, passage: StatedPassage) -> bool:
+    def _agrees(self, row: int, passage: RawPassage) -> bool:
         own = (self.corpus.passages[row].as_py(), self.corpus.texts[row].as_py())
         if passage.text in own:  # the quick way for most
             return True
@@ -120,7 +120,7 @@ class NewCorpus:
         self._file = file
         self._digests: dict[str, bytes] = {}
 
-    def resolve(self, passage: StatedPassage) -> str:
+    def resolve(self, passage: RawPassage) -> str:
         """The id of a passage, written to the corpus the first time it is seen.
 
         Raises:

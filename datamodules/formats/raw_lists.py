@@ -12,7 +12,7 @@ _SCORES = ("stated", "labels")
 
 
 @dataclass(frozen=True)
-class StatedPassage:
+class RawPassage:
     """A passage as a file names it: by id, by text, or by both.
 
     Attributes:
@@ -29,7 +29,7 @@ class StatedPassage:
 
 
 @dataclass(frozen=True)
-class StatedList:
+class RawQueryList:
     """A query list as a file states it.
 
     Attributes:
@@ -45,24 +45,24 @@ class StatedList:
 
     where: str
     query: str
-    passages: list[StatedPassage]
+    passages: list[RawPassage]
     scores: list[Any]
-    positives: list[StatedPassage] = field(default_factory=list)
+    positives: list[RawPassage] = field(default_factory=list)
     query_id: str | None = None
     query_type: str | None = None
     corpus: str | None = None
 
 
-def stated_list(
+def raw_query_list(
     where: str,
     record: dict[str, Any],
     query: str,
-    passages: list[StatedPassage],
+    passages: list[RawPassage],
     scores: list[Any],
-    positives: list[StatedPassage],
-) -> StatedList:
+    positives: list[RawPassage],
+) -> RawQueryList:
     """The list of a line whose ``query_id``, ``query_type`` and ``corpus`` stand under these names, if at all."""
-    return StatedList(
+    return RawQueryList(
         where=where,
         query=query,
         passages=passages,
@@ -188,8 +188,8 @@ def sides(where: str, query_list: QueryList, tool: str) -> tuple[list[str], list
 
 
 def in_order(
-    where: str, record: dict[str, Any], passages: list[StatedPassage], scores: list[Any]
-) -> tuple[list[StatedPassage], list[Any]]:
+    where: str, record: dict[str, Any], passages: list[RawPassage], scores: list[Any]
+) -> tuple[list[RawPassage], list[Any]]:
     """Passages and scores in the order of ``passage_ids``, where a line has it (export writes it).
 
     Raises:
@@ -205,10 +205,10 @@ def in_order(
     return [passages[place[passage_id]] for passage_id in order], [scores[place[passage_id]] for passage_id in order]
 
 
-def stated_positives(where: str, record: dict[str, Any], positives: list[StatedPassage]) -> list[StatedPassage]:
+def raw_positives(where: str, record: dict[str, Any], positives: list[RawPassage]) -> list[RawPassage]:
     """Those that ``positive_ids`` names, where a line has it (export writes it), else ``positives``."""
     labelled = ids_of(where, record, "positive_ids")
-    return positives if labelled is None else [StatedPassage(where, passage_id, None) for passage_id in labelled]
+    return positives if labelled is None else [RawPassage(where, passage_id, None) for passage_id in labelled]
 
 
 def own_keys(query_list: QueryList) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datamodules.formats.passages import CorpusPassages
-from datamodules.formats.raw_lists import StatedList, StatedPassage, keys, required_text, stated_list
+from datamodules.formats.raw_lists import RawPassage, RawQueryList, keys, raw_query_list, required_text
 from datamodules.formats.records import records
 from datamodules.query_lists import QueryList
 from datamodules.storage.files import atomic_path, write_json_lines
@@ -62,7 +62,7 @@ class SentenceTransformers:
         """Number and content of every row."""
         return records(path)
 
-    def parse(self, where: str, record: dict[str, Any]) -> StatedList:
+    def parse(self, where: str, record: dict[str, Any]) -> RawQueryList:
         """What a row states."""
         query = required_text(where, record, *_QUERY)
         passages, positives = [], []
@@ -77,7 +77,7 @@ class SentenceTransformers:
                     continue
                 if not text.strip():
                     raise InputError(f"{where}: {name!r} has an empty text where a passage is expected.")
-                passages.append(StatedPassage(where, None, text))
+                passages.append(RawPassage(where, None, text))
                 if name.startswith("positive"):
                     positives.append(passages[-1])
         if not passages:
@@ -85,7 +85,7 @@ class SentenceTransformers:
                 f"{where}: no column of passage texts; this row has {keys(record)}. Where columns hold ids, resolve "
                 "them first (sentence_transformers.util.resolve_ids)."
             )
-        return stated_list(where, record, query, passages, _label(where, record, len(passages)), positives)
+        return raw_query_list(where, record, query, passages, _label(where, record, len(passages)), positives)
 
     def encode(self, where: str, query_list: QueryList, passages: CorpusPassages) -> dict[str, Any]:
         """A row.

@@ -9,8 +9,8 @@ from typing import Any
 
 from datamodules.formats.passages import CorpusPassages
 from datamodules.formats.raw_lists import (
-    StatedList,
-    StatedPassage,
+    RawPassage,
+    RawQueryList,
     in_order,
     keys,
     label_scores,
@@ -18,10 +18,10 @@ from datamodules.formats.raw_lists import (
     no_score,
     own_keys,
     passage_text,
+    raw_positives,
+    raw_query_list,
     required_text,
     sides,
-    stated_list,
-    stated_positives,
     text_of,
     title_of,
 )
@@ -52,14 +52,14 @@ class Tevatron:
         """Number and object of every line (or row of a table)."""
         return records(path)
 
-    def parse(self, where: str, record: dict[str, Any]) -> StatedList:
+    def parse(self, where: str, record: dict[str, Any]) -> RawQueryList:
         """What a line states."""
         by_label = label_scores(self.scores)
         positives, positive_scores = self._side(where, record, "positive_passages", 1.0 if by_label else None)
         negatives, negative_scores = self._side(where, record, "negative_passages", 0.0 if by_label else None)
         passages, scores = in_order(where, record, positives + negatives, positive_scores + negative_scores)
         query = required_text(where, record, "query", "query_text")
-        return stated_list(where, record, query, passages, scores, stated_positives(where, record, positives))
+        return raw_query_list(where, record, query, passages, scores, raw_positives(where, record, positives))
 
     def encode(self, where: str, query_list: QueryList, passages: CorpusPassages) -> dict[str, Any]:
         """A line.
@@ -88,7 +88,7 @@ class Tevatron:
 
     def _side(
         self, where: str, record: dict[str, Any], side: str, score: float | None
-    ) -> tuple[list[StatedPassage], list[Any]]:
+    ) -> tuple[list[RawPassage], list[Any]]:
         """Passages and scores of one side; ``score`` for all of them, None for those that are stated."""
         passages, scores = [], []
         for entry in list_of(where, record, side):
@@ -100,6 +100,6 @@ class Tevatron:
                 raise InputError(f"{where}: a passage without 'docid' and 'text' in {side!r}; it has {keys(entry)}.")
             if score is None and entry.get(self.score_key) is None:
                 raise no_score(where, f"a passage without {self.score_key!r} in {side!r}; it has {keys(entry)}")
-            passages.append(StatedPassage(where, passage_id, text, title_of(where, entry)))
+            passages.append(RawPassage(where, passage_id, text, title_of(where, entry)))
             scores.append(entry[self.score_key] if score is None else score)
         return passages, scores

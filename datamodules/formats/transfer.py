@@ -14,7 +14,7 @@ import numpy as np
 from datamodules.formats.cadet import Cadet
 from datamodules.formats.flag_embedding import FlagEmbedding
 from datamodules.formats.passages import CorpusPassages, NewCorpus
-from datamodules.formats.raw_lists import StatedList
+from datamodules.formats.raw_lists import RawQueryList
 from datamodules.formats.sentence_transformers import SentenceTransformers
 from datamodules.formats.tevatron import Tevatron
 from datamodules.formats.trec import Trec
@@ -157,7 +157,7 @@ def _encoded(
     _report("There is no list to write", len(seen), dropped)
 
 
-def _checked(stated: StatedList, passages: CorpusPassages | NewCorpus, query_type: str, default_id: str) -> QueryList:
+def _checked(stated: RawQueryList, passages: CorpusPassages | NewCorpus, query_type: str, default_id: str) -> QueryList:
     where = stated.where
     if isinstance(passages, CorpusPassages) and stated.corpus not in (None, passages.name):
         raise InputError(

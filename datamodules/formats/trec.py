@@ -13,8 +13,8 @@ from typing import Any
 from datamodules.corpus import read_queries, whole_grade
 from datamodules.formats.passages import CorpusPassages
 from datamodules.formats.raw_lists import (
-    StatedList,
-    StatedPassage,
+    RawPassage,
+    RawQueryList,
     id_of,
     keys,
     passage_text,
@@ -90,7 +90,7 @@ class Trec:
                 query = (members[0][0], {"text": query})
             yield first, {"id": query_id, "lines": members, "query": query, "positives": qrels.get(query_id, [])}
 
-    def parse(self, where: str, record: dict[str, Any]) -> StatedList:
+    def parse(self, where: str, record: dict[str, Any]) -> RawQueryList:
         """What the lines of a query state."""
         if record["query"] is None:
             raise InputError(f"{where}: the query {shown(record['id'])} is not in the file of queries.")
@@ -99,14 +99,14 @@ class Trec:
             row = _columns(at, row) if isinstance(row, str) else row
             passage_id = id_of(at, "docid", next((row[n] for n in _PASSAGE_IDS if row.get(n) is not None), None))
             text = passage_text(at, row, passage_id, *_TEXTS)
-            passage = StatedPassage(at, passage_id, text, title_of(at, row))
+            passage = RawPassage(at, passage_id, text, title_of(at, row))
             passages.append(passage)
             scores.append(self._score(at, row))
             grade = row.get("relevance")
             if isinstance(grade, int | float) and grade > 0:
-                positives.append(StatedPassage(at, passage.id, passage.text, passage.title))
+                positives.append(RawPassage(at, passage.id, passage.text, passage.title))
         place, query = record["query"]
-        return StatedList(
+        return RawQueryList(
             where=where,
             query=required_text(place, query, "text", "query"),
             passages=passages,
@@ -185,11 +185,11 @@ class Trec:
         seen: dict[str, int] = {}
         return {query_id: place for path in paths for query_id, _, place in read_queries(path, seen)}
 
-    def _read_qrels(self, run: Path) -> dict[str, list[StatedPassage]]:
+    def _read_qrels(self, run: Path) -> dict[str, list[RawPassage]]:
         path = Path(self.qrels or _qrels_of(run))
         if self.qrels is None and not is_file(path):
             return {}
-        qrels: dict[str, list[StatedPassage]] = {}
+        qrels: dict[str, list[RawPassage]] = {}
         seen: dict[tuple[str, str], int] = {}
         for number, line in lines(path):
             columns = line.split()
@@ -208,7 +208,7 @@ class Trec:
                 )
             seen[query_id, passage_id] = number
             if grade > 0:
-                qrels.setdefault(query_id, []).append(StatedPassage(f"{path}:{number}", passage_id, None))
+                qrels.setdefault(query_id, []).append(RawPassage(f"{path}:{number}", passage_id, None))
         return qrels
 
 

@@ -18,7 +18,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from callbacks.reliability.termination import end_at_sigterm
+from callbacks.reliability.termination import terminate_gracefully
 from datamodules.storage.files import disk_full, is_disk_full
 from experiments.cli.arguments import OF_ANY_NAME
 from experiments.cli.rerun import NAME
@@ -37,7 +37,7 @@ def run_kindly(application: Callable[[], None]) -> None:
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, in place of printing its own report and exiting
     logging.raiseExceptions = False  # else a full disk makes a stack trace of every line that cannot be logged
-    end_at_sigterm()
+    terminate_gracefully()
     try:
         application()
     except BrokenPipeError:

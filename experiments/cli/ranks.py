@@ -35,7 +35,7 @@ def number_of_process(num_nodes: int) -> tuple[int, int]:
     return tasks.node_rank(), num_nodes  # one process on each node, which will start the others
 
 
-def of_first_rank(key: str, find: Callable[[], str], num_nodes: int) -> str:
+def broadcast_from_rank_zero(key: str, find: Callable[[], str], num_nodes: int) -> str:
     """What ``find`` gives on the first rank, on all of them; it is called there alone.
 
     Args:

@@ -1,4 +1,4 @@
-"""OneFolder: the processes of one run, however they were started, write to one folder, the first rank's."""
+"""SharedRunDir: the processes of one run, however they were started, write to one folder, the first rank's."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, read_write
 
-from experiments.cli.ranks import number_of_process, of_first_rank
+from experiments.cli.ranks import broadcast_from_rank_zero, number_of_process
 
 
-class OneFolder(Callback):
+class SharedRunDir(Callback):
     """Hydra callback: take the first rank's output folder, whose name holds the second in which *that* rank started."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
@@ -40,6 +40,6 @@ def _first_ranks(config: DictConfig, place: DictConfig) -> tuple[str, int]:
     HydraConfig.instance().set_config(config)  # the folder's name may refer to it
     own, num_nodes = str(Path(place.dir).absolute()), config.trainer.get("num_nodes") or 1
     try:
-        return of_first_rank("folder", lambda: own, num_nodes), number_of_process(num_nodes)[0]
+        return broadcast_from_rank_zero("folder", lambda: own, num_nodes), number_of_process(num_nodes)[0]
     except Exception as error:  # of which Hydra would make a warning, and every rank take a folder of its own
         sys.exit(f"error: the ranks found no common run folder ({error}). Look at MASTER_ADDR and MASTER_PORT.")

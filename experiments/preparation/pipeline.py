@@ -30,7 +30,7 @@ from datamodules.pipeline.stages.collect import Collect
 from datamodules.pipeline.stages.deduplicate import Deduplicate
 from datamodules.pipeline.stages.filter import Filter
 from datamodules.pipeline.stages.generate import Generate
-from datamodules.pipeline.stages.mine import Bm25, Dense, Mine, Retriever
+from datamodules.pipeline.stages.mine import Bm25, Dense, Mine, Searcher
 from datamodules.pipeline.stages.sample import Sample
 from datamodules.pipeline.stages.score import Ensemble, RunFusion, Score
 from datamodules.pipeline.stages.split import Split
@@ -252,7 +252,7 @@ class Pipeline:
             found += [sorted(p for p, (grade, _) in passages.items() if grade > 0) for passages in judged.values()]
         return found
 
-    def _retriever(self, name: str) -> Retriever:
+    def _retriever(self, name: str) -> Searcher:
         options = self.config.mine.retrievers[name]
         if len(options) != 1 or choose(f"mine.retrievers.{name}", next(iter(options)), ("bm25", "encoder")) == "bm25":
             return Bm25(**options.bm25)
@@ -313,7 +313,7 @@ class Pipeline:
         return instantiate(self.config.generator)
 
     @cached_property
-    def _retrievers(self) -> dict[str, Retriever]:
+    def _retrievers(self) -> dict[str, Searcher]:
         return {name: self._retriever(name) for name in self.config.mine.retrievers}
 
     @cached_property

@@ -122,7 +122,7 @@ def _check_top(config: DictConfig) -> None:
                     require_text(f"{key}[{number}].{name}", spec[name])
 
 
-def watched(config: DictConfig) -> list[tuple[str, str]]:
+def monitored_metrics(config: DictConfig) -> list[tuple[str, str]]:
     """Setting → metric that decides when to stop and what to keep."""
     found = [("criterion", config.criterion)] if config.save_checkpoints else []
     if config.early_stopping.patience is not None:
@@ -155,7 +155,7 @@ def _sets(config: DictConfig) -> dict[str, Any]:
 def _check_criterion(config: DictConfig) -> None:
     """Refuse test queries that choose a checkpoint, and sets that no validation evaluates."""
     sets = _sets(config)
-    for name, metric in watched(config):
+    for name, metric in monitored_metrics(config):
         chosen_by_test = metric.startswith("val/") and sets.get(metric.split("/")[1], {}).get("queries") != "dev"
         if chosen_by_test and not config.allow_test_selection:
             raise InputError(
@@ -175,7 +175,7 @@ def _check_metrics(config: DictConfig, module: Any) -> None:
     dev = module.dev_metrics()
     if dev is None:
         return
-    for name, metric in watched(config):
+    for name, metric in monitored_metrics(config):
         if not metric.startswith("val/"):
             choose(name, metric, [f"dev/{part}" for part in dev])
         elif config.evaluation._target_ == "callbacks.BeirEvaluation":

@@ -7,8 +7,8 @@ from torch import Tensor
 from retriever.batch import EncodedBatch
 from retriever.errors import InputError
 from retriever.module import STUDENT_TEMPERATURE, TEACHER_TEMPERATURE, RetrieverModule
-from retriever.objectives.distillation import Imitation
-from retriever.objectives.infonce import Contrast
+from retriever.objectives.distillation import DistillationLoss
+from retriever.objectives.infonce import InfoNCELoss
 
 
 class CombinedObjective(RetrieverModule):
@@ -52,8 +52,8 @@ class CombinedObjective(RetrieverModule):
             )
         self.distillation_weight = distillation_weight
         self.infonce_weight = infonce_weight
-        self.imitation = Imitation(temperature, learnable_temperature, teacher_temperature)
-        self.contrast = Contrast(
+        self.imitation = DistillationLoss(temperature, learnable_temperature, teacher_temperature)
+        self.contrast = InfoNCELoss(
             infonce_temperature, learnable_temperature, positive, false_negative_threshold, multiset
         )
 

@@ -41,14 +41,14 @@ class ListwiseDistillation(RetrieverModule):
         **common,
     ) -> None:
         super().__init__(encoder, **common)
-        self.imitation = Imitation(temperature, learnable_temperature, teacher_temperature, divergence)
+        self.imitation = DistillationLoss(temperature, learnable_temperature, teacher_temperature, divergence)
 
     def objective(self, batch: EncodedBatch) -> dict[str, Tensor]:
         """The divergence's mean over the queries."""
         return {"loss": self.imitation(batch).mean()}
 
 
-class Imitation(torch.nn.Module):
+class DistillationLoss(torch.nn.Module):
     """The listwise divergence of an encoded batch, one value per query."""
 
     def __init__(

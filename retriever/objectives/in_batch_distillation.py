@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from retriever.batch import EncodedBatch, matches
+from retriever.batch import EncodedBatch, membership_mask
 from retriever.errors import InputError
 from retriever.losses.listwise import above_positive, excess_of_unknown
 from retriever.losses.query_blocks import in_query_blocks
 from retriever.module import STUDENT_TEMPERATURE, TEACHER_TEMPERATURE, RetrieverModule
-from retriever.objectives.distillation import Imitation
+from retriever.objectives.distillation import DistillationLoss
 
 
 class InBatchDistillation(RetrieverModule):
@@ -87,7 +87,7 @@ class InBatchDistillation(RetrieverModule):
                 f"module.false_negative_share is {false_negative_share}; it is a share of the student's score of the "
                 "teacher's first, in [0, 1], or null for no mask."
             )
-        self.imitation = Imitation(temperature, learnable_temperature, teacher_temperature)
+        self.imitation = DistillationLoss(temperature, learnable_temperature, teacher_temperature)
         self.unknown_weight = unknown_weight
         self.unknown_margin = unknown_margin
         self.false_negative_share = false_negative_share
@@ -113,7 +113,7 @@ class InBatchDistillation(RetrieverModule):
             queries: Tensor, known_keys: Tensor, list_scores: Tensor, teacher_scores: Tensor, list_mask: Tensor
         ) -> Tensor:
             scores = queries @ pool.embeddings.T
-            known = matches(pool.keys, known_keys, unique)
+            known = membership_mask(pool.keys, known_keys, unique)
             if self.false_negative_share is not None:
                 first = teacher_scores.masked_fill(~list_mask, float("-inf")).argmax(1, keepdim=True)
                 known = known | above_positive(scores, list_scores.gather(1, first), self.false_negative_share, 0.0)

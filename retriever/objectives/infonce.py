@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from retriever.batch import EncodedBatch, matches
+from retriever.batch import EncodedBatch, membership_mask
 from retriever.errors import InputError, choose
 from retriever.losses.listwise import above_positive, infonce, likely_false_negatives
 from retriever.losses.query_blocks import in_query_blocks
@@ -57,7 +57,7 @@ class InfoNCE(RetrieverModule):
         **common,
     ) -> None:
         super().__init__(encoder, **common)
-        self.contrast = Contrast(
+        self.contrast = InfoNCELoss(
             temperature,
             learnable_temperature,
             positive,
@@ -78,7 +78,7 @@ class InfoNCE(RetrieverModule):
         return {"loss": self.contrast(batch).mean()}
 
 
-class Contrast(torch.nn.Module):
+class InfoNCELoss(torch.nn.Module):
     """The InfoNCE of an encoded batch, one value per query; arguments as in :class:`InfoNCE`."""
 
     def __init__(
@@ -147,7 +147,7 @@ class Contrast(torch.nn.Module):
 
         def of_block(queries: Tensor, positive: Tensor, excluded_keys: Tensor) -> Tensor:
             scores = queries @ pool.embeddings.T
-            excluded = matches(pool.keys, excluded_keys, unique)
+            excluded = membership_mask(pool.keys, excluded_keys, unique)
             if self.positive_aware == "student":
                 excluded = excluded | self._near(scores, scores.gather(1, positive.unsqueeze(1)))
             return function(scores, positive, counts, excluded)
@@ -168,7 +168,7 @@ class Contrast(torch.nn.Module):
                     "module.positive=teacher."
                 )
             return batch.positive_index
-        return batch.teachers_first
+        return batch.teacher_top1
 
     def _excluded_keys(self, batch: EncodedBatch, positive: Tensor) -> Tensor:
         """Own positive, own list's likely false negatives, other labelled positives: keys [Q, M], −1 for none."""

@@ -127,10 +127,10 @@ EQUIVALENT = {
     ("Matryoshka.__call__", "strict=True → strict=False"): "__init__ refuses lists of two lengths",
     ("Matryoshka._prefix", "-1 → 1"): "the last of two dimensions",
     (
-        "Contrast._over_pool",
+        "InfoNCELoss._over_pool",
         "positive + pool.offset → positive - pool.offset",
     ): "0 in one process; tests/integration/test_ranks.py fails with it in two",
-    ("Contrast._excluded_keys", "-1 → -2"): "keys are not negative: either chooses nothing",
+    ("InfoNCELoss._excluded_keys", "-1 → -2"): "keys are not negative: either chooses nothing",
     ("InBatchDistillation._unknown", "-1 → -2"): "keys are not negative: either chooses nothing",
     (
         "CombinedObjective.__init__",

@@ -14,7 +14,7 @@ import torch
 from test_evaluation import make_run
 from test_run import config_of, weights
 
-from callbacks import WholeCsvLogger
+from callbacks import AtomicCSVLogger
 from callbacks.reliability.atomic_checkpoints import LAST, PREVIOUS, AtomicCheckpoints, find_checkpoint
 from datamodules.storage.files import atomic_path, is_disk_full
 from experiments.comparison.runs import reason
@@ -162,7 +162,7 @@ def test_torn_figures_of_a_finished_run_are_one_sentence_and_a_torn_curve_is_rea
 
 
 def test_a_new_column_rewrites_no_metrics_in_place(tmp_path):
-    logger = WholeCsvLogger(tmp_path, name="", version="")
+    logger = AtomicCSVLogger(tmp_path, name="", version="")
     logger.log_metrics({"a": 1.0}, 0)
     logger.save()
     before = (tmp_path / "metrics.csv").stat().st_ino

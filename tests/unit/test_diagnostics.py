@@ -28,7 +28,7 @@ from retriever.diagnostics import (
 from retriever.encoder.encoding import encode
 from retriever.module import RetrieverModule
 from retriever.objectives import CombinedObjective, InfoNCE, ListwiseDistillation
-from retriever.objectives.infonce import Contrast
+from retriever.objectives.infonce import InfoNCELoss
 
 GARBAGE = [0.0, 1e30, float("nan")]
 
@@ -231,7 +231,7 @@ def test_a_batch_of_one_list_with_one_passage_has_what_is_defined():
 @pytest.mark.parametrize("multiset", [True, False])
 @pytest.mark.parametrize("copies", [1, 2])
 def test_masked_share_is_the_enumeration_of_the_pool(positive, threshold, multiset, copies):
-    contrast = Contrast(0.01, False, positive, threshold, multiset)
+    contrast = InfoNCELoss(0.01, False, positive, threshold, multiset)
     for seed in range(8):
         example = random_example(seed)
         chosen = [pairs[0][0] for pairs in example.lists] if positive == "teacher" else [k[0] for k in example.labelled]
@@ -255,7 +255,7 @@ def test_masked_share_is_the_enumeration_of_the_pool(positive, threshold, multis
 @pytest.mark.parametrize(("pairs", "share"), [([(5, 1.0)], 0), ([(5, 1.0), (8, 0.9)], 1), ([(5, 1.0), (8, 0.5)], 0)])
 def test_masked_share_of_a_small_pool(pairs, share):
     example = Example(queries=[[1.0]], passages={5: [0.2], 8: [0.1]}, lists=[pairs], labelled=[[5]])
-    found = Contrast(0.01, False, "teacher", 0.6, True).masked_share(encoded(example))
+    found = InfoNCELoss(0.01, False, "teacher", 0.6, True).masked_share(encoded(example))
     assert found.dtype == torch.float32 and found.tolist() == [share]
 
 

@@ -31,7 +31,7 @@ from helpers.loss_examples import (
     reference_log_softmax,
     score_table,
 )
-from retriever.batch import matches
+from retriever.batch import membership_mask
 from retriever.errors import InputError
 from retriever.losses.listwise import (
     above_positive,
@@ -357,7 +357,7 @@ def test_matches_finds_all_columns_of_the_chosen_keys():
         keys = [rng.randrange(9) * 2**33 for _ in range(rng.randint(1, 12))]  # repeated, in no order
         chosen = [[rng.choice([-1, 5, 2**40, *keys]) for _ in range(4)] for _ in range(5)]
         expected = [[key in own for key in keys] for own in chosen]
-        assert matches(torch.tensor(keys), torch.tensor(chosen)).tolist() == expected
+        assert membership_mask(torch.tensor(keys), torch.tensor(chosen)).tolist() == expected
 
 
 # ------------------------------------------------------------------------------------------------------ gradients

@@ -30,7 +30,7 @@ _NAMING = ("query_id", "query_type", "positive_ids")
 FUSIONS = ("reciprocal_rank", "score")
 
 
-class Retriever(ABC):
+class Searcher(ABC):
     """A searcher whose work on a corpus can be cut into parts of passages."""
 
     @abstractmethod
@@ -50,30 +50,30 @@ class Retriever(ABC):
         """The best ``k`` of a part, as rows of the whole corpus."""
 
 
-class Bm25(Retriever):
+class Bm25(Searcher):
     """BM25 over the whole corpus at once, for its term weights need all passages."""
 
     def __init__(self, k1: float = 0.9, b: float = 0.4, language: str = "english") -> None:
         self.options: dict[str, Any] = {"k1": k1, "b": b, "language": language}
 
     def settings(self) -> dict[str, Any]:
-        """See :class:`Retriever`."""
+        """See :class:`Searcher`."""
         return {"bm25": self.options, "words": METHOD}
 
     def describe(self) -> str:
-        """See :class:`Retriever`."""
+        """See :class:`Searcher`."""
         return f"BM25, {', '.join(f'{name} {value}' for name, value in self.options.items())}"
 
     def parts(self, passages: int) -> list[range]:
-        """See :class:`Retriever`."""
+        """See :class:`Searcher`."""
         return [range(passages)]
 
     def search(self, corpus: Corpus, part: range, queries: pa.Array, k: int) -> Hits:
-        """See :class:`Retriever`."""
+        """See :class:`Searcher`."""
         return bm25_search(corpus.passages.to_pylist(), queries.to_pylist(), k, **self.options)
 
 
-class Dense(Retriever):
+class Dense(Searcher):
     """Exact search with an encoder, chunk by chunk: encode, search, forget.
 
     Args:
@@ -101,13 +101,13 @@ class Dense(Retriever):
         self.keep_embeddings = keep_embeddings
 
     def settings(self) -> dict[str, Any]:
-        """See :class:`Retriever`."""
+        """See :class:`Searcher`."""
         spec = self.encoder.spec
         lengths = [spec.query_prompt, spec.passage_prompt, spec.query_max_length, spec.passage_max_length]
         return {"encoder": self.encoder.fingerprint(), "prompts_and_lengths": lengths, "chunk": self.chunk}
 
     def describe(self) -> str:
-        """See :class:`Retriever`."""
+        """See :class:`Searcher`."""
         encoder, spec = self.encoder, self.encoder.spec
         name = encoder.origin if encoder.name in encoder.origin else f"{encoder.name}, from {encoder.origin}"
         return (
@@ -117,11 +117,11 @@ class Dense(Retriever):
         )
 
     def parts(self, passages: int) -> list[range]:
-        """See :class:`Retriever`."""
+        """See :class:`Searcher`."""
         return [range(s, min(s + self.chunk, passages)) for s in range(0, passages, self.chunk)]
 
     def search(self, corpus: Corpus, part: range, queries: pa.Array, k: int) -> Hits:
-        """See :class:`Retriever`."""
+        """See :class:`Searcher`."""
         asked = self._embeddings(queries, "query", "encode queries")
         title = f"encode {corpus.name}" + ("" if len(part) == len(corpus) else f" {part.start:,} to {part.stop:,}")
         passages = self._embeddings(corpus.passages[part.start : part.stop], "passage", title)
@@ -165,7 +165,7 @@ class Mine(Stage):
         corpus_sha256: str,
         collected: Output,
         deduplicated: Output | None,
-        retrievers: Mapping[str, Retriever],
+        retrievers: Mapping[str, Searcher],
         *,
         depth: int = 100,
         candidates: int = 100,
