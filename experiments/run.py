@@ -132,10 +132,8 @@ def _checkpoint(config: DictConfig) -> Path | None:
     if config.resume is None:
         return None
     nodes = config.trainer.get("num_nodes") or 1
-    found = broadcast_from_rank_zero(
-        f"checkpoint of {config.resume}", lambda: str(find_checkpoint(config.resume)), nodes
-    )
-    return Path(found)
+    what = f"checkpoint of {config.resume}"
+    return Path(broadcast_from_rank_zero(what, lambda: str(find_checkpoint(config.resume)), nodes))
 
 
 def _slurm() -> list[SLURMEnvironment]:

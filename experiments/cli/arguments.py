@@ -5,11 +5,9 @@ from __future__ import annotations
 import inspect
 import logging
 import re
-import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
@@ -21,6 +19,7 @@ from retriever.cross_encoder.cross_encoder import PairSpec
 from retriever.encoder.text_encoder import EncoderSpec
 from retriever.errors import InputError, did_you_mean, how_to_quote
 from retriever.printable import printable
+from retriever.typed import accepts, words
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +35,6 @@ _HYDRAS = {"_target_", "_convert_", "_recursive_", "_partial_", "_args_"}
 # ${key.…}, ${[key].…}, ${resolver:key,…}, ${resolver:"key",…}
 _REFERRED = re.compile(r"""(?:\$\{|[:,])\s*[."'\[]*([^\s$.:,"'{}\[\]]+)""")
 _FOLLOWS = re.compile(r"\$\{([\w.]+)\}")
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
 
 def check_arguments(config: DictConfig) -> None:
@@ -192,7 +190,7 @@ def check_settings(
             continue  # the model's own
         if value != "???" and not accepts(known[name], value):
             wanted = words(known[name], value)
-            hint = how_to_quote(value) if _WORDS[str] in wanted else ""
+            hint = how_to_quote(value) if "text" in wanted else ""
             raise InputError(f"{named(f'{key}.{name}'.lstrip('.'))} is {value!r}; it must be {wanted}.{hint}")
 
 
@@ -219,54 +217,3 @@ def _parameters(called: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
         if function.__module__.partition(".")[0] not in _OURS:  # it may do something of its own with the others
             break
     return found, True
-
-
-def accepts(hint: Any, value: Any) -> bool:
-    """Whether a value of YAML fits an annotation; what is neither plain nor a container of plain values always does."""
-    if hint in (Any, object):
-        return True
-    origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
-        return any(accepts(inner, value) for inner in get_args(hint))
-    if origin is Literal:
-        return value in get_args(hint)
-    if hint in (None, type(None)):
-        return value is None
-    if hint in (bool, str):
-        return isinstance(value, hint)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is Path:
-        return isinstance(value, str)
-    kind = origin or hint
-    if isinstance(value, dict):
-        return "_target_" in value or not inspect.isclass(kind) or issubclass(dict, kind)
-    if isinstance(value, list):
-        of = get_args(hint)[:1] if inspect.isclass(kind) and issubclass(kind, Sequence) else ()
-        return (not inspect.isclass(kind) or issubclass(list, kind) or issubclass(kind, tuple)) and all(
-            accepts(inner, item) for inner in of for item in value
-        )
-    return not (inspect.isclass(kind) and issubclass(kind, Sequence | Mapping))
-
-
-def words(hint: Any, value: Any) -> str:
-    """What an annotation wants, in words; of a few values, the nearest."""
-    parts = list(dict.fromkeys(_flat(hint)))
-    choices = [part for part in parts if isinstance(part, str) and part.startswith("'")]
-    near = get_close_matches(f"'{value}'", choices, n=1)
-    return " or ".join(parts) + (f" (did you mean {near[0]}?)" if near else "")
-
-
-def _flat(hint: Any) -> list[str]:
-    if get_origin(hint) in (Union, types.UnionType):
-        return [word for inner in get_args(hint) for word in _flat(inner)]
-    if get_origin(hint) is Literal:
-        return [repr(value) for value in get_args(hint)]
-    kind = get_origin(hint) or hint
-    if inspect.isclass(kind) and kind is not str and issubclass(kind, Sequence):
-        return [f"a list, each of it {' or '.join(_flat(get_args(hint)[0]))}" if get_args(hint) else "a list"]
-    if inspect.isclass(kind) and issubclass(kind, Mapping):
-        return ["a mapping"]
-    return [_WORDS[hint] if hint in _WORDS else getattr(hint, "__name__", str(hint))]

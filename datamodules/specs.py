@@ -1,0 +1,139 @@
+"""What a configuration may say of a file of query lists and of an evaluation set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from retriever.errors import InputError
+from retriever.typed import read_settings
+
+
+@dataclass(frozen=True)
+class ListFile:
+    """A file of query lists that is evaluated on while training (``data.dev``).
+
+    Attributes:
+        path: the file.
+        corpus: folder or name of the corpus that its passages are in.
+        weight: passes over each list per epoch, a number or one per query type; a type that is not named gets 0.
+    """
+
+    path: str
+    corpus: str
+    weight: float | Mapping[str, float] = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse a weight that is no number of at least 0."""
+        weights = self.weight if isinstance(self.weight, Mapping) else {"": self.weight}
+        for kind, weight in weights.items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+                of = f" of {kind}" if kind else ""
+                raise InputError(f"the weight{of} is {weight!r}; it must be a number of at least 0.")
+
+
+@dataclass(frozen=True)
+class TrainFile(ListFile):
+    """A file of query lists that is trained on (``data.train``).
+
+    Attributes:
+        types: train on these query types alone; None takes all.
+        draw: train on so many lists, see :func:`~datamodules.list_choice.chosen_lists`; None takes all.
+    """
+
+    types: Sequence[str] | None = None
+    draw: int | None = None
+
+
+@dataclass(frozen=True)
+class SampleSpec:
+    """How a sample of a corpus is made, which validations search in place of the whole.
+
+    Attributes:
+        size: passages of the sample; judged ones and hits are in it even where they are more.
+        depth: hits per query of the base model and of BM25.
+        seed: of the random rest; not the run's, so that runs with other seeds have one sample.
+    """
+
+    size: int
+    depth: int = 100
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        for name, number in vars(self).items():
+            if number < 1:
+                raise InputError(f"{name} is {number}; it must be a whole number of at least 1.")
+
+
+@dataclass(frozen=True)
+class EvaluationSpec:
+    """An evaluation set (``evaluation.datasets``).
+
+    Attributes:
+        path: a folder in BEIR's layout, the name of a shipped data set, or a BEIR name.
+        split: whose judgements are used; ``test`` where neither split nor lists is given.
+        name: in the names of metrics; None takes the folder's.
+        queries: ``dev``: only the queries of the data module's dev lists, to choose settings by.
+        lists: a file of query lists whose queries are evaluated in place of a split's.
+        types: the query types among these lists; None takes all.
+        sample: validate on a sample of the corpus.
+    """
+
+    path: str
+    split: str | None = None
+    name: str | None = None
+    queries: Literal["dev"] | None = None
+    lists: str | None = None
+    types: Sequence[str] | None = None
+    sample: SampleSpec | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse contradictions; fill in the split."""
+        if self.lists is not None and self.split is not None:
+            raise InputError("split and lists are both given; the queries come from one of them.")
+        if self.types is not None and self.lists is None:
+            raise InputError("types are given, but no lists to take them from.")
+        if self.split is None and self.lists is None:
+            object.__setattr__(self, "split", "test")
+
+    @property
+    def shown_name(self) -> str:
+        """The set's name in metrics; that of the corpus folder unless one is given."""
+        return self.name or Path(self.path).name
+
+    @property
+    def chooses(self) -> bool:
+        """Whether its queries are dev queries, by which settings and checkpoints may be chosen."""
+        return self.queries == "dev"
+
+
+def read_list_files(kind: type[ListFile], values: Any, key: str) -> list[Any]:
+    """Read ``data.train`` or ``data.dev``.
+
+    Raises:
+        InputError: no list, or what :func:`~retriever.typed.read_settings` refuses.
+    """
+    return [read_settings(kind, value, f"{key}[{n}]") for n, value in enumerate(_as_list(values, key))]
+
+
+def read_evaluation_specs(values: Any, key: str = "evaluation.datasets") -> list[EvaluationSpec]:
+    """Read ``evaluation.datasets``.
+
+    Raises:
+        InputError: no list, what :func:`~retriever.typed.read_settings` refuses, or two sets of one name.
+    """
+    specs = [read_settings(EvaluationSpec, value, f"{key}[{n}]") for n, value in enumerate(_as_list(values, key))]
+    names = [spec.shown_name for spec in specs]
+    names += [f"{spec.shown_name}-sample" for spec in specs if spec.sample is not None]
+    if len(set(names)) < len(names):
+        raise InputError(f"{key}: two sets have one name ({', '.join(names)}). Give one a name: of its own.")
+    return specs
+
+
+def _as_list(values: Any, key: str) -> Sequence[Any]:
+    if isinstance(values, str | Mapping) or not isinstance(values, Sequence):
+        raise InputError(f"{key} is {values!r}; it must be a list of mappings: {key}='[{{path: …}}]'.")
+    return values
