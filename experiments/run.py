@@ -42,12 +42,13 @@ from datamodules.storage.files import remove_torn, write_json
 from experiments.cli.arguments import check_added, say_what_is_kept
 from experiments.cli.errors import run_kindly
 from experiments.cli.ranks import broadcast_from_rank_zero
-from experiments.cli.rerun import as_typed, input_hashes, save_config, start_from_run, warn_of_changes
+from experiments.cli.rerun import as_typed, save_config, start_from_run, warn_of_changes
 from experiments.cli.sweep import arm_name, run_of_sweep
 from experiments.comparison.formats import print_tables
 from experiments.comparison.tables import compare
 from experiments.plan.plan import print_plan, run_plan
 from experiments.settings.checks import check, monitored_metrics
+from experiments.settings.inputs import input_hashes
 from experiments.settings.trainer_checks import check_batches, lightning_explained
 from experiments.settings.without_effect import OF_RUN, say_what_has_no_effect
 from retriever.errors import InputError, choose

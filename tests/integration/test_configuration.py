@@ -23,10 +23,11 @@ from experiments import bench as bench_module
 from experiments import compare, dashboard, list_files, mteb
 from experiments import prepare as prepare_module
 from experiments import run as run_module
-from experiments.cli.arguments import check_added, check_settings, say_what_is_kept
+from experiments.cli.arguments import check_added, say_what_is_kept
 from experiments.cli.errors import explain, run_kindly
 from experiments.preparation.pipeline import Pipeline
 from experiments.run import train
+from experiments.settings.arguments import check_settings
 from experiments.settings.checks import check
 from experiments.settings.without_effect import OF_PREPARE, OF_RUN, say_what_has_no_effect
 from retriever.errors import InputError

@@ -34,7 +34,6 @@ from datamodules.storage import archives
 from experiments import compare as compare_module
 from experiments import list_files
 from experiments import run as run_module
-from experiments.cli.arguments import check_arguments
 from experiments.cli.redact import _redact_overrides, redact_arguments
 from experiments.cli.rerun import read_run
 from experiments.cli.targets import check_targets
@@ -44,6 +43,7 @@ from experiments.comparison.report import write_report
 from experiments.comparison.sheets import Sheet
 from experiments.comparison.tables import compare
 from experiments.run import train
+from experiments.settings.arguments import check_arguments
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError
 from retriever.printable import printable

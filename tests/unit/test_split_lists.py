@@ -14,7 +14,7 @@ from test_run import config_of
 from datamodules import QueryListDataModule
 from datamodules.query_lists import QueryList, read_metadata, read_query_lists, write_query_lists
 from datamodules.splits import in_dev
-from experiments.cli.rerun import input_hashes
+from experiments.settings.inputs import input_hashes
 from retriever.errors import InputError
 
 COUNT = 60

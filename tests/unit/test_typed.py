@@ -84,9 +84,9 @@ def test_what_is_wrong_is_named(change, message):
 
 
 def test_what_is_missing_and_what_is_no_mapping_are_named():
-    with pytest.raises(InputError, match="^section: folder is missing; it must have name and folder"):
+    with pytest.raises(InputError, match="section: folder is missing; it must have name and folder"):
         read_settings(Outer, {"name": "a"}, "section")
-    with pytest.raises(InputError, match="^section is 'a'; it must be a mapping with name and folder"):
+    with pytest.raises(InputError, match="section is 'a'; it must be a mapping with name and folder"):
         read_settings(Outer, "a", "section")
 
 
