@@ -17,12 +17,13 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from callbacks.evaluation.beir_evaluation import read_per_query
-from callbacks.reporting.run_record import RESULTS, read_results
+from callbacks.reporting.results import RESULTS, read_results
 from datamodules.specs import EvaluationSpec, TrainFile, read_evaluation_specs, read_list_files
 from datamodules.storage.files import read_json
 from datamodules.storage.yaml_files import read_yaml
 from experiments.cli.rerun import CONFIG
 from experiments.cli.sweep import ERROR_FILE, PLACES
+from experiments.settings.encoders import with_effective_encoders
 from experiments.settings.older_runs import as_now
 from retriever.errors import InputError, shown
 
@@ -266,7 +267,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 
 def _labels(runs: Sequence[Run]) -> list[str]:
     """Each run's name; where runs of one name differ in more than their seed, with the settings that differ."""
-    settings = [_settings(run.config) | run.content for run in runs]
+    settings = [_settings(with_effective_encoders(run.config)) | run.content for run in runs]
     of_name: dict[str, list[int]] = {}
     for number, run in enumerate(runs):
         of_name.setdefault(run.name, []).append(number)

@@ -11,14 +11,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from callbacks.evaluation.metrics import METRICS
-from callbacks.reporting.run_record import RESULTS
+from callbacks.reporting.results import RESULTS
 from datamodules.specs import EvaluationSpec, read_evaluation_specs
 from datamodules.storage.files import read_json
 from experiments.cli.redact import redact
 from experiments.cli.rerun import CONFIG
 from experiments.cli.sweep import first_difference
-from experiments.settings.arguments import check_arguments
-from experiments.settings.encoders import outline, with_effective_encoders
+from experiments.cli.targets import check_arguments
+from experiments.settings.encoders import SPECS, outline, with_effective_encoders
 from experiments.settings.older_runs import as_now
 from experiments.settings.run_settings import read_run_settings
 from experiments.settings.trainer_checks import check_trainer
@@ -42,7 +42,7 @@ def check(config: DictConfig) -> None:
     for part in _PARTS:
         if config.get(part) is None:
             raise InputError(f"There is no {part}: a run needs one, say {part}=….")
-    check_arguments(config)
+    check_arguments(config, SPECS)
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     settings = read_run_settings(plain)
     check_trainer(config.trainer, settings.early_stopping.patience, settings.save_checkpoints or bool(settings.resume))

@@ -15,7 +15,7 @@ import pytest
 from omegaconf import OmegaConf
 from test_run import config_of
 
-from callbacks.reporting.run_record import read_results
+from callbacks.reporting.results import read_results
 from callbacks.reporting.statistics import holm, paired_test
 from datamodules.batches import WeightedLists
 from datamodules.corpus import SHIPPED, load_evaluation_set, load_qrels, load_queries
