@@ -42,7 +42,7 @@ def read_settings(kind: type[Settings], value: Any, where: str) -> Settings:
     assert dataclasses.is_dataclass(kind)
     fields, hints = dataclasses.fields(kind), get_type_hints(kind)
     if not isinstance(value, Mapping):
-        raise InputError(f"{where} is {value!r}; it must be a mapping with {_required(fields)}.")
+        raise InputError(f"{where} is {value!r}; it must be {words(kind, value)}.")
     given = {str(name): _plain(inner) for name, inner in value.items()}
     names = [field.name for field in fields]
     for name, inner in given.items():

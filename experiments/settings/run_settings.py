@@ -65,13 +65,6 @@ class WandbSettings:
     finish_timeout: float = 600
 
 
-@dataclass(frozen=True)
-class LoggerSettings:
-    """Where figures go beside the run folder; None: nowhere (``logger=csv``)."""
-
-    wandb: WandbSettings | None = None
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """The top of ``experiments/conf/run.yaml``, where each setting is told of."""
@@ -92,7 +85,6 @@ class RunSettings:
     allow_test_selection: bool
     early_stopping: EarlyStopping
     diagnostics: DiagnosticsSettings
-    logger: LoggerSettings
     resume: str | None
     repeats: str | None = None
     allowed_targets: Sequence[str] = field(default_factory=list)
@@ -116,6 +108,11 @@ def read_run_settings(config: Mapping[str, Any]) -> RunSettings:
     for name, switch in {"early_stopping": "patience", "diagnostics": "every_n_steps"}.items():
         if config[name] is None:
             raise InputError(f"{name} is null; to switch it off, say {name}.{switch}=null.")
+    wandb = config["logger"].get("wandb")
+    if wandb is not None:
+        if not isinstance(wandb, Mapping):
+            raise InputError(f"logger.wandb is {wandb!r}; for runs without W&B, say logger=csv.")
+        read_settings(WandbSettings, wandb, "logger.wandb")
     stated = {f.name: config[f.name] for f in fields(RunSettings) if f.name in config}
     if not stated.get("save_checkpoints", True):  # nothing looks at it
         stated.pop("criterion", None)
