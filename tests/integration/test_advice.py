@@ -22,7 +22,7 @@ from hydra.utils import instantiate
 from test_run import CONF, config_of
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
-from datamodules import corpus as corpora
+from datamodules.corpus import corpus as corpora
 from datamodules.query_lists import read_query_lists, write_query_lists
 from experiments import compare, mteb
 from experiments.benchmarks.corpus_evaluation import run_evaluation
@@ -223,10 +223,10 @@ CASES: list[tuple[str, Callable, tuple[str, ...]]] = [
     ("corpus.py: empty_passages=keep", bench, (
         "parts=[step]", "corpus={empty}", "files=[{lists}]", "empty_passages=error")),
     ("corpus.py: empty_passages=error", run, EMPTY),
-    ("corpus.py: unknown_qrels=keep", run, (
+    ("evaluation_set.py: unknown_qrels=keep", run, (
         "data.train=[{{path: {lists}, corpus: {unknown}}}]", "evaluation.datasets=[{{path: {unknown}}}]")),
-    ("corpus.py: unknown_qrels=keep", prepare, ("corpus={unknown}", JUDGED, "until=collect")),
-    ("corpus.py: unknown_qrels=keep", bench, ("parts=[evaluation]", "evaluation.dataset={unknown}")),
+    ("evaluation_set.py: unknown_qrels=keep", prepare, ("corpus={unknown}", JUDGED, "until=collect")),
+    ("evaluation_set.py: unknown_qrels=keep", bench, ("parts=[evaluation]", "evaluation.dataset={unknown}")),
     ("opened.py: on_bad_list=drop", run, ("data.train=[{{path: {bad}, corpus: {corpus}}}]",)),
     ("opened.py: on_bad_list=drop", bench, ("parts=[step]", "corpus={corpus}", "files=[{bad}]")),
     ("datamodule.py: data.leak_guard=drop", run, (
@@ -272,7 +272,7 @@ CASES: list[tuple[str, Callable, tuple[str, ...]]] = [
     ("corpus.py: empty_passages=keep", lists, (
         "cut {empty} --passages 30 --output {root}/{new} --empty-passages error",)),
     ("corpus.py: empty_passages=keep", through_mteb, ("{cross} --dataset {empty} --empty-passages error",)),
-    ("corpus.py: unknown_qrels=keep", through_mteb, ("{cross} --dataset {unknown}",)),
+    ("evaluation_set.py: unknown_qrels=keep", through_mteb, ("{cross} --dataset {unknown}",)),
     ("transfer.py: --corpus", lists, ("export {lists} --layout cadet --output {root}/o.jsonl",)),
     ("compare.py: --output", compared, ("{root} --wandb p",)),
 ]  # fmt: skip
