@@ -19,7 +19,6 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from test_run import CONF, config_of
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 from datamodules import corpus as corpora
@@ -31,6 +30,7 @@ from experiments.cli.errors import explain
 from experiments.preparation.pipeline import Pipeline
 from experiments.run import train
 from experiments.settings.checks import check
+from helpers.runs import CONF, config_of
 from retriever.encoder.text_encoder import TextEncoder
 
 ROOT = Path(__file__).parents[2]

@@ -29,7 +29,6 @@ from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf, open_dict
 from safetensors.torch import load_file
-from test_run import CONF
 from transformers import BertConfig, BertModel
 
 import datamodules
@@ -39,6 +38,7 @@ from experiments.preparation.pipeline import Pipeline
 from experiments.prepare import prepare
 from experiments.run import train
 from experiments.settings.checks import check
+from helpers.runs import CONF
 from retriever.cross_encoder.cross_encoder import CrossEncoder
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError

@@ -17,13 +17,13 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-import experiments
 from callbacks.reporting.diagnostics import measure
 from datamodules import QueryListDataModule
 from datamodules.batches import BatchSampler, ListBatches
 from experiments.run import train
 from helpers.kills import killed_at
 from helpers.processes import free_port, on_two_ranks
+from helpers.runs import CONF
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.objectives import CombinedObjective, InBatchDistillation, InfoNCE, ListwiseDistillation
 
@@ -104,7 +104,6 @@ def test_two_ranks_measure_what_one_does(both, name):
             assert figures[name, number] == pytest.approx(whole, rel=1e-5, abs=1e-6)
 
 
-CONF = Path(experiments.__file__).parent / "conf"
 MODULES = sorted(path.stem for path in (CONF / "module").glob("[!_]*.yaml"))
 
 

@@ -19,7 +19,6 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from sentence_transformers import SentenceTransformer
 
-import experiments
 from callbacks import AtomicCheckpoints
 from datamodules.caches import embed
 from datamodules.corpus import load_evaluation_set
@@ -29,28 +28,14 @@ from experiments.run import _slurm, train
 from helpers.kills import killed_at
 from helpers.plain_evaluation import ndcg_of
 from helpers.processes import PATIENCE, begin, end, finish, free_port, start
+from helpers.runs import CONF, config_of, error_of, metrics, weights
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError
 from retriever.losses.listwise import listwise_distillation
 from retriever.module import RetrieverModule
 
-CONF = Path(experiments.__file__).parent / "conf"
 KILLS = int(os.environ.get("FAULT_KILLS", 1))
 MODULES = ["infonce_conventional", "infonce", "distillation", "combined"]
-
-
-def config_of(*overrides):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("run", list(overrides))
-
-
-def weights(folder):
-    return torch.load(next((folder / "checkpoints").glob("last.ckpt")), weights_only=True)["state_dict"]
-
-
-def metrics(folder):
-    with open(folder / "metrics.csv") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -310,14 +295,6 @@ def test_every_option_composes(group):
         assert config[group] is not None
 
 
-def cli(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        run_module.main()
-    assert stopped.value.code == 2
-    return capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
@@ -340,7 +317,7 @@ def cli(monkeypatch, capsys, *arguments):
     ],
 )
 def test_wrong_configuration_is_one_helpful_sentence(small_run, monkeypatch, capsys, tmp_path, argument, message):
-    error = cli(monkeypatch, capsys, *small_run, f"hydra.run.dir={tmp_path}/run", argument)
+    error = error_of(run_module, monkeypatch, capsys, *small_run, f"hydra.run.dir={tmp_path}/run", argument)
     assert message in error and "Traceback" not in error and "error: " in error
 
 
