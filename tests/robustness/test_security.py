@@ -16,7 +16,6 @@ import stat
 import sys
 import zipfile
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -24,10 +23,7 @@ import pytest
 import torch
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
-from test_compare import values, write_run
-from test_run import config_of
 
-import experiments
 from datamodules.corpus import find_dataset, load_corpus
 from datamodules.query_lists import QueryList, read_query_lists, write_query_lists
 from datamodules.storage import archives
@@ -44,11 +40,12 @@ from experiments.comparison.sheets import Sheet
 from experiments.comparison.tables import compare
 from experiments.lists import command as list_files
 from experiments.run import train
+from helpers.run_folders import values, write_run
+from helpers.runs import CONF, config_of
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError
 from retriever.printable import printable
 
-CONF = Path(experiments.__file__).parent / "conf"
 SCRIPT = '<script>alert(1)</script><img src=x onerror="alert(2)">'
 
 
