@@ -324,7 +324,7 @@ class RetrieverModule(QueryListModule):
         **common,
     ) -> None:
         super().__init__(encoder, **common)
-        if isinstance(encoder.spec, PairSpec):
+        if isinstance(getattr(encoder, "spec", None), PairSpec):
             raise InputError("This objective trains an encoder of single texts; a cross-encoder needs module=reranker.")
         self.train_passage_encoder = train_passage_encoder
         self.matryoshka = (

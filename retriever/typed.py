@@ -133,7 +133,7 @@ def words(hint: Any, value: Any) -> str:
     choices = _choices(hint)
     wrong = [item for item in (value if isinstance(value, list) else [value]) if item not in choices]
     near = [name for item in wrong for name in get_close_matches(str(item), choices, n=1)]
-    return " or ".join(dict.fromkeys(_flat(hint))) + (f" (did you mean {near[0]!r}?)" if near else "")
+    return _joined(_flat(hint)) + (f" (did you mean {near[0]!r}?)" if near else "")
 
 
 def _choices(hint: Any) -> list[str]:
@@ -141,6 +141,11 @@ def _choices(hint: Any) -> list[str]:
     if get_origin(hint) is Literal:
         return [value for value in get_args(hint) if isinstance(value, str)]
     return [value for inner in get_args(hint) for value in _choices(inner)]
+
+
+def _joined(parts: Sequence[str]) -> str:
+    """Each once, and "a mapping" not beside "a mapping with …"."""
+    return " or ".join(p for p in dict.fromkeys(parts) if not any(other.startswith(f"{p} with") for other in parts))
 
 
 def _flat(hint: Any) -> list[str]:
@@ -153,7 +158,7 @@ def _flat(hint: Any) -> list[str]:
         required = _required(dataclasses.fields(kind))
         return [f"a mapping with {required}" if required else "a mapping"]
     if inspect.isclass(kind) and kind is not str and issubclass(kind, Sequence):
-        return [f"a list, each of it {' or '.join(_flat(get_args(hint)[0]))}" if get_args(hint) else "a list"]
+        return [f"a list, each of it {_joined(_flat(get_args(hint)[0]))}" if get_args(hint) else "a list"]
     if inspect.isclass(kind) and issubclass(kind, Mapping):
         return ["a mapping"]
     return [_WORDS[hint] if hint in _WORDS else getattr(hint, "__name__", str(hint))]

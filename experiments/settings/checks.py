@@ -42,8 +42,10 @@ def check(config: DictConfig) -> None:
     for part in _PARTS:
         if config.get(part) is None:
             raise InputError(f"There is no {part}: a run needs one, say {part}=….")
+    for key in sorted(OmegaConf.missing_keys(config)):
+        raise InputError(f"{key} has no default, and is not set: say {key}=….")
     check_arguments(config, SPECS)
-    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    plain = OmegaConf.to_container(config, resolve=True)
     settings = read_run_settings(plain)
     check_trainer(config.trainer, settings.early_stopping.patience, settings.save_checkpoints or bool(settings.resume))
     monitored, specs = monitored_metrics(config), read_evaluation_specs(plain["evaluation"]["datasets"])

@@ -73,7 +73,7 @@ class CrossEncoderModule(QueryListModule):
         **common,
     ) -> None:
         super().__init__(encoder, **common)
-        if not isinstance(encoder.spec, PairSpec):
+        if not isinstance(getattr(encoder, "spec", None), PairSpec):
             raise InputError("module=reranker trains a cross-encoder; choose one, for example encoder=cross_minilm.")
         require_positive(
             negatives=negatives,

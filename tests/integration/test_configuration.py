@@ -135,6 +135,8 @@ def base():
             "logger.wandb.tags is .2024.; it must be a list, each of it text. For the text",
         ),
         ("logger.wandb={projct: x}", "Did you mean 'project'?"),
+        ("data.train=???", "data.train has no default, and is not set: say data.train="),
+        ("evaluation.datasets=null", "evaluation.datasets is None; it must be a list, each of it a mapping with path"),
         ("evaluation.datasets=[x]", "evaluation.datasets is .'x'.; it must be a list, each of it a mapping"),
         ("evaluation.datasets=[{path: 3}]", r"evaluation.datasets\[0\].path is 3; it must be text"),
         ("evaluation.datasets=[{path: x, name: 3}]", r"evaluation.datasets\[0\].name is 3; it must be text"),
