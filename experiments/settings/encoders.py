@@ -10,7 +10,6 @@ from retriever.cross_encoder.cross_encoder import PairSpec
 from retriever.encoder.outline import EncoderOutline
 from retriever.encoder.sentence_transformers_layout import read_spec
 from retriever.encoder.text_encoder import EncoderSpec
-from retriever.errors import InputError
 from retriever.pretrained.source import with_preset
 
 # what a function that takes **spec takes with it
@@ -49,9 +48,9 @@ def with_effective_encoders(config: Any) -> Any:
         return config
     try:
         stated, packaged = _stated(config, kind)
-    except InputError:  # a damaged folder or preset, which loading it tells of
+        is_whole = kind is PairSpec or Path(config["model"]).expanduser().is_dir()
+    except (TypeError, ValueError):  # a damaged folder, record or preset, which loading it tells of
         return config
-    is_whole = kind is PairSpec or Path(config["model"]).expanduser().is_dir()
     defaults = {field.name: field.default for field in fields(kind)} if is_whole else {}
     return config | {"preset": packaged} | defaults | stated
 

@@ -829,7 +829,7 @@ def test_damaged_prompts(place):
 
 def run_folder(folder: Path) -> Path:
     write_run(folder / "a", "a", 1, {"d": values(1, 5)}, overlap={"d": {"q1": "near"}}, texts={"d": {"q1": WORDS}})
-    config = {"data": {"train": [{"corpus": "d"}]}, "evaluation": {"datasets": [{"path": "x/d"}]}}
+    config = {"data": {"train": [{"path": "l", "corpus": "d"}]}, "evaluation": {"datasets": [{"path": "x/d"}]}}
     OmegaConf.save({"seed": 1, **config}, folder / "a" / "config.yaml")
     return folder / "a"
 
