@@ -20,7 +20,7 @@ from datamodules.storage.files import atomic_path, write_json
 from experiments.benchmarks import report
 from experiments.benchmarks.cost_model import estimate, needed_and_recomputed, paper_workload
 from experiments.benchmarks.measuring import chosen_device, medians, run_in_turns
-from experiments.benchmarks.settings import PARTS, read_bench_settings
+from experiments.benchmarks.settings import PARTS, BenchSettings
 from experiments.cli.arguments import check_added, say_what_is_kept
 from experiments.cli.errors import run_kindly
 from experiments.cli.targets import check_arguments
@@ -28,6 +28,7 @@ from experiments.settings.encoders import SPECS
 from retriever.encoder.text_encoder import EncoderSpec
 from retriever.errors import InputError
 from retriever.pretrained.source import find_model, with_preset
+from retriever.typed import read_top
 
 log = logging.getLogger(__name__)
 _ESTIMATED = {
@@ -271,7 +272,7 @@ def _what(config: DictConfig) -> str:
 def bench(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Measure the parts asked for; write ``report.json``, ``report.md`` and ``curves.png`` into the folder."""
     check_arguments(config, SPECS)
-    read_bench_settings(config)
+    read_top(BenchSettings, config)
     facts = environment(chosen_device(config.device))
     measured = Bench(config, folder, facts["git"])
     log.info("%s, %d threads: %s", facts["device"], measured.threads, _what(config))

@@ -60,6 +60,16 @@ def read_settings(kind: type[Settings], value: Any, where: str) -> Settings:
         raise InputError(f"{where}.{error}".lstrip(".")) from None
 
 
+def read_top(kind: type[Settings], config: Mapping[str, Any]) -> Settings:
+    """Read the settings at the top of a whole configuration, whose other keys are for others, as a dataclass.
+
+    Raises:
+        InputError: as :func:`read_settings`.
+    """
+    assert dataclasses.is_dataclass(kind)
+    return read_settings(kind, {f.name: config[f.name] for f in dataclasses.fields(kind) if f.name in config}, "")
+
+
 def check_value(where: str, hint: Any, value: Any) -> None:
     """Refuse a value that does not fit an annotation, with what it may be and, of text, how to quote it."""
     if not accepts(hint, value):
@@ -85,13 +95,13 @@ def _plain(value: Any) -> Any:
 
 
 def _inner(hint: Any, value: Any, where: str) -> Any:
-    """Read mappings inside of a mapping, also those in a list, as the dataclasses that its annotation names."""
-    if value is None:
-        return None
+    """Read mappings inside of a mapping, of a list, or of names, as the dataclasses that its annotation names."""
     for kind in (hint, *get_args(hint)):
-        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type) and value is not None:
             if isinstance(value, list):
                 return [read_settings(kind, inner, f"{where}[{n}]") for n, inner in enumerate(value)]
+            if get_origin(hint) is Mapping:
+                return {name: read_settings(kind, inner, f"{where}.{name}") for name, inner in value.items()}
             return read_settings(kind, value, where)
     return value
 

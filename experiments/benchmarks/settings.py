@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from experiments.benchmarks.training_step import SYSTEMS
 from retriever.errors import choose, require_positive
-from retriever.typed import read_settings
 
 Part = Literal["step", "profile", "evaluation", "curves", "cost"]
 PARTS: tuple[str, ...] = get_args(Part)
@@ -100,13 +99,3 @@ class BenchSettings:
         """Refuse lengths and a budget of nothing."""
         for name in ("token_budget", "max_length", "list_length"):
             require_positive(**{name: getattr(self, name)})
-
-
-def read_bench_settings(config: Mapping[str, Any]) -> BenchSettings:
-    """Read a benchmark's whole configuration.
-
-    Raises:
-        InputError: see :func:`~retriever.typed.read_settings`.
-    """
-    stated = {f.name: config[f.name] for f in fields(BenchSettings) if f.name in config}
-    return read_settings(BenchSettings, stated, "")

@@ -36,13 +36,13 @@ from datamodules.pipeline.stages.score import Ensemble, RunFusion, Score
 from datamodules.pipeline.stages.split import Split
 from datamodules.pipeline.stages.stage import Output, Shard, Stage, find_output, run_stage
 from experiments.cli.targets import check_arguments, check_settings
-from experiments.preparation.settings import STAGES, JudgedSplit, read_prepare_settings
+from experiments.preparation.settings import STAGES, JudgedSplit, PrepareSettings
 from experiments.settings.encoders import SPECS
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError, choose
 from retriever.pretrained.packaged import file_sha256
 from retriever.teachers import Teacher
-from retriever.typed import read_settings
+from retriever.typed import read_settings, read_top
 
 log = logging.getLogger(__name__)
 # whose section of the configuration has arguments of theirs alone
@@ -63,7 +63,7 @@ class Pipeline:
     def __init__(self, config: DictConfig) -> None:
         check_arguments(config, SPECS)
         self.config = config
-        read_prepare_settings(config)
+        read_top(PrepareSettings, config)
         self.groups: dict[str, dict[str, Any]] = OmegaConf.to_container(config.queries, resolve=True)
         for name, stage in _OF_STAGE.items():
             check_settings(name, _plain(config[name]), stage)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from datamodules.storage.files import file_name
-from retriever.typed import read_settings
 
 StageName = Literal["deduplicate", "sample", "generate", "collect", "mine", "score", "filter", "split"]
 STAGES: tuple[str, ...] = get_args(StageName)
@@ -50,7 +49,7 @@ class PrepareSettings:
     """The top of ``experiments/conf/prepare/prepare.yaml``, where each setting is told of."""
 
     corpus: str
-    queries: Mapping[str, Any]
+    queries: Mapping[str, QueryGroup]
     output: str
     stage: StageName | None
     until: StageName | None
@@ -65,15 +64,7 @@ class PrepareSettings:
     data_dir: str
     allowed_targets: Sequence[str] = field(default_factory=list)
 
-
-def read_prepare_settings(config: Mapping[str, Any]) -> PrepareSettings:
-    """Read the top of a preparation's whole configuration, and its groups of queries.
-
-    Raises:
-        InputError: see :func:`~retriever.typed.read_settings`; or a group whose name no file can have.
-    """
-    stated = {f.name: config[f.name] for f in fields(PrepareSettings) if f.name in config}
-    settings = read_settings(PrepareSettings, stated, "")
-    for name, group in settings.queries.items():
-        read_settings(QueryGroup, group or {}, f"queries.{file_name('queries: a group', name)}")
-    return settings
+    def __post_init__(self) -> None:
+        """Refuse a group whose name no file can have."""
+        for name in self.queries:
+            file_name("queries: a group", name)

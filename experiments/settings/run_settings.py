@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from datamodules.storage.files import file_name
 from retriever.errors import InputError, require_positive
-from retriever.typed import read_settings
+from retriever.typed import read_settings, read_top
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,5 @@ def read_run_settings(config: Mapping[str, Any]) -> RunSettings:
         if not isinstance(wandb, Mapping):
             raise InputError(f"logger.wandb is {wandb!r}; for runs without W&B, say logger=csv.")
         read_settings(WandbSettings, wandb, "logger.wandb")
-    stated = {f.name: config[f.name] for f in fields(RunSettings) if f.name in config}
-    if not stated.get("save_checkpoints", True):  # nothing looks at it
-        stated.pop("criterion", None)
-    return read_settings(RunSettings, stated, "")
+    looked_at = config if config["save_checkpoints"] else {k: v for k, v in config.items() if k != "criterion"}
+    return read_top(RunSettings, looked_at)

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from retriever.errors import InputError
-from retriever.typed import accepts, read_settings
+from retriever.typed import accepts, read_settings, read_top
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Outer:
     weights: float | Mapping[str, float] = 1.0
     inner: Inner | None = None
     several: Sequence[Inner] = field(default_factory=list)
+    named: Mapping[str, Inner] = field(default_factory=dict)
 
     def __post_init__(self):
         if self.seed < 0:
@@ -48,11 +49,13 @@ def test_values_defaults_and_mappings_inside_are_read():
         "weights": {"human": 2},
         "inner": {"size": 3},
         "several": [{"size": 1}, {"size": 2, "share": 1}],
+        "named": {"a": {"size": 4}},
     }
-    for value in (given, OmegaConf.create(given)):
+    for value in (given, dict(OmegaConf.create(given))):
         read = read_settings(Outer, value, "section")
         assert read.seed == 1 and read.rate == 1 and read.mode == "min"
         assert read.inner == Inner(3) and read.several == [Inner(1), Inner(2, 1)]
+        assert read.named == {"a": Inner(4)} and read_top(Outer, value | {"other": 1}) == read
         assert type(read.tags) is list and type(read.weights) is dict, "OmegaConf's containers are not passed on"
     assert read_settings(Outer, read, "section") is read
 
@@ -77,6 +80,7 @@ def test_values_defaults_and_mappings_inside_are_read():
         ({"inner": {}}, "section.inner: size is missing; it must have size."),
         ({"inner": {"size": 1.5}}, "section.inner.size is 1.5; it must be a whole number."),
         ({"inner": {"size": 1, "shar": 1}}, "section.inner: 'shar' is no setting here.*Did you mean 'share'?"),
+        ({"named": {"a": None}}, "section.named.a is None; it must be a mapping with size."),
         ({"several": [{"size": 1}, {"size": "x"}]}, r"section.several\[1\].size is 'x'; it must be a whole number."),
     ],
 )
