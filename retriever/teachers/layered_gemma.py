@@ -64,7 +64,7 @@ class LayeredGemma(TransformersTeacher):
         return [(self.tokenizer.bos_token or "") + first, *others]
 
     def load(self) -> None:
-        """See :class:`Teacher`."""
+        """See :class:`ModelTeacher`."""
         try:
             super().load()
         except InputError as error:
@@ -112,9 +112,9 @@ class LayeredGemma(TransformersTeacher):
         # compression shortens the rows: the mask that comes back says where they end now
         return last_real(output.logits[0], output.attention_masks[0])
 
-    def provenance(self) -> dict[str, Any]:
-        """See :class:`Teacher`."""
-        return super().provenance() | {
+    def description(self) -> dict[str, Any]:
+        """See :class:`ModelTeacher`."""
+        return super().description() | {
             "cutoff_layer": self.cutoff_layer,
             "compress_ratio": self.compress_ratio,
             "compress_layers": self.compress_layers,

@@ -67,6 +67,6 @@ class SequenceClassifier(TransformersTeacher):
             return logits[:, 0]
         return logits[:, self.positive_label] - logits[:, 1 - self.positive_label]
 
-    def provenance(self) -> dict[str, Any]:
-        """See :class:`Teacher`."""
-        return super().provenance() | {"positive_label": self.positive_label}
+    def description(self) -> dict[str, Any]:
+        """See :class:`ModelTeacher`."""
+        return super().description() | {"positive_label": self.positive_label}

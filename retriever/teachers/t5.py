@@ -69,9 +69,9 @@ class RankT5(_FirstStep):
     def _logits(self, ids: Tensor, mask: Tensor, pairs: TokenizedPairs, rows: np.ndarray) -> Tensor:
         return self._answer_logits(ids, mask)[:, 0]
 
-    def provenance(self) -> dict[str, Any]:
-        """See :class:`Teacher`."""
-        return super().provenance() | {"score_token": self.score_token}
+    def description(self) -> dict[str, Any]:
+        """See :class:`ModelTeacher`."""
+        return super().description() | {"score_token": self.score_token}
 
 
 class MonoT5(_FirstStep):
@@ -107,6 +107,6 @@ class MonoT5(_FirstStep):
     def _logits(self, ids: Tensor, mask: Tensor, pairs: TokenizedPairs, rows: np.ndarray) -> Tensor:
         return self._answer_logits(ids, mask).log_softmax(-1)[:, 0]
 
-    def provenance(self) -> dict[str, Any]:
-        """See :class:`Teacher`."""
-        return super().provenance() | {"true_token": self.true_token, "false_token": self.false_token}
+    def description(self) -> dict[str, Any]:
+        """See :class:`ModelTeacher`."""
+        return super().description() | {"true_token": self.true_token, "false_token": self.false_token}

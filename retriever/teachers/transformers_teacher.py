@@ -16,7 +16,7 @@ from retriever.encoder.text_encoder import max_positions
 from retriever.encoder.tokens import micro_batches
 from retriever.errors import InputError, choose, require_positive
 from retriever.pretrained.loading import load, load_telling
-from retriever.teachers.base import Teacher
+from retriever.teachers.model_teacher import ModelTeacher
 from retriever.teachers.pair_tokens import PairTokenizer, TokenizedPairs
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -26,7 +26,7 @@ _ADVICE = (
 )
 
 
-class TransformersTeacher(Teacher):
+class TransformersTeacher(ModelTeacher):
     """A teacher whose weights run under transformers.
 
     A subclass loads its kind of model (:meth:`_load_model`) and turns a padded micro-batch into logits
@@ -34,11 +34,11 @@ class TransformersTeacher(Teacher):
     bfloat16 have eight bits and tie.
 
     Args:
-        model: see :class:`Teacher`, as for ``revision``, ``trust_remote_code`` and the lengths.
+        model: see :class:`ModelTeacher`, as for ``revision``, ``trust_remote_code`` and the lengths.
         token_budget: rows × longest row of a micro-batch, padding included.
         dtype: of the weights, ``float32`` or ``bfloat16``.
         device: ``cpu``, ``cuda``, ``cuda:1``, …; None takes a GPU where there is one.
-        **common: arguments of :class:`Teacher`.
+        **common: arguments of :class:`ModelTeacher`.
     """
 
     block = 65_536  # sorted by length together, too
@@ -96,7 +96,7 @@ class TransformersTeacher(Teacher):
         return self.template
 
     def load(self) -> None:
-        """See :class:`Teacher`."""
+        """See :class:`ModelTeacher`."""
         _ = self.pair_tokenizer, self.model
 
     def _score_block(
@@ -118,9 +118,9 @@ class TransformersTeacher(Teacher):
                 on_batch(len(rows))
         return scores
 
-    def provenance(self) -> dict[str, Any]:
-        """See :class:`Teacher`."""
-        return super().provenance() | {"template": self.template, "dtype": self.dtype}
+    def description(self) -> dict[str, Any]:
+        """See :class:`ModelTeacher`."""
+        return super().description() | {"template": self.template, "dtype": self.dtype}
 
     def _pretrained(self, auto_class: Any, what: str) -> PreTrainedModel:
         """The model through one of transformers' Auto classes; refused where a weight is not in its files."""

@@ -11,21 +11,21 @@ from transformers import AutoConfig, AutoTokenizer
 
 from retriever.errors import InputError, choose
 from retriever.pretrained.vllm import deciding_options, load_llm
-from retriever.teachers.base import Teacher
+from retriever.teachers.model_teacher import ModelTeacher
 from retriever.teachers.pair_tokens import PairTokenizer, TokenizedPairs
 from retriever.teachers.transformers_teacher import DTYPES, load_pretrained
 
 
-class VllmScorer(Teacher):
+class VllmScorer(ModelTeacher):
     """vLLM's ``LLM.score``, without its activation.
 
     Args:
-        model: see :class:`Teacher`; a classifier of one label that vLLM knows.
+        model: see :class:`ModelTeacher`; a classifier of one label that vLLM knows.
         token_budget: tokens that vLLM puts into one step.
         dtype: ``float32`` or ``bfloat16``.
         device: None alone; vLLM takes the device that it was built for.
         options: further arguments of ``vllm.LLM`` (tensor_parallel_size, gpu_memory_utilization, …).
-        **common: arguments of :class:`Teacher`.
+        **common: arguments of :class:`ModelTeacher`.
     """
 
     block = 4_096  # of one call; vLLM batches them itself
@@ -81,7 +81,7 @@ class VllmScorer(Teacher):
             raise InputError(f"vLLM cannot load the teacher {self.name!r}: {reason}") from error
 
     def load(self) -> None:
-        """See :class:`Teacher`."""
+        """See :class:`ModelTeacher`."""
         _ = self._pair_tokenizer, self._llm
 
     def _score_block(
@@ -109,6 +109,6 @@ class VllmScorer(Teacher):
         # an empty passage counts as none with vLLM, and would lose its closing token
         return queries, [passage or " " for passage in passages], pairs
 
-    def provenance(self) -> dict[str, Any]:
-        """See :class:`Teacher`."""
-        return super().provenance() | {"dtype": self.dtype, "options": deciding_options(self.options)}
+    def description(self) -> dict[str, Any]:
+        """See :class:`ModelTeacher`."""
+        return super().description() | {"dtype": self.dtype, "options": deciding_options(self.options)}

@@ -62,6 +62,6 @@ class YesNo(TransformersTeacher):
         logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         return last_real(logits, mask).float().log_softmax(-1)[:, 0]
 
-    def provenance(self) -> dict[str, Any]:
-        """See :class:`Teacher`."""
-        return super().provenance() | {"yes_token": self.yes_token, "no_token": self.no_token}
+    def description(self) -> dict[str, Any]:
+        """See :class:`ModelTeacher`."""
+        return super().description() | {"yes_token": self.yes_token, "no_token": self.no_token}

@@ -25,7 +25,8 @@ from _pytest.runner import runtestprotocol
 
 UNIT = Path(__file__).parents[1] / "unit"
 OBJECTIVES = ("infonce", "distillation", "combined", "in_batch_distillation", "ranking")
-MODULES = ["losses.listwise", "losses.ranking", "losses.matryoshka", *(f"objectives.{name}" for name in OBJECTIVES)]
+LOSSES = ("infonce", "listwise", "ranking", "matryoshka")
+MODULES = [*(f"losses.{name}" for name in LOSSES), *(f"objectives.{name}" for name in OBJECTIVES)]
 TESTS = [f"test_{name}.py" for name in ("matryoshka", "ranking_losses", "distillation_losses", "losses")]
 CROSS_ENTROPY = ("equals_its_enumeration", "with_one_positive_is_torchs", "is_finite_at_extreme_logits")
 TESTS += [f"test_cross_encoder.py::test_listwise_cross_entropy_{name}" for name in CROSS_ENTROPY]

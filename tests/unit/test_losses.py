@@ -33,13 +33,8 @@ from helpers.loss_examples import (
 )
 from retriever.batch import membership_mask
 from retriever.errors import InputError
-from retriever.losses.listwise import (
-    above_positive,
-    infonce,
-    likely_false_negatives,
-    listwise_distillation,
-    masked_log_softmax,
-)
+from retriever.losses.infonce import above_positive, infonce, likely_false_negatives
+from retriever.losses.listwise import listwise_distillation, masked_log_softmax
 from retriever.objectives import (
     ApproxNDCG,
     CombinedObjective,
