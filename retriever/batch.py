@@ -13,6 +13,21 @@ from retriever.encoder.tokens import TokenizedTexts
 from retriever.losses.query_blocks import in_query_blocks
 
 
+@dataclass(frozen=True)
+class BatchNeeds:
+    """What an objective needs of a batch, beside queries, lists and teacher scores.
+
+    Attributes:
+        labels: one labelled positive of each query, drawn anew every epoch, among the passages.
+        all_labels: all labelled positives of each query among the passages.
+        frozen_passages: embeddings of the passages by the base model, in place of their tokens.
+    """
+
+    labels: bool = False
+    all_labels: bool = False
+    frozen_passages: bool = False
+
+
 @dataclass
 class RetrievalBatch:
     """Q query lists over P distinct passages of one corpus.
@@ -27,8 +42,8 @@ class RetrievalBatch:
         list_index: int64 [Q, K] into the P passages, best first by the teacher.
         list_mask: bool [Q, K], False where a list is shorter than K.
         teacher_scores: float32 [Q, K], normalised; 0 where masked.
-        positive_index: int64 [Q] into the P passages: the labelled positive to train on; −1 where there is none, or the
-            objective uses no labels.
+        positive_index: int64 [Q] into the P passages: the labelled positive to train on; −1 where there is none, or
+            :class:`BatchNeeds` asks for no labels.
         labelled_keys: int64 [Q, M], the passage keys of all labelled positives, padded with −1.
     """
 

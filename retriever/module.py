@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchmetrics.retrieval import RetrievalNormalizedDCG
 
-from retriever.batch import EncodedBatch, RetrievalBatch
+from retriever.batch import BatchNeeds, EncodedBatch, RetrievalBatch
 from retriever.cross_encoder.cross_encoder import CrossEncoder
 from retriever.diagnostics import top1_agreement
 from retriever.distributed.ranks import sum_over_ranks, world_size
@@ -76,6 +76,7 @@ class QueryListModule(L.LightningModule):
     Attributes:
         encoded_in_step: what all ranks together encoded in the last training step.
         trained_side: what learns, in words.
+        needs: what batches must hold; :class:`~datamodules.QueryListDataModule` is given it.
 
     Args:
         encoder: what is trained.
@@ -91,8 +92,7 @@ class QueryListModule(L.LightningModule):
 
     trained_side = "pairs of query and passage"
     train_passage_encoder = True
-    uses_labels = False  # batches then hold one labelled positive of each query
-    uses_all_labels = False  # and here all of them
+    needs = BatchNeeds()
 
     def __init__(
         self,
@@ -336,9 +336,10 @@ class RetrieverModule(QueryListModule):
         self.dev_ndcg = RetrievalNormalizedDCG(top_k=10, empty_target_action="skip")
 
     @property
-    def uses_labels(self) -> bool:
-        """Whether the objective looks at ``positive_index``; batches then hold labelled positives."""
-        return False
+    def needs(self) -> BatchNeeds:
+        """Declare what batches must hold; an objective that looks at ``positive_index`` adds ``labels``."""
+        # objectives that were written before this property say uses_labels
+        return BatchNeeds(labels=getattr(self, "uses_labels", False), frozen_passages=not self.train_passage_encoder)
 
     def objective(self, batch: EncodedBatch) -> dict[str, Tensor]:
         """Name → scalar; each a mean over the batch's own queries. ``loss`` is minimised, the others are logged."""
@@ -376,7 +377,16 @@ class RetrieverModule(QueryListModule):
         return tokens.lengths, lambda rows: self.encode(tokens.select(rows))
 
     def encode_batch(self, batch: RetrievalBatch) -> EncodedBatch:
-        """Embed the queries and, unless their embeddings are given, the distinct passages, in one schedule."""
+        """Embed the queries and, unless their embeddings are given, the distinct passages, in one schedule.
+
+        Raises:
+            InputError: the passage encoder is frozen, and the batch has no passage embeddings.
+        """
+        if not self.train_passage_encoder and batch.passage_embeddings is None:
+            raise InputError(
+                "module.train_passage_encoder is false, but batches hold no passage embeddings. Give the data module "
+                "what the module needs: data.needs = module.needs."
+            )
         texts = self._texts(batch)
         self._encoded = Encoded(len(texts) - len(batch), len(texts), int(texts.lengths.sum()))
         embeddings = self.encode(texts)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics.retrieval import RetrievalMRR, RetrievalNormalizedDCG
 
-from retriever.batch import RetrievalBatch
+from retriever.batch import BatchNeeds, RetrievalBatch
 from retriever.cross_encoder.cross_encoder import CrossEncoder, score_pairs
 from retriever.errors import InputError, require_positive
 from retriever.losses.listwise import listwise_cross_entropy, listwise_distillation
@@ -57,8 +57,7 @@ class CrossEncoderModule(QueryListModule):
         **common: arguments of :class:`QueryListModule`.
     """
 
-    uses_labels = True
-    uses_all_labels = True
+    needs = BatchNeeds(labels=True, all_labels=True)
 
     def __init__(
         self,
@@ -182,7 +181,9 @@ def choose_candidates(batch: RetrievalBatch, negatives: int, ranks: tuple[int, i
         )
     place = torch.searchsorted(keys, labelled).clamp(max=len(keys) - 1)  # keys ascend
     if not torch.equal(keys[place][known], labelled[known]):
-        raise ValueError("the batch lacks labelled positives; it must be made with all_labels=True")
+        raise InputError(
+            "A batch lacks labelled positives. Give the data module what the module needs: data.needs = module.needs."
+        )
     same = (keys[batch.list_index].unsqueeze(2) == labelled.unsqueeze(1)) & batch.list_mask.unsqueeze(2)
     rank = torch.arange(1, batch.list_mask.shape[1] + 1, device=keys.device)
     eligible = batch.list_mask & ~same.any(2) & (rank >= ranks[0]) & (rank <= ranks[1])

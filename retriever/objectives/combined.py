@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
-from retriever.batch import EncodedBatch
+from retriever.batch import BatchNeeds, EncodedBatch
 from retriever.errors import InputError
 from retriever.module import STUDENT_TEMPERATURE, TEACHER_TEMPERATURE, RetrieverModule
 from retriever.objectives.distillation import DistillationLoss
@@ -58,9 +60,9 @@ class CombinedObjective(RetrieverModule):
         )
 
     @property
-    def uses_labels(self) -> bool:
-        """Whether InfoNCE's positive is a labelled one."""
-        return self.contrast.positive == "labelled"
+    def needs(self) -> BatchNeeds:
+        """See :class:`RetrieverModule`; labels where InfoNCE's positive is a labelled one."""
+        return replace(super().needs, labels=self.contrast.positive == "labelled")
 
     def objective(self, batch: EncodedBatch) -> dict[str, Tensor]:
         """The weighted sum, and both parts for the log."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from retriever.batch import EncodedBatch, membership_mask
+from retriever.batch import BatchNeeds, EncodedBatch, membership_mask
 from retriever.errors import InputError, choose
 from retriever.losses.infonce import above_positive, infonce, likely_false_negatives
 from retriever.losses.query_blocks import in_query_blocks
@@ -69,9 +70,9 @@ class InfoNCE(RetrieverModule):
         )
 
     @property
-    def uses_labels(self) -> bool:
-        """Whether the positive is a labelled one."""
-        return self.contrast.positive == "labelled"
+    def needs(self) -> BatchNeeds:
+        """See :class:`RetrieverModule`; labels where the positive is a labelled one."""
+        return replace(super().needs, labels=self.contrast.positive == "labelled")
 
     def objective(self, batch: EncodedBatch) -> dict[str, Tensor]:
         """InfoNCE's mean over the queries."""

@@ -101,8 +101,12 @@ class ModelTeacher(Teacher):
             truncated[block] = pairs.truncated
             cut_queries += int(pairs.query_truncated.sum())
         self._warn_of_cut_queries(cut_queries, len(queries))
-        too_large = "" if self.dtype == "float32" else f", or numbers too large for {self.dtype}: say teacher.dtype=float32"
-        check_finite(scores, self.name, f"The weights are broken{too_large}.")
+        advice = (
+            "."
+            if self.dtype == "float32"
+            else f", or the numbers too large for {self.dtype}: say teacher.dtype=float32."
+        )
+        check_finite(scores, self.name, f"The weights are broken{advice}")
         return PairScores(scores, truncated)
 
     @abstractmethod

@@ -16,6 +16,7 @@ from datamodules.batches import BatchSampler, ListBatches, gathered
 from datamodules.caches import cached_embeddings, cached_tokens, embed
 from datamodules.normalization import confident, normalize_scores
 from datamodules.query_lists import QueryList, read_query_lists, write_query_lists
+from retriever.batch import BatchNeeds
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.encoder.tokens import TokenizedTexts
 from retriever.errors import InputError
@@ -71,10 +72,10 @@ def test_label_outside_the_list_joins_the_batch(make_data, small_scifact, small_
     spec = [{"path": str(tmp_path / "l.parquet"), "corpus": str(small_scifact)}]
     data = make_data(train=spec, dev=spec)
     sampler = BatchSampler(data._dev, 8, 0, None)
-    batch = ListBatches(data._dev, 20, "top", with_labels=True)[next(iter(sampler))]
+    batch = ListBatches(data._dev, 20, "top", BatchNeeds(labels=True))[next(iter(sampler))]
     row = data._dev[0].corpus.rows(first.positive_ids)[0]
     assert batch.passage_keys[batch.positive_index[0]] == row and batch.positive_index[1] == -1
-    without = ListBatches(data._dev, 20, "top", with_labels=False)[next(iter(sampler))]
+    without = ListBatches(data._dev, 20, "top", BatchNeeds())[next(iter(sampler))]
     assert without.positive_index.tolist() == [-1, -1] and len(without.passages) == 3
 
 

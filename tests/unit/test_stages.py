@@ -443,7 +443,7 @@ def test_a_reading_teacher_scores_each_pair_as_alone(small, collected, mined, ti
     output, scored = score(small, collected, mined, tiny_cross_encoder, tmp_path, candidates=6)
     texts = dict(zip(small[0].ids.to_pylist(), small[0].passages.to_pylist(), strict=True))
     for line in scored[::23]:
-        alone = [float(tiny_cross_encoder.score_pairs([line["query"]], [texts[p]]).scores[0]) for p in line["passage_ids"]]
+        alone = [float(tiny_cross_encoder.score([line["query"]], [texts[p]])[0]) for p in line["passage_ids"]]
         np.testing.assert_allclose(line["teacher_scores"], alone, atol=1e-5)
     assert output.manifest["counts"]["pairs"] == 6 * len(scored)
     assert 0 < output.manifest["counts"]["truncated"]["teacher"] <= 1
