@@ -146,7 +146,7 @@ class Score(Stage):
         }
 
     def _scored(self, teacher: Teacher, block: slice, advance: Callable[[int], None]) -> PairScores:
-        """Score the block's pairs; a pair of texts that occurs twice is read once."""
+        """Score the block's pairs; a repeated pair is read once."""
         # but retrievers' scores of equal queries may differ by rounding
         retrieved = teacher.retrievers is not None
         texts = zip(self._queries["query"][block].to_pylist(), self._candidates.rows[block].tolist(), strict=True)
