@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
-import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,7 +15,7 @@ from retriever.batch import BatchNeeds, EncodedBatch, RetrievalBatch
 from retriever.cross_encoder.cross_encoder import CrossEncoder
 from retriever.diagnostics import top1_agreement
 from retriever.distributed.ranks import sum_over_ranks, world_size
-from retriever.distributed.sharding import gather_weights, release_weights, shard, whole_weights
+from retriever.distributed.sharded_module import ShardedModule
 from retriever.encoder.encoding import encode
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.encoder.tokens import TokenizedTexts, micro_batches, padding_share
@@ -68,7 +66,7 @@ class Work(NamedTuple):
         return Work(*map(sum, zip(self, other, strict=True)))
 
 
-class QueryListModule(L.LightningModule):
+class QueryListModule(ShardedModule):
     """Optimiser, schedule, rank weights and logging of whatever is trained on batches of query lists.
 
     A subclass defines :meth:`losses` and ``validation_step``, and keeps in ``_encoded`` what they had encoded.
@@ -127,53 +125,6 @@ class QueryListModule(L.LightningModule):
         self.encoded_in_step = self._encoded = Encoded()
         self._dev_lists = 0
         self._of_step = -1, 0, torch.zeros(0)  # optimiser step, its queries up to now, means over them
-        self._whole_encoder: list[torch.nn.Module] | None = None
-
-    def configure_model(self) -> None:
-        """Under FSDP (``trainer=fsdp``), spread the encoder over the ranks.
-
-        Raises:
-            InputError: a temperature is learned; FSDP shards no scalars.
-        """
-        if self.device_mesh is None:
-            return
-        if self._whole_encoder is not None:
-            release_weights(self.encoder)  # the optimiser is made next, and a validation before may have gathered them
-            return
-        if any(p.requires_grad and p.ndim == 0 for p in self.parameters()):
-            raise InputError("module.learnable_temperature: FSDP cannot shard a scalar. Fix it, or train under DDP.")
-        self.encoder.cpu()  # evaluation may have moved it; the copy waits there, and what is sharded moves back
-        # a list, so that it is no part of this module
-        self._whole_encoder = [copy.deepcopy(self.encoder)] if self.trainer.is_global_zero else []
-        shard(self.encoder, self.trainer.strategy.root_device)
-
-    def on_validation_start(self) -> None:
-        """Under FSDP, have whole weights wherever something is encoded: ranks encode different numbers of texts."""
-        gather_weights(self.encoder)
-
-    def on_train_batch_start(self, batch: RetrievalBatch, batch_idx: int) -> None:
-        """Likewise; saving a checkpoint took them apart."""
-        gather_weights(self.encoder)
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Under FSDP, clip and step with the shares."""
-        release_weights(self.encoder)
-
-    def on_train_batch_end(self, outputs: Tensor, batch: RetrievalBatch, batch_idx: int) -> None:
-        """Under FSDP, have whole weights for what callbacks encode."""
-        gather_weights(self.encoder)
-
-    def end_sharding(self) -> None:
-        """Under FSDP, give the first rank a whole encoder on the CPU, with the weights as they are; training is over.
-
-        All ranks must take part.
-        """
-        if self._whole_encoder is None:
-            return
-        weights = whole_weights(self.encoder)
-        for encoder in self._whole_encoder:
-            encoder.load_state_dict(weights)
-            self.encoder = encoder
 
     def losses(self, batch: RetrievalBatch) -> dict[str, Tensor]:
         """Name → scalar; each a mean over the batch's own queries. ``loss`` is minimised, the others are logged."""
