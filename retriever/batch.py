@@ -1,4 +1,4 @@
-"""What a training step gets (token ids of distinct passages) and what an objective gets (embeddings)."""
+"""Batches of query lists: as a training step gets them (token ids) and as an objective gets them (embeddings)."""
 
 from __future__ import annotations
 
@@ -77,11 +77,11 @@ class Pool:
 
     Attributes:
         embeddings: [P', D], with gradient to the rank that encoded them.
-        keys: int64 [P'], equal for equal passages (one that two ranks hold stands twice, with equal keys).
-        counts: float32 [P'], in how many candidate sets of the holding rank a passage stands. A query's candidate set
+        keys: int64 [P'], equal for equal passages; a passage that two ranks hold is in the pool twice.
+        counts: float32 [P'], how many candidate sets of the rank that holds it a passage is in. A query's candidate set
             is its list and the labelled positive it trains on. Summed over equal keys this is the count over the whole
             batch, so that log-sum-exp over rows counts as one process with all lists would.
-        offset: where this rank's own passages begin.
+        offset: where this rank's passages begin.
     """
 
     embeddings: Tensor
@@ -91,9 +91,9 @@ class Pool:
 
     @property
     def once_each(self) -> Tensor:
-        """Counts [P'] by which the rows of one passage (one row per rank that holds it) sum to 1, float32.
+        """Compute counts, float32 [P'], that add up to 1 over the rows of one passage (one per rank that holds it).
 
-        Passages that stand in no candidate set have 0.
+        They are 0 for a passage that is in no candidate set.
         """
         distinct, column_of, rows = torch.unique(self.keys, return_inverse=True, return_counts=True)
         present = torch.zeros(len(distinct), device=self.counts.device).index_add(0, column_of, self.counts) > 0
@@ -102,7 +102,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """What an objective sees: the fields of :class:`RetrievalBatch`, with embeddings in place of tokens.
+    """A batch as an objective gets it: the fields of :class:`RetrievalBatch`, with embeddings in place of tokens.
 
     Attributes:
         queries: float32 [Q, D].
@@ -121,7 +121,7 @@ class EncodedBatch:
 
     @cached_property
     def list_scores(self) -> Tensor:
-        """The student's scores of each query's own list, [Q, K]; arbitrary where masked."""
+        """Score each query's list by the student, [Q, K]; arbitrary where masked."""
 
         def scores(queries: Tensor, list_index: Tensor) -> Tensor:
             return torch.einsum("qd,qkd->qk", queries, self.passages[list_index])
@@ -131,7 +131,7 @@ class EncodedBatch:
 
     @property
     def teacher_top1(self) -> Tensor:
-        """The passage of each list that the teacher scores best (the first of tied ones), int64 [Q] into the P."""
+        """Find the passage of each list that the teacher scores best (the first of tied ones), int64 [Q] into the P."""
         best = self.teacher_scores.masked_fill(~self.list_mask, float("-inf")).argmax(1, keepdim=True)
         return self.list_index.gather(1, best).squeeze(1)
 
@@ -156,7 +156,7 @@ class EncodedBatch:
 
 
 def membership_mask(keys: Tensor, chosen: Tensor, unique: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """Which columns hold one of a query's chosen passages.
+    """Mark the columns that hold one of a query's chosen passages.
 
     Args:
         keys: int64 [P'], the passages of the columns, not negative; equal keys may occur.

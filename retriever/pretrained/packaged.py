@@ -1,4 +1,4 @@
-"""Model weights that a Python package carries, for machines that reach a package index but no model hub."""
+"""Finds model weights in Python packages, for machines that reach a package index but no model hub."""
 
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -35,6 +35,6 @@ def packaged_folder(distribution_name: str, folder: str, sha256: str) -> Path | 
     if found != sha256:
         raise InputError(
             f"{weights}: sha256 is {found}, expected {sha256}. These are not the known weights, so they are not "
-            f"loaded. Reinstall the package {distribution_name}, or name a model of your own with encoder.model=…"
+            f"loaded. Reinstall the package {distribution_name}, or name another model by encoder.model=…"
         )
     return path

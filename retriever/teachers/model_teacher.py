@@ -1,4 +1,4 @@
-"""Teachers that are models and read a query and a passage together, as tokens."""
+"""ModelTeacher: a teacher that is a model, and reads a query and a passage together as tokens."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class ModelTeacher(Teacher):
 
     @property
     def origin(self) -> str:
-        """Say in words where the weights come from."""
+        """Say where the weights come from."""
         return hub_origin(self.name, self.revision)
 
     @abstractmethod

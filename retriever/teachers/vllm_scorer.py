@@ -1,4 +1,4 @@
-"""Classifiers with one logit under vLLM's own scoring."""
+"""VllmScorer: classifiers with one logit, scored by vLLM."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from retriever.teachers.transformers_teacher import DTYPES, load_pretrained
 
 
 class VllmScorer(ModelTeacher):
-    """vLLM's ``LLM.score``, without its activation.
+    """Scores by vLLM's ``LLM.score``, without its activation.
 
     Args:
-        model: see :class:`ModelTeacher`; a classifier of one label that vLLM knows.
+        model: see :class:`ModelTeacher`; a classifier of one label that vLLM supports.
         token_budget: tokens that vLLM puts into one step.
         dtype: ``float32`` or ``bfloat16``.
-        device: None alone; vLLM takes the device that it was built for.
+        device: only None; vLLM takes the device that it was built for.
         options: further arguments of ``vllm.LLM`` (tensor_parallel_size, gpu_memory_utilization, …).
         **common: arguments of :class:`ModelTeacher`.
     """
@@ -97,13 +97,13 @@ class VllmScorer(ModelTeacher):
         return np.array([output.outputs.score for output in outputs], dtype=np.float32), pairs
 
     def _cut(self, queries: Sequence[str], passages: Sequence[str]) -> tuple[list[str], list[str], TokenizedPairs]:
-        """Texts that fit, for vLLM takes no token ids here and would cut from the end, closing tokens first."""
+        """Cut texts until they fit: vLLM takes no token ids here, and would cut closing tokens first."""
         queries, passages = list(queries), list(passages)
         pairs = self._pair_tokenizer(queries, passages)
         for i in np.flatnonzero(pairs.query_truncated | pairs.truncated):
             queries[i] = queries[i][: pairs.query_ends[i]]
             passages[i] = passages[i][: pairs.passage_ends[i]]
-            # a cut text may have a token more than it had in the whole
+            # a cut text may have one token more than it had inside of the whole
             while len(passages[i]) and self._pair_tokenizer([queries[i]], [passages[i]]).truncated[0]:
                 passages[i] = passages[i][:-1]
         # an empty passage counts as none with vLLM, and would lose its closing token
