@@ -62,7 +62,7 @@ class _Template:
     between: np.ndarray
     behind: np.ndarray
     types: tuple[np.ndarray, int, np.ndarray, int, np.ndarray] | None
-    lead: int  # special tokens before and behind a text alone
+    lead: int  # special tokens before and after a text alone
     tail: int
 
     @property

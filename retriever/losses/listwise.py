@@ -138,7 +138,7 @@ def excess_of_unknown(
 def masked_log_softmax(scores: Tensor, mask: Tensor, temperature: float | Tensor) -> Tensor:
     """Compute log softmax(scores / temperature) over the entries of each row where ``mask``; −inf elsewhere."""
     best = scores.masked_fill(~mask, float("-inf")).amax(1, keepdim=True).detach()
-    # masked entries become −inf only behind the division, where a learned temperature's gradient would be inf · 0
+    # masked entries become −inf only after the division, where a learned temperature's gradient would be inf · 0
     logits = (scores.masked_fill(~mask, 0.0) - best) / temperature
     return log_softmax(logits.masked_fill(~mask, float("-inf")), dim=1)
 

@@ -26,7 +26,7 @@ class TokenizedPairs:
         types: the same shape, token type ids; None where the tokenizer gives none.
         truncated: bool [n], where the passage was cut.
         before: int64 [n], tokens in front of the template's part that holds the passage.
-        after: int64 [n], tokens behind that part.
+        after: int64 [n], tokens after that part.
         passage_ends: int64 [n], characters of the passage that are left.
         query_truncated: bool [n], where the query was cut.
         query_ends: int64 [n], characters of the query that are left.

@@ -20,6 +20,7 @@ from retriever.batch import BatchNeeds
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.encoder.tokens import TokenizedTexts
 from retriever.errors import InputError
+from retriever.objectives import ListwiseDistillation
 
 
 @pytest.fixture
@@ -60,6 +61,28 @@ def test_batch_holds_each_distinct_passage_once_and_rebuilds_every_list(make_dat
         seen += batch.query_ids
     dev = [q for batch in data.val_dataloader() for q in batch.query_ids]
     assert sorted(seen + dev) == sorted(expected) and not set(seen) & set(dev)
+
+
+def test_batches_hold_what_the_objective_needs(make_data, tiny_encoder):
+    data = make_data(dev_fraction=0.5)
+
+    def batch(**needs):
+        data.needs = BatchNeeds(**needs)
+        return next(iter(data.val_dataloader()))
+
+    assert data.needs == BatchNeeds(labels=True)  # where nobody says
+    assert (batch().positive_index == -1).all() and (batch(labels=True).positive_index >= 0).all()
+    everything = batch(labels=True, all_labels=True)
+    labelled = set(everything.labelled_keys.unique().tolist()) - {-1}
+    assert labelled <= set(everything.passage_keys.tolist())
+    frozen = ListwiseDistillation(tiny_encoder, train_passage_encoder=False)
+    with pytest.raises(InputError, match=r"batches hold no passage embeddings.*data.needs = module.needs"):
+        frozen.encode_batch(everything)
+    data = make_data(dev_fraction=0.5)
+    data._encoded.clear()
+    data.needs = frozen.needs
+    with pytest.raises(InputError, match="open this data module by a trainer"):
+        data._passages(data.train_lists[0].corpus)
 
 
 def test_label_outside_the_list_joins_the_batch(make_data, small_scifact, small_lists, tmp_path):

@@ -27,6 +27,7 @@ from transformers import (
 from helpers.processes import apart
 from helpers.tiny_tokenizers import word_piece
 from retriever.errors import InputError
+from retriever.teachers import Ensemble, RetrievedPassages, RunFusion, Teacher
 from retriever.teachers.layered_gemma import LayeredGemma
 from retriever.teachers.pair_tokens import PairTokenizer
 from retriever.teachers.sequence_classifier import SequenceClassifier
@@ -609,6 +610,55 @@ def test_scores_that_are_no_numbers_are_refused(bert):
     teacher.model.classifier.bias.fill_(float("nan"))
     with pytest.raises(InputError, match="gave nan as the score of pair 0"):
         teacher.score_pairs(["a"], ["b"])
+
+
+class Plain(Teacher):
+    """The least teacher: what it was given for each pair."""
+
+    def __init__(self, scores):
+        self.scores = scores
+
+    def score(self, queries, passages):
+        return self.scores
+
+    def description(self):
+        return {"kind": "plain", "scores": self.scores, "absent": None}
+
+
+def test_a_plain_teacher_is_score_and_description():
+    done = []
+    found = Plain([1, 2.5]).score_pairs(["a", "b"], ["c", "d"], done.append)
+    assert found.scores.tolist() == [1, 2.5] and found.scores.dtype == np.float32
+    assert found.truncated.tolist() == [False, False] and done == [2]
+    assert str(Plain([1])) == "kind plain, scores [1]"
+    assert Ensemble.of(Plain([1])).description() == {
+        "members": {"teacher": {"kind": "plain", "scores": [1], "absent": None}},
+        "weights": {"teacher": 1.0},
+    }
+    for wrong, message in {
+        (1, 2, 3): r"Plain.score gave an array \[3\] for 2 pairs",
+        ("x", 1): "Plain.score gave what is no list of numbers",
+        (1, None): "Plain gave nan as the score of pair 1|no list of numbers",
+        (1, float("inf")): "Plain gave inf as the score of pair 1",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            Plain(list(wrong)).score_pairs(["a", "b"], ["c", "d"])
+
+
+def test_fusion_and_ensemble_are_teachers_like_others():
+    texts = RetrievedPassages(["c", "d"], {"bm25": np.array([0.5, 0.0]), "dense": np.array([1.0, 0.2])})
+    assert texts[1] == "d" and list(texts) == ["c", "d"]
+    fusion = RunFusion({"dense": 0.75, "bm25": 0.25})
+    assert fusion.score(["a", "b"], texts).tolist() == np.array([0.875, 0.15], np.float32).tolist()
+    assert RunFusion().score(["a", "b"], texts).tolist() == np.array([0.75, 0.1], np.float32).tolist()
+    both = Ensemble({"fusion": fusion, "plain": Plain([7, 9])}, {"fusion": 3})
+    np.testing.assert_allclose(both.score(["a", "b"], texts), [0.75, 0.25])
+    with pytest.raises(InputError, match="give it RetrievedPassages"):
+        fusion.score(["a"], ["c"])
+    with pytest.raises(InputError, match=r"teacher.members.both is an ensemble itself"):
+        Ensemble({"both": both})
+    with pytest.raises(InputError, match=r"The teacher is a builtins.dict; it must derive from retriever.teachers"):
+        Ensemble.of({})
 
 
 PRESETS = {
