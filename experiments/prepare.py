@@ -20,9 +20,9 @@ from rich.table import Column, Table
 
 from datamodules.pipeline.stages.stage import Output, summary
 from datamodules.storage.files import atomic_path, remove_leftovers, write_json
-from experiments import list_files
 from experiments.cli.arguments import check_added, say_what_is_kept
 from experiments.cli.errors import run_kindly
+from experiments.lists import command as list_files
 from experiments.preparation.pipeline import Pipeline
 from experiments.preparation.teacher_card import print_card, teacher_card
 from experiments.settings.without_effect import OF_PREPARE, say_what_has_no_effect
