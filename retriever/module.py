@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from retriever.errors import InputError, choose, require_positive
 from retriever.losses.listwise import listwise_distillation
 from retriever.losses.matryoshka import Matryoshka
 from retriever.schedule import DECAYS, default_warmup, learning_rate_factor
+from retriever.work import Encoded, Work
 
 # The paper's temperatures; dev/kl is measured at these whatever the objective trains with, so that runs compare.
 STUDENT_TEMPERATURE, TEACHER_TEMPERATURE = 0.05, 0.3
@@ -37,33 +38,6 @@ _EXAMPLE = EncodedBatch(
     positive_index=torch.tensor([0, 2]),
     labelled_keys=torch.tensor([[0], [2]]),
 )
-
-
-class Encoded(NamedTuple):
-    """How much was encoded.
-
-    Attributes:
-        passages: passages; for a cross-encoder, pairs.
-        texts: passages and queries; for a cross-encoder, pairs.
-        tokens: tokens of these texts, special tokens included, padding not.
-    """
-
-    passages: int = 0
-    texts: int = 0
-    tokens: int = 0
-
-
-class Work(NamedTuple):
-    """How much is to be done: texts to encode, pairs to score, and inner products of a search."""
-
-    queries: float = 0
-    passages: float = 0
-    pairs: float = 0
-    products: float = 0
-
-    def __add__(self, other: Work) -> Work:  # type: ignore[override]
-        """Add the numbers one by one."""
-        return Work(*map(sum, zip(self, other, strict=True)))
 
 
 class QueryListModule(ShardedModule):
@@ -298,8 +272,11 @@ class RetrieverModule(QueryListModule):
     @property
     def needs(self) -> BatchNeeds:
         """Declare what batches must hold; an objective that looks at ``positive_index`` adds ``labels``."""
-        # objectives that were written before this property say uses_labels
-        return BatchNeeds(labels=getattr(self, "uses_labels", False), frozen_passages=not self.train_passage_encoder)
+        labels = getattr(self, "uses_labels", False)  # how objectives said it before
+        if labels:
+            said = f"{type(self).__name__}.uses_labels counts in this release alone: say it in its property needs."
+            warnings.warn(said, FutureWarning, stacklevel=2)
+        return BatchNeeds(labels=labels, frozen_passages=not self.train_passage_encoder)
 
     def objective(self, batch: EncodedBatch) -> dict[str, Tensor]:
         """Compute name → scalar, each a mean over this rank's queries; ``loss`` is minimised, all are logged."""
