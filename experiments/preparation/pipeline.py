@@ -39,16 +39,10 @@ from experiments.cli.targets import check_arguments, check_settings
 from experiments.preparation.settings import STAGES, JudgedSplit, read_prepare_settings
 from experiments.settings.encoders import SPECS
 from retriever.encoder.text_encoder import TextEncoder
-<<<<<<< HEAD
-from retriever.errors import InputError, choose, require_text
+from retriever.errors import InputError, choose
 from retriever.hashing import file_sha256
 from retriever.teachers import Ensemble, Teacher
-=======
-from retriever.errors import InputError, choose
-from retriever.pretrained.packaged import file_sha256
-from retriever.teachers import Teacher
 from retriever.typed import read_settings
->>>>>>> main
 
 log = logging.getLogger(__name__)
 # whose section of the configuration has arguments of theirs alone
