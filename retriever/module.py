@@ -49,7 +49,6 @@ class QueryListModule(ShardedModule):
     Attributes:
         encoded_in_step: how much all ranks together encoded in the last training step.
         trained_side: what is trained, in words.
-        needs: what batches must hold; :class:`~datamodules.QueryListDataModule` is given it.
 
     Args:
         encoder: what is trained.
@@ -65,7 +64,6 @@ class QueryListModule(ShardedModule):
 
     trained_side = "pairs of query and passage"
     train_passage_encoder = True
-    needs = BatchNeeds()
 
     def __init__(
         self,
@@ -100,6 +98,11 @@ class QueryListModule(ShardedModule):
         self.encoded_in_step = self._encoded = Encoded()
         self._dev_lists = 0
         self._of_step = -1, 0, torch.zeros(0)  # optimiser step, its queries up to now, means over them
+
+    @property
+    def needs(self) -> BatchNeeds:
+        """Declare what batches must hold; :class:`~datamodules.QueryListDataModule` is given it."""
+        return BatchNeeds()
 
     def losses(self, batch: RetrievalBatch) -> dict[str, Tensor]:
         """Compute name → scalar, each a mean over this rank's queries; ``loss`` is minimised, all are logged."""

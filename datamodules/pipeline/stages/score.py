@@ -17,9 +17,7 @@ from datamodules.pipeline.stages.mine import NOWHERE, first_ranks, positive_rows
 from datamodules.pipeline.stages.stage import Output, Stage, table_writer
 from datamodules.storage.parquet import read_parquet
 from retriever.errors import require_positive
-from retriever.teachers import Ensemble, PairScores, RetrievedPassages, RunFusion, Teacher
-
-__all__ = ["Ensemble", "RunFusion", "Score"]  # a _target_ written before the teachers moved names them here
+from retriever.teachers import Ensemble, PairScores, RetrievedPassages, Teacher
 
 
 class Score(Stage):
