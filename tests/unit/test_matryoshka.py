@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.autograd import gradcheck
 
 from helpers.loss_examples import assert_close, encoded, loss_of, random_example
-from retriever.encoder.outline import EncoderOutline
-from retriever.encoder.text_encoder import EncoderSpec
 from retriever.errors import InputError
 from retriever.objectives import CombinedObjective, InfoNCE, MarginMSE
 
@@ -28,7 +27,9 @@ def cut(vectors, dimension, scaled):
 
 def wide(objective, normalize=True, **arguments):
     """The objective over an encoder of five dimensions that it never calls."""
-    return objective(EncoderOutline(EncoderSpec(normalize=normalize), "outline", 5), **arguments)
+    encoder = torch.nn.Linear(2, 2)
+    encoder.dimension, encoder.spec = 5, SimpleNamespace(normalize=normalize)
+    return objective(encoder, **arguments)
 
 
 @pytest.mark.parametrize("objective", [InfoNCE, CombinedObjective, MarginMSE])
