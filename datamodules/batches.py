@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, Sampler
 
 from datamodules.corpus import Corpus
 from datamodules.query_lists import QueryLists, ragged_take
-from retriever.batch import RetrievalBatch
+from retriever.batch import BatchNeeds, RetrievalBatch
 from retriever.encoder.tokens import TokenizedTexts
 from retriever.errors import InputError, choose
 
@@ -244,8 +244,7 @@ class ListBatches(Dataset):
         list_length: candidates per list, at most.
         candidates: ``top``, the teacher's best; ``sample``, its first and a random rest of the stored list, drawn anew
             every epoch.
-        with_labels: put one labelled positive of each query (drawn anew every epoch) among the passages.
-        all_labels: put the query's other labelled positives there too.
+        needs: what else batches hold.
     """
 
     def __init__(
@@ -253,16 +252,14 @@ class ListBatches(Dataset):
         sources: list[ListSource],
         list_length: int,
         candidates: str,
-        with_labels: bool,
-        all_labels: bool = False,
+        needs: BatchNeeds,
     ) -> None:
         if list_length < 2:
             raise InputError(f"data.list_length is {list_length}; a list needs at least 2 candidates.")
         self.sources = sources
         self.list_length = list_length
         self.candidates = choose("data.candidates", candidates, CANDIDATES)
-        self.with_labels = with_labels
-        self.all_labels = all_labels
+        self.needs = needs
 
     def __getitem__(self, draw: Draw) -> RetrievalBatch:
         """The batch of a draw; the same draw gives the same batch."""
@@ -276,8 +273,8 @@ class ListBatches(Dataset):
         scores = _stack([c[1] for c in chosen], 0.0)
         labelled = _stack([_labels(source.lists, at, random) for source, at in parts], -1)
         mask = rows >= 0
-        first = labelled[:, 0] if self.with_labels else np.full(len(rows), -1)
-        others = labelled[labelled >= 0] if self.all_labels else rows[:0, 0]
+        first = labelled[:, 0] if self.needs.labels else np.full(len(rows), -1)
+        others = labelled[labelled >= 0] if self.needs.all_labels else rows[:0, 0]
         distinct, inverse = np.unique(np.concatenate([rows[mask], first[first >= 0], others]), return_inverse=True)
         list_index = np.zeros_like(rows)
         list_index[mask] = inverse[: mask.sum()]

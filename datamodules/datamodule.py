@@ -28,7 +28,7 @@ from datamodules.query_lists import QueryLists, open_query_lists, ragged_take
 from datamodules.specs import EvaluationSpec, ListFile, TrainFile, read_evaluation_specs, read_list_files
 from datamodules.storage.made_ahead import made_ahead
 from datamodules.text.near_texts import checked_threshold
-from retriever.batch import RetrievalBatch
+from retriever.batch import BatchNeeds, RetrievalBatch
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.encoder.tokens import TokenizedTexts
 from retriever.errors import InputError, choose, require_positive
@@ -75,6 +75,10 @@ class _ThreadedLoader(DataLoader):
 
 class QueryListDataModule(L.LightningDataModule):
     """Train and dev query lists of one or several corpora.
+
+    Attributes:
+        needs: what the objective needs of a batch: set it to ``module.needs`` before training. Without it, batches hold
+            one labelled positive of each query, and tokens.
 
     Args:
         encoder: whose tokenizer, prompts and lengths are used; also encodes passages once where they are frozen.
@@ -177,6 +181,7 @@ class QueryListDataModule(L.LightningDataModule):
         self.empty_passages, self.unknown_qrels = empty_passages, unknown_qrels
         self.cache_dir, self.data_dir = Path(cache_dir), data_dir
         self.token_budget, self.num_workers, self.seed = token_budget, num_workers, seed
+        self.needs = BatchNeeds(labels=True)
         self.report: dict[str, Any] = {}
         self._done: tuple[int, int] | None = None
         self._sampler: BatchSampler | None = None
@@ -291,14 +296,8 @@ class QueryListDataModule(L.LightningDataModule):
         )
 
     def _loader(self, sources: list[ListSource], train: bool) -> DataLoader:
-        trainer, module = self.trainer, getattr(self.trainer, "lightning_module", None)
-        dataset = ListBatches(
-            sources,
-            self.list_length,
-            self.candidates if train else "top",
-            with_labels=getattr(module, "uses_labels", True),
-            all_labels=getattr(module, "uses_all_labels", False),
-        )
+        dataset = ListBatches(sources, self.list_length, self.candidates if train else "top", self.needs)
+        trainer = self.trainer
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         sampler = self.sampler(train, rank, world_size)
         return _ThreadedLoader(dataset, sampler, self.num_workers)
@@ -438,9 +437,11 @@ class QueryListDataModule(L.LightningDataModule):
         return self._encoded[corpus.name]
 
     def _frozen_embeddings(self, corpus: Corpus, tokens: TokenizedTexts) -> np.ndarray | None:
-        """Passage embeddings of the base weights where the module keeps its passage encoder as it is, else None."""
-        if self.trainer is None or self.trainer.lightning_module.train_passage_encoder:
+        """Encode a corpus by the base weights where the objective needs that; else return None."""
+        if not self.needs.frozen_passages:
             return None
+        if self.trainer is None:
+            raise InputError("Passages are encoded on the trainer's device; open this data module by a trainer.")
         self.encoder.to(self.trainer.strategy.root_device)
         with self.trainer.precision_plugin.forward_context():
             return cached_embeddings(tokens, self.encoder, self.cache_dir, self.token_budget, f"encode {corpus.name}")

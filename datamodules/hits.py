@@ -135,7 +135,7 @@ def fuse_scores(runs: Sequence[Hits], weights: Sequence[float], k: int) -> Hits:
     Returns:
         Hits [Q, k], highest first, equal scores by ascending row.
     """
-    return _fuse(runs, [w * _min_max(run.scores.astype(np.float64)) for run, w in zip(runs, weights, strict=True)], k)
+    return _fuse(runs, [w * min_max(run.scores.astype(np.float64)) for run, w in zip(runs, weights, strict=True)], k)
 
 
 def fuse_ranks(runs: Sequence[Hits], weights: Sequence[float], k: int, constant: float = 60.0) -> Hits:
@@ -168,7 +168,8 @@ def _fuse(runs: Sequence[Hits], shares: Sequence[np.ndarray], k: int) -> Hits:
     return Hits(scores, rows)
 
 
-def _min_max(scores: np.ndarray) -> np.ndarray:
+def min_max(scores: np.ndarray) -> np.ndarray:
+    """Scale each query's finite scores [Q, k] to [0, 1], or to 0 where they are all one; others become 0."""
     there = np.isfinite(scores)
     low = scores.min(1, keepdims=True, initial=np.inf, where=there)
     high = scores.max(1, keepdims=True, initial=-np.inf, where=there)

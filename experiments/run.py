@@ -75,6 +75,7 @@ def train(config: DictConfig, folder: Path, arm: str | None = None) -> dict:
     encoder = instantiate(config.encoder)
     module = instantiate(config.module, encoder=encoder)
     data = instantiate(config.data, encoder=encoder)
+    data.needs = module.needs
     evaluation = instantiate(config.evaluation, folder=folder)
     trainer = instantiate(
         config.trainer,

@@ -1,4 +1,4 @@
-"""What is trained: the encoder, the losses and one LightningModule per objective; exact search; teachers."""
+"""What is trained: encoders, losses, and one LightningModule per objective. Also exact search, and teachers."""
 
 import os
 import threading
@@ -7,10 +7,10 @@ from tqdm import tqdm
 
 
 def _lock_bars_for_threads_alone() -> None:
-    """Give progress bars, transformers' and datasets' too, a lock that no other process has.
+    """Give all progress bars, those of transformers and datasets too, a lock that no other process has.
 
-    tqdm's own is shared with every forked process: one that is killed while its bar is drawn keeps it for ever, and
-    the next bar of any other waits for it.
+    tqdm's default lock is shared with every forked process. A process that is killed while it draws a bar never
+    releases it, and the next bar of any other process waits for it.
     """
     tqdm.set_lock(threading.RLock())
 

@@ -1,4 +1,4 @@
-"""What a training step gets (token ids of distinct passages) and what an objective gets (embeddings)."""
+"""Batches of query lists: as a training step gets them (token ids) and as an objective gets them (embeddings)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,21 @@ from torch import Tensor
 from retriever.distributed.ranks import gather_rows, gather_sizes, rank
 from retriever.encoder.tokens import TokenizedTexts
 from retriever.losses.query_blocks import in_query_blocks
+
+
+@dataclass(frozen=True)
+class BatchNeeds:
+    """What an objective needs of a batch, beside queries, lists and teacher scores.
+
+    Attributes:
+        labels: one labelled positive of each query, drawn anew every epoch, among the passages.
+        all_labels: all labelled positives of each query among the passages.
+        frozen_passages: embeddings of the passages by the base model, in place of their tokens.
+    """
+
+    labels: bool = False
+    all_labels: bool = False
+    frozen_passages: bool = False
 
 
 @dataclass
@@ -27,8 +42,8 @@ class RetrievalBatch:
         list_index: int64 [Q, K] into the P passages, best first by the teacher.
         list_mask: bool [Q, K], False where a list is shorter than K.
         teacher_scores: float32 [Q, K], normalised; 0 where masked.
-        positive_index: int64 [Q] into the P passages: the labelled positive to train on; −1 where there is none, or the
-            objective uses no labels.
+        positive_index: int64 [Q] into the P passages: the labelled positive to train on; −1 where there is none, or
+            :class:`BatchNeeds` asks for no labels.
         labelled_keys: int64 [Q, M], the passage keys of all labelled positives, padded with −1.
     """
 
@@ -62,11 +77,11 @@ class Pool:
 
     Attributes:
         embeddings: [P', D], with gradient to the rank that encoded them.
-        keys: int64 [P'], equal for equal passages (one that two ranks hold stands twice, with equal keys).
-        counts: float32 [P'], in how many candidate sets of the holding rank a passage stands. A query's candidate set
+        keys: int64 [P'], equal for equal passages; a passage that two ranks hold is in the pool twice.
+        counts: float32 [P'], how many candidate sets of the rank that holds it a passage is in. A query's candidate set
             is its list and the labelled positive it trains on. Summed over equal keys this is the count over the whole
             batch, so that log-sum-exp over rows counts as one process with all lists would.
-        offset: where this rank's own passages begin.
+        offset: where this rank's passages begin.
     """
 
     embeddings: Tensor
@@ -76,9 +91,9 @@ class Pool:
 
     @property
     def once_each(self) -> Tensor:
-        """Counts [P'] by which the rows of one passage (one row per rank that holds it) sum to 1, float32.
+        """Compute counts, float32 [P'], that add up to 1 over the rows of one passage (one per rank that holds it).
 
-        Passages that stand in no candidate set have 0.
+        They are 0 for a passage that is in no candidate set.
         """
         distinct, column_of, rows = torch.unique(self.keys, return_inverse=True, return_counts=True)
         present = torch.zeros(len(distinct), device=self.counts.device).index_add(0, column_of, self.counts) > 0
@@ -87,7 +102,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """What an objective sees: the fields of :class:`RetrievalBatch`, with embeddings in place of tokens.
+    """A batch as an objective gets it: the fields of :class:`RetrievalBatch`, with embeddings in place of tokens.
 
     Attributes:
         queries: float32 [Q, D].
@@ -106,7 +121,7 @@ class EncodedBatch:
 
     @cached_property
     def list_scores(self) -> Tensor:
-        """The student's scores of each query's own list, [Q, K]; arbitrary where masked."""
+        """Score each query's list by the student, [Q, K]; arbitrary where masked."""
 
         def scores(queries: Tensor, list_index: Tensor) -> Tensor:
             return torch.einsum("qd,qkd->qk", queries, self.passages[list_index])
@@ -116,7 +131,7 @@ class EncodedBatch:
 
     @property
     def teacher_top1(self) -> Tensor:
-        """The passage of each list that the teacher scores best (the first of tied ones), int64 [Q] into the P."""
+        """Find the passage of each list that the teacher scores best (the first of tied ones), int64 [Q] into the P."""
         best = self.teacher_scores.masked_fill(~self.list_mask, float("-inf")).argmax(1, keepdim=True)
         return self.list_index.gather(1, best).squeeze(1)
 
@@ -141,7 +156,7 @@ class EncodedBatch:
 
 
 def membership_mask(keys: Tensor, chosen: Tensor, unique: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """Which columns hold one of a query's chosen passages.
+    """Mark the columns that hold one of a query's chosen passages.
 
     Args:
         keys: int64 [P'], the passages of the columns, not negative; equal keys may occur.

@@ -1,4 +1,4 @@
-"""What an objective does to a batch: its parts' gradients, agreement with the teacher, how embeddings are spread.
+"""Diagnostics of a training batch: gradients of an objective's parts, agreement with the teacher, embedding spread.
 
 Pure functions, and :class:`WholeBatch`, which puts the rows of all ranks together. ``Q`` queries, ``K`` passages of a
 list, ``D`` dimensions. Nothing here draws from torch's global generator or changes a gradient.
@@ -35,23 +35,23 @@ class WholeBatch:
         self.share = len(batch.queries) / sum(self._queries)
 
     def of_queries(self, rows: Tensor) -> Tensor:
-        """A row for each of this rank's queries → one for each of all queries, in rank order."""
+        """Gather rows of this rank's queries into rows of all queries, in rank order."""
         return gather_rows(rows, self._queries)
 
     def passage_sums(self, rows: Tensor) -> Tensor:
-        """A row [P, …] for each of this rank's passages → one for each distinct one, summed where ranks share it."""
+        """Gather rows [P, …] of this rank's passages into one row for each distinct passage, summed over ranks."""
         rows = gather_rows(rows, self._passages)
         return rows.new_zeros(len(self._distinct), *rows.shape[1:]).index_add_(0, self._place, rows)
 
     def passage_means(self, rows: Tensor) -> Tensor:
-        """Likewise for rows [P, D], averaged where ranks share a passage."""
+        """Gather rows [P, D] likewise, averaged over the ranks that share a passage."""
         return self.passage_sums(rows) / self._times.unsqueeze(1)
 
 
 def embedding_gradients(
     parts: Mapping[str, Tensor], batch: EncodedBatch, whole: WholeBatch
 ) -> dict[str, dict[str, Tensor]]:
-    """Gradient of each part of an objective with respect to the embeddings, of all ranks.
+    """Compute the gradient of each part of an objective with respect to the embeddings, of all ranks.
 
     The backward pass stops at the embeddings, so nothing is encoded again, and it leaves graph and ``grad`` as they
     are. Parts are taken as the objective returns them, without the weights that they have in the loss.
@@ -82,7 +82,7 @@ def embedding_gradients(
 
 
 def norms_and_cosines(gradients: Mapping[str, Tensor]) -> tuple[dict[str, float], dict[tuple[str, str], float]]:
-    """Euclidean norm of each gradient, and the cosine of each two that are not 0.
+    """Compute the Euclidean norm of each gradient, and the cosine of each two that are not 0.
 
     Args:
         gradients: name → tensor, all of one shape.
@@ -93,7 +93,7 @@ def norms_and_cosines(gradients: Mapping[str, Tensor]) -> tuple[dict[str, float]
 
 
 def kendall_tau_b(scores: Tensor, teacher_scores: Tensor, list_mask: Tensor) -> Tensor:
-    """Kendall's rank correlation of student and teacher over each list, corrected for ties.
+    """Compute Kendall's rank correlation of student and teacher over each list, corrected for ties.
 
     (C − D) / √((n − t_s)(n − t_t)): C concordant, D discordant and n all pairs, t_s and t_t pairs that the student or
     the teacher ties (Kendall 1945, "The treatment of ties in ranking problems", Biometrika 33(3), 239–251).
@@ -122,7 +122,7 @@ def kendall_tau_b(scores: Tensor, teacher_scores: Tensor, list_mask: Tensor) -> 
 
 
 def top1_agreement(scores: Tensor, teacher_scores: Tensor, list_mask: Tensor) -> Tensor:
-    """Whether the student's first is the teacher's, of each list; any of those that the teacher ties at the top is.
+    """Tell of each list whether the student's first passage is the teacher's, or one that the teacher ties with it.
 
     Args:
         scores: the student's, [Q, K]; values where ``list_mask`` is False are not looked at.
@@ -138,7 +138,7 @@ def top1_agreement(scores: Tensor, teacher_scores: Tensor, list_mask: Tensor) ->
 
 
 def teacher_entropy(teacher_scores: Tensor, list_mask: Tensor, temperature: float) -> Tensor:
-    """Entropy of softmax(teacher / temperature) over each list, in nats: −Σ p log p.
+    """Compute the entropy of softmax(teacher / temperature) over each list, in nats: −Σ p log p.
 
     Args:
         teacher_scores: [Q, K]; values where ``list_mask`` is False are not looked at.
@@ -152,13 +152,13 @@ def teacher_entropy(teacher_scores: Tensor, list_mask: Tensor, temperature: floa
 
 
 def duplicate_share(keys: Tensor) -> Tensor:
-    """Share of entries whose value stands in another entry too: int64 [n] → a number in [0, 1]."""
+    """Compute the share of entries, int64 [n], whose value occurs more than once: a number in [0, 1]."""
     _, place, times = torch.unique(keys, return_inverse=True, return_counts=True)
     return (times[place] > 1).float().mean()
 
 
 def anisotropy(embeddings: Tensor) -> Tensor:
-    """Mean cosine of two different rows: 0 where directions are spread evenly, 1 where they are one.
+    """Compute the mean cosine of two different rows: 0 for directions spread evenly, 1 for one direction.
 
     (‖Σ x‖² − n) / (n(n − 1)) of the normalised rows, so all pairs are counted in O(nD) (Ethayarajh 2019, arXiv
     1909.00512, estimates it from random pairs).
@@ -174,11 +174,13 @@ def anisotropy(embeddings: Tensor) -> Tensor:
 
 
 def uniformity(embeddings: Tensor, most: int = 1024) -> Tensor:
-    """log of the mean of e^{−2‖x − y‖²} over pairs of different rows, normalised (Wang & Isola 2020, arXiv 2005.10242).
+    """Compute the log of the mean of e^{−2‖x − y‖²} over pairs of different normalised rows.
+
+    The uniformity of Wang & Isola 2020, arXiv 2005.10242.
 
     Args:
         embeddings: [n, D], not zero.
-        most: of more rows than this, so many are drawn, always the same ones.
+        most: where there are more rows, this number of them is drawn, always the same ones.
 
     Returns:
         A number from −8 (not reached) to 0, where all rows point one way; lower is more uniform. nan for n < 2.
@@ -193,7 +195,9 @@ def uniformity(embeddings: Tensor, most: int = 1024) -> Tensor:
 
 
 def alignment(queries: Tensor, positives: Tensor) -> Tensor:
-    """Squared distance of each query from its positive, both normalised (Wang & Isola 2020, arXiv 2005.10242; α = 2).
+    """Compute the squared distance of each normalised query from its normalised positive.
+
+    The alignment of Wang & Isola 2020, arXiv 2005.10242, with α = 2.
 
     Args:
         queries: [Q, D].

@@ -1,4 +1,4 @@
-"""The one error class for what a user can mend."""
+"""The one error class for what a user can correct, and the sentences of its messages."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -6,10 +6,10 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """Something in the data, the configuration or the machine that the user can mend.
+    """Something in the data, the configuration or the machine that the user can correct.
 
-    The message is complete by itself: what stands where, what was expected, what to do. The commands
-    under ``experiments`` print it without a stack trace.
+    The message is complete by itself: what is wrong where, what was expected, what to do. The commands under
+    ``experiments`` print it without a stack trace.
     """
 
 
@@ -24,7 +24,7 @@ def choose(what: str, value: Any, valid: Iterable[str]) -> str:
 
 
 def did_you_mean(wrong: object, valid: Iterable[str]) -> str:
-    """A sentence, with a blank before it, that names the nearest of ``valid``; empty where none is near."""
+    """Write a sentence, with a blank before it, that names the nearest of ``valid``; empty where none is near."""
     near = get_close_matches(str(wrong), valid, n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
 
@@ -43,7 +43,7 @@ def require_text(what: str, value: Any) -> None:
 
 
 def how_to_quote(value: Any) -> str:
-    """A sentence, with a blank before it, where text was expected and a number or truth value stands; else empty."""
+    """Write a sentence, with a blank before it, on how to quote a number or truth value as text; empty for others."""
     number = next((v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int | float)), None)
     if number is None:
         return ""
@@ -51,6 +51,6 @@ def how_to_quote(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value for messages, cut short."""
+    """Write a value for messages, cut short."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -1,23 +1,21 @@
-"""QueryListModule: how anything is trained on query lists. RetrieverModule: all that is common to the objectives."""
+"""QueryListModule trains anything on query lists; RetrieverModule adds what all objectives of text encoders share."""
 
 from __future__ import annotations
 
-import copy
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
 
-import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics.retrieval import RetrievalNormalizedDCG
 
-from retriever.batch import EncodedBatch, RetrievalBatch
+from retriever.batch import BatchNeeds, EncodedBatch, RetrievalBatch
 from retriever.cross_encoder.cross_encoder import PairSpec
 from retriever.diagnostics import top1_agreement
 from retriever.distributed.ranks import sum_over_ranks, world_size
-from retriever.distributed.sharding import gather_weights, release_weights, shard, whole_weights
+from retriever.distributed.sharded_module import ShardedModule
 from retriever.encoder.encoding import encode
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.encoder.tokens import TokenizedTexts, micro_batches, padding_share
@@ -25,6 +23,7 @@ from retriever.errors import InputError, choose, require_positive
 from retriever.losses.listwise import listwise_distillation
 from retriever.losses.matryoshka import Matryoshka
 from retriever.schedule import DECAYS, default_warmup, learning_rate_factor
+from retriever.work import Encoded, Work
 
 # The paper's temperatures; dev/kl is measured at these whatever the objective trains with, so that runs compare.
 STUDENT_TEMPERATURE, TEACHER_TEMPERATURE = 0.05, 0.3
@@ -41,41 +40,15 @@ _EXAMPLE = EncodedBatch(
 )
 
 
-class Encoded(NamedTuple):
-    """How much was encoded.
+class QueryListModule(ShardedModule):
+    """Trains an encoder on batches of query lists: optimiser, schedule, weighting of ranks, logging.
+
+    One training step is :meth:`training_step`. A subclass defines :meth:`losses` and ``validation_step``, and counts in
+    ``_encoded`` what they encoded.
 
     Attributes:
-        passages: passages; for a cross-encoder, pairs.
-        texts: passages and queries; for a cross-encoder, pairs.
-        tokens: tokens of these texts, special tokens included, padding not.
-    """
-
-    passages: int = 0
-    texts: int = 0
-    tokens: int = 0
-
-
-class Work(NamedTuple):
-    """Numbers of texts to encode, of pairs to score, and of inner products of a query and a passage in a search."""
-
-    queries: float = 0
-    passages: float = 0
-    pairs: float = 0
-    products: float = 0
-
-    def __add__(self, other: Work) -> Work:  # type: ignore[override]
-        """The sums."""
-        return Work(*map(sum, zip(self, other, strict=True)))
-
-
-class QueryListModule(L.LightningModule):
-    """Optimiser, schedule, rank weights and logging of whatever is trained on batches of query lists.
-
-    A subclass defines :meth:`losses` and ``validation_step``, and keeps in ``_encoded`` what they had encoded.
-
-    Attributes:
-        encoded_in_step: what all ranks together encoded in the last training step.
-        trained_side: what learns, in words.
+        encoded_in_step: how much all ranks together encoded in the last training step.
+        trained_side: what is trained, in words.
 
     Args:
         encoder: what is trained.
@@ -91,8 +64,6 @@ class QueryListModule(L.LightningModule):
 
     trained_side = "pairs of query and passage"
     train_passage_encoder = True
-    uses_labels = False  # batches then hold one labelled positive of each query
-    uses_all_labels = False  # and here all of them
 
     def __init__(
         self,
@@ -127,74 +98,32 @@ class QueryListModule(L.LightningModule):
         self.encoded_in_step = self._encoded = Encoded()
         self._dev_lists = 0
         self._of_step = -1, 0, torch.zeros(0)  # optimiser step, its queries up to now, means over them
-        self._whole_encoder: list[torch.nn.Module] | None = None
 
-    def configure_model(self) -> None:
-        """Under FSDP (``trainer=fsdp``), spread the encoder over the ranks.
-
-        Raises:
-            InputError: a temperature is learned; FSDP shards no scalars.
-        """
-        if self.device_mesh is None:
-            return
-        if self._whole_encoder is not None:
-            release_weights(self.encoder)  # the optimiser is made next, and a validation before may have gathered them
-            return
-        if any(p.requires_grad and p.ndim == 0 for p in self.parameters()):
-            raise InputError("module.learnable_temperature: FSDP cannot shard a scalar. Fix it, or train under DDP.")
-        self.encoder.cpu()  # evaluation may have moved it; the copy waits there, and what is sharded moves back
-        # a list, so that it is no part of this module
-        self._whole_encoder = [copy.deepcopy(self.encoder)] if self.trainer.is_global_zero else []
-        shard(self.encoder, self.trainer.strategy.root_device)
-
-    def on_validation_start(self) -> None:
-        """Under FSDP, have whole weights wherever something is encoded: ranks encode different numbers of texts."""
-        gather_weights(self.encoder)
-
-    def on_train_batch_start(self, batch: RetrievalBatch, batch_idx: int) -> None:
-        """Likewise; saving a checkpoint took them apart."""
-        gather_weights(self.encoder)
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Under FSDP, clip and step with the shares."""
-        release_weights(self.encoder)
-
-    def on_train_batch_end(self, outputs: Tensor, batch: RetrievalBatch, batch_idx: int) -> None:
-        """Under FSDP, have whole weights for what callbacks encode."""
-        gather_weights(self.encoder)
-
-    def end_sharding(self) -> None:
-        """Under FSDP, give the first rank a whole encoder on the CPU, with the weights as they are; training is over.
-
-        All ranks must take part.
-        """
-        if self._whole_encoder is None:
-            return
-        weights = whole_weights(self.encoder)
-        for encoder in self._whole_encoder:
-            encoder.load_state_dict(weights)
-            self.encoder = encoder
+    @property
+    def needs(self) -> BatchNeeds:
+        """Declare what batches must hold; :class:`~datamodules.QueryListDataModule` is given it."""
+        return BatchNeeds()
 
     def losses(self, batch: RetrievalBatch) -> dict[str, Tensor]:
-        """Name → scalar; each a mean over the batch's own queries. ``loss`` is minimised, the others are logged."""
+        """Compute name → scalar, each a mean over this rank's queries; ``loss`` is minimised, all are logged."""
         raise NotImplementedError
 
     def shares(self, batch: RetrievalBatch) -> dict[str, float]:
-        """Name → what else is logged of a training step."""
+        """Compute name → number of what else a training step logs."""
         return {}
 
     def training_step(self, batch: RetrievalBatch, batch_idx: int) -> Tensor:
-        """The loss of one batch; what is logged are means over the queries of all ranks.
+        """Compute the loss of one batch, and log means over the queries of all ranks.
 
-        DDP averages gradients over ranks, which may hold different numbers of queries; weighted by this rank's share
-        of them, the average is the gradient of the mean over all.
+        DDP averages gradients over ranks, which may hold different numbers of queries. This rank's loss is therefore
+        weighted by its share of the queries: then the average is the gradient of the mean over all queries.
 
         Raises:
             InputError: the loss of a rank is not finite; all ranks raise it.
         """
         parts, shares = self.losses(batch), self.shares(batch)
-        own = torch.stack([torch.as_tensor(v, device=self.device).detach() for v in (parts | shares).values()])
-        queries, means = self._over_ranks(len(batch), own)
+        values = torch.stack([torch.as_tensor(v, device=self.device).detach() for v in (parts | shares).values()])
+        queries, means = self._over_ranks(len(batch), values)
         found = dict(zip(parts | shares, self._over_batches(queries, means), strict=True))
         if not torch.isfinite(found["loss"]):
             of_this = f"the queries {', '.join(batch.query_ids)} of {batch.corpus}"
@@ -208,7 +137,15 @@ class QueryListModule(L.LightningModule):
         return parts["loss"] * (len(batch) * world_size() / queries)
 
     def _over_ranks(self, queries: int, values: Tensor) -> tuple[int, Tensor]:
-        """Queries of all ranks, and means over them of values [n] that are means over this rank's; counts texts."""
+        """Average over the queries of all ranks, and count what all ranks encoded.
+
+        Args:
+            queries: of this rank.
+            values: means over them, [n].
+
+        Returns:
+            The number of queries of all ranks, and the means over them, [n].
+        """
         self.encoded_in_step = self._encoded
         if world_size() == 1:
             return queries, values
@@ -219,7 +156,7 @@ class QueryListModule(L.LightningModule):
         return total, (sums[len(counts) :] / total).to(values.dtype)
 
     def _over_batches(self, queries: int, means: Tensor) -> Tensor:
-        """Means over the batches of this optimiser step up to this one; Lightning writes what the last one logs."""
+        """Average over the batches of this optimiser step so far; Lightning writes what the last of them logs."""
         step, before, mean = self._of_step
         if step != self.global_step:
             before, mean = 0, torch.zeros_like(means)
@@ -228,16 +165,16 @@ class QueryListModule(L.LightningModule):
         return mean
 
     def dev_metrics(self) -> list[str] | None:
-        """Names, without ``dev/``, that a validation logs; None where that is not known before one."""
+        """Return the names, without ``dev/``, that a validation logs; None where they are not known before one."""
         return None
 
     def work(self, lists: float, passages: float, labels: float, dev: bool = False) -> Work:
-        """What a batch has encoded.
+        """Count what is encoded for a batch.
 
         Args:
-            lists: of the batch.
+            lists: number of lists of the batch.
             passages: distinct passages in them.
-            labels: labelled positives of a list, in the mean.
+            labels: labelled positives of a list, on average.
             dev: whether it is a batch of dev lists.
         """
         raise NotImplementedError
@@ -253,18 +190,18 @@ class QueryListModule(L.LightningModule):
             passages: as many.
 
         Returns:
-            Tokens of each text or pair, int64 [n]; and what encodes those in ``rows``.
+            Tokens of each text or pair, int64 [n]; and a function that encodes the texts or pairs of given rows.
         """
         raise NotImplementedError
 
     def on_validation_epoch_start(self) -> None:
-        """Number the dev lists from 0 again, and log all figures at the number of steps made, as results name them."""
+        """Number the dev lists from 0 again, and log all figures at the number of steps done, as results name them."""
         self._dev_lists = 0
-        # what Lightning takes as x axis; by itself it names the step before
+        # Lightning takes this as x axis; by itself it names the step before
         self.log_dict({"step": float(self.trainer.global_step), "epoch": float(self.trainer.current_epoch)})
 
     def dev_numbers(self, batch: RetrievalBatch) -> Tensor:
-        """A number for each dev list, unlike that of any other list of this validation: int64 [Q]."""
+        """Number dev lists, so that no two of a validation have one number: int64 [Q]."""
         numbers = torch.arange(len(batch), device=self.device) + self._dev_lists + (self.global_rank << 40)
         self._dev_lists += len(batch)
         return numbers
@@ -296,9 +233,9 @@ class QueryListModule(L.LightningModule):
 
 
 class RetrieverModule(QueryListModule):
-    """Encoder, optimiser, encoding in checkpointed micro-batches, ranks, logging and dev-list metrics.
+    """Trains a text encoder: adds to :class:`QueryListModule` encoding in checkpointed micro-batches and dev metrics.
 
-    A subclass defines :meth:`objective` and nothing else.
+    A subclass defines :meth:`objective`, and :attr:`needs` where it reads labels.
 
     Attributes:
         watch: called in a training step with the embedded batch and the parts of the objective, before the backward
@@ -309,7 +246,7 @@ class RetrieverModule(QueryListModule):
         train_passage_encoder: False keeps the passage side as it is (index-preserving): passage embeddings then come
             with the batch, and only the query side learns.
         matryoshka_dimensions: train these prefixes of the embeddings too (see :mod:`retriever.losses.matryoshka`);
-            metrics stay those of the whole embeddings. None trains the whole alone.
+            metrics stay those of the whole embeddings. None trains only the whole.
         matryoshka_weights: a weight for each of these dimensions; None gives each 1, as the whole has.
         **common: arguments of :class:`QueryListModule`.
     """
@@ -336,23 +273,27 @@ class RetrieverModule(QueryListModule):
         self.dev_ndcg = RetrievalNormalizedDCG(top_k=10, empty_target_action="skip")
 
     @property
-    def uses_labels(self) -> bool:
-        """Whether the objective looks at ``positive_index``; batches then hold labelled positives."""
-        return False
+    def needs(self) -> BatchNeeds:
+        """Declare what batches must hold; an objective that looks at ``positive_index`` adds ``labels``."""
+        labels = getattr(self, "uses_labels", False)  # how objectives said it before
+        if labels:
+            said = f"{type(self).__name__}.uses_labels counts in this release alone: say it in its property needs."
+            warnings.warn(said, FutureWarning, stacklevel=2)
+        return BatchNeeds(labels=labels, frozen_passages=not self.train_passage_encoder)
 
     def objective(self, batch: EncodedBatch) -> dict[str, Tensor]:
-        """Name → scalar; each a mean over the batch's own queries. ``loss`` is minimised, the others are logged."""
+        """Compute name → scalar, each a mean over this rank's queries; ``loss`` is minimised, all are logged."""
         raise NotImplementedError
 
     def dev_metrics(self) -> list[str] | None:
-        """The parts of the objective, as it names them for two made-up queries, and what stands beside them."""
+        """See :class:`QueryListModule`; the parts are those that the objective returns for two made-up queries."""
         if self.matryoshka is not None:  # its parts are named by the encoder's width
             return None
-        if type(self).validation_step is not RetrieverModule.validation_step:  # it may log others
+        if type(self).validation_step is not RetrieverModule.validation_step:  # a user's may log other names
             return None
         try:
             parts = self._objective_in_full_precision(_EXAMPLE)
-        except Exception:  # an objective of a user's that cannot do without a real batch
+        except Exception:  # a user's objective may need a real batch
             return None
         return [*parts, "kl", "top1_agreement", "teacher_ndcg@10"]
 
@@ -376,7 +317,16 @@ class RetrieverModule(QueryListModule):
         return tokens.lengths, lambda rows: self.encode(tokens.select(rows))
 
     def encode_batch(self, batch: RetrievalBatch) -> EncodedBatch:
-        """Embed the queries and, unless their embeddings are given, the distinct passages, in one schedule."""
+        """Embed the queries and, unless their embeddings are given, the distinct passages, in one schedule.
+
+        Raises:
+            InputError: the passage encoder is frozen, and the batch has no passage embeddings.
+        """
+        if not self.train_passage_encoder and batch.passage_embeddings is None:
+            raise InputError(
+                "module.train_passage_encoder is false, but batches hold no passage embeddings. Give the data module "
+                "what the module needs: data.needs = module.needs."
+            )
         texts = self._texts(batch)
         self._encoded = Encoded(len(texts) - len(batch), len(texts), int(texts.lengths.sum()))
         embeddings = self.encode(texts)
@@ -395,15 +345,15 @@ class RetrieverModule(QueryListModule):
         )
 
     def encode(self, texts: TokenizedTexts) -> Tensor:
-        """Embeddings of texts, float32 [n, D], in micro-batches."""
+        """Embed texts in micro-batches, float32 [n, D]."""
         return encode(self.encoder, texts, self.token_budget, kept_tokens=self.kept_tokens)
 
     def _texts(self, batch: RetrievalBatch) -> TokenizedTexts:
-        """What is encoded for a batch: its queries and, unless their embeddings are given, its passages."""
+        """Collect what is encoded for a batch: its queries and, unless their embeddings are given, its passages."""
         return batch.queries if batch.passages is None else TokenizedTexts.concatenate([batch.queries, batch.passages])
 
     def losses(self, batch: RetrievalBatch) -> dict[str, Tensor]:
-        """The objective of the embedded batch."""
+        """Embed the batch and compute the objective."""
         encoded = self.encode_batch(batch)
         parts = self._objective_in_full_precision(encoded)
         if self.watch is not None:
@@ -411,7 +361,7 @@ class RetrieverModule(QueryListModule):
         return parts
 
     def shares(self, batch: RetrievalBatch) -> dict[str, float]:
-        """Distinct passages of all that the lists name; padding of all tokens that are encoded."""
+        """Compute the share of list entries that are distinct passages, and of encoded tokens that are padding."""
         lengths, padding = self._texts(batch).lengths, 0.0
         if not self.encoder.packed:
             parts = micro_batches(lengths, self.token_budget, on_gpu=self.device.type != "cpu")
@@ -419,7 +369,7 @@ class RetrieverModule(QueryListModule):
         return {"distinct_share": len(batch.passage_keys) / int(batch.list_mask.sum()), "padding_share": padding}
 
     def validation_step(self, batch: RetrievalBatch, batch_idx: int) -> None:
-        """The objective and the agreement with the teacher, on dev lists."""
+        """Log the objective and the agreement with the teacher, on dev lists."""
         encoded = self.encode_batch(batch)
         parts = self._objective_in_full_precision(encoded)
         with torch.autocast(encoded.queries.device.type, enabled=False):

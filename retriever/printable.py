@@ -1,4 +1,4 @@
-"""Texts of others on a terminal: what would steer it is shown, and not sent."""
+"""Makes texts from elsewhere safe to print: control characters are shown, and do not reach the terminal."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u
 
 
 def printable(text: str) -> str:
-    r"""A text with its control characters written as Python writes them: ``\x1b`` for an escape."""
+    r"""Write a text's control characters as Python writes them: ``\x1b`` for an escape."""
     return _STEERING.sub(lambda found: repr(found[0])[1:-1] if ord(found[0]) > 31 else f"\\x{ord(found[0]):02x}", text)
 
 
 class PrintableFormatter(logging.Formatter):
-    """Log lines that steer no terminal, whatever they tell of."""
+    """Formats log lines without control characters, whatever they quote."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Format a record as one printable line."""
         return printable(super().format(record))

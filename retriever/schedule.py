@@ -4,14 +4,14 @@ DECAYS = ("to_floor", "to_zero")
 
 
 def default_warmup(steps_per_epoch: int, total_steps: int) -> int:
-    """Warm-up steps of the paper, max(10, half an epoch), but never above a quarter of a short run."""
+    """Compute the paper's warm-up steps, max(10, half an epoch), but at most a quarter of a short run."""
     return max(1, min(max(10, steps_per_epoch // 2), total_steps // 4))
 
 
 def learning_rate_factor(
     step: int, warmup_steps: int, total_steps: float, floor: float, decay: str = "to_floor"
 ) -> float:
-    """What the base learning rate is multiplied with.
+    """Compute the factor of the base learning rate.
 
     Args:
         step: optimiser steps done before this one; the first step has 0 and gets 1/warmup_steps, not 0.

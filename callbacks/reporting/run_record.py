@@ -22,7 +22,8 @@ from callbacks.evaluation.metrics import METRICS
 from callbacks.reliability.best_checkpoint import best_checkpoint_step
 from callbacks.reporting.results import RESULTS
 from datamodules.storage.files import write_json
-from retriever.module import Encoded, QueryListModule
+from retriever.module import QueryListModule
+from retriever.work import Encoded
 
 _SAME = (
     "The same seed gives the same figures, to the bit, with the same code, packages, inputs, processor and number of "

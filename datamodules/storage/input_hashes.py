@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from retriever.pretrained.packaged import file_sha256
+from retriever.hashing import file_sha256
 
 _COARSEST_NS = 2_000_000_000  # between two times that a file system tells apart: FAT's two seconds
 _known: dict[str, tuple[tuple[int, ...], str]] = {}  # path → state, SHA-256

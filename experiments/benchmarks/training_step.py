@@ -25,7 +25,7 @@ from datamodules.corpus import Corpus, find_dataset, find_file, load_corpus
 from datamodules.query_lists import open_query_lists
 from experiments.benchmarks.flops import forward_flops
 from experiments.benchmarks.measuring import autocast, matmul_rate, measure
-from retriever.batch import EncodedBatch, RetrievalBatch
+from retriever.batch import BatchNeeds, EncodedBatch, RetrievalBatch
 from retriever.encoder.text_encoder import TextEncoder, set_dropout
 from retriever.encoder.tokens import TokenizedTexts, micro_batches, padding_share
 from retriever.errors import InputError, choose
@@ -85,7 +85,7 @@ class Lists:
         """The first ``count`` lists as a batch."""
         if count > len(self.places):
             raise InputError(f"step.cases: {count} lists asked for; the files hold {len(self.places)}.")
-        return ListBatches(self.sources, self.list_length, "top", with_labels=False)[Draw(self.places[:count], (0,))]
+        return ListBatches(self.sources, self.list_length, "top", BatchNeeds())[Draw(self.places[:count], (0,))]
 
     def texts(self, batch: RetrievalBatch) -> tuple[list[str], list[list[str]]]:
         """Queries [Q] and, column by column, the passages [K][Q] of a batch's lists."""

@@ -25,7 +25,6 @@ PROJECT = (
     "retriever.teachers",
     "datamodules.QueryListDataModule",
     "datamodules.pipeline.engines.choose_engine",
-    "datamodules.pipeline.stages.score",
     "callbacks.BeirEvaluation",
     "callbacks.RerankEvaluation",
 )

@@ -15,8 +15,9 @@ from datamodules import QueryListDataModule
 from datamodules.caches import find_tokens, has_embeddings
 from datamodules.corpus import Corpus
 from experiments.plan.steps import Steps
-from retriever.module import QueryListModule, Work
+from retriever.module import QueryListModule
 from retriever.search import exact_search
+from retriever.work import Work
 
 _SAMPLE = 256  # texts whose lengths speak for all
 _MEASURED = 0.25  # seconds that a measurement should last

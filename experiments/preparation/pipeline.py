@@ -32,7 +32,7 @@ from datamodules.pipeline.stages.filter import Filter
 from datamodules.pipeline.stages.generate import Generate
 from datamodules.pipeline.stages.mine import Bm25, Dense, Mine, Searcher
 from datamodules.pipeline.stages.sample import Sample
-from datamodules.pipeline.stages.score import Ensemble, RunFusion, Score
+from datamodules.pipeline.stages.score import Score
 from datamodules.pipeline.stages.split import Split
 from datamodules.pipeline.stages.stage import Output, Shard, Stage, find_output, run_stage
 from experiments.cli.targets import check_arguments, check_settings
@@ -40,8 +40,8 @@ from experiments.preparation.settings import STAGES, JudgedSplit, PrepareSetting
 from experiments.settings.encoders import SPECS
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError, choose
-from retriever.pretrained.packaged import file_sha256
-from retriever.teachers import Teacher
+from retriever.hashing import file_sha256
+from retriever.teachers import Ensemble, Teacher
 from retriever.typed import read_settings, read_top
 
 log = logging.getLogger(__name__)
@@ -123,8 +123,7 @@ class Pipeline:
         self.outputs = {}
         named = {"filter.consistency_retrievers": self.config.filter.consistency_retrievers or ()}
         if "score" in self.names:
-            members = self._teacher.members if isinstance(self._teacher, Ensemble) else {"teacher": self._teacher}
-            named |= {f"{n}.weights": t.weights or () for n, t in members.items() if isinstance(t, RunFusion)}
+            named |= {f"{n}.weights": t.retrievers or () for n, t in Ensemble.of(self._teacher).members.items()}
         for setting, retrievers in named.items():
             for retriever in retrievers:
                 choose(f"{setting}: the retriever", retriever, self.config.mine.retrievers)
@@ -150,9 +149,8 @@ class Pipeline:
             for name, retriever in self._retrievers.items():
                 lines[f"retriever {name}"] = retriever.describe()
         if "score" in names:
-            made = self._teacher.members if isinstance(self._teacher, Ensemble) else {"": self._teacher}
-            for name, teacher in made.items():
-                lines[f"teacher {name}".strip()] = _said_of(teacher)
+            for name, teacher in Ensemble.of(self._teacher).members.items():
+                lines["teacher" if teacher is self._teacher else f"teacher {name}"] = str(teacher)
         if "split" in names and config.split.leak_guard != "off":
             sets = [f"{data.name} ({len(data.queries):,} queries)" for data, _ in self._evaluation_sets]
             lines["leak guard"] = f"protects {', '.join(sets) or 'nothing'}"
@@ -312,7 +310,7 @@ class Pipeline:
         return {name: self._retriever(name) for name in self.config.mine.retrievers}
 
     @cached_property
-    def _teacher(self) -> Teacher | RunFusion | Ensemble:
+    def _teacher(self) -> Teacher:
         return instantiate(self.config.teacher)
 
     @cached_property
@@ -321,14 +319,3 @@ class Pipeline:
 
     def _on_device(self, config: DictConfig) -> TextEncoder:
         return instantiate(config).to(self.config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def _said_of(teacher: Any) -> str:
-    """Where a teacher's weights come from, and what else decides its scores."""
-    facts = {k: v for k, v in teacher.provenance().items() if v is not None}
-    if not isinstance(facts.get("weights"), dict):  # a hash; a fusion's are numbers by retriever
-        facts.pop("weights", None)
-    origin = getattr(teacher, "origin", None)
-    if origin is not None:
-        facts.pop("name", None)
-    return ", ".join([*([origin] if origin else []), *(f"{k} {v}" for k, v in facts.items())])

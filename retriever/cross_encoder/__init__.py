@@ -1,4 +1,4 @@
-"""Cross-encoder, and the module that trains it."""
+"""A cross-encoder, and the module that trains it."""
 
 from retriever.cross_encoder.cross_encoder import CrossEncoder
 

@@ -46,23 +46,23 @@ class PairSpec:
                 raise InputError(f"encoder.{name} is {getattr(self, name)}; it must be at least 3 tokens.")
 
     def prompt(self, kind: str) -> str:
-        """Cross-encoders have no prompts."""
+        """Return the empty text: cross-encoders have no prompts."""
         return ""
 
     def max_length(self, kind: str) -> int:
-        """The longest ``query`` or ``passage`` alone, in tokens."""
+        """Return the most tokens of a ``query`` or ``passage`` alone."""
         return self.query_max_length if choose("kind", kind, KINDS) == "query" else self.passage_max_length
 
 
 @dataclass(frozen=True)
 class _Template:
-    """What a tokenizer puts around two texts: token ids, and token types in the order of the parts."""
+    """The token ids that a tokenizer puts around two texts, and token types in the order of the parts."""
 
     before: np.ndarray
     between: np.ndarray
     behind: np.ndarray
     types: tuple[np.ndarray, int, np.ndarray, int, np.ndarray] | None
-    lead: int  # special tokens before and behind a text alone
+    lead: int  # special tokens before and after a text alone
     tail: int
 
     @property
@@ -82,7 +82,7 @@ class Pairs:
 
 
 class CrossEncoder(nn.Module):
-    """A query and a passage to one logit; higher is more relevant.
+    """Scores a query and a passage by one logit; higher is more relevant.
 
     Args:
         backbone: a ``transformers`` sequence classifier with ``num_labels=1``.
@@ -153,8 +153,8 @@ class CrossEncoder(nn.Module):
             trust_remote_code: run the Python code that the model folder brings. Off unless asked for.
             attention: attention implementation of ``transformers``; None takes ``sdpa``, or ``eager`` where the
                 backbone has no other.
-            dropout: probability set in every dropout layer; None keeps the model's own.
-            **spec: fields of :class:`PairSpec`; None takes the preset's, where ``model`` is its own, or else the
+            dropout: probability set in every dropout layer; None keeps those of the model's configuration.
+            **spec: fields of :class:`PairSpec`; None takes the preset's, where it is about ``model``, or else the
                 default, lowered to what the model can read.
 
         Raises:
@@ -207,11 +207,11 @@ class CrossEncoder(nn.Module):
 
     @property
     def pad_id(self) -> int:
-        """The token id that fills a micro-batch; masked, so any that the backbone knows will do."""
+        """Return the token id that fills a micro-batch; masked, so any id that the backbone knows will do."""
         return padding_token(self.tokenizer, self.backbone)[1]
 
     def tokenize(self, texts: Sequence[str], kind: str) -> TokenizedTexts:
-        """Token ids of texts of one kind alone, special tokens included, so that caches serve every kind of model."""
+        """Tokenise texts of one kind alone, special tokens included, so that caches serve every kind of model."""
         return TokenizedTexts.from_texts(self.tokenizer, texts, self.spec.max_length(kind))
 
     def pairs(
@@ -244,7 +244,7 @@ class CrossEncoder(nn.Module):
         return Pairs(tokens, TokenizedTexts(np.concatenate(types or [np.empty(0)]).astype(np.int32), offsets))
 
     def _bare(self, texts: TokenizedTexts, row: int) -> np.ndarray:
-        """Token ids of a text without its special tokens."""
+        """Return the token ids of a text without its special tokens."""
         return texts.ids[texts.offsets[row] + self._template.lead : texts.offsets[row + 1] - self._template.tail]
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
@@ -273,7 +273,7 @@ class CrossEncoder(nn.Module):
         return folder
 
     def fingerprint(self) -> str:
-        """SHA-256 over weights and configuration: equal if and only if equal pairs of tokens give equal logits."""
+        """Hash weights and configuration by SHA-256: equal if and only if equal pairs of tokens give equal logits."""
         origin = ("_name_or_path", "architectures", "sentence_transformers", "transformers_version")
         config = {key: value for key, value in self.backbone.config.to_dict().items() if key not in origin}
         digest = hashlib.sha256(json.dumps([config, asdict(self.spec)], sort_keys=True, default=str).encode())
@@ -288,7 +288,7 @@ def score_pairs(
     on_micro_batch: Callable[[int], None] | None = None,
     kept_tokens: int | None = None,
 ) -> Tensor:
-    """Score pairs in micro-batches of nearly one length; with gradient under checkpointing, as texts are encoded.
+    """Score pairs in micro-batches of nearly one length; with gradient, under checkpointing, as texts are encoded.
 
     Args:
         encoder: in whichever mode (train, eval) the caller wants.
@@ -312,12 +312,12 @@ def score_pairs(
 
 
 def _may_be_new(weight: str, backbone: str) -> bool:
-    """Whether a plain backbone, whose folder knows nothing of a classifier, may lack this weight."""
+    """Tell whether a plain backbone, whose folder holds no classifier, may lack this weight."""
     return not weight.startswith(backbone) or weight.startswith(f"{backbone}pooler.")
 
 
 def _template(tokenizer: PreTrainedTokenizerBase, backbone: nn.Module, name: str) -> _Template:
-    """Read the special tokens off a text alone and off a pair."""
+    """Find a tokenizer's special tokens in a tokenised text and a tokenised pair."""
     first, second = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("cells", "divide"))
     pair, alone = tokenizer("cells", "divide"), tokenizer("cells")["input_ids"]
     ids = pair["input_ids"]
@@ -344,6 +344,6 @@ def _template(tokenizer: PreTrainedTokenizerBase, backbone: nn.Module, name: str
 
 
 def _find(part: list[int], whole: list[int], start: int) -> int:
-    """Where ``part`` begins in ``whole``, at ``start`` or behind; −1 where it does not."""
+    """Find where ``part`` begins in ``whole``, from ``start`` on; −1 where it does not."""
     places = range(start, len(whole) - len(part) + 1)
     return next((at for at in places if whole[at : at + len(part)] == part), -1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics.retrieval import RetrievalMRR, RetrievalNormalizedDCG
 
-from retriever.batch import RetrievalBatch
+from retriever.batch import BatchNeeds, RetrievalBatch
 from retriever.cross_encoder.cross_encoder import CrossEncoder, PairSpec, score_pairs
 from retriever.errors import InputError, require_positive
 from retriever.losses.listwise import listwise_cross_entropy, listwise_distillation
@@ -37,28 +37,28 @@ class Candidates:
 
 
 class CrossEncoderModule(QueryListModule):
-    """Listwise softmax cross-entropy on human judgements, with a share of distillation where asked for.
+    """Trains a cross-encoder by listwise softmax cross-entropy on labels, with distillation where asked for.
 
-    A query's list is all its labelled positives and ``negatives`` unlabelled passages of its query list, drawn anew at
-    every step (seeded by :class:`~callbacks.StepSeeds`, so a resumed run draws the same). This is the localized
+    A query's candidates are all its labelled positives and ``negatives`` unlabelled passages of its query list, drawn
+    anew at every step (seeded by :class:`~callbacks.StepSeeds`, so a resumed run draws the same). This is the localized
     contrastive estimation of Gao, Dai, Callan 2021 (arXiv 2101.08751), with several positives as in
     :func:`~retriever.losses.listwise.listwise_cross_entropy`.
 
     Args:
         encoder: what is trained.
-        negatives: passages without a label beside the positives; fewer where the list has fewer.
+        negatives: unlabelled passages for each query; fewer where the list has fewer.
         negative_ranks: first and last rank in the query list, from 1, to draw negatives from. The list is ordered by
             its teacher, so ranks that start later avoid passages that only lack a label.
-        dev_negatives: on dev lists, the first so many unlabelled passages of the list, the same at every validation.
-        distillation_weight: how much of KL( softmax(teacher / τ_t) ‖ softmax(logit / τ_s) ) over the candidates with a
-            teacher score is added.
+        dev_negatives: on dev lists, this number of unlabelled passages from the list's start, the same at every
+            validation.
+        distillation_weight: weight of KL( softmax(teacher / τ_t) ‖ softmax(logit / τ_s) ) over the candidates with a
+            teacher score.
         temperature: τ_s of the distillation.
         teacher_temperature: τ_t of the distillation.
         **common: arguments of :class:`QueryListModule`.
     """
 
-    uses_labels = True
-    uses_all_labels = True
+    needs = BatchNeeds(labels=True, all_labels=True)
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class CrossEncoderModule(QueryListModule):
         )
 
     def losses(self, batch: RetrievalBatch) -> dict[str, Tensor]:
-        """The losses on freshly drawn negatives."""
+        """Draw negatives, and compute the losses on them."""
         candidates = choose_candidates(batch, self.negatives, self.negative_ranks, sample=True)
         if not (candidates.mask & ~candidates.positive).any():
             raise InputError(
@@ -123,7 +123,7 @@ class CrossEncoderModule(QueryListModule):
         return self._losses(self.score(batch, candidates), candidates)
 
     def score(self, batch: RetrievalBatch, candidates: Candidates) -> Tensor:
-        """The logits of the candidates, float32 [Q, C]; 0 where masked."""
+        """Score the candidates: logits, float32 [Q, C]; 0 where masked."""
         mask = candidates.mask
         queries, passages = mask.nonzero()[:, 0], candidates.index[mask]
         pairs = self.encoder.pairs(batch.queries, batch.passages, queries.cpu().numpy(), passages.cpu().numpy())
@@ -132,7 +132,7 @@ class CrossEncoderModule(QueryListModule):
         return torch.zeros(mask.shape, device=scores.device).masked_scatter(mask.to(scores.device), scores)
 
     def validation_step(self, batch: RetrievalBatch, batch_idx: int) -> None:
-        """The losses, and where the labelled positives stand, on dev lists."""
+        """Log the losses and how the labelled positives are ranked, on dev lists."""
         candidates = choose_candidates(batch, self.dev_negatives, (1, batch.list_mask.shape[1]), sample=False)
         scores, mask = self.score(batch, candidates), candidates.mask
         values = {f"dev/{name}": value for name, value in self._losses(scores, candidates).items()}
@@ -148,7 +148,7 @@ class CrossEncoderModule(QueryListModule):
             ranking = listwise_cross_entropy(scores, candidates.positive, candidates.mask).mean()
             if not self.distillation_weight:
                 return {"loss": ranking}
-            scored = candidates.in_list.any(1)  # a positive from elsewhere may stand alone
+            scored = candidates.in_list.any(1)  # a list may have no candidate but a positive without teacher score
             divergence = listwise_distillation(
                 scores[scored],
                 candidates.teacher_scores[scored],
@@ -161,11 +161,11 @@ class CrossEncoderModule(QueryListModule):
 
 
 def choose_candidates(batch: RetrievalBatch, negatives: int, ranks: tuple[int, int], sample: bool) -> Candidates:
-    """All labelled positives of each query, and some unlabelled passages of its list.
+    """Choose all labelled positives of each query, and some unlabelled passages of its list.
 
     Args:
         batch: with all labelled positives among its passages.
-        negatives: at most so many per query.
+        negatives: the most unlabelled passages per query.
         ranks: first and last rank of the list, from 1, that may be a negative.
         sample: draw negatives uniformly, by torch's CPU generator; False takes the first.
 
@@ -182,7 +182,9 @@ def choose_candidates(batch: RetrievalBatch, negatives: int, ranks: tuple[int, i
         )
     place = torch.searchsorted(keys, labelled).clamp(max=len(keys) - 1)  # keys ascend
     if not torch.equal(keys[place][known], labelled[known]):
-        raise ValueError("the batch lacks labelled positives; it must be made with all_labels=True")
+        raise InputError(
+            "A batch lacks labelled positives. Give the data module what the module needs: data.needs = module.needs."
+        )
     same = (keys[batch.list_index].unsqueeze(2) == labelled.unsqueeze(1)) & batch.list_mask.unsqueeze(2)
     rank = torch.arange(1, batch.list_mask.shape[1] + 1, device=keys.device)
     eligible = batch.list_mask & ~same.any(2) & (rank >= ranks[0]) & (rank <= ranks[1])

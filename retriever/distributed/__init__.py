@@ -1,1 +1,1 @@
-"""Ranks: sums and rows over all of them, and sharded weights."""
+"""Several processes: sums and rows over all ranks, and sharded weights."""

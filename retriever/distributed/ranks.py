@@ -1,4 +1,4 @@
-"""Gathering rows of all ranks, with gradient, where ranks may hold different numbers of rows."""
+"""Sums over ranks, and rows of all ranks with gradient, where ranks may hold different numbers of rows."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """Number of processes that train together; 1 without a process group."""
+    """Count the processes that train together; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's number among them; 0 without a process group."""
+    """Return this process's number among them; 0 without a process group."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def sum_over_ranks(numbers: Tensor) -> Tensor:
-    """Numbers, added up over all ranks, which must all take part; of the same shape and dtype."""
+    """Add numbers up over all ranks, which must all take part; shape and dtype stay."""
     if world_size() > 1:
         numbers = numbers.clone()
         dist.all_reduce(numbers)
@@ -26,14 +26,14 @@ def sum_over_ranks(numbers: Tensor) -> Tensor:
 
 
 def gather_sizes(size: int, device: torch.device) -> list[int]:
-    """Every rank's ``size``, in rank order."""
+    """Gather every rank's ``size``, in rank order."""
     sizes = torch.zeros(world_size(), dtype=torch.long, device=device)
     sizes[rank()] = size
     return sum_over_ranks(sizes).tolist()
 
 
 def gather_rows(rows: Tensor, sizes: list[int]) -> Tensor:
-    """Put all ranks' rows behind one another, in rank order; the gradient flows back to the rank that owns a row.
+    """Concatenate all ranks' rows in rank order; a row's gradient flows back to the rank that gave it.
 
     Args:
         rows: this rank's [n_r, …].
@@ -46,7 +46,7 @@ def gather_rows(rows: Tensor, sizes: list[int]) -> Tensor:
 
 
 class _GatherRows(torch.autograd.Function):
-    """All-gather of padded blocks; backward sums the gradient over ranks and keeps the own block."""
+    """Gathers padded blocks from all ranks; backward sums the gradient over ranks and keeps this rank's block."""
 
     @staticmethod
     def forward(ctx, rows: Tensor, sizes: list[int]) -> Tensor:

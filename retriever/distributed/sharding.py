@@ -1,8 +1,8 @@
 """FSDP for encoders: each rank keeps a share of weights, gradients and optimiser state.
 
 Ranks encode different numbers of micro-batches, so no forward or backward pass may wait for the other ranks. Weights
-are therefore gathered once, before a step or an evaluation; a gradient leaves a layer when all micro-batches have added
-to it, once a step and in the same order on every rank.
+are therefore gathered once, before a step or an evaluation. A layer's gradient is sent to the other ranks once a step,
+after all micro-batches have added to it, in the same order on every rank.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from retriever.distributed.ranks import rank, world_size
 
 
 def shard(encoder: nn.Module, device: torch.device) -> None:
-    """Spread an encoder over all ranks, in place: each layer of its stacks by itself, the rest together."""
+    """Share an encoder out over all ranks, in place: each layer of its stacks by itself, the rest together."""
     mesh = init_device_mesh(device.type, (world_size(),))
     stacks = [part for part in encoder.modules() if isinstance(part, nn.ModuleList)]
     for layer in [layer for stack in stacks for layer in stack]:
@@ -30,20 +30,20 @@ def shard(encoder: nn.Module, device: torch.device) -> None:
 
 
 def gather_weights(encoder: nn.Module) -> None:
-    """Put whole weights in place of the shares, if it is sharded; all ranks must take part."""
+    """Put whole weights in place of the shares of a sharded encoder; all ranks must take part."""
     with torch.inference_mode(False):  # weights made in a validation are trained later
         for part in _sharded(encoder):
             part.unshard()
 
 
 def release_weights(encoder: nn.Module) -> None:
-    """Go back to the shares, which are what the optimiser knows."""
+    """Go back to the shares, which the optimiser works on."""
     for part in _sharded(encoder):
         part.reshard()
 
 
 def whole_weights(encoder: nn.Module) -> dict[str, Tensor]:
-    """Name → whole tensor, on the CPU of the first rank and nowhere else; all ranks must take part."""
+    """Gather name → whole tensor on the CPU of the first rank alone; all ranks must take part."""
     whole = {}
     for name, tensor in encoder.state_dict().items():
         tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -53,7 +53,7 @@ def whole_weights(encoder: nn.Module) -> dict[str, Tensor]:
 
 
 def load_whole_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """``module.load_state_dict``, where parts of it may be sharded; all ranks must take part, with the same weights."""
+    """Load weights into a module that may be sharded; all ranks must take part, with the same weights."""
     if not _sharded(module):
         module.load_state_dict(weights)
         return

@@ -1,4 +1,4 @@
-"""Encoding many texts under a token budget, with gradient (checkpointed micro-batches) or without."""
+"""Encodes many texts under a token budget, with gradient (checkpointed micro-batches, gradient caching) or without."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from retriever.encoder.host_memory import give_freed_memory_back, reuse_freed_me
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.encoder.tokens import TokenizedTexts, micro_batches
 
-_TRIM_TOKENS = 2**15  # between two trims of the heap: each makes the next micro-batches fault their memory in again
+_TRIM_TOKENS = 2**15  # between two trims of the heap: after each, the next micro-batches must fault memory in again
 
 
 def encode(
@@ -105,7 +105,7 @@ def in_micro_batches(
         if with_gradient:
             outputs.append(part)
         else:
-            # written where they belong: thousands of small tensors that stay would break up the heap between large ones
+            # written in place: thousands of small tensors that are kept would fragment the heap
             together = part.new_empty(len(lengths), *part.shape[1:]) if together is None else together
             together[torch.from_numpy(rows).to(part.device)] = part
         if on_micro_batch:
@@ -117,7 +117,7 @@ def in_micro_batches(
 
 
 def device_of(encoder: nn.Module) -> torch.device:
-    """The device that the encoder's weights are on."""
+    """Return the device that the encoder's weights are on."""
     return next(encoder.parameters()).device
 
 

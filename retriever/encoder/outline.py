@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 
 class EncoderOutline:
-    """Stand in for an encoder while a module or a data module checks its settings; nothing can be encoded by it.
+    """Takes the place of an encoder while a module or a data module checks its settings; it encodes nothing.
 
     Args:
         spec: how the encoder reads texts.
-        name: the model's.
-        dimension: of its embeddings; None where only the model's files say.
+        name: the model's name.
+        dimension: of its embeddings; None where only the model's files state it.
     """
 
     def __init__(self, spec: EncoderSpec | PairSpec, name: str, dimension: int | None) -> None:

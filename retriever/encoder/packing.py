@@ -1,4 +1,4 @@
-"""Attention over texts that lie behind one another in one row, without padding: ``attention: packed``.
+"""Attention over texts that are concatenated in one row, without padding: ``attention: packed``.
 
 Registered with ``transformers`` as an attention implementation, so it serves every backbone whose attention goes
 through that registry and that takes ``position_ids``. A micro-batch of n texts with T tokens is one row [1, T]; nothing
@@ -34,7 +34,7 @@ def packed_attention(
     sliding_window: int | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """Attention of each text to itself.
+    """Compute the attention of each text to itself.
 
     On a GPU in half precision this is one call of torch's variable-length flash attention; elsewhere one call of its
     scaled dot product attention for each run of texts of one length.
@@ -44,7 +44,7 @@ def packed_attention(
         query: [1, heads, T, d].
         key: [1, key heads, T, d]; so is ``value``.
         value: see ``key``.
-        attention_mask: None; texts are told apart by their lengths.
+        attention_mask: None; lengths say where a text ends.
         text_lengths: tokens of each text, together T.
         scaling: of the scores; None takes d^−½.
         dropout: of the attention weights.
@@ -115,7 +115,7 @@ def check_flash(backbone: PreTrainedModel) -> None:
 def packed_hidden_states(
     backbone: PreTrainedModel, input_ids: Tensor, text_lengths: list[int], first_position: int = 0
 ) -> Tensor:
-    """Token embeddings of texts by a backbone with packed attention.
+    """Compute token embeddings of texts by a backbone with packed attention.
 
     Args:
         backbone: loaded with ``attn_implementation="packed"``.
@@ -129,7 +129,7 @@ def packed_hidden_states(
     columns = torch.arange(input_ids.shape[1], device=input_ids.device)
     lengths = torch.tensor(text_lengths).to(input_ids.device, non_blocking=True)
     mask = columns < lengths.unsqueeze(1)
-    # with the number of tokens given, nothing waits for the device to count them
+    # with the number of tokens given, the host need not wait for the device to count them
     at = torch.nonzero_static(mask.flatten(), size=sum(text_lengths)).squeeze(1)
     row, positions = input_ids.flatten()[at].unsqueeze(0), columns.repeat(len(lengths))[at].unsqueeze(0)
     hidden = backbone(

@@ -1,4 +1,4 @@
-"""From token embeddings to one embedding per text."""
+"""Pools token embeddings into one embedding per text."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ POOLINGS = ("cls", "mean", "last")
 
 
 def pool(hidden: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
-    """Pool token embeddings; right whichever side the padding is on.
+    """Pool token embeddings; padding may be on either side.
 
     Args:
         hidden: token embeddings [n, L, D], floating point.

@@ -1,4 +1,4 @@
-"""The sentence-transformers folder layout: which files say how token embeddings become a text embedding."""
+"""Reads and writes the files of a sentence-transformers folder that say how tokens become a text embedding."""
 
 import json
 import logging
@@ -38,9 +38,9 @@ _PROMPT_NAMES = {
 
 
 def write_spec(folder: Path, spec: dict[str, Any], width: int, lower_case: bool = False) -> None:
-    """Write what sentence-transformers reads (modules, pooling, prompts, lengths) beside saved weights.
+    """Write the files that sentence-transformers reads (modules, pooling, prompts, lengths) beside saved weights.
 
-    A Matryoshka cut becomes a Dense module with a cut identity matrix, so that the embedding is normalised behind it.
+    A Matryoshka cut becomes a Dense module with a cut identity matrix, so that normalisation comes after it.
 
     Args:
         folder: the model folder, which must exist.
@@ -94,8 +94,8 @@ def read_spec(folder: Path) -> dict[str, Any]:
     """Read the fields of ``EncoderSpec`` that a folder states; empty where it states none.
 
     Raises:
-        InputError: what ``TextEncoder`` does not do (several poolings, a projection, a chat template around texts, …),
-            or a damaged file.
+        InputError: it states what ``TextEncoder`` does not do (several poolings, a projection, a chat template, …), or
+            a file is damaged.
     """
     if (folder / _SPEC_FILE).is_file():
         return _read(folder / _SPEC_FILE)
@@ -117,12 +117,12 @@ def read_spec(folder: Path) -> dict[str, Any]:
 
 
 def lowers_case(folder: Path) -> bool:
-    """Whether a folder states that texts are put in lower case before they are cut into tokens."""
+    """Tell whether a folder states that texts are put in lower case before they are tokenised."""
     return bool(_transformer(folder)[1].get("do_lower_case"))
 
 
 def leaves_prompt_out(folder: Path) -> Path | None:
-    """The file in which a folder states that prompts are left out of the pooling; None where it does not."""
+    """Find the file in which a folder states that prompts are left out of the pooling; None where it does not."""
     if not (folder / "modules.json").is_file():
         return None
     path = folder / _modules(folder / "modules.json").get("Pooling", "1_Pooling") / "config.json"
@@ -130,7 +130,7 @@ def leaves_prompt_out(folder: Path) -> Path | None:
 
 
 def _modules(path: Path) -> dict[str, str]:
-    """Kind → subfolder of the modules that a folder has, which are those of a TextEncoder, in its order."""
+    """Read kind → subfolder of a folder's modules, and refuse others than a TextEncoder's, or another order."""
     modules = _read(path, list)
     if not all(
         isinstance(m, dict) and isinstance(m.get("type"), str) and isinstance(m.get("path"), str) for m in modules
@@ -158,13 +158,13 @@ def _modules(path: Path) -> dict[str, str]:
 
 
 def _transformer(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The file that says how the first module reads texts, and what it says."""
+    """Find the file that says how the first module reads texts, and read it."""
     found = [folder / name for name in _TRANSFORMER_FILES if (folder / name).is_file()]
     return (found[0], _read(found[0])) if found else (folder / _TRANSFORMER_FILES[0], {})
 
 
 def _lengths(folder: Path) -> dict[str, int]:
-    """Maximum lengths, of the kinds of texts and of all; sentence-transformers 6 leaves the latter to the tokenizer."""
+    """Read the maximum lengths; sentence-transformers 6 leaves the one for all texts to the tokenizer."""
     path, stated = _transformer(folder)
     read_as = stated.get("modality_config", {"text": {}})
     if stated.get("transformer_task", "feature-extraction") != "feature-extraction" or list(read_as) != ["text"]:
@@ -207,7 +207,7 @@ def _pooling(path: Path) -> str:
 
 
 def _prompts(path: Path, main: dict[str, Any]) -> dict[str, str]:
-    """Prompts by the names that they are known by; else the one that the folder names as its default."""
+    """Read the prompts by their usual names; else take the one that the folder names as its default."""
     prompts = main.get("prompts") or {}
     if not isinstance(prompts, dict) or not all(isinstance(p, str | None) for p in prompts.values()):
         raise InputError(f"{path}: prompts are {shown(prompts)}; expected name: text.")
@@ -230,7 +230,7 @@ def _prompts(path: Path, main: dict[str, Any]) -> dict[str, str]:
 
 
 def _similarity(path: Path, main: dict[str, Any], normalized: bool) -> dict[str, bool]:
-    """Whether embeddings are compared by cosine; sentence-transformers does so where a folder says nothing."""
+    """Read whether embeddings are compared by cosine, as they are where a folder says nothing."""
     name = main.get("similarity_fn_name") or "cosine"
     if name not in ("cosine", "dot") and not (normalized and name == "euclidean"):  # which orders unit vectors alike
         raise InputError(
@@ -241,7 +241,7 @@ def _similarity(path: Path, main: dict[str, Any], normalized: bool) -> dict[str,
 
 
 def _kept_dimensions(folder: Path) -> int:
-    """How many dimensions a Dense module keeps that does nothing but cut."""
+    """Read how many dimensions a Dense module keeps; refuse one that does more than cut."""
     config = _read(folder / "config.json")
     weights = folder / "model.safetensors"
     kept = config.get("out_features")
@@ -253,7 +253,7 @@ def _kept_dimensions(folder: Path) -> int:
             return int(weight.shape[0])
     raise InputError(
         f"{folder / 'config.json'}: a Dense module that projects embeddings ({shown(config.get('in_features'))} to "
-        f"{shown(kept)} dimensions), which TextEncoder has not: it would encode otherwise. Choose a model without one."
+        f"{shown(kept)} dimensions), which TextEncoder has not: embeddings would differ. Choose a model without one."
     )
 
 

@@ -46,16 +46,16 @@ _TOKENIZER_LOCK = threading.Lock()
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """All that turns a text into an embedding beside the weights.
+    """How a text becomes an embedding, beside the weights.
 
     Attributes:
         pooling: ``cls``, ``mean`` or ``last``.
-        query_prompt: put before every query, as it stands (with its trailing space).
+        query_prompt: put before every query unchanged (a trailing space counts).
         passage_prompt: put before every passage.
         query_max_length: tokens of a query, prompt and special tokens included; what is longer is cut.
         passage_max_length: the same for a passage.
         normalize: scale embeddings to length 1, so that inner products are cosines.
-        truncate_dim: keep the first so many dimensions (before normalising), as Matryoshka models allow.
+        truncate_dim: keep this number of dimensions from the start (before normalising), as Matryoshka models allow.
     """
 
     pooling: str = "mean"
@@ -67,7 +67,7 @@ class EncoderSpec:
     truncate_dim: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the values, which a model's own files may state."""
+        """Check the values, which may come from a model's files."""
         for name, kinds in _KINDS_OF_VALUES.items():
             value = getattr(self, name)
             if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
@@ -82,16 +82,16 @@ class EncoderSpec:
             raise InputError(f"encoder.truncate_dim is {self.truncate_dim}; it must be at least 1, or null.")
 
     def prompt(self, kind: str) -> str:
-        """The prompt for ``query`` or ``passage``."""
+        """Return the prompt for ``query`` or ``passage``."""
         return self.query_prompt if choose("kind", kind, KINDS) == "query" else self.passage_prompt
 
     def max_length(self, kind: str) -> int:
-        """The longest ``query`` or ``passage``, in tokens."""
+        """Return the most tokens of a ``query`` or ``passage``."""
         return self.query_max_length if choose("kind", kind, KINDS) == "query" else self.passage_max_length
 
 
 class TextEncoder(nn.Module):
-    """Queries and passages to embeddings.
+    """Embeds queries and passages.
 
     Args:
         backbone: a module that is called with ``input_ids`` and ``attention_mask`` and returns an object with
@@ -147,23 +147,23 @@ class TextEncoder(nn.Module):
     ) -> TextEncoder:
         """Load a backbone and its tokenizer, from a folder, an installed package or the hub.
 
-        Each field of :class:`EncoderSpec` is what ``spec`` states; else what the preset states, where ``model`` is its
-        own; else what the model's files state in the sentence-transformers layout; else its default. A default length
-        is lowered to what the model can read.
+        Each field of :class:`EncoderSpec` is what ``spec`` states; else what the preset states, where it is about
+        ``model``; else what the model's files state in the sentence-transformers layout; else its default. A default
+        length is lowered to what the model can read.
 
         Args:
             model: a local folder or a hub name.
             preset: what is known of one model: ``model``, its name; ``packaged`` (``distribution``, ``folder`` and
-                ``sha256`` of a Python package that carries its weights, used where that is installed, in place of the
-                hub); and fields of :class:`EncoderSpec`. It counts where ``model`` is that name, and is ignored else.
+                ``sha256`` of a Python package that carries its weights, used instead of the hub where it is
+                installed); and fields of :class:`EncoderSpec`. It is ignored for any other ``model``.
             revision: branch, tag or commit on the hub.
             trust_remote_code: run the Python code that the model folder brings. Off unless asked for.
             attention: attention implementation of ``transformers`` (``sdpa``, ``eager``, ``flash_attention_2``, …), or
-                ``packed`` (:mod:`retriever.encoder.packing`): texts behind one another, no padding. None takes
+                ``packed`` (:mod:`retriever.encoder.packing`): concatenated texts, no padding. None takes
                 ``sdpa``, or ``eager`` where the backbone has no other.
             compile: options of ``torch.compile`` to compile the backbone with, for example ``{"dynamic": True}``; None
                 does not compile. Takes a minute at the first steps.
-            dropout: probability set in every dropout layer; None keeps the model's own. The paper trains with 0.
+            dropout: probability set in every dropout layer (the paper: 0); None keeps those of the model.
             lora: arguments of ``peft.LoraConfig``; the backbone is then frozen, and the adapters learn.
             **spec: fields of :class:`EncoderSpec`; None where nothing is stated.
 
@@ -225,19 +225,19 @@ class TextEncoder(nn.Module):
         return self
 
     def tokenize(self, texts: Sequence[str], kind: str) -> TokenizedTexts:
-        """Token ids of texts of one kind, prompt in front, cut at that kind's maximum length."""
+        """Tokenise texts of one kind, prompt in front, cut at that kind's maximum length."""
         prompt = self.spec.prompt(kind)
         with _TOKENIZER_LOCK:
             return TokenizedTexts.from_texts(self.tokenizer, [prompt + t for t in texts], self.spec.max_length(kind))
 
     @property
     def pad_id(self) -> int:
-        """The token id that fills a micro-batch; masked, so any that the backbone knows will do."""
+        """Return the token id that fills a micro-batch; masked, so any id that the backbone knows will do."""
         return padding_token(self.tokenizer, self.backbone)[1]
 
     @property
     def packed(self) -> bool:
-        """Whether texts are packed behind one another instead of padded."""
+        """Tell whether texts are concatenated instead of padded."""
         return self.backbone.config._attn_implementation == packing.NAME
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, text_lengths: list[int] | None = None) -> Tensor:
@@ -246,7 +246,7 @@ class TextEncoder(nn.Module):
         Args:
             input_ids: int64 [n, L], padded on the right where the encoder packs.
             attention_mask: int64 [n, L], 1 for real tokens.
-            text_lengths: real tokens of each text, where the caller knows them (saves a packing GPU from being asked).
+            text_lengths: real tokens of each text; None counts them, for which a packing GPU must be waited for.
 
         Returns:
             float32 [n, dimension]; of length 1 where ``spec.normalize``.
@@ -260,7 +260,7 @@ class TextEncoder(nn.Module):
         return nn.functional.normalize(embeddings, dim=-1) if self.spec.normalize else embeddings
 
     def merged_backbone(self) -> nn.Module:
-        """The backbone as a plain ``transformers`` model: LoRA adapters, if any, added into a copy of the weights."""
+        """Return the backbone as a plain ``transformers`` model, LoRA adapters merged into a copy of the weights."""
         if hasattr(self.backbone, "merge_and_unload"):
             return copy.deepcopy(self.backbone).merge_and_unload()
         return self.backbone
@@ -274,7 +274,7 @@ class TextEncoder(nn.Module):
         return folder
 
     def fingerprint(self) -> str:
-        """SHA-256 over weights, pooling and normalisation: equal if and only if equal tokens give equal embeddings."""
+        """Hash weights, pooling and normalisation by SHA-256: equal if and only if equal tokens embed equally."""
         relevant = replace(self.spec, query_prompt="", passage_prompt="", query_max_length=64, passage_max_length=64)
         digest = hashlib.sha256(json.dumps(asdict(relevant), sort_keys=True).encode())
         digest.update(json.dumps(self.backbone.config.to_dict(), sort_keys=True, default=str).encode())
@@ -283,20 +283,20 @@ class TextEncoder(nn.Module):
 
 
 def max_positions(backbone: nn.Module) -> int | None:
-    """The longest text that a ``transformers`` backbone reads, in tokens; None where it has no such limit."""
+    """Return the most tokens that a ``transformers`` backbone reads; None where it has no such limit."""
     config = backbone.config
     limit = getattr(config, "max_position_embeddings", None)
     return limit - first_position(backbone) if limit and limit > 0 else None
 
 
 def first_position(backbone: nn.Module) -> int:
-    """The position of a text's first token: RoBERTa-like backbones start behind the padding id."""
+    """Return the position of a text's first token: RoBERTa-like backbones start after the padding id."""
     config = backbone.config
     return config.pad_token_id + 1 if config.model_type in _POSITIONS_BEHIND_PADDING else 0
 
 
 def _packs(backbone: nn.Module) -> bool:
-    """Whether texts in one row get the embeddings that they get alone and padded."""
+    """Tell whether texts in one row get the embeddings that they get alone and padded."""
     limit = min(256, max_positions(backbone) or 256)
     lengths = [limit, limit // 2, limit // 2, 3]
     ids = torch.arange(sum(lengths)) % min(1000, backbone.config.vocab_size - 1)
@@ -320,7 +320,7 @@ def _packs(backbone: nn.Module) -> bool:
 
 def update_with_weights(digest: hashlib._Hash, module: nn.Module) -> None:
     """Feed a module's names, types, shapes and weights to a hash."""
-    # neither state_dict(), which has the same tensors, nor NumPy views of them: FSDP could not have its weights back
+    # no state_dict(), which has the same tensors, and no NumPy views of them: with these, FSDP cannot free its weights
     tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
     for place, part in module.named_modules(remove_duplicate=False):
         kept = part._buffers.keys() - part._non_persistent_buffers_set
@@ -333,7 +333,7 @@ def update_with_weights(digest: hashlib._Hash, module: nn.Module) -> None:
 
 
 def set_dropout(module: nn.Module, probability: float) -> None:
-    """Set every dropout probability of a model, those kept as plain numbers included."""
+    """Set every dropout probability of a model, including those that are plain numbers."""
     if not 0 <= probability < 1:
         raise InputError(f"encoder.dropout is {probability}; it must be in [0, 1).")
     for part in module.modules():
@@ -351,7 +351,7 @@ def _that_fit(
     backbone: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
 ) -> EncoderSpec:
-    """Lower lengths that nobody asked for to what the model reads; its files may state more than its tokenizer does."""
+    """Lower lengths that nobody asked for to what the model reads; its files may state more than its tokenizer."""
     positions = max_positions(backbone)
     readable = readable_length(positions, tokenizer)
     lengths = {
@@ -363,7 +363,7 @@ def _that_fit(
 
 
 def _stated(model: str, folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
-    """What a model's own files state; checked together with what is asked for instead of it."""
+    """Read what a model's files state, and check it together with what is asked for instead."""
     stated = layout.read_spec(folder)
     unknown = (set(asked) | set(stated)) - set(EncoderSpec.__dataclass_fields__)
     if unknown:
@@ -373,7 +373,7 @@ def _stated(model: str, folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
     try:
         EncoderSpec(**stated)
     except InputError as error:
-        raise InputError(f"{folder}: the model's own files say that {error}") from error
+        raise InputError(f"{folder}: the model's files say that {error}") from error
     spec = EncoderSpec(**(stated | asked))
     without = layout.leaves_prompt_out(folder)
     if without is not None and (spec.query_prompt or spec.passage_prompt):

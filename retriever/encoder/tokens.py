@@ -1,4 +1,4 @@
-"""Texts as token ids without padding, and their cutting into micro-batches."""
+"""Texts as token ids without padding, and how they are cut into micro-batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from retriever.errors import InputError
 
 @dataclass(frozen=True)
 class TokenizedTexts:
-    """N texts of together T tokens, ragged.
+    """N texts with T tokens in total, one after the other.
 
     Attributes:
         ids: int32 or uint16 array [T], the token ids of all texts one after the other (may be memory-mapped).
@@ -33,7 +33,7 @@ class TokenizedTexts:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each text, int64 [N]; reads the offsets of all of them."""
+        """Count the tokens of each text, int64 [N]; reads all offsets."""
         return np.diff(self.offsets)
 
     @classmethod
@@ -52,8 +52,8 @@ class TokenizedTexts:
             options = {"truncation": True, "max_length": max_length, "padding": False, "return_attention_mask": False}
             return tokenizer(list(some), **options)["input_ids"] if len(some) else []
 
-        # The call builds lists of masks, types and words that nobody reads. It leaves its truncation set in the
-        # backend, which gives the ids alone; a tokenizer that does more than its backend is seen by its first text.
+        # The call also builds lists of masks, types and words, which nobody reads. It leaves its truncation set in the
+        # backend, which gives the ids alone. Where a tokenizer does more than its backend, the first text shows it.
         backend, first = getattr(tokenizer, "backend_tokenizer", None), call(texts[:1])
         if backend is None or [e.ids for e in backend.encode_batch_fast(list(texts[:1]))] != first:
             return cls.from_lists(call(texts))
@@ -61,7 +61,7 @@ class TokenizedTexts:
 
     @classmethod
     def concatenate(cls, parts: Sequence[TokenizedTexts]) -> TokenizedTexts:
-        """Put several sets of texts behind one another."""
+        """Concatenate several sets of texts."""
         offsets = np.concatenate([[0], *(p.lengths for p in parts)]).cumsum().astype(np.int64)
         return cls(np.concatenate([p.ids for p in parts]), offsets)
 
@@ -73,7 +73,7 @@ class TokenizedTexts:
         return TokenizedTexts(np.asarray(self.ids[np.repeat(self.offsets[rows], lengths) + within]), offsets)
 
     def padded(self, rows: np.ndarray, pad_id: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """Token ids and attention mask of ``rows``, both int64 [n, longest], padded on the right.
+        """Pad ``rows`` on the right: token ids and attention mask, both int64 [n, longest].
 
         Right padding is used for every tokenizer, also those that pad left by default: real tokens then keep
         the positions 0, 1, 2, … in backbones with absolute position embeddings.
@@ -101,7 +101,7 @@ def lower_case(tokenizer: PreTrainedTokenizerBase) -> bool:
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise InputError(f"{type(tokenizer).__name__} cannot be told to put texts in lower case, as the model says.")
+        raise InputError(f"{type(tokenizer).__name__} cannot put texts in lower case, as the model asks for.")
     before = backend.normalizer
     lowered = [normalizers.Lowercase()] if before is None else [normalizers.Lowercase(), before]
     backend.normalizer = normalizers.Sequence(lowered)
@@ -111,9 +111,9 @@ def lower_case(tokenizer: PreTrainedTokenizerBase) -> bool:
 def padding_token(tokenizer: PreTrainedTokenizerBase, backbone: nn.Module) -> tuple[str | None, int]:
     """Choose a token to pad with, and its id: the tokenizer's, or else the end of a text.
 
-    Padding is masked, so it changes no embedding; but the id must be one that the backbone has an embedding for, which
-    a padding token that was added to a tokenizer alone has not. A token that is not special yet would change how texts
-    are cut into tokens.
+    Padding is masked, so it changes no embedding. But the backbone must have an embedding for the id, and it has none
+    for a padding token that was added only to the tokenizer. A token that is not special yet would change how texts are
+    tokenised.
 
     Returns:
         The token and its id; None and 0 where the tokenizer has no special token.
@@ -128,7 +128,7 @@ def padding_token(tokenizer: PreTrainedTokenizerBase, backbone: nn.Module) -> tu
 
 
 def to_be_saved(tokenizer: PreTrainedTokenizerBase, backbone: nn.Module) -> PreTrainedTokenizerBase:
-    """A copy that pads as texts are padded here, and without the truncation and padding that its last call left behind.
+    """Copy a tokenizer, set to pad as texts are padded here, without truncation and padding left by its last call.
 
     Texts are padded on the right here: in a backbone with absolute positions, padding on the left would shift them.
     """
@@ -146,16 +146,16 @@ def micro_batches(lengths: np.ndarray, token_budget: int, *, on_gpu: bool = Fals
 
     Texts are sorted by length, the longest first, so that a budget that is too large for the memory fails at once. On a
     CPU a micro-batch ends early where the next text is more than 3% shorter than its longest, unless it has fewer than
-    256 tokens (or an eighth of the budget); so hardly any padding is computed. On a GPU none does: launching the
-    kernels of one more micro-batch takes longer than that padding. A text longer than the budget stands alone.
+    256 tokens (or an eighth of the budget); so hardly any padding is computed. On a GPU none ends early: launching the
+    kernels of one more micro-batch takes longer than that padding. A text longer than the budget is alone in its batch.
 
     Args:
         lengths: tokens of each text, [N].
         token_budget: rows × longest row that a micro-batch may have, at least 1.
-        on_gpu: where they are for.
+        on_gpu: whether they are encoded on a GPU.
 
     Returns:
-        Row numbers, one int64 array per micro-batch; together a permutation of ``range(N)``.
+        Row numbers, one int64 array per micro-batch; concatenated, a permutation of ``range(N)``.
     """
     order = np.argsort(-np.asarray(lengths), kind="stable")
     falling = np.maximum(np.asarray(lengths, dtype=np.int64)[order], 1)
@@ -174,6 +174,6 @@ def micro_batches(lengths: np.ndarray, token_budget: int, *, on_gpu: bool = Fals
 
 
 def padding_share(lengths: np.ndarray, parts: list[np.ndarray]) -> float:
-    """Share of the computed tokens that is padding, in [0, 1), where ``parts`` are encoded as micro-batches."""
+    """Compute the share of tokens that is padding, in [0, 1), where ``parts`` are encoded as micro-batches."""
     computed = sum(len(rows) * max(1, int(lengths[rows].max())) for rows in parts)
     return 1 - float(np.sum(lengths)) / max(1, computed)

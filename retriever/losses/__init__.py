@@ -1,1 +1,1 @@
-"""Losses: pure functions of scores."""
+"""Losses: pure functions of scores, each by its formula and source."""

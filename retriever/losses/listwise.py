@@ -1,6 +1,6 @@
-"""Losses as pure functions of scores: one value per query, float32 or better, by log-sum-exp.
+"""Losses over whole lists as pure functions: one value per query, float32 or better, by log-sum-exp.
 
-``Q`` queries, ``P`` candidate passages, ``K`` passages of a list. Scores are cosines (or inner products), not yet
+``Q`` queries, ``P`` passages of a pool, ``K`` passages of a list. Scores are cosines (or inner products), not yet
 divided by a temperature.
 """
 
@@ -13,41 +13,6 @@ from torch import Tensor
 from torch.nn.functional import log_softmax, pad
 
 
-def infonce(
-    scores: Tensor,
-    positive: Tensor,
-    temperature: float | Tensor,
-    counts: Tensor | None = None,
-    excluded: Tensor | None = None,
-) -> Tensor:
-    """InfoNCE over a pool in which a passage may count several times or not at all.
-
-    −log( e^{s⁺/τ} / ( e^{s⁺/τ} + Σ_p c_p e^{s_p/τ} ) ), where the sum runs over every passage but the positive and
-    those excluded (arXiv 2505.19274, its InfoNCE objective; van den Oord et al. 2018, arXiv 1807.03748).
-
-    Args:
-        scores: [Q, P].
-        positive: int64 [Q], the column of each query's positive. It counts once, whatever ``counts`` and ``excluded``
-            say of that column.
-        temperature: τ > 0.
-        counts: [P] or [Q, P], not negative: how often each passage stands in the pool; None counts each once.
-        excluded: bool [Q, P], True where a passage is no negative of that query.
-
-    Returns:
-        [Q], each at least 0; 0 for a query that has no negative.
-    """
-    scores = at_least_float32(scores)
-    positive = positive.unsqueeze(1)
-    # the difference is taken before the division: exact where it matters, at scores close to the positive's
-    logits = (scores - scores.gather(1, positive)) / temperature
-    if counts is not None:
-        logits = logits + counts.to(logits.dtype).log()
-    if excluded is not None:
-        logits = logits.masked_fill(excluded, float("-inf"))
-    logits = logits.scatter(1, positive, 0.0)
-    return logits.logsumexp(1)
-
-
 def listwise_distillation(
     scores: Tensor,
     teacher_scores: Tensor,
@@ -55,7 +20,7 @@ def listwise_distillation(
     temperature: float | Tensor,
     teacher_temperature: float | Tensor,
 ) -> Tensor:
-    """KL divergence of the student's distribution over a list from the teacher's.
+    """Compute the KL divergence of the student's distribution over a list from the teacher's.
 
     KL( softmax(teacher / τ_t) ‖ softmax(scores / τ_s) ) (arXiv 2505.19274, its distillation objective).
 
@@ -80,7 +45,7 @@ def listwise_reverse_kl(
     temperature: float | Tensor,
     teacher_temperature: float | Tensor,
 ) -> Tensor:
-    """KL divergence the other way round: of the teacher's distribution over a list from the student's.
+    """Compute the KL divergence the other way round: of the teacher's distribution over a list from the student's.
 
     KL( softmax(scores / τ_s) ‖ softmax(teacher / τ_t) ) (for distillation: Gu et al. 2023, arXiv 2306.08543). It is
     large where the student puts weight that the teacher does not, and lets it leave out some of what the teacher likes.
@@ -97,7 +62,7 @@ def listwise_jensen_shannon(
     temperature: float | Tensor,
     teacher_temperature: float | Tensor,
 ) -> Tensor:
-    """Jensen–Shannon divergence between the student's and the teacher's distribution over a list.
+    """Compute the Jensen–Shannon divergence between the student's and the teacher's distribution over a list.
 
     (KL(p ‖ m) + KL(q ‖ m)) / 2 with m = (p + q) / 2 (Lin 1991, "Divergence measures based on the Shannon entropy").
     Arguments as in :func:`listwise_distillation`; the result is at most log 2.
@@ -115,13 +80,13 @@ def _log_distributions(
     temperature: float | Tensor,
     teacher_temperature: float | Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The student's and the teacher's logarithms of probabilities over each list, [Q, K] each; −inf where masked."""
+    """Compute the student's and the teacher's log-probabilities over each list, [Q, K] each; −inf where masked."""
     student = masked_log_softmax(at_least_float32(scores), list_mask, temperature)
     return student, masked_log_softmax(at_least_float32(teacher_scores), list_mask, teacher_temperature)
 
 
 def _divergence(log_p: Tensor, log_q: Tensor, mask: Tensor) -> Tensor:
-    """KL(p ‖ q) over the real entries of each row, [Q]."""
+    """Compute KL(p ‖ q) over the real entries of each row, [Q]."""
     # where masked, 0 · (−inf − −inf) would be nan
     return (log_p.exp() * (log_p - log_q).masked_fill(~mask, 0.0)).sum(1)
 
@@ -137,7 +102,7 @@ def excess_of_unknown(
     teacher_temperature: float | Tensor,
     margin: float = 0.0,
 ) -> Tensor:
-    """How far passages that the teacher never scored stand above what it can have thought of them.
+    """Compute how far the student scores passages without a teacher score above an upper bound of that score.
 
     log( (1 + Σ_u c_u max(β_u, r)) / (1 + Σ_u c_u r) ), where β_u = e^{s_u/τ_s} / Σ_l e^{s_l/τ_s} are the student's odds
     of the passage u against the list as a whole, and r = e^{(t_min − margin)/τ_t} / Σ_l e^{t_l/τ_t} bounds the
@@ -146,17 +111,17 @@ def excess_of_unknown(
 
     Args:
         scores: the student's of a pool of passages, [Q, P].
-        counts: [P], not negative: how often each passage stands in the pool (parts of 1 where several rows are one).
-        excluded: bool [Q, P], True where a passage is not unknown, as those of the list.
+        counts: [P], not negative: how often each passage counts in the pool (parts of 1 where several rows are one).
+        excluded: bool [Q, P], True where a passage is none of these, for example because it is in the list.
         list_scores: the student's of the list, [Q, K].
         teacher_scores: [Q, K]; values where ``list_mask`` is False are not looked at.
         list_mask: bool [Q, K], True for real entries; at least one in each row.
         temperature: τ_s > 0.
         teacher_temperature: τ_t > 0.
-        margin: in units of teacher scores, not negative; infinity says that whatever is unknown is irrelevant.
+        margin: in units of teacher scores, not negative; infinity takes all of these passages for irrelevant.
 
     Returns:
-        [Q], each at least 0; 0 where no unknown passage is above the bound, or there is none.
+        [Q], each at least 0; 0 where no such passage is above the bound, or there is none.
     """
     scores, list_scores = at_least_float32(scores), at_least_float32(list_scores)
     student, teacher = _log_distributions(list_scores, teacher_scores, list_mask, temperature, teacher_temperature)
@@ -171,51 +136,15 @@ def excess_of_unknown(
 
 
 def masked_log_softmax(scores: Tensor, mask: Tensor, temperature: float | Tensor) -> Tensor:
-    """log softmax(scores / temperature) over the entries of each row where ``mask``; −inf elsewhere."""
+    """Compute log softmax(scores / temperature) over the entries of each row where ``mask``; −inf elsewhere."""
     best = scores.masked_fill(~mask, float("-inf")).amax(1, keepdim=True).detach()
-    # masked entries become −inf only behind the division, where a learned temperature's gradient would be inf · 0
+    # masked entries become −inf only after the division, where a learned temperature's gradient would be inf · 0
     logits = (scores.masked_fill(~mask, 0.0) - best) / temperature
     return log_softmax(logits.masked_fill(~mask, float("-inf")), dim=1)
 
 
-def likely_false_negatives(teacher_scores: Tensor, list_mask: Tensor, threshold: float) -> Tensor:
-    """Entries whose teacher score is above ``threshold`` × the list's best one.
-
-    Meant for teacher scores that are normalised to [0, 1] (the paper: threshold 0.6).
-
-    Args:
-        teacher_scores: [Q, K].
-        list_mask: bool [Q, K].
-        threshold: a share of the best score.
-
-    Returns:
-        bool [Q, K].
-    """
-    best = teacher_scores.masked_fill(~list_mask, float("-inf")).amax(1, keepdim=True)
-    return list_mask & (teacher_scores > threshold * best)
-
-
-def above_positive(scores: Tensor, positive_scores: Tensor, share: float, margin: float) -> Tensor:
-    """Passages that score too near their query's positive to pass for negatives.
-
-    Above s⁺ − (1 − share) · |s⁺| − margin: the positive-aware limits of arXiv 2407.15831, a share of the positive's
-    score (TopK-PercPos, there 0.95) and a margin below it (TopK-MarginPos), in one. The absolute value keeps the limit
-    below a positive whose score is negative.
-
-    Args:
-        scores: [Q, P], of a teacher or of the student itself.
-        positive_scores: [Q, 1], likewise.
-        share: in [0, 1]; 1 leaves the margin alone.
-        margin: not negative; 0 leaves the share alone.
-
-    Returns:
-        bool [Q, P].
-    """
-    return scores > positive_scores - (1 - share) * positive_scores.abs() - margin
-
-
 def listwise_cross_entropy(scores: Tensor, positive: Tensor, mask: Tensor) -> Tensor:
-    """Softmax cross-entropy of each query's positives against its negatives.
+    """Compute the softmax cross-entropy of each query's positives against its negatives.
 
     The mean over the positives p of −log( e^{s_p} / ( e^{s_p} + Σ_n e^{s_n} ) ), n over the negatives: the other
     positives are masked out, so that positives do not push one another down and the least value is 0 however many there
@@ -241,5 +170,5 @@ def listwise_cross_entropy(scores: Tensor, positive: Tensor, mask: Tensor) -> Te
 
 
 def at_least_float32(scores: Tensor) -> Tensor:
-    """Half precision raised to float32; float32 and float64 as they are."""
+    """Raise half precision to float32; leave float32 and float64 as they are."""
     return scores if scores.dtype in (torch.float32, torch.float64) else scores.float()

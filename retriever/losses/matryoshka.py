@@ -1,4 +1,4 @@
-"""Any objective on prefixes of the embeddings beside the whole (Matryoshka representation learning)."""
+"""Matryoshka representation learning: any objective, on prefixes of the embeddings as well as the whole."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Matryoshka:
     def __call__(
         self, objective: Callable[[EncodedBatch], dict[str, Tensor]], batch: EncodedBatch
     ) -> dict[str, Tensor]:
-        """The objective's parts at the whole width, with the sum as ``loss``, and ``loss_dim<m>`` for each m."""
+        """Compute the objective's parts at the whole width, the sum as ``loss``, and ``loss_dim<m>`` for each m."""
         parts = objective(batch)
         losses = {f"loss_dim{self.width}": parts["loss"]}
         total = parts["loss"]

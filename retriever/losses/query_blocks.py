@@ -1,4 +1,4 @@
-"""A function of many queries in blocks, so that only one block's matrices are in memory."""
+"""Computes a function of many queries block by block, so that only one block's matrices are in memory."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ BLOCK_NUMBERS = 2**22
 
 
 def in_query_blocks(function: Callable[..., Tensor], *rows: Tensor, numbers_per_query: int) -> Tensor:
-    """Call a function on blocks of queries and put its results behind one another.
+    """Call a function on blocks of queries and concatenate its results.
 
     Where gradients are on and there is more than one block, each is called under activation checkpointing: what it
     computed on the way is computed again in the backward pass, block by block, and never held for all queries.
 
     Args:
-        function: rows of some queries → a row for each; what it does for one query must not depend on the others.
+        function: rows of some queries → a row for each; what it returns for a query must not depend on the others.
         rows: tensors with a row for each of Q ≥ 1 queries.
         numbers_per_query: numbers that the function's largest matrix holds for each query.
 

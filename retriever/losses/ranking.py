@@ -1,7 +1,7 @@
 """Losses over the pairs and the positions of a list, as pure functions: one value per query, float32 or better.
 
 ``Q`` queries, ``K`` passages of a list. Student scores are cosines (or inner products), not yet divided by a
-temperature; what stands where ``list_mask`` is False is not looked at. All are 0 for a list of one passage.
+temperature; values where ``list_mask`` is False are ignored. All are 0 for a list of one passage.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def margin_mse(
     temperature: float | Tensor,
     teacher_temperature: float | Tensor,
 ) -> Tensor:
-    """Mean squared error between the student's and the teacher's margins.
+    """Compute the mean squared error between the student's and the teacher's margins.
 
     The mean of ( (s⁺ − s_j)/τ_s − (t⁺ − t_j)/τ_t )² over the list's other passages j, where + is the passage that the
     teacher scores best (Hofstätter et al. 2020, arXiv 2010.02666, its Margin-MSE loss; the temperatures bring cosines
@@ -53,7 +53,7 @@ def margin_mse(
 def ranknet(
     scores: Tensor, teacher_scores: Tensor, list_mask: Tensor, temperature: float | Tensor, weighted: bool = False
 ) -> Tensor:
-    """Logistic loss of each pair that the teacher orders.
+    """Compute the logistic loss of each pair that the teacher orders.
 
     The mean of w_ij · log(1 + e^{−(s_i − s_j)/τ}) over all pairs with t_i > t_j (Burges et al. 2005, "Learning to Rank
     using Gradient Descent": its cost C_ij with the target probability 1). Passages that the teacher ties are no pair.
@@ -64,7 +64,7 @@ def ranknet(
         list_mask: bool [Q, K], True for real entries.
         temperature: τ > 0.
         weighted: w_ij = t_i − t_j in place of 1. The mean stays one over pairs, so that a list whose scores hardly
-            differ says little.
+            differ counts little.
 
     Returns:
         [Q], each at least 0; 0 where the teacher orders no pair.
@@ -77,7 +77,7 @@ def ranknet(
 
 
 def approx_ndcg(scores: Tensor, teacher_scores: Tensor, list_mask: Tensor, temperature: float | Tensor) -> Tensor:
-    """1 − nDCG of the student's order of each list, with smooth positions.
+    """Compute 1 − nDCG of the student's order of each list, with smooth positions.
 
     The position of a passage is taken as 1 + Σ_{j≠i} σ((s_j − s_i)/τ), which is its rank as τ → 0 (Qin, Liu, Li 2010,
     "A general approximation framework for direct optimization of information retrieval measures", its ApproxNDCG with
@@ -97,17 +97,17 @@ def approx_ndcg(scores: Tensor, teacher_scores: Tensor, list_mask: Tensor, tempe
     """
     gains = _normalized_gains(at_least_float32(teacher_scores), list_mask)
     others = list_mask.unsqueeze(1) & ~torch.eye(list_mask.shape[1], dtype=torch.bool, device=list_mask.device)
-    # [q, i, j]: how far j stands above i
+    # [q, i, j]: how far j is above i
     above = -_differences(at_least_float32(scores), list_mask) / temperature
     positions = 1 + above.sigmoid().masked_fill(~others, 0.0).sum(2)
-    # the ideal order's sum is 1; a list without gains has nothing to lose
+    # the ideal order's sum is 1; a list without gains has a loss of 0
     return (gains > 0).any(1).to(gains.dtype) - (gains / torch.log2(1 + positions)).sum(1)
 
 
 def lambda_loss(
     scores: Tensor, teacher_scores: Tensor, list_mask: Tensor, temperature: float | Tensor, weights: str = "ndcg_loss2"
 ) -> Tensor:
-    """Logistic loss of each pair that the teacher orders, weighted by what the pair means for nDCG.
+    """Compute the logistic loss of each pair that the teacher orders, weighted by what the pair means for nDCG.
 
     Σ w_ij · log2(1 + e^{−(s_i − s_j)/τ}) over all pairs with t_i > t_j (Wang et al. 2018, "The LambdaLoss Framework for
     Ranking Metric Optimization"). With gains G (teacher scores over the ideal DCG), ranks r of the passages in the
@@ -118,7 +118,7 @@ def lambda_loss(
     * ``lambdarank``, the loss that it finds behind LambdaRank: w_ij = |1/D_{r_i} − 1/D_{r_j}| · |G_i − G_j|, the change
       of nDCG where i and j change places.
 
-    Weights have no gradient. Passages that the student ties are ranked as they stand in the list.
+    Weights have no gradient. Passages that the student ties are ranked in the order of the list.
 
     Args:
         scores: the student's, [Q, K].
@@ -150,19 +150,19 @@ def lambda_loss(
 
 
 def _differences(scores: Tensor, mask: Tensor) -> Tensor:
-    """[q, i, j]: s_i − s_j, [Q, K, K]; finite where one of them is masked."""
+    """Compute s_i − s_j at [q, i, j], [Q, K, K]; finite where one of them is masked."""
     scores = scores.masked_fill(~mask, 0.0)
     return scores.unsqueeze(2) - scores.unsqueeze(1)
 
 
 def _ordered_pairs(teacher_scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """[q, i, j]: the teacher's t_i − t_j, and whether i and j are real and it is above 0."""
+    """Compute the teacher's t_i − t_j at [q, i, j], and whether i and j are real and it is above 0."""
     margins = _differences(teacher_scores, mask)
     return margins, (margins > 0) & mask.unsqueeze(2) & mask.unsqueeze(1)
 
 
 def _normalized_gains(teacher_scores: Tensor, mask: Tensor) -> Tensor:
-    """Teacher scores over the DCG of their best order, [Q, K]; 0 where masked, and where all are 0."""
+    """Divide teacher scores by the DCG of their best order, [Q, K]; 0 where masked, and where all are 0."""
     gains = teacher_scores.masked_fill(~mask, 0.0)
     if (gains < 0).any():
         raise InputError(

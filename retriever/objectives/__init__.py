@@ -1,4 +1,4 @@
-"""The objectives: one LightningModule each, over the pure functions of ``retriever.losses``."""
+"""The objectives: one LightningModule each, made of the pure functions of ``retriever.losses``."""
 
 from retriever.objectives.combined import CombinedObjective
 from retriever.objectives.distillation import ListwiseDistillation

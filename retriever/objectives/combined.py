@@ -1,10 +1,12 @@
-"""Distillation with a little InfoNCE beside it."""
+"""Listwise distillation plus a little InfoNCE."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
-from retriever.batch import EncodedBatch
+from retriever.batch import BatchNeeds, EncodedBatch
 from retriever.errors import InputError
 from retriever.module import STUDENT_TEMPERATURE, TEACHER_TEMPERATURE, RetrieverModule
 from retriever.objectives.distillation import DistillationLoss
@@ -22,9 +24,9 @@ class CombinedObjective(RetrieverModule):
         teacher_temperature: τ_t of the distillation.
         infonce_temperature: τ of InfoNCE.
         learnable_temperature: learn τ_s and τ from there on.
-        positive: InfoNCE's positive, as in :class:`~retriever.objectives.InfoNCE`.
-        false_negative_threshold: InfoNCE's, likewise.
-        multiset: InfoNCE's, likewise.
+        positive: as for :class:`~retriever.objectives.InfoNCE`.
+        false_negative_threshold: likewise.
+        multiset: likewise.
         **common: arguments of :class:`RetrieverModule`.
     """
 
@@ -58,12 +60,12 @@ class CombinedObjective(RetrieverModule):
         )
 
     @property
-    def uses_labels(self) -> bool:
-        """Whether InfoNCE's positive is a labelled one."""
-        return self.contrast.positive == "labelled"
+    def needs(self) -> BatchNeeds:
+        """See :class:`RetrieverModule`; labels where InfoNCE's positive is a labelled one."""
+        return replace(super().needs, labels=self.contrast.positive == "labelled")
 
     def objective(self, batch: EncodedBatch) -> dict[str, Tensor]:
-        """The weighted sum, and both parts for the log."""
+        """Compute the weighted sum, and both parts for the log."""
         distillation, infonce = self.imitation(batch).mean(), self.contrast(batch).mean()
         return {
             "loss": self.distillation_weight * distillation + self.infonce_weight * infonce,

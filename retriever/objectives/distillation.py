@@ -1,4 +1,4 @@
-"""Listwise distillation: the student's distribution over each list is drawn to the teacher's."""
+"""Listwise distillation: bring the student's distribution over each list near the teacher's."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ListwiseDistillation(RetrieverModule):
         temperature: τ_s of the student.
         learnable_temperature: learn τ_s from there on.
         teacher_temperature: τ_t, for teacher scores normalised to [0, 1].
-        divergence: ``kl`` as above, ``reverse_kl`` with the two distributions changed over, or ``jensen_shannon``.
+        divergence: ``kl`` as above, ``reverse_kl`` with the two distributions swapped, or ``jensen_shannon``.
         **common: arguments of :class:`RetrieverModule`.
     """
 
@@ -44,7 +44,7 @@ class ListwiseDistillation(RetrieverModule):
         self.imitation = DistillationLoss(temperature, learnable_temperature, teacher_temperature, divergence)
 
     def objective(self, batch: EncodedBatch) -> dict[str, Tensor]:
-        """The divergence's mean over the queries."""
+        """Compute the divergence's mean over the queries."""
         return {"loss": self.imitation(batch).mean()}
 
 
@@ -61,7 +61,7 @@ class DistillationLoss(torch.nn.Module):
         self.divergence = DIVERGENCES[choose("module.divergence", divergence, DIVERGENCES)]
 
     def forward(self, batch: EncodedBatch) -> Tensor:
-        """The divergence of each query, [Q]."""
+        """Compute the divergence of each query, [Q]."""
         return self.divergence(
             batch.list_scores,
             batch.teacher_scores,

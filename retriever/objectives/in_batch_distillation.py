@@ -1,4 +1,4 @@
-"""Distillation over a list and the other passages of the batch, whose teacher scores nobody knows."""
+"""Distillation over a list and the other passages of the batch, which have no teacher score."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from torch import Tensor
 
 from retriever.batch import EncodedBatch, membership_mask
 from retriever.errors import InputError
-from retriever.losses.listwise import above_positive, excess_of_unknown
+from retriever.losses.infonce import above_positive
+from retriever.losses.listwise import excess_of_unknown
 from retriever.losses.query_blocks import in_query_blocks
 from retriever.module import STUDENT_TEMPERATURE, TEACHER_TEMPERATURE, RetrieverModule
 from retriever.objectives.distillation import DistillationLoss
 
 
 class InBatchDistillation(RetrieverModule):
-    """KL over each list + ``unknown_weight`` × how far passages of unknown teacher score stand above their bound.
+    """KL over each list + ``unknown_weight`` × how far passages of unknown teacher score are above their bound.
 
-    A divergence over the list alone holds differences inside the list. It does not see where the list as a whole
-    stands, so a query may drift until passages of other lists come before its own; with frozen passages nothing else
-    holds it. Here the other passages of the batch hold it, without being called irrelevant.
+    A divergence over the list alone fixes differences inside the list. It does not see how the list as a whole scores
+    against other passages, so a query may drift until passages of other lists come before those of its list; with
+    frozen passages nothing else prevents that. Here the other passages of the batch do, without being taken for
+    irrelevant.
 
     **Derivation.** Let L be a query's list, U the passages of the batch (of all ranks, each once) outside it, q the
     student's distribution over L ∪ U, and p* the teacher's, had it scored them all. By the chain rule,
@@ -26,30 +28,31 @@ class InBatchDistillation(RetrieverModule):
         KL(p* ‖ q) = KL( p*(L), p*(U) ‖ q(L), q(U) ) + p*(L) · KL( p*(·|L) ‖ q(·|L) ) + p*(U) · KL( p*(·|U) ‖ q(·|U) ).
 
     * A softmax restricted to L is the softmax over L, so the second divergence is the plain listwise one, with nothing
-      assumed of U. It is taken with weight 1, lest a list teach less the more passages happen to stand beside it.
-    * Nothing is known of the order inside U; the third is left out.
-    * Of the first, the teacher's side is not known but bounded. A list holds what the teacher liked best, so an unknown
-      passage is assumed to score at most t_min, the list's lowest, less ``unknown_margin``. Its odds against the list
-      as a whole, p*(u)/p*(L), are then at most r = e^{(t_min − margin)/τ_t} / Σ_l e^{t_l/τ_t}, and the teacher's list
-      mass at least 1 / (1 + |U| r).
+      assumed of U. Its weight is 1 and not p*(L), so that a list does not count less in a batch with more passages.
+    * Nothing is known of the order inside U, so the third is left out.
+    * In the first, the teacher's probabilities are not known but bounded. A list holds the passages that the teacher
+      scored highest, so an unknown passage is assumed to score at most t_min, the list's lowest score, minus
+      ``unknown_margin``. Its odds against the list as a whole, p*(u)/p*(L), are then at most
+      r = e^{(t_min − margin)/τ_t} / Σ_l e^{t_l/τ_t}, and the teacher's mass on the list at least 1 / (1 + |U| r).
 
-    The second term of the loss is the log-loss of the list's mass beyond that bound. With the student's odds
-    β_u = q(u)/q(L),
+    The second term of the loss is the log-loss of the student's mass on the list beyond that bound. With the student's
+    odds β_u = q(u)/q(L),
 
         −log 1 / (1 + Σ_u max(β_u, r))  +  log 1 / (1 + |U| r).
 
-    It is 0, and without gradient, wherever the student may be right (each β_u ≤ r), and moves those passages alone that
-    stand above their bound, each by its share of the mass. The bound holds passage by passage: a bound on q(U) as a
-    whole, |U| r, would let one passage take what a thousand may have together.
+    It is 0, and without gradient, wherever the student may be right (each β_u ≤ r), and moves only those passages that
+    are above their bound, each by its share of the mass. The bound holds for each passage: a bound on q(U) as a whole,
+    |U| r, would let one passage have the mass that a thousand may have together.
 
     **What it becomes.** Without other passages, plain listwise distillation. With ``unknown_margin`` = ∞ (r = 0) the
     terms add up to KL(p, 0 ‖ q) over L ∪ U, the common practice that takes unknown for irrelevant. In between, a near
-    duplicate or an unlisted answer may stand as high as the list's end at no cost.
+    duplicate or an unlisted answer may score as high as the list's last passage at no cost.
 
-    **What can break the bound.** ``data.candidates=sample`` leaves out candidates that the teacher may like better than
-    the list's lowest; keep the margin at 0 there. Answers that mining missed may deserve a place above the list's end:
-    labelled positives are taken out of U, and ``false_negative_share`` takes out what the student puts near the
-    teacher's first. That is off by default, for it also takes out what drift has lifted, which is to be seen here.
+    **What can break the bound.** ``data.candidates=sample`` leaves out candidates that the teacher may score above the
+    list's lowest; keep the margin at 0 there. Answers that mining missed may deserve a place above the list's end:
+    labelled positives are taken out of U, and ``false_negative_share`` takes out passages that the student scores near
+    the teacher's first. That is off by default, because it also takes out passages that drift has lifted, which this
+    term is to push down.
 
     Args:
         encoder: what is trained.
@@ -57,7 +60,7 @@ class InBatchDistillation(RetrieverModule):
         learnable_temperature: learn τ_s from there on.
         teacher_temperature: τ_t, for teacher scores normalised to [0, 1].
         unknown_weight: of the second term, not negative; 0 is plain listwise distillation.
-        unknown_margin: how far below the list's lowest teacher score an unknown passage is assumed, in units of
+        unknown_margin: how far below the list's lowest teacher score an unknown passage is assumed to be, in units of
             normalised teacher scores; not negative. ``.inf`` takes unknown for irrelevant.
         false_negative_share: take out unknown passages that the student scores above this share of its score of the
             teacher's first, as they are at that step (arXiv 2407.15831: 0.95). None takes out none.
@@ -93,7 +96,7 @@ class InBatchDistillation(RetrieverModule):
         self.false_negative_share = false_negative_share
 
     def objective(self, batch: EncodedBatch) -> dict[str, Tensor]:
-        """The weighted sum, and both parts for the log."""
+        """Compute the weighted sum, and both parts for the log."""
         distillation, unknown = self.imitation(batch).mean(), self._unknown(batch).mean()
         return {
             "loss": distillation + self.unknown_weight * unknown,
@@ -102,7 +105,7 @@ class InBatchDistillation(RetrieverModule):
         }
 
     def _unknown(self, batch: EncodedBatch) -> Tensor:
-        """The second term of each query, [Q]."""
+        """Compute the second term of each query, [Q]."""
         pool = batch.pool()
         counts = pool.once_each
         unique = torch.unique(pool.keys, return_inverse=True)

@@ -1,15 +1,16 @@
-"""InfoNCE: the conventional objective, and the paper's with the teacher's positive and de-noised negatives."""
+"""InfoNCE: the conventional objective, and the paper's, with the teacher's positive and fewer false negatives."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from retriever.batch import EncodedBatch, membership_mask
+from retriever.batch import BatchNeeds, EncodedBatch, membership_mask
 from retriever.errors import InputError, choose
-from retriever.losses.listwise import above_positive, infonce, likely_false_negatives
+from retriever.losses.infonce import above_positive, infonce, likely_false_negatives
 from retriever.losses.query_blocks import in_query_blocks
 from retriever.module import RetrieverModule
 from retriever.objectives.temperature import Temperature
@@ -21,24 +22,24 @@ SCORERS = ("teacher", "student")
 class InfoNCE(RetrieverModule):
     """InfoNCE over the passages of all lists in the batch, of all ranks (arXiv 2505.19274).
 
-    The conventional loss that knows nothing of a teacher is ``positive="labelled", false_negative_threshold=None``.
-    Other labelled positives of a query are never its negatives there.
+    ``positive="labelled", false_negative_threshold=None`` is the conventional loss, without a teacher; there, other
+    labelled positives of a query are never its negatives.
 
     Args:
         encoder: what is trained.
         temperature: τ of the softmax.
         learnable_temperature: learn τ from there on.
         positive: ``teacher``, the passage that the teacher ranks first, or ``labelled``, one of ``positive_ids``.
-        false_negative_threshold: take passages of the own list with a teacher score above this share of the list's best
-            out of the query's pool, wherever they stand in the batch (the paper: 0.6). None takes out none.
-        multiset: count a passage as often as it stands in lists of the batch (the paper); False counts it once.
+        false_negative_threshold: take passages of the query's list with a teacher score above this share of the list's
+            best out of its pool, whichever lists of the batch hold them too (the paper: 0.6). None takes out none.
+        multiset: count a passage once for each list of the batch that holds it (the paper); False counts it once.
         positive_aware: leave out negatives that score too near the positive (arXiv 2407.15831): ``teacher`` compares
-            the teacher scores of the own list (with those of its best passage, where the list lacks the positive),
-            ``student`` the student's own scores, as they are at that step, of the whole pool. The student can take out
-            passages that the teacher never saw, but also hides its own mistakes. None takes out none.
-        negative_share: leave out what scores above this share of the positive's score. Where an encoder's cosines lie
-            in a narrow band, 0.95 leaves out nearly all; set it to 1 and give a margin.
-        negative_margin: the limit is so much lower.
+            the teacher scores of the query's list (with that of its best passage, where the list lacks the positive),
+            ``student`` the student's scores of the whole pool, at that step. The student can take out passages that
+            the teacher never scored, but also hides its mistakes. None takes out none.
+        negative_share: leave out passages that score above this share of the positive's score. Where an encoder's
+            cosines are in a narrow range, 0.95 leaves out nearly all; set it to 1 and give a margin.
+        negative_margin: lower that limit by this much.
         **common: arguments of :class:`RetrieverModule`.
     """
 
@@ -69,12 +70,12 @@ class InfoNCE(RetrieverModule):
         )
 
     @property
-    def uses_labels(self) -> bool:
-        """Whether the positive is a labelled one."""
-        return self.contrast.positive == "labelled"
+    def needs(self) -> BatchNeeds:
+        """See :class:`RetrieverModule`; labels where the positive is a labelled one."""
+        return replace(super().needs, labels=self.contrast.positive == "labelled")
 
     def objective(self, batch: EncodedBatch) -> dict[str, Tensor]:
-        """InfoNCE's mean over the queries."""
+        """Compute InfoNCE's mean over the queries."""
         return {"loss": self.contrast(batch).mean()}
 
 
@@ -114,7 +115,7 @@ class InfoNCELoss(torch.nn.Module):
         self.negative_margin = negative_margin
 
     def forward(self, batch: EncodedBatch) -> Tensor:
-        """InfoNCE of each query, [Q]."""
+        """Compute InfoNCE of each query, [Q]."""
         temperature = self.temperature()
 
         def losses(scores: Tensor, positive: Tensor, counts: Tensor, excluded: Tensor) -> Tensor:
@@ -124,10 +125,10 @@ class InfoNCELoss(torch.nn.Module):
 
     @torch.no_grad()
     def masked_share(self, batch: EncodedBatch) -> Tensor:
-        """Share of each query's pool, its positive aside, that is masked: no negative of this query.
+        """Compute the share of each query's pool, its positive aside, that is masked: no negative of this query.
 
-        Entries count as they do in the loss: by ``multiset``, over all ranks, which must all take part. Masked are the
-        positive where it stands again, likely false negatives, other labelled positives, and what scores too near.
+        Entries count as they do in the loss: by ``multiset``, over all ranks, which must all take part. Masked are
+        further copies of the positive, likely false negatives, other labelled positives, and what scores too near.
 
         Returns:
             float32 [Q], in [0, 1]; 0 where the pool holds nothing but the positive.
@@ -139,7 +140,7 @@ class InfoNCELoss(torch.nn.Module):
         return self._over_pool(batch, shares)
 
     def _over_pool(self, batch: EncodedBatch, function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-        """A function of scores [Q, P'], positive [Q], counts [P'] and what is no negative [Q, P'], in query blocks."""
+        """Call a function on scores [Q, P'], positive [Q], counts [P'] and what is no negative [Q, P'], in blocks."""
         positive = self._positive(batch)
         pool = batch.pool(positive)
         counts = pool.counts if self.multiset else pool.once_each
@@ -171,7 +172,7 @@ class InfoNCELoss(torch.nn.Module):
         return batch.teacher_top1
 
     def _excluded_keys(self, batch: EncodedBatch, positive: Tensor) -> Tensor:
-        """Own positive, own list's likely false negatives, other labelled positives: keys [Q, M], −1 for none."""
+        """Collect the keys [Q, M] of what is no negative of a query by its list and labels; −1 for none."""
         list_keys = batch.passage_keys[batch.list_index]
         chosen = [batch.passage_keys[positive].unsqueeze(1)]
         if self.positive == "labelled":
@@ -181,7 +182,7 @@ class InfoNCELoss(torch.nn.Module):
             chosen.append(list_keys.masked_fill(~likely, -1))
         if self.positive_aware == "teacher":
             is_positive = (batch.list_index == positive.unsqueeze(1)) & batch.list_mask
-            # a labelled positive that its list lacks has no teacher score; the list's best one stands in for it
+            # a labelled positive that its list lacks has no teacher score; the list's best one takes its place
             known = torch.where(is_positive.any(1, keepdim=True), is_positive, batch.list_mask)
             score = batch.teacher_scores.masked_fill(~known, float("-inf")).amax(1, keepdim=True)
             near = self._near(batch.teacher_scores, score) & batch.list_mask

@@ -13,7 +13,7 @@ from retriever.objectives.temperature import Temperature
 
 
 class RankingObjective(RetrieverModule):
-    """The mean over the queries of a loss that looks at each list alone. A subclass defines :meth:`list_losses`.
+    """The mean over the queries of a loss of each list alone. A subclass defines :meth:`list_losses`.
 
     Args:
         encoder: what is trained.
@@ -34,18 +34,18 @@ class RankingObjective(RetrieverModule):
         self.temperature = Temperature(temperature, learnable_temperature)
 
     def list_losses(self, scores: Tensor, teacher_scores: Tensor, list_mask: Tensor) -> Tensor:
-        """The loss of each of some lists, [Q], from tensors [Q, K]."""
+        """Compute the loss of each list, [Q], from tensors [Q, K]."""
         raise NotImplementedError
 
     def objective(self, batch: EncodedBatch) -> dict[str, Tensor]:
-        """The loss's mean over the queries."""
+        """Compute the loss's mean over the queries."""
         pairs = batch.list_mask.shape[1] ** 2
         rows = batch.list_scores, batch.teacher_scores, batch.list_mask
         return {"loss": in_query_blocks(self.list_losses, *rows, numbers_per_query=pairs).mean()}
 
 
 class MarginMSE(RankingObjective):
-    """Squared error between the student's and the teacher's margins, of the teacher's first over each other passage.
+    """Squared error between the student's and the teacher's margins of the teacher's first over each other passage.
 
     :func:`~retriever.losses.ranking.margin_mse` (arXiv 2010.02666).
 
@@ -61,7 +61,7 @@ class MarginMSE(RankingObjective):
         self.teacher_temperature = teacher_temperature
 
     def list_losses(self, scores: Tensor, teacher_scores: Tensor, list_mask: Tensor) -> Tensor:
-        """The error of each list, [Q]."""
+        """Compute the error of each list, [Q]."""
         return margin_mse(scores, teacher_scores, list_mask, self.temperature(), self.teacher_temperature)
 
 
@@ -79,7 +79,7 @@ class RankNet(RankingObjective):
         self.weighted = weighted
 
     def list_losses(self, scores: Tensor, teacher_scores: Tensor, list_mask: Tensor) -> Tensor:
-        """The loss of each list, [Q]."""
+        """Compute the loss of each list, [Q]."""
         return ranknet(scores, teacher_scores, list_mask, self.temperature(), self.weighted)
 
 
@@ -96,7 +96,7 @@ class ApproxNDCG(RankingObjective):
         super().__init__(encoder, temperature=temperature, **common)
 
     def list_losses(self, scores: Tensor, teacher_scores: Tensor, list_mask: Tensor) -> Tensor:
-        """The loss of each list, [Q]."""
+        """Compute the loss of each list, [Q]."""
         return approx_ndcg(scores, teacher_scores, list_mask, self.temperature())
 
 
@@ -114,5 +114,5 @@ class LambdaLoss(RankingObjective):
         self.weights = choose("module.weights", weights, LAMBDA_WEIGHTS)
 
     def list_losses(self, scores: Tensor, teacher_scores: Tensor, list_mask: Tensor) -> Tensor:
-        """The loss of each list, [Q]."""
+        """Compute the loss of each list, [Q]."""
         return lambda_loss(scores, teacher_scores, list_mask, self.temperature(), self.weights)

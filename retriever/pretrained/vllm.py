@@ -1,4 +1,4 @@
-"""vLLM in this process: its environment, and its defaults without a GPU."""
+"""Starts vLLM: its environment, and its defaults without a GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from retriever.errors import InputError
 # 16 bits are emulated on most CPUs; compilation takes minutes
 _CPU_OPTIONS = {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 64}
 
-# of vllm.LLM: how the work is spread, not what comes out
+# options of vllm.LLM that say how the work is spread, not what comes out
 _SPREADING = {
     "data_parallel_size",
     "disable_log_stats",
@@ -28,7 +28,7 @@ _SPREADING = {
 
 
 def deciding_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those options of ``vllm.LLM`` that may decide what comes out."""
+    """Select the options of ``vllm.LLM`` that may decide what comes out."""
     return {name: value for name, value in options.items() if name not in _SPREADING}
 
 
@@ -37,7 +37,7 @@ def load_llm(instead: str, in_process: bool, **options: Any) -> Any:
 
     Args:
         instead: what to say where vLLM is not installed, in the error.
-        in_process: no worker process: starts up five times faster on a CPU, and sees the seeds that are set here.
+        in_process: start no worker process: five times faster on a CPU, and seeds that are set here count.
         **options: of ``vllm.LLM``; they win over the defaults for a CPU.
 
     Raises:
@@ -61,9 +61,9 @@ def load_llm(instead: str, in_process: bool, **options: Any) -> Any:
 
 @contextmanager
 def _llvmlite_out_of_sight() -> Iterator[None]:
-    """Hide one module while vLLM looks through all: vLLM 0.32 on a CPU asks every object for its ``__dict__``.
+    """Hide llvmlite while vLLM starts: vLLM 0.32 on a CPU reads ``__dict__`` of every object of every module.
 
-    The library object of llvmlite (which numba brings, and bm25s loads) answers with a C function, and vLLM crashes.
+    The library object of llvmlite (which numba installs, and bm25s loads) returns a C function, and vLLM crashes.
     """
     hidden = {n: sys.modules.pop(n) for n in list(sys.modules) if n.startswith("llvmlite.") or n == "llvmlite"}
     try:

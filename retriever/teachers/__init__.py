@@ -1,5 +1,7 @@
-"""Teachers that read a query and a passage together and give the pair a score."""
+"""Teachers: each gives pairs of a query and a passage scores, for the student to learn from."""
 
-from retriever.teachers.base import PairScores, Teacher
+from retriever.teachers.base import PairScores, RetrievedPassages, Teacher
+from retriever.teachers.ensemble import Ensemble
+from retriever.teachers.run_fusion import RunFusion
 
-__all__ = ["PairScores", "Teacher"]
+__all__ = ["Ensemble", "PairScores", "RetrievedPassages", "RunFusion", "Teacher"]

@@ -1,23 +1,16 @@
-"""What every teacher gives: one raw score per pair of query and passage, and where the score comes from."""
+"""What every teacher does: score pairs of a query and a passage, and say what decides its scores."""
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from retriever.errors import InputError
-from retriever.pretrained.packaged import file_sha256
-from retriever.pretrained.source import hub_origin, local_folder
-from retriever.teachers.pair_tokens import TokenizedPairs
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,134 +26,98 @@ class PairScores:
     truncated: np.ndarray
 
 
-class Teacher(ABC):
-    """Scores pairs. Nothing is loaded before the first call of :meth:`score` or :meth:`load`.
+@dataclass(frozen=True)
+class RetrievedPassages(Sequence[str]):
+    """The texts of n passages, with the scores that retrievers gave them for their queries.
 
-    Args:
-        model: a folder or a hub name.
-        revision: branch, tag or commit on the hub.
-        trust_remote_code: run the Python code that the model brings.
-        max_length: tokens of a pair, template included, at most; longer passages are cut.
-        query_max_length: tokens of a query at most; None is half of ``max_length``.
+    Attributes:
+        texts: n texts.
+        retrieval: retriever → float64 [n] in [0, 1]: its score, min-max scaled over its hits for the query; 0 where
+            the passage is none of its hits.
     """
 
-    kind: str
-    meaning: str
-    dtype: str
-    block: int  # pairs that are tokenised together
+    texts: Sequence[str]
+    retrieval: Mapping[str, np.ndarray]
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        revision: str | None = None,
-        trust_remote_code: bool = False,
-        max_length: int = 512,
-        query_max_length: int | None = None,
-    ) -> None:
-        self.name = str(model)
-        self.revision = revision
-        self.trust_remote_code = trust_remote_code
-        self.max_length = max_length
-        self.query_max_length = max_length // 2 if query_max_length is None else query_max_length
-        if not 0 < self.query_max_length < max_length:
-            raise InputError(
-                f"teacher.query_max_length is {self.query_max_length} and teacher.max_length {max_length}; the first "
-                "must be at least 1 and smaller than the second."
-            )
-        check_folder(self.name, revision)
+    def __len__(self) -> int:
+        return len(self.texts)
 
-    @property
-    def origin(self) -> str:
-        """Where the weights come from, in words."""
-        return hub_origin(self.name, self.revision)
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[str]: ...
+    def __getitem__(self, place: int | slice) -> str | Sequence[str]:
+        return self.texts[place]
+
+
+class Teacher(ABC):
+    """Scores pairs of a query and a passage. A subclass defines :meth:`score` and :meth:`description`.
+
+    Models that read tokens derive from :class:`~retriever.teachers.model_teacher.ModelTeacher`. A teacher that calls a
+    web API needs no more than this::
+
+        class Api(Teacher):
+            def __init__(self, url: str, model: str) -> None:
+                self.url, self.model = url, model
+
+            def score(self, queries, passages):
+                pairs = {"model": self.model, "pairs": list(zip(queries, passages))}
+                return requests.post(self.url, json=pairs, timeout=600).json()["scores"]
+
+            def description(self):
+                return {"kind": "api", "model": self.model}
+
+    Attributes:
+        retrievers: None where it reads texts alone. Else the retrievers whose scores it reads (empty: all that there
+            are); its passages are then :class:`RetrievedPassages`.
+    """
+
+    retrievers: Collection[str] | None = None
 
     @abstractmethod
-    def load(self) -> None:
-        """Load tokenizer and weights now, so that mistakes show before long work is done.
-
-        Raises:
-            InputError: no such model, or one of another kind.
-        """
-
-    def score(
-        self,
-        queries: Sequence[str],
-        passages: Sequence[str],
-        on_batch: Callable[[int], None] | None = None,
-    ) -> PairScores:
+    def score(self, queries: Sequence[str], passages: Sequence[str]) -> ArrayLike:
         """Score n pairs.
 
         Args:
             queries: n texts, without any prompt.
             passages: n texts; ``passages[i]`` goes with ``queries[i]``.
-            on_batch: called with the number of pairs that a micro-batch held, when it is done.
 
         Returns:
-            Scores in the order given; a pair's score depends on no other pair, but for float rounding.
-
-        Raises:
-            InputError: the model is missing or of another kind, or gave a score that is not finite.
+            n finite numbers in the order given, raw, higher is better.
         """
-        check_pairs(queries, passages)
-        self.load()
-        scores = np.zeros(len(queries), dtype=np.float32)
-        truncated = np.zeros(len(queries), dtype=bool)
-        cut_queries = 0
-        for start in range(0, len(queries), self.block):
-            block = slice(start, start + self.block)
-            scores[block], pairs = self._score_block(queries[block], passages[block], on_batch)
-            truncated[block] = pairs.truncated
-            cut_queries += int(pairs.query_truncated.sum())
-        self._warn_of_cut_queries(cut_queries, len(queries))
-        check_finite(scores, self.name, self.dtype)
-        return PairScores(scores, truncated)
 
     @abstractmethod
-    def _score_block(
-        self, queries: Sequence[str], passages: Sequence[str], on_batch: Callable[[int], None] | None
-    ) -> tuple[np.ndarray, TokenizedPairs]:
-        """Scores float32 [n] of at most ``block`` pairs, and what was cut of them."""
+    def description(self) -> dict[str, Any]:
+        """Name everything that decides the scores, as JSON values: scores are kept under them and used again."""
 
-    def provenance(self) -> dict[str, Any]:
-        """JSON values that decide the scores, the same before and after loading.
+    def score_pairs(
+        self, queries: Sequence[str], passages: Sequence[str], on_batch: Callable[[int], None] | None = None
+    ) -> PairScores:
+        """Score n pairs, check the scores, and report which passages were cut.
 
-        ``name`` and ``revision`` as asked for, ``weights`` (SHA-256) for a folder, ``kind``, ``template``, ``dtype``,
-        lengths, and in ``score`` what the number is.
+        Args:
+            queries: as for :meth:`score`.
+            passages: likewise.
+            on_batch: called with numbers of pairs as they are done.
+
+        Raises:
+            InputError: other numbers of queries, passages and scores; a score that is no finite number.
         """
-        return {
-            "name": Path(self.name).name if Path(self.name).is_dir() else self.name,
-            "revision": self.revision,
-            **self._weights,
-            "kind": self.kind,
-            "score": self.meaning,
-            "max_length": self.max_length,
-            "query_max_length": self.query_max_length,
-        }
+        check_pairs(queries, passages)
+        found, name = self.score(queries, passages), type(self).__name__
+        try:
+            scores = np.asarray(found, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{name}.score gave what is no list of numbers: {error}.") from error
+        if scores.shape != (len(queries),):
+            raise InputError(f"{name}.score gave an array {list(scores.shape)} for {len(queries)} pairs.")
+        check_finite(scores, name)
+        if on_batch:
+            on_batch(len(queries))
+        return PairScores(scores, np.zeros(len(queries), dtype=bool))
 
-    def _warn_of_cut_queries(self, cut: int, total: int) -> None:
-        if cut:
-            _log.warning(
-                "%d of %d pairs have a query of more than %d tokens, which was cut there; raise "
-                "teacher.query_max_length (and teacher.max_length) to keep them whole.",
-                cut,
-                total,
-                self.query_max_length,
-            )
-
-    @cached_property
-    def _weights(self) -> dict[str, Any]:
-        """What tells two models in one folder apart: SHA-256 of the weights' files. Nothing for a hub model."""
-        folder = Path(self.name)
-        files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]) if folder.is_dir() else []
-        return {"weights": [file_sha256(path) for path in files]} if files else {}
-
-
-def check_folder(model: str, revision: str | None = None) -> None:
-    """Raise an InputError where ``model`` looks like a folder but is none, or one without a model in it."""
-    folder = local_folder(model, revision, "teacher.model")
-    if folder is not None and not (folder / "config.json").is_file():
-        raise InputError(f"{folder}: no config.json, so this is no model folder. Check teacher.model.")
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in self.description().items() if value is not None)
 
 
 def check_pairs(queries: Sequence[str], passages: Sequence[str]) -> None:
@@ -169,12 +126,11 @@ def check_pairs(queries: Sequence[str], passages: Sequence[str]) -> None:
         raise InputError(f"{len(queries)} queries and {len(passages)} passages; pairs need as many of each.")
 
 
-def check_finite(scores: np.ndarray, teacher: str, dtype: str) -> None:
+def check_finite(scores: np.ndarray, teacher: str, advice: str = "Look at what it returns for that pair.") -> None:
     """Raise an InputError where a score is NaN or infinite."""
     bad = np.flatnonzero(~np.isfinite(scores))
     if len(bad):
         raise InputError(
             f"{teacher} gave {scores[bad[0]]} as the score of pair {bad[0]} ({len(bad)} of {len(scores)} pairs are not "
-            f"finite) in {dtype}. The weights are broken"
-            + (", or the numbers too large for that type: say teacher.dtype=float32." if dtype != "float32" else ".")
+            f"finite). {advice}"
         )

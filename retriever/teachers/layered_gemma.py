@@ -1,4 +1,4 @@
-"""The layered Gemma reranker of BAAI, which stops at a layer and averages passage tokens on the way."""
+"""BAAI's layered Gemma reranker, which stops at a layer and averages passage tokens on the way."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _ARGUMENTS = ("cutoff_layers", "compress_ratio", "compress_layer", "query_length
 class LayeredGemma(TransformersTeacher):
     """bge-reranker-v2.5-gemma2-lightweight: the logit of the head at one layer, at the last token.
 
-    The model brings its own Python code, which must be allowed by ``trust_remote_code``.
+    The model brings Python code, which must be allowed by ``trust_remote_code``.
 
     Args:
         model: see :class:`TransformersTeacher`.
         prompt: the question at the end, never cut.
-        cutoff_layer: the layer after which it stops; None is the last.
-        compress_ratio: so many neighbouring passage tokens become one (1, 2, 4 or 8).
-        compress_layers: where they do.
+        cutoff_layer: stop after this layer; None is the last.
+        compress_ratio: average this number of neighbouring passage tokens (1, 2, 4 or 8).
+        compress_layers: the layers at which they are averaged.
         **common: arguments of :class:`TransformersTeacher`.
     """
 
@@ -48,7 +48,7 @@ class LayeredGemma(TransformersTeacher):
         super().__init__(model, **common)
         if not self.trust_remote_code:
             raise InputError(
-                f"{model} brings Python code of its own, which is run only if you ask for it: read the *.py files of "
+                f"{model} brings Python code, which is run only if you ask for it: read the *.py files of "
                 "the model, then say teacher.trust_remote_code=true."
             )
         if compress_ratio not in (1, 2, 4, 8):
@@ -64,14 +64,14 @@ class LayeredGemma(TransformersTeacher):
         return [(self.tokenizer.bos_token or "") + first, *others]
 
     def load(self) -> None:
-        """See :class:`Teacher`."""
+        """See :class:`ModelTeacher`."""
         try:
             super().load()
         except InputError as error:
             if isinstance(error.__cause__, ImportError | AttributeError | TypeError):
                 raise InputError(
-                    f"{error} The model's own code was written for transformers 4, and this is {transformers_version}: "
-                    "take another teacher, or score with this one in an environment of its own and import the scores."
+                    f"{error} The model's code was written for transformers 4, and this is {transformers_version}: "
+                    "take another teacher, or score with this one in a separate environment and import the scores."
                 ) from error
             raise
 
@@ -109,12 +109,12 @@ class LayeredGemma(TransformersTeacher):
             query_lengths=pairs.before[rows].tolist(),
             prompt_lengths=pairs.after[rows].tolist(),
         )
-        # compression shortens the rows: the mask that comes back says where they end now
+        # compression shortens the rows; the mask that comes back says where they end
         return last_real(output.logits[0], output.attention_masks[0])
 
-    def provenance(self) -> dict[str, Any]:
-        """See :class:`Teacher`."""
-        return super().provenance() | {
+    def description(self) -> dict[str, Any]:
+        """See :class:`ModelTeacher`."""
+        return super().description() | {
             "cutoff_layer": self.cutoff_layer,
             "compress_ratio": self.compress_ratio,
             "compress_layers": self.compress_layers,

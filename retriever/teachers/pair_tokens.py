@@ -1,4 +1,4 @@
-"""Pairs as token ids: a template around query and passage, of which the passage alone is cut."""
+"""Tokenises pairs: a template around query and passage, of which only the passage is cut."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TokenizedPairs:
         types: the same shape, token type ids; None where the tokenizer gives none.
         truncated: bool [n], where the passage was cut.
         before: int64 [n], tokens in front of the template's part that holds the passage.
-        after: int64 [n], tokens behind that part.
+        after: int64 [n], tokens after that part.
         passage_ends: int64 [n], characters of the passage that are left.
         query_truncated: bool [n], where the query was cut.
         query_ends: int64 [n], characters of the query that are left.
@@ -44,7 +44,7 @@ class TokenizedPairs:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """One part of one pair: ids, their types, whose each token is, and where in that text it ends."""
+    """One part of one pair: token ids, types, which text each token belongs to, and where in it the token ends."""
 
     ids: np.ndarray
     types: np.ndarray | None
@@ -69,16 +69,16 @@ class _Fitted:
 class PairTokenizer:
     """Puts query and passage into a template and cuts the passage's last tokens until the whole fits.
 
-    The text is tokenised whole, then cut by tokens: what is left of a long passage, and the template behind it, have
-    the tokens that they have in a passage that fits.
+    The text is tokenised whole and then cut by tokens, so that the rest of a long passage and the template after it
+    have the same tokens as in a pair that fits.
 
     Args:
-        tokenizer: a fast one (it says which characters a token stands for).
+        tokenizer: a fast one (it says which characters each token covers).
         max_length: tokens of a pair, at most.
         query_max_length: tokens of a query, at most; a longer one is cut.
         template: one text with ``{query}`` and ``{passage}``, to which the tokenizer adds its special tokens; or
-            several, each tokenised by itself, without special tokens other than those written out. None: the
-            tokenizer's own way to put two texts together.
+            several, each tokenised by itself, without special tokens other than those written out. None: as the
+            tokenizer joins two texts.
 
     Raises:
         InputError: a slow tokenizer, a template without its two places, no room for a passage.
@@ -93,8 +93,8 @@ class PairTokenizer:
     ) -> None:
         if not tokenizer.is_fast:
             raise InputError(
-                f"{tokenizer.name_or_path} has a slow tokenizer, which does not say where its tokens stand in the "
-                "text. Save a tokenizer.json beside the model."
+                f"{tokenizer.name_or_path} has a slow tokenizer, which does not say which characters a token covers. "
+                "Save a tokenizer.json beside the model."
             )
         self.tokenizer = tokenizer
         self.max_length = max_length
@@ -133,7 +133,7 @@ class PairTokenizer:
         )
 
     def _encode(self, queries: list[str], passages: list[str]) -> list[list[_Encoded]]:
-        """For each pair its encoded parts, uncut."""
+        """Tokenise the parts of each pair, uncut."""
         if self._parts is None:
             return [[encoded] for encoded in self._encode_together(queries, passages)]
         special = len(self._parts) == 1
@@ -167,8 +167,8 @@ class PairTokenizer:
         for row, (_, spans) in zip(batch.encodings, filled, strict=True):
             ends = np.array([end for _, end in row.offsets], dtype=np.int64)
             owners = np.zeros(len(ends), dtype=np.int8)
-            # by a token's end: a space that a tokenizer joins to the next word is that word's; a token that reaches
-            # into the template belongs to the template and stays
+            # by a token's end: a space that a tokenizer joins to the next word belongs to that word; a token that
+            # reaches into the template belongs to the template, and is kept
             within = np.zeros_like(ends)
             for owner, (first, last) in spans.items():
                 inside = (ends > first) & (ends <= last)
@@ -200,7 +200,7 @@ class PairTokenizer:
 
 
 def _fill(pieces: list[str], query: str, passage: str) -> tuple[str, dict[int, tuple[int, int]]]:
-    """The text of a part, and where query and passage stand in it; whatever braces they hold are theirs."""
+    """Fill a part, and return where query and passage are in it; braces inside of them are text."""
     text, spans = "", {}
     for piece in pieces:
         filling = {"{query}": query, "{passage}": passage}.get(piece, piece)

@@ -20,7 +20,7 @@ class SequenceClassifier(TransformersTeacher):
     Args:
         model: see :class:`TransformersTeacher`.
         positive_label: of two classes, the number of the relevant one.
-        template: None puts query and passage together as the tokenizer does it (``[CLS] q [SEP] p [SEP]``); for
+        template: None joins query and passage as the tokenizer does (``[CLS] q [SEP] p [SEP]``); for
             decoders, a text with ``{query}`` and ``{passage}``, or several.
         **common: arguments of :class:`TransformersTeacher`.
     """
@@ -59,7 +59,7 @@ class SequenceClassifier(TransformersTeacher):
 
     def _logits(self, ids: Tensor, mask: Tensor, pairs: TokenizedPairs, rows: np.ndarray) -> Tensor:
         inputs = {"input_ids": ids, "attention_mask": mask}
-        # only where the model tells types apart: some tokenizers number them for models that know one type or none
+        # only where the model has several types: some tokenizers number them for models that have one or none
         if pairs.types is not None and (getattr(self.model.config, "type_vocab_size", None) or 0) > 1:
             inputs["token_type_ids"], _ = pairs.types.padded(rows, 0, self.device)
         logits = self.model(**inputs).logits.float()
@@ -67,6 +67,6 @@ class SequenceClassifier(TransformersTeacher):
             return logits[:, 0]
         return logits[:, self.positive_label] - logits[:, 1 - self.positive_label]
 
-    def provenance(self) -> dict[str, Any]:
-        """See :class:`Teacher`."""
-        return super().provenance() | {"positive_label": self.positive_label}
+    def description(self) -> dict[str, Any]:
+        """See :class:`ModelTeacher`."""
+        return super().description() | {"positive_label": self.positive_label}

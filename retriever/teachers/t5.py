@@ -16,7 +16,7 @@ from retriever.teachers.transformers_teacher import TransformersTeacher, project
 
 
 class _FirstStep(TransformersTeacher):
-    """Logits of a few tokens at the first decoder step."""
+    """Computes logits of a few tokens at the first decoder step."""
 
     def __init__(self, model: str, *, template: str, **common: Any) -> None:
         super().__init__(model, **common)
@@ -24,7 +24,7 @@ class _FirstStep(TransformersTeacher):
 
     @abstractmethod
     def _answers(self) -> list[int]:
-        """Ids of the tokens whose logits make the score."""
+        """Return the ids of the tokens whose logits make the score."""
 
     def _load_model(self) -> PreTrainedModel:
         model = self._pretrained(AutoModelForSeq2SeqLM, "encoder-decoder with a language model head")
@@ -45,7 +45,7 @@ class RankT5(_FirstStep):
     Args:
         model: see :class:`TransformersTeacher`.
         template: with ``{query}`` and ``{passage}``.
-        score_token: whose logit is the score.
+        score_token: the token whose logit is the score.
         **common: arguments of :class:`TransformersTeacher`.
     """
 
@@ -69,9 +69,9 @@ class RankT5(_FirstStep):
     def _logits(self, ids: Tensor, mask: Tensor, pairs: TokenizedPairs, rows: np.ndarray) -> Tensor:
         return self._answer_logits(ids, mask)[:, 0]
 
-    def provenance(self) -> dict[str, Any]:
-        """See :class:`Teacher`."""
-        return super().provenance() | {"score_token": self.score_token}
+    def description(self) -> dict[str, Any]:
+        """See :class:`ModelTeacher`."""
+        return super().description() | {"score_token": self.score_token}
 
 
 class MonoT5(_FirstStep):
@@ -107,6 +107,6 @@ class MonoT5(_FirstStep):
     def _logits(self, ids: Tensor, mask: Tensor, pairs: TokenizedPairs, rows: np.ndarray) -> Tensor:
         return self._answer_logits(ids, mask).log_softmax(-1)[:, 0]
 
-    def provenance(self) -> dict[str, Any]:
-        """See :class:`Teacher`."""
-        return super().provenance() | {"true_token": self.true_token, "false_token": self.false_token}
+    def description(self) -> dict[str, Any]:
+        """See :class:`ModelTeacher`."""
+        return super().description() | {"true_token": self.true_token, "false_token": self.false_token}

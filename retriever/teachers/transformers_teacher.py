@@ -1,4 +1,4 @@
-"""What the teachers that run under transformers share: loading, micro-batches, the last projection in float32."""
+"""TransformersTeacher: loading, micro-batches and a last projection in float32, for teachers under transformers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from retriever.encoder.text_encoder import max_positions
 from retriever.encoder.tokens import micro_batches
 from retriever.errors import InputError, choose, require_positive
 from retriever.pretrained.loading import load, load_telling
-from retriever.teachers.base import Teacher
+from retriever.teachers.model_teacher import ModelTeacher
 from retriever.teachers.pair_tokens import PairTokenizer, TokenizedPairs
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -26,22 +26,22 @@ _ADVICE = (
 )
 
 
-class TransformersTeacher(Teacher):
-    """A teacher whose weights run under transformers.
+class TransformersTeacher(ModelTeacher):
+    """A teacher that runs under transformers.
 
     A subclass loads its kind of model (:meth:`_load_model`) and turns a padded micro-batch into logits
-    (:meth:`_logits`). Weights are in ``dtype``; the projection that gives the score is in float32, for scores in
+    (:meth:`_logits`). Weights are in ``dtype``. The projection that gives the score is in float32, because scores in
     bfloat16 have eight bits and tie.
 
     Args:
-        model: see :class:`Teacher`, as for ``revision``, ``trust_remote_code`` and the lengths.
+        model: see :class:`ModelTeacher`, as for ``revision``, ``trust_remote_code`` and the lengths.
         token_budget: rows × longest row of a micro-batch, padding included.
         dtype: of the weights, ``float32`` or ``bfloat16``.
         device: ``cpu``, ``cuda``, ``cuda:1``, …; None takes a GPU where there is one.
-        **common: arguments of :class:`Teacher`.
+        **common: arguments of :class:`ModelTeacher`.
     """
 
-    block = 65_536  # sorted by length together, too
+    block = 65_536  # also sorted by length together
     template: str | Sequence[str] | None = None
 
     def __init__(
@@ -61,11 +61,11 @@ class TransformersTeacher(Teacher):
 
     @abstractmethod
     def _load_model(self) -> PreTrainedModel:
-        """The model, checked to be of this kind, on the CPU."""
+        """Load the model on the CPU, and check that it is of this kind."""
 
     @abstractmethod
     def _logits(self, ids: Tensor, mask: Tensor, pairs: TokenizedPairs, rows: np.ndarray) -> Tensor:
-        """Scores of one micro-batch.
+        """Score one micro-batch.
 
         Args:
             ids: int64 [n, L], padded on the right.
@@ -79,24 +79,24 @@ class TransformersTeacher(Teacher):
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer."""
+        """Load the model's tokenizer, once."""
         return load_pretrained(AutoTokenizer, self.name, self.revision, self.trust_remote_code)
 
     @cached_property
     def pair_tokenizer(self) -> PairTokenizer:
-        """The model's template."""
+        """Make the tokenizer of pairs, once."""
         return PairTokenizer(self.tokenizer, self.max_length, self.query_max_length, self._template())
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        """The weights, on their device, for inference."""
+        """Load the model on its device for inference, once."""
         return self._load_model().eval().requires_grad_(False).to(self.device)
 
     def _template(self) -> str | Sequence[str] | None:
         return self.template
 
     def load(self) -> None:
-        """See :class:`Teacher`."""
+        """See :class:`ModelTeacher`."""
         _ = self.pair_tokenizer, self.model
 
     def _score_block(
@@ -108,7 +108,7 @@ class TransformersTeacher(Teacher):
     @torch.inference_mode()
     def _score_tokens(self, pairs: TokenizedPairs, on_batch: Callable[[int], None] | None) -> np.ndarray:
         scores = np.zeros(len(pairs.tokens), dtype=np.float32)
-        # the model's own padding id first: decoders that classify find a row's last token by it
+        # the padding id of the model's configuration first: decoders that classify find a row's last token by it
         pad_id = getattr(self.model.config.get_text_config(), "pad_token_id", None)
         pad_id = (self.tokenizer.pad_token_id or 0) if pad_id is None else pad_id
         for rows in micro_batches(pairs.tokens.lengths, self.token_budget, on_gpu=self.device.type != "cpu"):
@@ -118,12 +118,12 @@ class TransformersTeacher(Teacher):
                 on_batch(len(rows))
         return scores
 
-    def provenance(self) -> dict[str, Any]:
-        """See :class:`Teacher`."""
-        return super().provenance() | {"template": self.template, "dtype": self.dtype}
+    def description(self) -> dict[str, Any]:
+        """See :class:`ModelTeacher`."""
+        return super().description() | {"template": self.template, "dtype": self.dtype}
 
     def _pretrained(self, auto_class: Any, what: str) -> PreTrainedModel:
-        """The model through one of transformers' Auto classes; refused where a weight is not in its files."""
+        """Load the model by one of transformers' Auto classes; refuse it where a weight is not in its files."""
         source = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
         model, missing = load_telling(
             auto_class, self.name, _ADVICE, group="teacher", dtype=DTYPES[self.dtype], **source
@@ -139,7 +139,7 @@ class TransformersTeacher(Teacher):
         return model
 
     def _token_id(self, option: str, token: str) -> int:
-        """The id of a token of the vocabulary, as written there."""
+        """Find the id of a token, written as in the vocabulary."""
         number = self.tokenizer.convert_tokens_to_ids(token)
         if number is None or (number == self.tokenizer.unk_token_id and token != self.tokenizer.unk_token):
             raise InputError(f"{self.name} has no token {token!r}; set teacher.{option} to one of its vocabulary.")
@@ -147,7 +147,7 @@ class TransformersTeacher(Teacher):
 
 
 class Float32Rows(nn.Module):
-    """A few rows of the projection on the vocabulary, in float32, in its place."""
+    """Takes the place of the projection on the vocabulary, with a few of its rows in float32."""
 
     def __init__(self, projection: nn.Linear, rows: Sequence[int]) -> None:
         super().__init__()
@@ -157,28 +157,28 @@ class Float32Rows(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach()[chosen].float())
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Hidden states [..., D] to logits float32 [..., rows]."""
+        """Project hidden states [..., D] to logits, float32 [..., rows]."""
         return nn.functional.linear(hidden.float(), self.weight, self.bias)
 
 
 def project_on_rows(model: PreTrainedModel, rows: Sequence[int]) -> None:
-    """Let a language model project on ``rows`` of its vocabulary alone; what it does with logits stays its own."""
+    """Let a language model project on ``rows`` of its vocabulary alone; its code for logits stays."""
     model.set_output_embeddings(Float32Rows(model.get_output_embeddings(), rows))
 
 
 def project_in_float32(linear: nn.Linear) -> None:
-    """Turn one linear layer to float32, whatever type comes in."""
+    """Let one linear layer compute in float32, whatever type its input has."""
     linear.float()
     linear.register_forward_pre_hook(lambda _, inputs: tuple(x.float() for x in inputs))
 
 
 def load_pretrained(auto_class: Any, model: str, revision: str | None, trust_remote_code: bool) -> Any:
-    """``auto_class.from_pretrained``, with what goes wrong as an InputError."""
+    """Call ``auto_class.from_pretrained``; what goes wrong becomes an InputError."""
     return load(auto_class, model, _ADVICE, group="teacher", revision=revision, trust_remote_code=trust_remote_code)
 
 
 def last_real(values: Tensor, mask: Tensor) -> Tensor:
-    """``values`` [n, L, ...] at each row's last real token, [n, ...]; rows are padded on the right."""
+    """Select ``values`` [n, L, ...] at each row's last real token, [n, ...]; rows are padded on the right."""
     return values[torch.arange(len(values), device=values.device), mask.sum(1) - 1]
 
 

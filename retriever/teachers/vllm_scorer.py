@@ -1,4 +1,4 @@
-"""Classifiers with one logit under vLLM's own scoring."""
+"""VllmScorer: classifiers with one logit, scored by vLLM."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from transformers import AutoConfig, AutoTokenizer
 
 from retriever.errors import InputError, choose
 from retriever.pretrained.vllm import deciding_options, load_llm
-from retriever.teachers.base import Teacher
+from retriever.teachers.model_teacher import ModelTeacher
 from retriever.teachers.pair_tokens import PairTokenizer, TokenizedPairs
 from retriever.teachers.transformers_teacher import DTYPES, load_pretrained
 
 
-class VllmScorer(Teacher):
-    """vLLM's ``LLM.score``, without its activation.
+class VllmScorer(ModelTeacher):
+    """Scores by vLLM's ``LLM.score``, without its activation.
 
     Args:
-        model: see :class:`Teacher`; a classifier of one label that vLLM knows.
+        model: see :class:`ModelTeacher`; a classifier of one label that vLLM supports.
         token_budget: tokens that vLLM puts into one step.
         dtype: ``float32`` or ``bfloat16``.
-        device: None alone; vLLM takes the device that it was built for.
+        device: only None; vLLM takes the device that it was built for.
         options: further arguments of ``vllm.LLM`` (tensor_parallel_size, gpu_memory_utilization, …).
-        **common: arguments of :class:`Teacher`.
+        **common: arguments of :class:`ModelTeacher`.
     """
 
     block = 4_096  # of one call; vLLM batches them itself
@@ -81,7 +81,7 @@ class VllmScorer(Teacher):
             raise InputError(f"vLLM cannot load the teacher {self.name!r}: {reason}") from error
 
     def load(self) -> None:
-        """See :class:`Teacher`."""
+        """See :class:`ModelTeacher`."""
         _ = self._pair_tokenizer, self._llm
 
     def _score_block(
@@ -97,18 +97,18 @@ class VllmScorer(Teacher):
         return np.array([output.outputs.score for output in outputs], dtype=np.float32), pairs
 
     def _cut(self, queries: Sequence[str], passages: Sequence[str]) -> tuple[list[str], list[str], TokenizedPairs]:
-        """Texts that fit, for vLLM takes no token ids here and would cut from the end, closing tokens first."""
+        """Cut texts until they fit: vLLM takes no token ids here, and would cut closing tokens first."""
         queries, passages = list(queries), list(passages)
         pairs = self._pair_tokenizer(queries, passages)
         for i in np.flatnonzero(pairs.query_truncated | pairs.truncated):
             queries[i] = queries[i][: pairs.query_ends[i]]
             passages[i] = passages[i][: pairs.passage_ends[i]]
-            # a cut text may have a token more than it had in the whole
+            # a cut text may have one token more than it had inside of the whole
             while len(passages[i]) and self._pair_tokenizer([queries[i]], [passages[i]]).truncated[0]:
                 passages[i] = passages[i][:-1]
         # an empty passage counts as none with vLLM, and would lose its closing token
         return queries, [passage or " " for passage in passages], pairs
 
-    def provenance(self) -> dict[str, Any]:
-        """See :class:`Teacher`."""
-        return super().provenance() | {"dtype": self.dtype, "options": deciding_options(self.options)}
+    def description(self) -> dict[str, Any]:
+        """See :class:`ModelTeacher`."""
+        return super().description() | {"dtype": self.dtype, "options": deciding_options(self.options)}

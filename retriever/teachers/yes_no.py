@@ -1,4 +1,4 @@
-"""Causal language models that are asked whether a passage fits, as Qwen3-Reranker is."""
+"""YesNo: causal language models that are asked whether a passage fits, like Qwen3-Reranker."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from retriever.teachers.transformers_teacher import TransformersTeacher, last_re
 
 
 class YesNo(TransformersTeacher):
-    """The log-probability of "yes" against "no" as the next token.
+    """Scores by the log-probability of "yes" against "no" as the next token.
 
     Args:
         model: see :class:`TransformersTeacher`.
@@ -58,10 +58,10 @@ class YesNo(TransformersTeacher):
         return model
 
     def _logits(self, ids: Tensor, mask: Tensor, pairs: TokenizedPairs, rows: np.ndarray) -> Tensor:
-        # padded on the right: no real token sees the padding behind it, and positions begin at 0
+        # padded on the right: no real token attends to the padding after it, and positions begin at 0
         logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         return last_real(logits, mask).float().log_softmax(-1)[:, 0]
 
-    def provenance(self) -> dict[str, Any]:
-        """See :class:`Teacher`."""
-        return super().provenance() | {"yes_token": self.yes_token, "no_token": self.no_token}
+    def description(self) -> dict[str, Any]:
+        """See :class:`ModelTeacher`."""
+        return super().description() | {"yes_token": self.yes_token, "no_token": self.no_token}

@@ -245,10 +245,7 @@ class World:
         torch.manual_seed(0)
         module = instantiate(config.module, encoder=copy.deepcopy(self.encoder))
         sources = self.sources
-        batches = ListBatches(
-            sources, 6, "top", with_labels=module.uses_labels, all_labels=getattr(module, "uses_all_labels", False)
-        )
-        batch = batches[self.draw]
+        batch = ListBatches(sources, 6, "top", module.needs)[self.draw]
         self.calls.clear()
         parts = module.losses(batch)
         parts["loss"].backward()

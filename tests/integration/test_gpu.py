@@ -198,9 +198,9 @@ def test_teacher_gives_the_cpus_scores(tiny_model, tmp_path, scifact):
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
     queries, passages = list(scifact[1].values())[:40], scifact[0].passages.to_pylist()[:40]
     found = [
-        SequenceClassifier(str(tmp_path), max_length=64, query_max_length=40, token_budget=600, device=device)
-        .score(queries, passages)
-        .scores
+        SequenceClassifier(str(tmp_path), max_length=64, query_max_length=40, token_budget=600, device=device).score(
+            queries, passages
+        )
         for device in ("cpu", None)
     ]
     np.testing.assert_allclose(found[1], found[0], atol=1e-5)

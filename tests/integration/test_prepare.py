@@ -2,11 +2,14 @@
 
 import importlib.util
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow as pa
@@ -128,6 +131,93 @@ def test_a_cross_encoder_teacher_is_one_override(small_prepare, tiny_model, tmp_
     assert about["teacher"]["teacher"]["weights"] and 0 < about["truncated"]["teacher"] <= 1
     with pytest.raises(InstantiationException, match="no such model folder"):
         prepare([*small_prepare, "teacher=classifier", "teacher.model=./none"])
+
+
+API_TEACHER = """
+import json
+from urllib.request import Request, urlopen
+
+from retriever.teachers import Teacher
+
+
+class Api(Teacher):
+    def __init__(self, url, model):
+        self.url, self.model = url, model
+
+    def score(self, queries, passages):
+        body = json.dumps({"model": self.model, "pairs": list(zip(queries, passages, strict=True))}).encode()
+        with urlopen(Request(self.url, body), timeout=60) as answer:
+            return json.load(answer)["scores"]
+
+    def description(self):
+        return {"kind": "api", "model": self.model}
+"""
+
+
+def common_words(query, passage):
+    return float(len(set(query.split()) & set(passage.split())))
+
+
+@pytest.fixture
+def api():
+    """Address of a server that scores pairs by their common words, and the numbers of pairs it was asked for."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append(len(request["pairs"]))
+            words = "many" if request["model"] == "broken" else None
+            answer = json.dumps({"scores": [words or common_words(*pair) for pair in request["pairs"]]}).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_teacher_of_the_users_own_calls_a_web_api(small_prepare, small_scifact, api, tmp_path):
+    """One class and one YAML file, outside of this repository; no tokens."""
+    url, asked = api
+    (tmp_path / "my_teachers.py").write_text(API_TEACHER)
+    (tmp_path / "conf" / "teacher").mkdir(parents=True)
+    (tmp_path / "conf" / "teacher" / "api.yaml").write_text("_target_: my_teachers.Api\nurl: ???\nmodel: words-1\n")
+    queries = "queries={human: {source: judged, filter: false}}"
+    options = [o for o in small_prepare if not o.startswith("queries")]
+    options += [queries, "teacher=api", f"teacher.url={url}", "until=score"]
+    line = [sys.executable, "-m", "experiments.prepare", "--config-dir", str(tmp_path / "conf")]
+    paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+
+    def command(*more):
+        return subprocess.run(
+            [*line, *options, *more], cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, **paths}
+        )
+
+    done = command()
+    assert done.returncode == 0, done.stderr
+    [scored] = tmp_path.glob("prepare/score-*/scored.parquet")
+    texts = load_corpus(small_scifact)
+    texts = dict(zip(texts.ids.to_pylist(), texts.passages.to_pylist(), strict=True))
+    rows = pq.read_table(scored).to_pylist()
+    for row in rows:
+        expected = [common_words(row["query"], texts[passage]) for passage in row["passage_ids"]]
+        assert row["teacher_scores"] == expected == sorted(expected, reverse=True)
+    assert len(rows) == 40 and sum(asked) == sum(len(row["passage_ids"]) for row in rows)
+    manifest = json.loads(scored.with_name("manifest.json").read_text())
+    assert manifest["settings"]["members"] == {"teacher": {"kind": "api", "model": "words-1"}}
+    before = len(asked)
+    assert command().returncode == 0 and len(asked) == before  # the scores are there already
+    broken = command("teacher.model=broken")
+    assert broken.returncode == 2 and "Api.score gave what is no list of numbers" in broken.stderr
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def gradients(paths, rank, world_size):
         for number, draw in enumerate(sampler):
             module = objective(encoder, token_budget=400, **options)
             module.zero_grad()
-            batch = ListBatches(data._train, 20, "top", module.uses_labels)[draw]
+            batch = ListBatches(data._train, 20, "top", module.needs)[draw]
             module.watch = lambda *seen, module=module, key=(name, number): figures.update(
                 {key: measure(module, *seen, 0.3)}
             )

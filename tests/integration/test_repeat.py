@@ -16,7 +16,7 @@ from experiments.run import train
 from helpers.processes import finish, start
 from helpers.runs import config_of, metrics, weights
 from retriever.errors import InputError
-from retriever.pretrained.packaged import file_sha256
+from retriever.hashing import file_sha256
 
 TIMES = {"wall_time_s", "peak_memory_bytes"}
 

@@ -35,7 +35,7 @@ from experiments.run import train
 from helpers.kills import killed_at
 from helpers.processes import finish, start_ranks
 from helpers.runs import config_of, metrics, weights
-from retriever.batch import RetrievalBatch
+from retriever.batch import BatchNeeds, RetrievalBatch
 from retriever.cross_encoder.cross_encoder import CrossEncoder, score_pairs
 from retriever.cross_encoder.module import CrossEncoderModule, choose_candidates
 from retriever.encoder import encoding
@@ -284,7 +284,7 @@ def test_candidates_are_all_positives_and_unlabelled_passages_of_the_ranks():
     assert drawn[0] == drawn[1] and len(set(drawn)) > 2
     with pytest.raises(InputError, match="query 'q1' of c has no positive_ids"):
         choose_candidates(batch_of([[1], []], [[1, 2], [3, 4]]), 1, (1, 2), sample=False)
-    with pytest.raises(ValueError, match="all_labels"):
+    with pytest.raises(InputError, match="lacks labelled positives"):
         lacking = batch_of([[1]], [[1, 2]])
         lacking.labelled_keys = torch.tensor([[7]])
         choose_candidates(lacking, 1, (1, 2), sample=False)
@@ -296,8 +296,8 @@ def test_batches_hold_all_labelled_positives_where_asked(tiny_model, tmp_path):
     data.setup()
     sampler = data.val_dataloader().sampler
     draw = next(iter(sampler))
-    batch = ListBatches(data._dev, 5, "top", with_labels=True, all_labels=True)[draw]
-    one = ListBatches(data._dev, 5, "top", with_labels=True)[draw]
+    batch = ListBatches(data._dev, 5, "top", BatchNeeds(labels=True, all_labels=True))[draw]
+    one = ListBatches(data._dev, 5, "top", BatchNeeds(labels=True))[draw]
     held = set(batch.passage_keys.tolist())
     labelled = set(batch.labelled_keys[batch.labelled_keys >= 0].tolist())
     assert labelled <= held and not labelled <= set(one.passage_keys.tolist())

@@ -16,9 +16,11 @@ from datamodules.batches import BatchSampler, ListBatches, gathered
 from datamodules.caches import cached_embeddings, cached_tokens, embed
 from datamodules.normalization import confident, normalize_scores
 from datamodules.query_lists import QueryList, read_query_lists, write_query_lists
+from retriever.batch import BatchNeeds
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.encoder.tokens import TokenizedTexts
 from retriever.errors import InputError
+from retriever.objectives import ListwiseDistillation
 
 
 @pytest.fixture
@@ -61,6 +63,28 @@ def test_batch_holds_each_distinct_passage_once_and_rebuilds_every_list(make_dat
     assert sorted(seen + dev) == sorted(expected) and not set(seen) & set(dev)
 
 
+def test_batches_hold_what_the_objective_needs(make_data, tiny_encoder):
+    data = make_data(dev_fraction=0.5)
+
+    def batch(**needs):
+        data.needs = BatchNeeds(**needs)
+        return next(iter(data.val_dataloader()))
+
+    assert data.needs == BatchNeeds(labels=True)  # where nobody says
+    assert (batch().positive_index == -1).all() and (batch(labels=True).positive_index >= 0).all()
+    everything = batch(labels=True, all_labels=True)
+    labelled = set(everything.labelled_keys.unique().tolist()) - {-1}
+    assert labelled <= set(everything.passage_keys.tolist())
+    frozen = ListwiseDistillation(tiny_encoder, train_passage_encoder=False)
+    with pytest.raises(InputError, match=r"batches hold no passage embeddings.*data.needs = module.needs"):
+        frozen.encode_batch(everything)
+    data = make_data(dev_fraction=0.5)
+    data._encoded.clear()
+    data.needs = frozen.needs
+    with pytest.raises(InputError, match="open this data module by a trainer"):
+        data._passages(data.train_lists[0].corpus)
+
+
 def test_label_outside_the_list_joins_the_batch(make_data, small_scifact, small_lists, tmp_path):
     first = next(read_query_lists(small_lists))
     outside = QueryList(
@@ -71,10 +95,10 @@ def test_label_outside_the_list_joins_the_batch(make_data, small_scifact, small_
     spec = [{"path": str(tmp_path / "l.parquet"), "corpus": str(small_scifact)}]
     data = make_data(train=spec, dev=spec)
     sampler = BatchSampler(data._dev, 8, 0, None)
-    batch = ListBatches(data._dev, 20, "top", with_labels=True)[next(iter(sampler))]
+    batch = ListBatches(data._dev, 20, "top", BatchNeeds(labels=True))[next(iter(sampler))]
     row = data._dev[0].corpus.rows(first.positive_ids)[0]
     assert batch.passage_keys[batch.positive_index[0]] == row and batch.positive_index[1] == -1
-    without = ListBatches(data._dev, 20, "top", with_labels=False)[next(iter(sampler))]
+    without = ListBatches(data._dev, 20, "top", BatchNeeds())[next(iter(sampler))]
     assert without.positive_index.tolist() == [-1, -1] and len(without.passages) == 3
 
 

@@ -33,15 +33,10 @@ from helpers.loss_references import (
     reference_log_softmax,
 )
 from helpers.objectives import CLASSES, learnable
-from retriever.batch import membership_mask
+from retriever.batch import BatchNeeds, membership_mask
 from retriever.errors import InputError
-from retriever.losses.listwise import (
-    above_positive,
-    infonce,
-    likely_false_negatives,
-    listwise_distillation,
-    masked_log_softmax,
-)
+from retriever.losses.infonce import above_positive, infonce, likely_false_negatives
+from retriever.losses.listwise import listwise_distillation, masked_log_softmax
 from retriever.objectives import (
     ApproxNDCG,
     CombinedObjective,
@@ -582,9 +577,19 @@ def test_combined_objective_hands_every_argument_to_its_part():
     assert_close(parts["infonce"], reference_infonce_objective(example, "labelled", "0.3", False, 0.04))
 
 
-def test_only_labelled_positives_make_an_objective_use_labels():
-    assert [module(o).uses_labels for o in OF_THE_PAPER] == [False, False, False]
-    assert [module(o, positive="labelled").uses_labels for o in (InfoNCE, CombinedObjective)] == [True, True]
+def test_only_labelled_positives_make_an_objective_need_labels():
+    assert [module(o).needs for o in OF_THE_PAPER] == [BatchNeeds()] * 3
+    frozen = {"positive": "labelled", "train_passage_encoder": False}
+    needed = BatchNeeds(labels=True, frozen_passages=True)
+    assert [module(o, **frozen).needs for o in (InfoNCE, CombinedObjective)] == [needed] * 2
+
+
+def test_an_objective_that_says_uses_labels_still_gets_them():
+    class Older(ListwiseDistillation):
+        uses_labels = True
+
+    with pytest.warns(FutureWarning, match="Older.uses_labels counts in this release alone"):
+        assert module(Older).needs == BatchNeeds(labels=True)
 
 
 @pytest.mark.parametrize("objective", CLASSES)

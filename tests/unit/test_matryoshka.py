@@ -68,7 +68,7 @@ def test_gradients_are_those_of_one_shared_encoder_and_temperature():
     assert gradcheck(loss, inputs)
     temperatures = [name for name, _ in chosen.named_parameters() if not name.startswith("encoder")]
     assert temperatures == ["contrast.temperature.log"]
-    assert wide(InfoNCE, matryoshka_dimensions=[3], positive="labelled").uses_labels
+    assert wide(InfoNCE, matryoshka_dimensions=[3], positive="labelled").needs.labels
 
 
 def test_a_prefix_of_zeros_has_finite_gradients():

@@ -20,13 +20,14 @@ from datamodules.pipeline.stages.filter import Filter
 from datamodules.pipeline.stages.generate import DUPLICATE, Generate
 from datamodules.pipeline.stages.mine import Bm25, Dense, Mine, hits_to_table, table_to_hits
 from datamodules.pipeline.stages.sample import Sample
-from datamodules.pipeline.stages.score import Ensemble, RunFusion, Score
+from datamodules.pipeline.stages.score import Score
 from datamodules.pipeline.stages.split import Split
 from datamodules.pipeline.stages.stage import Output, run_stage
 from datamodules.query_lists import read_metadata, read_query_lists
 from datamodules.text.words import normalize_texts
 from retriever.errors import InputError
-from retriever.pretrained.packaged import file_sha256
+from retriever.hashing import file_sha256
+from retriever.teachers import Ensemble, RunFusion
 from retriever.teachers.sequence_classifier import SequenceClassifier
 
 NEAR = " ".join(f"word{i}" for i in range(60))
@@ -442,7 +443,7 @@ def test_a_reading_teacher_scores_each_pair_as_alone(small, collected, mined, ti
     output, scored = score(small, collected, mined, tiny_cross_encoder, tmp_path, candidates=6)
     texts = dict(zip(small[0].ids.to_pylist(), small[0].passages.to_pylist(), strict=True))
     for line in scored[::23]:
-        alone = [float(tiny_cross_encoder.score([line["query"]], [texts[p]]).scores[0]) for p in line["passage_ids"]]
+        alone = [float(tiny_cross_encoder.score([line["query"]], [texts[p]])[0]) for p in line["passage_ids"]]
         np.testing.assert_allclose(line["teacher_scores"], alone, atol=1e-5)
     assert output.manifest["counts"]["pairs"] == 6 * len(scored)
     assert 0 < output.manifest["counts"]["truncated"]["teacher"] <= 1

@@ -24,6 +24,7 @@ from transformers import (
 from helpers.processes import apart
 from helpers.teacher_models import byte_pairs, save_model, size, unigrams, word_pieces
 from retriever.errors import InputError
+from retriever.teachers import Ensemble, RetrievedPassages, RunFusion, Teacher
 from retriever.teachers.layered_gemma import LayeredGemma
 from retriever.teachers.pair_tokens import PairTokenizer
 from retriever.teachers.sequence_classifier import SequenceClassifier
@@ -88,7 +89,7 @@ def check(teacher, pairs, expected, tolerance=2e-4):
     """The same scores as the plain computation, in the order given, whatever else is in the batch."""
     queries, passages = pairs
     done = []
-    found = teacher.score(queries, passages, done.append)
+    found = teacher.score_pairs(queries, passages, done.append)
     assert found.scores.dtype == np.float32 and found.truncated.dtype == bool
     assert sum(done) == len(queries) and len(done) > 1
     np.testing.assert_allclose(found.scores, [float(s) for s, _ in expected], atol=tolerance, rtol=tolerance)
@@ -97,15 +98,15 @@ def check(teacher, pairs, expected, tolerance=2e-4):
     assert np.std(found.scores) > 50 * tolerance  # or the comparison would say nothing
 
     order = np.random.default_rng(0).permutation(len(queries))
-    turned = teacher.score([queries[i] for i in order], [passages[i] for i in order])
+    turned = teacher.score_pairs([queries[i] for i in order], [passages[i] for i in order])
     np.testing.assert_allclose(turned.scores, found.scores[order], rtol=2e-5, atol=1e-5)
     for i in (0, 5, 24, 27):
-        alone = teacher.score([queries[i]], [passages[i]])
+        alone = teacher.score_pairs([queries[i]], [passages[i]])
         np.testing.assert_allclose(alone.scores[0], found.scores[i], rtol=2e-5, atol=1e-5)
     assert found.scores[-1] == pytest.approx(found.scores[1], rel=2e-5)  # the same pair twice
-    empty = teacher.score([], [])
+    empty = teacher.score_pairs([], [])
     assert len(empty.scores) == len(empty.truncated) == 0
-    assert json.loads(json.dumps(teacher.provenance()))["score"]
+    assert json.loads(json.dumps(teacher.description()))["score"]
 
 
 def classifier_scores(folder, pairs, max_length, positive=1):
@@ -168,7 +169,7 @@ def test_long_queries_are_cut_and_told(bert, caplog):
     query, passage = "protein " * 60, "cells " * 60
     teacher = SequenceClassifier(bert[1], max_length=40, query_max_length=20, **CPU)
     with caplog.at_level("WARNING"):
-        found = teacher.score([query, "a protein"], [passage, "cells"])
+        found = teacher.score_pairs([query, "a protein"], [passage, "cells"])
     assert "1 of 2 pairs have a query of more than 20 tokens" in caplog.text
     assert found.truncated.tolist() == [True, False]
     pair = teacher.pair_tokenizer([query], [passage])
@@ -264,7 +265,7 @@ def test_yes_no_keeps_what_the_model_does_with_logits(tmp_path, texts, pairs):
         logits = model(ids).logits[0, -1, rows]
         model.config.final_logit_softcapping = None
         uncapped = model(ids).logits[0, -1, rows]
-    found = teacher.score([query], [passage])
+    found = teacher.score_pairs([query], [passage])
     assert found.scores[0] == pytest.approx(float(logits.log_softmax(-1)[0]), abs=1e-4)
     assert found.scores[0] != pytest.approx(float(uncapped.log_softmax(-1)[0]), abs=1e-2)
 
@@ -422,19 +423,19 @@ def test_scores_in_bfloat16_do_not_tie(bert, t5, qwen, pairs):
         RankT5(t5, max_length=120, dtype="bfloat16", **CPU),
         YesNo(qwen, template=TEMPLATE, max_length=128, dtype="bfloat16", **CPU),
     ):
-        scores = teacher.score(*pairs).scores
+        scores = teacher.score_pairs(*pairs).scores
         coarse = torch.from_numpy(scores).bfloat16().float().numpy()
         assert next(iter(teacher.model.parameters())).dtype == torch.bfloat16
         assert (scores != coarse).mean() > 0.9
 
 
-def test_provenance_follows_the_weights(bert, tmp_path, texts):
+def test_description_follows_the_weights(bert, tmp_path, texts):
     teacher = SequenceClassifier(bert[1], max_length=64, **CPU)
-    before = teacher.provenance()
+    before = teacher.description()
     teacher.load()
-    assert teacher.provenance() == before
+    assert teacher.description() == before
     assert before["kind"] == "sequence_classifier" and before["name"] == Path(bert[1]).name
-    other = SequenceClassifier(bert[2], max_length=64, **CPU).provenance()
+    other = SequenceClassifier(bert[2], max_length=64, **CPU).description()
     assert before["weights"] != other["weights"]
     assert bert[1] not in json.dumps(before)
 
@@ -477,19 +478,68 @@ def _refusals():
 @pytest.mark.parametrize("message", _refusals())
 def test_refusals(message, bert, t5, qwen, tmp_path):
     with pytest.raises(InputError, match=message):
-        _refusals()[message]({"bert": bert, "t5": t5, "qwen": qwen, "empty": tmp_path}).score(["a"], ["b"])
+        _refusals()[message]({"bert": bert, "t5": t5, "qwen": qwen, "empty": tmp_path}).score_pairs(["a"], ["b"])
 
 
 def test_numbers_of_queries_and_passages_must_be_equal(bert):
     with pytest.raises(InputError, match="2 queries and 1 passages"):
-        SequenceClassifier(bert[1], max_length=64, **CPU).score(["a", "b"], ["c"])
+        SequenceClassifier(bert[1], max_length=64, **CPU).score_pairs(["a", "b"], ["c"])
 
 
 def test_scores_that_are_no_numbers_are_refused(bert):
     teacher = SequenceClassifier(bert[1], max_length=64, **CPU)
     teacher.model.classifier.bias.fill_(float("nan"))
     with pytest.raises(InputError, match="gave nan as the score of pair 0"):
-        teacher.score(["a"], ["b"])
+        teacher.score_pairs(["a"], ["b"])
+
+
+class Plain(Teacher):
+    """The least teacher: what it was given for each pair."""
+
+    def __init__(self, scores):
+        self.scores = scores
+
+    def score(self, queries, passages):
+        return self.scores
+
+    def description(self):
+        return {"kind": "plain", "scores": self.scores, "absent": None}
+
+
+def test_a_plain_teacher_is_score_and_description():
+    done = []
+    found = Plain([1, 2.5]).score_pairs(["a", "b"], ["c", "d"], done.append)
+    assert found.scores.tolist() == [1, 2.5] and found.scores.dtype == np.float32
+    assert found.truncated.tolist() == [False, False] and done == [2]
+    assert str(Plain([1])) == "kind plain, scores [1]"
+    assert Ensemble.of(Plain([1])).description() == {
+        "members": {"teacher": {"kind": "plain", "scores": [1], "absent": None}},
+        "weights": {"teacher": 1.0},
+    }
+    for wrong, message in {
+        (1, 2, 3): r"Plain.score gave an array \[3\] for 2 pairs",
+        ("x", 1): "Plain.score gave what is no list of numbers",
+        (1, None): "Plain gave nan as the score of pair 1|no list of numbers",
+        (1, float("inf")): "Plain gave inf as the score of pair 1",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            Plain(list(wrong)).score_pairs(["a", "b"], ["c", "d"])
+
+
+def test_fusion_and_ensemble_are_teachers_like_others():
+    texts = RetrievedPassages(["c", "d"], {"bm25": np.array([0.5, 0.0]), "dense": np.array([1.0, 0.2])})
+    assert texts[1] == "d" and list(texts) == ["c", "d"]
+    fusion = RunFusion({"dense": 0.75, "bm25": 0.25})
+    assert fusion.score(["a", "b"], texts).tolist() == np.array([0.875, 0.15], np.float32).tolist()
+    assert RunFusion().score(["a", "b"], texts).tolist() == np.array([0.75, 0.1], np.float32).tolist()
+    both = Ensemble({"fusion": fusion, "plain": Plain([7, 9])}, {"fusion": 3})
+    np.testing.assert_allclose(both.score(["a", "b"], texts), [0.75, 0.25])
+    with pytest.raises(InputError, match="give it RetrievedPassages"):
+        fusion.score(["a"], ["c"])
+    with pytest.raises(InputError, match=r"teacher.members.both is an ensemble itself"):
+        Ensemble({"both": both})
+    with pytest.raises(InputError, match=r"The teacher is a builtins.dict; it must derive from retriever.teachers"):
+        Ensemble.of({})
 
 
 PRESETS = {
@@ -513,7 +563,7 @@ def test_presets(preset):
         config = compose(overrides=[f"+teacher={preset}", *overrides])
     teacher = instantiate(config.teacher)
     assert type(teacher).__name__ == PRESETS[preset]
-    known = json.loads(json.dumps(teacher.provenance()))
+    known = json.loads(json.dumps(teacher.description()))
     assert known["name"] == config.teacher.model and known["max_length"] == 512
     if preset == "qwen3_reranker_0_6b":
         assert known["template"][0].endswith('can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n')
@@ -526,7 +576,7 @@ def scores_in_both(folder, queries, passages):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ.pop("OMP_NUM_THREADS", None)  # vLLM binds its own
     lengths = {"max_length": 128, "query_max_length": 40}
-    return [teacher(folder, **lengths).score(queries, passages) for teacher in (VllmScorer, SequenceClassifier)]
+    return [teacher(folder, **lengths).score_pairs(queries, passages) for teacher in (VllmScorer, SequenceClassifier)]
 
 
 def test_vllm_equals_transformers(bert, pairs):
@@ -539,10 +589,10 @@ def test_vllm_equals_transformers(bert, pairs):
 
 def test_vllm_refuses_two_classes(bert):
     with pytest.raises(InputError, match="has 2 labels; vLLM scores classifiers of one alone"):
-        VllmScorer(bert[2], max_length=64).score(["a"], ["b"])
+        VllmScorer(bert[2], max_length=64).score_pairs(["a"], ["b"])
 
 
 def test_vllm_absent(bert, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(InputError, match=r"not installed: pip install '\.\[gpu\]'"):
-        VllmScorer(bert[1], max_length=64).score(["a"], ["b"])
+        VllmScorer(bert[1], max_length=64).score_pairs(["a"], ["b"])

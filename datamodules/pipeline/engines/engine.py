@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from retriever.errors import InputError
-from retriever.pretrained.packaged import file_sha256
+from retriever.hashing import file_sha256
 from retriever.pretrained.source import local_folder
 
 Conversation = list[dict[str, str]]

