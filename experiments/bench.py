@@ -24,6 +24,7 @@ from experiments.benchmarks.training_step import SYSTEMS
 from experiments.cli.arguments import check_added, check_arguments, say_what_is_kept
 from experiments.cli.errors import run_kindly
 from experiments.cli.targets import check_targets
+from experiments.settings.renamed import OF_BENCH, rename_arguments
 from retriever.encoder.text_encoder import EncoderSpec
 from retriever.errors import InputError, choose, require_positive
 from retriever.pretrained.source import find_model, with_preset
@@ -82,7 +83,7 @@ class Bench:
             corpus=self.config["corpus"],
             size=options["lists"],
             list_length=self.config["list_length"],
-            kept_tokens=self.config["kept_tokens"],
+            uncheckpointed_tokens=self.config["uncheckpointed_tokens"],
         )
         result = run_in_turns({"ours": job}, 1, f"profile of {options['lists']} lists", self.folder / "measured")[
             "ours"
@@ -92,7 +93,7 @@ class Bench:
             [kind, f"{seconds:.2f}", f"{100 * seconds / result['seconds']:.1f}%"]
             for kind, seconds in result["kinds"].items()
         ]
-        kept = self.config["kept_tokens"]
+        kept = self.config["uncheckpointed_tokens"]
         title = f"Where a step of {options['lists']} lists spends its time ({kept} tokens not computed again)"
         return report.print_and_collect(title, ("kind of operation", "seconds", "share"), rows, self.console)
 
@@ -157,7 +158,7 @@ class Bench:
         """The paper's run from operations and rates, and the same model checked against steps measured here."""
         options = self.config["cost"]
         small, large = self._measured_steps()
-        budget = self.config["kept_tokens"]
+        budget = self.config["uncheckpointed_tokens"]
         rate = needed_and_recomputed(small, budget) / small["seconds"]
         predicted = needed_and_recomputed(large, budget) / rate
         workload = paper_workload(options, budget)
@@ -194,8 +195,8 @@ class Bench:
     def _step_case(self, case: dict[str, Any]) -> dict[str, Any]:
         max_length = case.get("max_length", self.config["max_length"])
         list_length = case.get("list_length", self.config["list_length"])
-        kept = case.get("kept_tokens", self.config["kept_tokens"])
-        variant = {k: case[k] for k in ("attention", "kept_tokens") if k in case}
+        kept = case.get("uncheckpointed_tokens", self.config["uncheckpointed_tokens"])
+        variant = {k: case[k] for k in ("attention", "uncheckpointed_tokens") if k in case}
         gradients = self.folder / "gradients"
         gradients.mkdir(parents=True, exist_ok=True)
         jobs = {}
@@ -212,7 +213,7 @@ class Bench:
                 corpus=self.config["corpus"],
                 size=case["lists"],
                 list_length=list_length,
-                kept_tokens=kept,
+                uncheckpointed_tokens=kept,
                 peer_batch=case.get("peer_batch", self.config["peer_batch"]),
                 gradient=str(gradients / f"{name}.npy"),
             )
@@ -257,7 +258,10 @@ def _cosine(left: str, right: str) -> float:
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
-CASE_KEYS = ("lists", "rounds", "systems", "max_length", "list_length", "attention", "kept_tokens", "peer_batch")
+CASE_KEYS = (
+    *("lists", "rounds", "systems", "max_length", "list_length"),
+    *("attention", "uncheckpointed_tokens", "peer_batch"),
+)
 PARTS = ("step", "profile", "evaluation", "curves", "cost")
 
 
@@ -322,6 +326,7 @@ def application(config: DictConfig) -> None:
 
 def main() -> None:
     """The command."""
+    rename_arguments(OF_BENCH)
     run_kindly(application)
 
 

@@ -25,11 +25,12 @@ from experiments.settings.trainer_checks import check_trainer
 from retriever.encoder.sentence_transformers_layout import read_spec
 from retriever.encoder.text_encoder import EncoderSpec
 from retriever.errors import InputError, choose, require_positive, require_text
+from retriever.optimizer import make_optimizer, make_scheduler
 from retriever.pretrained.source import with_preset
 
 # of a run that goes on, what its checkpoint and its frozen passages were made with
 _MADE_WITH = ("encoder", "module._target_", "module.train_passage_encoder", "module.matryoshka_dimensions")
-_PARTS = ("encoder", "module", "data", "evaluation", "trainer", "logger")
+_PARTS = ("encoder", "module", "data", "evaluation", "optimizer", "scheduler", "trainer", "logger")
 _SPEEDS = ("attention", "compile", "trust_remote_code")  # give the same embeddings
 _AS_TRAINED = ("query_prompt", "passage_prompt", "pooling", "normalize")
 
@@ -65,6 +66,7 @@ def check(config: DictConfig) -> None:
     if config.resume is not None:
         _check_resumed(config)
     module = _built_on_nothing(config)
+    _check_optimizer(config)
     if module is not None:
         _check_metrics(config, module)
 
@@ -206,6 +208,14 @@ def _built_on_nothing(config: DictConfig) -> Any:
         if wrong is not None:  # outside of the except block, or it would become its own context
             raise wrong
     return built if hasattr(built, "dev_metrics") else None
+
+
+def _check_optimizer(config: DictConfig) -> None:
+    """Have optimiser and scheduler say what they refuse, on one weight."""
+    make, schedule = (instantiate(config[part], _partial_=True) for part in ("optimizer", "scheduler"))
+    rates = config.module.get("learning_rate", 1e-4), config.module.get("weight_decay", 0.0)
+    optimizer = make_optimizer(make, [torch.nn.Parameter(torch.zeros(1, 1))], *rates, fused=False)
+    make_scheduler(schedule, optimizer, 100, 10)
 
 
 def _resolved(encoder: dict[str, Any], spec: type) -> dict[str, Any]:

@@ -35,8 +35,8 @@ PAPER = {
     "module.train_passage_encoder": True,
     "module.learning_rate": 2e-4,
     "module.weight_decay": 0.01,
-    "module.decay": "to_zero",
-    "module.final_learning_rate": 0.1,
+    "scheduler.decay": "to_zero",
+    "scheduler.final_learning_rate": 0.1,
     "trainer.gradient_clip_val": 1.0,
     "trainer.max_epochs": 30,
     "trainer.val_check_interval": None,
@@ -145,7 +145,7 @@ def test_a_documented_command_is_accepted(file, program, line):
             for module in swept["module"].split(","):
                 wrong = differs_from_paper(config_of("run", [*overrides, f"module={module}"]))
                 assert not wrong, wrong
-        assert config.module.warmup_steps == (20 if "multi_corpus" in line else None)  # None: test_schedule.py
+        assert config.scheduler.warmup_steps == (20 if "multi_corpus" in line else None)  # None: test_schedule.py
 
 
 def differs_from_paper(config):
