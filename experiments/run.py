@@ -46,6 +46,7 @@ from experiments.cli.rerun import as_typed, input_hashes, save_config, start_fro
 from experiments.cli.sweep import arm_name, run_of_sweep
 from experiments.comparison.formats import print_tables
 from experiments.comparison.tables import compare
+from experiments.debug_data import DebugData
 from experiments.plan.plan import print_plan, run_plan
 from experiments.settings.checks import check, monitored_metrics
 from experiments.settings.renamed import rename_arguments, rename_config
@@ -68,6 +69,9 @@ def train(config: DictConfig, folder: Path, arm: str | None = None) -> dict:
         The content of ``results.json``.
     """
     check(config)
+    if config.debug is not None:
+        log.warning("This is a debug run, on a few lists and queries: its figures mean nothing.")
+        config = DebugData(config, folder / "data").cut()
     arm = arm or config.name
     checkpoint = _checkpoint(config)
     L.seed_everything(config.seed, workers=True, verbose=False)

@@ -194,8 +194,8 @@ def run_step(job: Mapping[str, Any], encoder: TextEncoder, device: torch.device)
 
     Args:
         job: ``system`` (one of SYSTEMS), ``files``, ``corpus``, ``size`` (lists), ``list_length``, ``token_budget``,
-            ``uncheckpointed_tokens``, ``peer_batch`` (texts of a peer's micro-batch), ``rate_seconds`` (for which matrices
-            are multiplied, before and after), ``cache_dir``, ``seed``, ``gradient``.
+            ``uncheckpointed_tokens``, ``peer_batch`` (texts of a peer's micro-batch), ``rate_seconds`` (for which
+            matrices are multiplied, before and after), ``cache_dir``, ``seed``, ``gradient``.
         encoder: with the lengths to cut at, on ``device``.
         device: where to run; on a GPU both sides run under bfloat16 autocast.
     """

@@ -28,9 +28,9 @@ def encode(
 
     Where gradients are on, micro-batches are encoded under activation checkpointing: their activations are computed
     again in the backward pass, with the same dropout, one micro-batch at a time, and the gradient is exactly the full
-    batch's (the effect of gradient caching, Gao et al. 2021, arXiv 2101.06983). The last ``uncheckpointed_tokens`` tokens
-    keep their activations: the backward pass comes to them first, before it computes any others again, so memory is
-    that of the larger of the two, and a batch that fits is not computed twice.
+    batch's (the effect of gradient caching, Gao et al. 2021, arXiv 2101.06983). The last ``uncheckpointed_tokens``
+    tokens keep their activations: the backward pass comes to them first, before it computes any others again, so memory
+    is that of the larger of the two, and a batch that fits is not computed twice.
 
     Args:
         encoder: in whichever mode (train, eval) the caller wants.
