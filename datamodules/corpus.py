@@ -209,7 +209,7 @@ class _Empty:
     def _refuse(self) -> None:
         if self.count and self.action == "error":
             raise InputError(
-                f"{os.path.join(self.path.parent, self.first)} has neither title nor text. Remove it, or let it stand "
+                f"{os.path.join(self.path.parent, self.first)} has neither title nor text. Remove it, or keep it "
                 "with empty_passages=keep."
             )
 
@@ -310,7 +310,7 @@ def read_queries(path: Path, seen: dict[str, int]) -> Iterator[tuple[str, str, t
         if not isinstance(text, str) or not text.strip():
             other = columns.other_text(record)
             remedy = (
-                f"It has {other!r}: call that 'text' if it is the query's." if other else "Mend or remove this line."
+                f"It has {other!r}: call that 'text' if it is the query's." if other else "Correct or remove this line."
             )
             raise InputError(f"{path}:{number}: query {shown(query_id)} has no text. {remedy}")
         yield query_id, text, (f"{path}:{number}", record)
@@ -489,7 +489,7 @@ def _id(path: Path, number: int, record: dict, columns: Columns, seen: dict[str,
         )
     if value in seen:
         raise InputError(
-            f"{path}:{number}: the {columns.id} {shown(value)} stands already in line {seen[value]}"
+            f"{path}:{number}: the {columns.id} {shown(value)} is already in line {seen[value]}"
             f"{'' if path.stem.startswith(('corpus', 'queries')) else ' of this part or one before'}. Ids must differ."
         )
     seen[value] = number

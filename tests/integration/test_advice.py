@@ -24,10 +24,11 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 
 from datamodules import corpus as corpora
 from datamodules.query_lists import read_query_lists, write_query_lists
-from experiments import compare, list_files, mteb
+from experiments import compare, mteb
 from experiments.benchmarks.corpus_evaluation import run_evaluation
 from experiments.benchmarks.training_step import Lists
 from experiments.cli.errors import explain
+from experiments.lists import command as list_files
 from experiments.preparation.pipeline import Pipeline
 from experiments.run import train
 from experiments.settings.checks import check
@@ -226,8 +227,8 @@ CASES: list[tuple[str, Callable, tuple[str, ...]]] = [
         "data.train=[{{path: {lists}, corpus: {unknown}}}]", "evaluation.datasets=[{{path: {unknown}}}]")),
     ("corpus.py: unknown_qrels=keep", prepare, ("corpus={unknown}", JUDGED, "until=queries")),
     ("corpus.py: unknown_qrels=keep", bench, ("parts=[evaluation]", "evaluation.dataset={unknown}")),
-    ("query_lists.py: on_bad_list=drop", run, ("data.train=[{{path: {bad}, corpus: {corpus}}}]",)),
-    ("query_lists.py: on_bad_list=drop", bench, ("parts=[step]", "corpus={corpus}", "files=[{bad}]")),
+    ("opened.py: on_bad_list=drop", run, ("data.train=[{{path: {bad}, corpus: {corpus}}}]",)),
+    ("opened.py: on_bad_list=drop", bench, ("parts=[step]", "corpus={corpus}", "files=[{bad}]")),
     ("datamodule.py: data.leak_guard=drop", run, (
         "data.train=[{{path: {lists}, corpus: {leak}}}]", "evaluation.datasets=[{{path: {leak}}}]",
         "data.leak_guard=fail")),
@@ -236,7 +237,7 @@ CASES: list[tuple[str, Callable, tuple[str, ...]]] = [
         "data.train=[{{path: {three}, corpus: {corpus}}}]", "data.dev_fraction=0.1")),
     ("checks.py: allow_test_selection=true", checked, ("criterion=val/small/ndcg@10", "criterion_mode=max")),
     ("module.py: module=reranker", run, ("encoder=cross", "encoder.model={cross}")),
-    ("cross_encoder_module.py: encoder=cross_minilm", run, ("module=reranker", "evaluation=rerank")),
+    ("module.py: encoder=cross_minilm", run, ("module=reranker", "evaluation=rerank")),
     ("beir_evaluation.py: evaluation=rerank", matched, (
         "module=reranker", "encoder=cross", "encoder.model={cross}", "evaluation=beir")),
     ("rerank_evaluation.py: module=reranker", matched, ("module=combined", "evaluation=rerank")),
@@ -255,7 +256,7 @@ CASES: list[tuple[str, Callable, tuple[str, ...]]] = [
     ("transfer.py: on_bad_list=drop", lists, (IMPORT.format("{bad_other}", "cadet"),)),
     ("passages.py: --ignore-texts", lists, (IMPORT.format("{other_texts}", "cadet"),)),
     ("cadet.py: score_key=KEY", lists, (IMPORT.format("{other_key}", "cadet"),)),
-    ("stated.py: scores=labels", lists, (IMPORT.format("{without_scores}", "flag_embedding"),)),
+    ("raw_lists.py: scores=labels", lists, (IMPORT.format("{without_scores}", "flag_embedding"),)),
     ("trec.py: scores=ranks", lists, (IMPORT.format("{ranks_tsv}", "pyserini"),)),
     ("trec.py: queries=FILE", lists, (
         "import {far}/run.txt --layout trec --corpus {no_queries} --output {root}/o.parquet",)),
@@ -272,7 +273,7 @@ CASES: list[tuple[str, Callable, tuple[str, ...]]] = [
         "cut {empty} --passages 30 --output {root}/{new} --empty-passages error",)),
     ("corpus.py: empty_passages=keep", through_mteb, ("{cross} --dataset {empty} --empty-passages error",)),
     ("corpus.py: unknown_qrels=keep", through_mteb, ("{cross} --dataset {unknown}",)),
-    ("list_files.py: --corpus", lists, ("export {lists} --layout cadet --output {root}/o.jsonl",)),
+    ("transfer.py: --corpus", lists, ("export {lists} --layout cadet --output {root}/o.jsonl",)),
     ("compare.py: --output", compared, ("{root} --wandb p",)),
 ]  # fmt: skip
 WORDS = {"score_key=KEY": "--score-key rankt5_score", "queries=FILE": "--queries {root}/queries.tsv"}
@@ -284,7 +285,7 @@ NOT_TYPED = {
     "trec.py: --key": "see test_a_run_is_sorted_as_advised",
     "passages.py: check_texts=False": "for those who call it from Python; --ignore-texts is beside it",
     "sentence_transformers.py: list_length={}": "what was typed",
-    "stated.py: module=infonce_conventional": "which objective takes such lists; a run of it is in test_run.py",
+    "raw_lists.py: module=infonce_conventional": "which objective takes such lists; a run of it is in test_run.py",
     "dev_lists.py: data.dev_fraction=null": "see test_split_lists.py",
     "run_record.py: trainer.deterministic=true": "a note for a GPU, in environment.json; see test_gpu.py",
     "vllm.py: generator.engine=transformers": "needs an environment without vLLM; test_prepare.py runs it",
@@ -292,17 +293,16 @@ NOT_TYPED = {
     "layered_gemma.py: teacher.trust_remote_code=true": "needs a model with code of its own; see test_teachers.py",
     "base.py: teacher.dtype=float32": "numbers too large for 16 bits; see test_teachers.py",
     "sequence_classifier.py: teacher.dtype=float32": "no model of transformers is without a last projection",
-    "cross_encoder_module.py: module=reranker": "what was typed",
     "beir_evaluation.py: module=reranker": "what was typed",
     "rerank_evaluation.py: evaluation=rerank": "what was typed",
     "checks.py: encoder.{}=null": "see test_repeat.py and test_encoder.py: prompts of an exported model",
     "checks.py: module.train_passage_encoder=false": "what was typed",
-    "cross_encoder_module.py: all_labels=True": "for those who make batches in Python",
+    "module.py: all_labels=True": "for those who make batches in Python",
     "checks.py: trainer=fsdp": "in place of a strategy of one's own",
     "arguments.py: --cfg": "Hydra's own",
     "checks.py: logger=csv": "test_readme.py types it with every run",
-    "hydra_errors.py: key=value": "the form of any setting",
-    "hydra_errors.py: key='value'": "the form of any setting, quoted",
+    "errors.py: key=value": "the form of any setting",
+    "errors.py: key='value'": "the form of any setting, quoted",
     "trainer_checks.py: hydra.run.dir=FOLDER": "test_readme.py types it with every run",
     "trainer_checks.py: logger=csv": "test_readme.py types it with every run",
     "trainer_checks.py: logger=wandb": "the default; see test_wandb.py",
@@ -311,27 +311,28 @@ NOT_TYPED = {
     "trainer_checks.py: trainer.max_steps=2": "whole_run, above, types it with 1",
     "trainer_checks.py: trainer=default": "the default, which every other test runs with",
     "criterion_search.py: key='interval(a, b)'": "a key of one's own; see test_sweeps.py",
-    "hydra_errors.py: --from": "says to leave it out",
-    "hydra_errors.py: module.train_passage_encoder=false": "a full memory cannot be made to order; test_run.py runs it",
+    "errors.py: --from": "says to leave it out",
+    "errors.py: module.train_passage_encoder=false": "a full memory cannot be made to order; test_run.py runs it",
     "dashboard.py: --entity": "sends to W&B",
     "dashboard.py: --print": "needs wandb-workspaces",
     "measured.py: --base": "the name of an arm; see test_compare.py",
-    "list_files.py: --qrels": "a line of a table, not an error",
-    "encoder.py: encoder.attention=packed": "what was typed",
-    "encoder.py: encoder.attention=null": "the default, which every other test runs with",
-    "encoder.py: encoder.query_prompt=''": "an empty prompt, which is the default",
-    "encoder.py: encoder.passage_prompt=''": "an empty prompt, which is the default",
-    "encoder.py: s=$": "how a shell takes a line end; the setting before is cut by the scan",
+    "inspect.py: --qrels": "a line of a table, not an error",
+    "inspect.py: --corpus": "a line of a table, not an error",
+    "text_encoder.py: encoder.attention=packed": "what was typed",
+    "text_encoder.py: encoder.attention=null": "the default, which every other test runs with",
+    "text_encoder.py: encoder.query_prompt=''": "an empty prompt, which is the default",
+    "text_encoder.py: encoder.passage_prompt=''": "an empty prompt, which is the default",
+    "text_encoder.py: s=$": "how a shell takes a line end; the setting before is cut by the scan",
     "block_search.py: evaluation.ignore_identical_ids=false": "a warning about figures, not an error",
-    "mining.py: language=%s": "says what is set",
+    "hits.py: language=%s": "says what is set",
     "query_cleaning.py: generate.language={}": "a warning about scripts, not an error",
     "older_runs.py: encoder.model=%s": "says what was recorded",
     "packing.py: encoder.attention=sdpa": "needs a GPU and an older torch",
-    "gguf_weights.py: --force-reinstall": "pip's own",
-    "gguf_weights.py: --no-deps": "pip's own",
-    "packaged_weights.py: --force-reinstall": "pip's own",
-    "packaged_weights.py: --no-deps": "pip's own",
-    "packaged_weights.py: encoder.model=…": "a model of one's own; every other test names one",
+    "gguf.py: --force-reinstall": "pip's own",
+    "gguf.py: --no-deps": "pip's own",
+    "packaged.py: --force-reinstall": "pip's own",
+    "packaged.py: --no-deps": "pip's own",
+    "packaged.py: encoder.model=…": "a model of one's own; every other test names one",
 }
 
 

@@ -20,11 +20,12 @@ from omegaconf import OmegaConf, open_dict
 from test_run import CONF, config_of
 
 from experiments import bench as bench_module
-from experiments import compare, dashboard, list_files, mteb
+from experiments import compare, dashboard, mteb
 from experiments import prepare as prepare_module
 from experiments import run as run_module
 from experiments.cli.arguments import check_added, check_settings, say_what_is_kept
 from experiments.cli.errors import explain, run_kindly
+from experiments.lists import command as list_files
 from experiments.preparation.pipeline import Pipeline
 from experiments.run import train
 from experiments.settings.checks import check

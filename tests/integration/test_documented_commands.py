@@ -12,8 +12,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import experiments
-from experiments import list_files
 from experiments.cli.arguments import check_added
+from experiments.lists import command as list_files
 from experiments.preparation.pipeline import Pipeline
 from experiments.settings.checks import check
 from retriever.encoder.text_encoder import EncoderSpec
