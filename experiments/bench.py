@@ -326,7 +326,8 @@ def application(config: DictConfig) -> None:
 
 def main() -> None:
     """The command."""
-    rename_arguments(OF_BENCH)
+        rename_arguments(OF_BENCH)
+
     run_kindly(application)
 
 
