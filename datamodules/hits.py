@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-
 from datamodules.text.words import main_script, read_by_letters, search_terms, unlike_english
 from retriever.errors import choose, installed_by
 
@@ -80,7 +79,7 @@ def bm25_search(
     """
     # bm25s starts JAX where that is installed, and JAX takes three quarters of a GPU's memory and orders ties otherwise
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-        with installed_by("prepare", "BM25"):
+    with installed_by("prepare", "BM25"):
         import bm25s
         import Stemmer
 

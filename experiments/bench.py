@@ -326,8 +326,7 @@ def application(config: DictConfig) -> None:
 
 def main() -> None:
     """The command."""
-        rename_arguments(OF_BENCH)
-
+    rename_arguments(OF_BENCH)
     run_kindly(application)
 
 

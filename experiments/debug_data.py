@@ -92,13 +92,13 @@ class DebugData:
         if spec.lists is not None:
             cut["lists"], _ = self._lists(spec.lists, spec.path, spec.types, 0, among)
         else:
-            folder = find_dataset(spec.path, self.config.data_dir)
-            texts, (_, judged) = load_queries(folder), load_qrels(folder, spec.split)
+            folder, split = find_dataset(spec.path, self.config.data_dir), spec.split or "test"
+            texts, (_, judged) = load_queries(folder), load_qrels(folder, split)
             chosen = [query for query in judged if query in texts and (among is None or query in among)]
             qrels = {query: judged[query] for query in chosen[: self.config.debug.queries]}
             kept.queries |= {query: texts[query] for query in qrels}
             kept.passages |= {passage for judgements in qrels.values() for passage in judgements}
-            kept.splits.setdefault(spec.split, {}).update(qrels)
+            kept.splits.setdefault(split, {}).update(qrels)
         if spec.sample is not None:
             cut["sample"] = vars(replace(spec.sample, size=self.config.debug.queries, depth=2))
         return cut

@@ -159,8 +159,7 @@ def language_notes(passages: Sequence[str], language: str | None) -> list[str]:
 
 @cache
 def _identifier():
-        with installed_by("prepare", "Telling languages apart"):
+    with installed_by("prepare", "Telling languages apart"):
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
 
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -50,9 +50,8 @@ def download_beir(name: str, data_dir: str | Path) -> Path:
     Raises:
         InputError: the archive cannot be downloaded, is not the one that BEIR published, or would write elsewhere.
     """
-        with installed_by("beir", f"Downloading the BEIR data set {name!r}"):
+    with installed_by("beir", f"Downloading the BEIR data set {name!r}"):
         from beir.util import download_url
-
 
     data_dir = Path(data_dir)
     data_dir.mkdir(parents=True, exist_ok=True)

@@ -21,9 +21,8 @@ class NearTexts:
     """
 
     def __init__(self, threshold: float, permutations: int = 128) -> None:
-                with installed_by("prepare", "Finding near copies of texts"):
+        with installed_by("prepare", "Finding near copies of texts"):
             from rensa import RMinHashLSH
-
 
         self.threshold = threshold
         self.permutations = permutations
