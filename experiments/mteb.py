@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from callbacks.reporting.run_record import RESULTS
+from callbacks.reporting.results import RESULTS
 from datamodules.corpus import EvaluationSet, load_evaluation_set
 from experiments.cli.errors import KindParser
 from experiments.comparison.runs import find_runs, read_runs

@@ -19,10 +19,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from test_run import CONF, config_of
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
-from datamodules import corpus as corpora
+from datamodules.corpus import corpus as corpora
 from datamodules.query_lists import read_query_lists, write_query_lists
 from experiments import compare, mteb
 from experiments.benchmarks.corpus_evaluation import run_evaluation
@@ -32,6 +31,8 @@ from experiments.lists import command as list_files
 from experiments.preparation.pipeline import Pipeline
 from experiments.run import train
 from experiments.settings.checks import check
+from helpers.encoders import save_backbone
+from helpers.runs import CONF, config_of
 from retriever.encoder.text_encoder import TextEncoder
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +59,20 @@ def run(arguments: list[str], folder: Path) -> None:
     data = instantiate(config.data, encoder=encoder)
     instantiate(config.evaluation, folder=folder)
     data.setup()
+
+
+def encoder(arguments: list[str], folder: Path) -> None:
+    instantiate(config_of(*arguments).encoder)
+
+
+def evaluated(arguments: list[str], folder: Path) -> None:
+    """As far as the base model's figures."""
+    config = config_of(*arguments)
+    model = instantiate(config.encoder)
+    off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+    trainer = instantiate(config.trainer, callbacks=[instantiate(config.evaluation, folder=folder)], **off)
+    module, data = instantiate(config.module, encoder=model), instantiate(config.data, encoder=model)
+    trainer.validate(module, datamodule=data, verbose=False)
 
 
 def whole_run(arguments: list[str], folder: Path) -> None:
@@ -112,8 +127,8 @@ def compared(arguments: list[str], folder: Path) -> None:
 def said(
     command: Callable, arguments: list[str], folder: Path, capsys: pytest.CaptureFixture, caplog
 ) -> tuple[bool, str]:
-    """Whether a command ends with an error, and that, else its warnings."""
-    capsys.readouterr(), caplog.clear()
+    """Whether a command ends with an error, and that, else what it has logged."""
+    capsys.readouterr(), caplog.clear(), caplog.set_level("INFO")
     corpora._warned.clear()  # each is warned of once
     try:
         command(arguments, folder)
@@ -122,7 +137,7 @@ def said(
         return bool(end.code), text
     except Exception as error:
         return True, explain(error)
-    return False, "\n".join(record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    return False, "\n".join(record.getMessage() for record in caplog.records)
 
 
 # ------------------------------------------------------------------------------------------------- situations
@@ -147,6 +162,12 @@ def place(tmp_path_factory, small_scifact, small_lists, tiny_model, tiny_chat_mo
             file.write(f"{query}\tghost\t1\n")
     leak = corpus("leak")
     (leak / "qrels" / "test.tsv").write_text("".join((leak / "qrels" / "train.tsv").read_text().splitlines(True)[:2]))
+    own = corpus("own")
+    passage, other = map(json.loads, (own / "corpus.jsonl").read_text().splitlines()[:2])
+    with open(own / "queries.jsonl", "a") as file:
+        file.write(json.dumps({"_id": passage["_id"], "text": passage["text"]}) + "\n")
+    with open(own / "qrels" / "test.tsv", "a") as file:
+        file.write(f"{passage['_id']}\t{other['_id']}\t1\n")
     whole = list(read_query_lists(small_lists))
     files = {
         "bad": [*whole[:30], type(whole[0])(**{**vars(whole[30]), "passage_ids": ["ghost", "other"]})],
@@ -192,6 +213,12 @@ def place(tmp_path_factory, small_scifact, small_lists, tiny_model, tiny_chat_mo
     torch.manual_seed(2)
     BertForSequenceClassification(BertConfig.from_pretrained(tiny_model, num_labels=1)).save_pretrained(found["cross"])
     BertTokenizer.from_pretrained(tiny_model).save_pretrained(found["cross"])
+    found["no_packing"] = root / "no_packing"
+    save_backbone("mpnet", tiny_model, found["no_packing"])
+    found["no_prompts"] = root / "no_prompts"
+    shutil.copytree(tiny_model, found["no_prompts"])
+    pooling = found["no_prompts"] / "1_Pooling" / "config.json"
+    pooling.write_text(json.dumps(json.loads(pooling.read_text()) | {"include_prompt": False}))
     found["no_system"] = root / "no_system"
     shutil.copytree(tiny_chat_model, found["no_system"])
     template = found["no_system"] / "chat_template.jinja"
@@ -202,6 +229,7 @@ def place(tmp_path_factory, small_scifact, small_lists, tiny_model, tiny_chat_mo
         "empty": empty,
         "unknown": unknown,
         "leak": leak,
+        "own": own,
         "corpus": small_scifact,
         "lists": small_lists,
         "root": root,
@@ -223,10 +251,10 @@ CASES: list[tuple[str, Callable, tuple[str, ...]]] = [
     ("corpus.py: empty_passages=keep", bench, (
         "parts=[step]", "corpus={empty}", "files=[{lists}]", "empty_passages=error")),
     ("corpus.py: empty_passages=error", run, EMPTY),
-    ("corpus.py: unknown_qrels=keep", run, (
+    ("evaluation_set.py: unknown_qrels=keep", run, (
         "data.train=[{{path: {lists}, corpus: {unknown}}}]", "evaluation.datasets=[{{path: {unknown}}}]")),
-    ("corpus.py: unknown_qrels=keep", prepare, ("corpus={unknown}", JUDGED, "until=queries")),
-    ("corpus.py: unknown_qrels=keep", bench, ("parts=[evaluation]", "evaluation.dataset={unknown}")),
+    ("evaluation_set.py: unknown_qrels=keep", prepare, ("corpus={unknown}", JUDGED, "until=queries")),
+    ("evaluation_set.py: unknown_qrels=keep", bench, ("parts=[evaluation]", "evaluation.dataset={unknown}")),
     ("opened.py: on_bad_list=drop", run, ("data.train=[{{path: {bad}, corpus: {corpus}}}]",)),
     ("opened.py: on_bad_list=drop", bench, ("parts=[step]", "corpus={corpus}", "files=[{bad}]")),
     ("datamodule.py: data.leak_guard=drop", run, (
@@ -272,7 +300,14 @@ CASES: list[tuple[str, Callable, tuple[str, ...]]] = [
     ("corpus.py: empty_passages=keep", lists, (
         "cut {empty} --passages 30 --output {root}/{new} --empty-passages error",)),
     ("corpus.py: empty_passages=keep", through_mteb, ("{cross} --dataset {empty} --empty-passages error",)),
-    ("corpus.py: unknown_qrels=keep", through_mteb, ("{cross} --dataset {unknown}",)),
+    ("evaluation_set.py: unknown_qrels=keep", through_mteb, ("{cross} --dataset {unknown}",)),
+    ("text_encoder.py: encoder.attention=null", encoder, (
+        "encoder.model={no_packing}", "encoder.pooling=mean", "encoder.attention=packed")),
+    ("text_encoder.py: encoder.query_prompt=''", encoder, ("encoder.model={no_prompts}", "encoder.query_prompt='q: '")),
+    ("text_encoder.py: encoder.passage_prompt=''", encoder, (
+        "encoder.model={no_prompts}", "encoder.passage_prompt='p: '")),
+    ("block_search.py: evaluation.ignore_identical_ids=false", evaluated, (
+        "evaluation.datasets=[{{path: {own}}}]", "data.leak_guard=off")),
     ("transfer.py: --corpus", lists, ("export {lists} --layout cadet --output {root}/o.jsonl",)),
     ("compare.py: --output", compared, ("{root} --wandb p",)),
 ]  # fmt: skip
@@ -316,14 +351,10 @@ NOT_TYPED = {
     "dashboard.py: --entity": "sends to W&B",
     "dashboard.py: --print": "needs wandb-workspaces",
     "measured.py: --base": "the name of an arm; see test_compare.py",
-    "inspect.py: --qrels": "a line of a table, not an error",
     "inspect.py: --corpus": "a line of a table, not an error",
+    "inspect.py: --qrels": "a line of a table, not an error",
     "text_encoder.py: encoder.attention=packed": "what was typed",
-    "text_encoder.py: encoder.attention=null": "the default, which every other test runs with",
-    "text_encoder.py: encoder.query_prompt=''": "an empty prompt, which is the default",
-    "text_encoder.py: encoder.passage_prompt=''": "an empty prompt, which is the default",
     "text_encoder.py: s=$": "how a shell takes a line end; the setting before is cut by the scan",
-    "block_search.py: evaluation.ignore_identical_ids=false": "a warning about figures, not an error",
     "hits.py: language=%s": "says what is set",
     "query_cleaning.py: generate.language={}": "a warning about scripts, not an error",
     "older_runs.py: encoder.model=%s": "says what was recorded",
@@ -342,7 +373,7 @@ def test_advice_works_as_typed(advice, command, typed, place, small_run, small_p
         pytest.skip("this machine has a GPU")
     paths = {**{name: str(path) for name, path in place.items()}, "new": tmp_path.name}
     arguments = [word.format_map(Values(paths)) for word in typed]
-    if command in (run, whole_run, matched, checked):
+    if command in (run, whole_run, evaluated, encoder, matched, checked):
         arguments = [*without(small_run, arguments), *arguments]
     elif command is prepare:
         arguments = [*without(small_prepare, arguments), *arguments]

@@ -17,19 +17,20 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
-from test_run import CONF, config_of
 
 from experiments import bench as bench_module
 from experiments import compare, dashboard, mteb
 from experiments import prepare as prepare_module
 from experiments import run as run_module
-from experiments.cli.arguments import check_added, check_settings, say_what_is_kept
+from experiments.cli.arguments import check_added, say_what_is_kept
 from experiments.cli.errors import explain, run_kindly
+from experiments.cli.targets import check_settings
 from experiments.lists import command as list_files
 from experiments.preparation.pipeline import Pipeline
 from experiments.run import train
 from experiments.settings.checks import check
 from experiments.settings.without_effect import OF_PREPARE, OF_RUN, say_what_has_no_effect
+from helpers.runs import CONF, config_of, error_of
 from retriever.errors import InputError
 from retriever.objectives import InfoNCE
 
@@ -48,16 +49,6 @@ def never_loaded(monkeypatch):
         "datamodules.datamodule.load_corpus",
     ):
         monkeypatch.setattr(place, loaded)
-
-
-def error_of(module, monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(sys, "argv", ["command", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        module.main()
-    assert stopped.value.code == 2
-    error = capsys.readouterr().err
-    assert "Traceback" not in error
-    return error
 
 
 @pytest.mark.parametrize(
@@ -97,7 +88,7 @@ def base():
         ("+encoder.poolin=cls", "unexpected keyword argument 'poolin'.* Did you mean 'pooling'?"),
         ("+trainer.max_epoch=3", "Did you mean 'max_epochs'?"),
         ("+early_stopping.patiense=1", "Did you mean 'patience'?"),
-        ("+diagnostics.every_n=1", "unexpected keyword argument 'every_n'"),
+        ("+diagnostics.every_n=1", "diagnostics: 'every_n' is no setting here.* Did you mean 'every_n_steps'?"),
         ("data.batch_size=-1", "batch_size is -1; it must be a finite number above 0"),
         ("data.batch_size=1.5", "data.batch_size is 1.5; it must be a whole number"),
         ("data.list_length=0", "list_length is 0"),
@@ -140,7 +131,7 @@ def base():
         ("logger.wandb={projct: x}", "Did you mean 'project'?"),
         ("evaluation.datasets=[x]", "evaluation.datasets is .'x'.; it must be a list, each of it a mapping"),
         ("evaluation.datasets=[{path: 3}]", r"evaluation.datasets\[0\].path is 3; it must be text"),
-        ("evaluation.datasets=[{path: x, name: 3}]", "evaluation.datasets: a name is 3; it must be text"),
+        ("evaluation.datasets=[{path: x, name: 3}]", r"evaluation.datasets\[0\].name is 3; it must be text"),
         ("data.train=[{path: 3, corpus: x}]", r"data.train\[0\].path is 3; it must be text"),
         ("allowed_targets=torch", r"allowed_targets is 'torch'; it must be a list: allowed_targets=\[torch\]"),
     ],
@@ -169,19 +160,6 @@ def test_a_run_may_be_ended_by_other_limits_than_epochs(base, never_loaded):
             OmegaConf.update(config, key, value, force_add=True)
         with pytest.raises(InputError, match=message) if message else nullcontext():
             check(config)
-
-
-@pytest.fixture
-def no_hub(monkeypatch, tmp_path):
-    """A machine without a network, whose cache of the hub is empty: the folder of that cache."""
-
-    def connect(_, address):
-        raise AssertionError(f"{address} was asked")
-
-    monkeypatch.setattr("socket.socket.connect", connect)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path / "hub"
 
 
 def test_a_model_of_the_hub_out_of_reach_is_one_sentence_before_anything_heavy(

@@ -17,7 +17,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from beir.retrieval.evaluation import EvaluateRetrieval
-from test_run import config_of
 
 from callbacks import BeirEvaluation, RunRecord
 from callbacks.evaluation import beir_evaluation, block_search
@@ -31,6 +30,7 @@ from datamodules.storage.made_ahead import made_ahead
 from experiments.run import train
 from helpers.kills import killed_at
 from helpers.processes import FORKED, finish, free_port, on_two_ranks, start_ranks
+from helpers.runs import config_of
 from retriever.encoder.encoding import encode
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError
@@ -409,7 +409,7 @@ def test_resumed_run_keeps_its_sample(small_run, small_scifact, tmp_path):
     ("options", "message"),
     [
         ({"datasets": [{"path": "scifact", "sample": 5}]}, "sample is 5; it must be a mapping with size"),
-        ({"datasets": [{"path": "scifact", "sample": {"depth": 5}}]}, "must be a mapping with size"),
+        ({"datasets": [{"path": "scifact", "sample": {"depth": 5}}]}, "size is missing; it must have size"),
         ({"datasets": [{"path": "scifact", "sample": {"size": 0}}]}, "sample.size is 0"),
         ({"datasets": [{"path": "scifact", "sample": {"size": 1.5}}]}, "sample.size is 1.5; it must be a whole number"),
         ({"datasets": [{"path": "scifact", "sample": {"size": 9, "dept": 1}}]}, "Did you mean 'depth'"),

@@ -23,7 +23,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
-from test_compare import values, write_run
 
 from datamodules.corpus import Corpus, load_corpus, load_evaluation_set, load_qrels, load_queries
 from datamodules.formats.passages import CorpusPassages, new_corpus
@@ -50,6 +49,7 @@ from helpers.bad_input import (
     plain_queries,
     plain_text,
 )
+from helpers.run_folders import values, write_run
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError
 

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_evaluation import make_run
-from test_run import config_of, weights
 
 from callbacks import AtomicCSVLogger
 from callbacks.reliability.atomic_checkpoints import LAST, PREVIOUS, AtomicCheckpoints, find_checkpoint
@@ -22,6 +20,8 @@ from experiments.comparison.tables import compare
 from experiments.run import _checkpoint, train
 from helpers.kills import killed_at
 from helpers.processes import free_port, on_two_ranks
+from helpers.run_folders import make_run
+from helpers.runs import config_of, weights
 from retriever.errors import InputError
 
 
