@@ -76,6 +76,8 @@ def make_scheduler(make: MakeScheduler, optimizer: Optimizer, total_steps: float
     steps = {"total_steps": total_steps, "T_max": total_steps, "steps_per_epoch": steps_per_epoch}
     try:
         return make(optimizer, **{name: value for name, value in steps.items() if name in takes - given.keys()})
+    except InputError:
+        raise
     except (TypeError, ValueError) as error:
         raise InputError(f"scheduler: {_name(make)} refuses its settings: {str(error).rstrip('.')}.") from error
 

@@ -86,7 +86,7 @@ def test_any_optimiser_spares_scalars_the_weight_decay_and_takes_the_runs_steps(
         (["scheduler=cosine", "scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau"], "follows a metric"),
         (["scheduler=cosine", "scheduler._target_=torch.optim.lr_scheduler.OneCycleLR"], "refuses its settings"),
         (["scheduler.warmup_steps=0"], "scheduler.warmup_steps is 0; it must be at least 1"),
-        (["scheduler.decay=to_nil"], "Did you mean 'to_zero'?"),
+        (["scheduler.decay=to_zro"], "Did you mean 'to_zero'?"),
         (["scheduler.final_learning_rate=2"], "scheduler.final_learning_rate is 2; it must be in"),
         (["optimizer._target_=torch.optim.optimizer.torch.load"], "comes from 'torch.serialization'"),
         (["optimizer._target_=torch.load"], "a configuration may not call"),
