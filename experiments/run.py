@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -295,17 +296,16 @@ def application(config: DictConfig) -> float | None:
     return -value if value is not None and config.criterion_mode == "max" else value
 
 
-def _put_debug_last() -> None:
-    """Have ``debug=…`` change whatever an experiment sets, wherever it is typed."""
-    groups = [argument for argument in sys.argv[1:] if re.match(r"\+?debug=", argument)]
-    others = [argument for argument in sys.argv[1:] if argument not in groups]
-    sys.argv[1:] = [*others, *(f"+{group.lstrip('+')}" for group in groups)]
+def with_debug_last(arguments: Sequence[str]) -> list[str]:
+    """Return a command line in which ``debug=…`` changes whatever an experiment sets, wherever it was typed."""
+    groups = [argument for argument in arguments if re.match(r"\+?debug=", argument)]
+    return [*(a for a in arguments if a not in groups), *(f"+{group.lstrip('+')}" for group in groups)]
 
 
 def main() -> None:
     """The command."""
     rename_arguments()
-    _put_debug_last()
+    sys.argv[1:] = with_debug_last(sys.argv[1:])
     run_kindly(partial(start_from_run, application))
 
 

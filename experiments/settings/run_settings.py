@@ -123,9 +123,6 @@ def read_run_settings(config: Mapping[str, Any]) -> RunSettings:
     Raises:
         InputError: see :func:`~retriever.typed.read_settings`.
     """
-    for name, switch in {"early_stopping": "patience", "diagnostics": "every_n_steps"}.items():
-        if config[name] is None:
-            raise InputError(f"{name} is null; to switch it off, say {name}.{switch}=null.")
     wandb = config["logger"].get("wandb")
     if wandb is not None:
         if not isinstance(wandb, Mapping):

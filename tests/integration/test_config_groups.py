@@ -9,9 +9,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from experiments import run as run_module
 from experiments.cli.targets import check_arguments
-from experiments.run import train
+from experiments.run import train, with_debug_last
 from experiments.settings import renamed
 from experiments.settings.checks import check
 from experiments.settings.encoders import SPECS
@@ -128,11 +127,10 @@ def test_a_debug_run_takes_few_lists_queries_and_passages_of_any_run(small_run, 
     assert (tmp_path / "run" / "model" / "config.json").is_file()
 
 
-def test_debug_is_put_behind_the_experiment(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["run", "debug=fast", "+exp=quickstart", "seed=2"])
-    run_module._put_debug_last()
-    assert sys.argv == ["run", "+exp=quickstart", "seed=2", "+debug=fast"]
-    assert config_of(*sys.argv[1:]).data.batch_size == 4
+def test_debug_is_put_behind_the_experiment():
+    typed = with_debug_last(["debug=fast", "+exp=quickstart", "seed=2"])
+    assert typed == ["+exp=quickstart", "seed=2", "+debug=fast"]
+    assert config_of(*typed).data.batch_size == 4
 
 
 # names of before

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from experiments.cli.arguments import check_added
 from experiments.lists import command as list_files
 from experiments.preparation.pipeline import Pipeline
+from experiments.run import with_debug_last
 from experiments.settings.checks import check
 from helpers.runs import CONF
 from retriever.encoder.text_encoder import EncoderSpec
@@ -100,7 +101,7 @@ def overrides_of(line):
     typed = [w.replace("hydra/launcher=…", "hydra/launcher=local_processes") for w in words if w not in ("-m", "…")]
     if typed[0] in list_files.COMMANDS:
         return typed
-    return BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(typed), None)[0][0]
+    return BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(with_debug_last(typed)), None)[0][0]
 
 
 def config_of(program, overrides):
