@@ -21,11 +21,12 @@ class StopWhenNoneImproves(L.Callback):
 
     Args:
         monitors: logged metrics, lower is better.
-        patience: validations, at least 1.
+        patience: validations, at least 1; None never stops.
     """
 
-    def __init__(self, monitors: Sequence[str] = ("dev/kl", "dev/loss"), patience: int = 2) -> None:
-        require_positive(patience=patience)
+    def __init__(self, monitors: Sequence[str] = ("dev/kl", "dev/loss"), patience: int | None = 2) -> None:
+        if patience is not None:
+            require_positive(patience=patience)
         self.monitors = list(monitors)
         self.patience = patience
         self.best: dict[str, float] = {}
@@ -33,7 +34,7 @@ class StopWhenNoneImproves(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compare with the best so far."""
-        if trainer.sanity_checking or trainer.state.fn != "fit":
+        if self.patience is None or trainer.sanity_checking or trainer.state.fn != "fit":
             return
         missing = [name for name in self.monitors if name not in trainer.callback_metrics]
         if missing:

@@ -74,10 +74,11 @@ class BatchSampler(Sampler[Draw]):
             has none left; None keeps the files' order and every list once (for dev).
         rank: this process's number.
         world_size: number of processes.
-        gather_shared: put lists that share passages into one batch, so that fewer distinct passages are encoded; see
-            :func:`gathered`. Every list stands as often in an epoch as without, and neighbours change with the epoch.
-            A batch is no uniform draw of lists then: in-batch negatives come from the neighbourhood, so they are harder
-            and more often positives that nobody labelled, and a step's gradient leans to one region of the corpus.
+        group_overlapping_lists: put lists that share passages into one batch, so that fewer distinct passages are
+            encoded; see :func:`gathered`. Every list stands as often in an epoch as without, and neighbours change with
+            the epoch. A batch is no uniform draw of lists then: in-batch negatives come from the neighbourhood, so they
+            are harder and more often positives that nobody labelled, and a step's gradient leans to one region of the
+            corpus.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class BatchSampler(Sampler[Draw]):
         order: str | None = "shuffle",
         rank: int = 0,
         world_size: int = 1,
-        gather_shared: bool = False,
+        group_overlapping_lists: bool = False,
     ) -> None:
         if order is not None:
             choose("data.order", order, ORDERS)
@@ -100,7 +101,7 @@ class BatchSampler(Sampler[Draw]):
         self.order = order
         self.rank = rank
         self.world_size = world_size
-        self.gather_shared = gather_shared
+        self.group_overlapping_lists = group_overlapping_lists
         self.epoch = 0
         self.done: tuple[int, int] | None = None  # (epoch, batches) that a resumed run has behind it
 
@@ -146,10 +147,10 @@ class BatchSampler(Sampler[Draw]):
             if self.order is not None:
                 places = random.permutation(places)
             count = -(-len(places) // self.batch_size)
-            if self.order is not None and self.gather_shared:
+            if self.order is not None and self.group_overlapping_lists:
                 places = places[self._gathered(numbers, places, count, random)]
             batches = np.array_split(places, count) if count else []
-            if self.order == "rotate" and self.gather_shared:
+            if self.order == "rotate" and self.group_overlapping_lists:
                 batches = [batches[i] for i in random.permutation(count)]
             queues.append(batches)
         if self.order == "rotate":

@@ -96,7 +96,8 @@ class QueryListDataModule(L.LightningDataModule):
         min_top_quantile: leave out lists whose best raw score is below this quantile of all scores of their
             file and type (the paper: 0.25); None keeps all.
         order: ``shuffle`` or ``rotate``, see :class:`~datamodules.batches.BatchSampler`.
-        gather_shared: put lists that share passages into one batch, see :class:`~datamodules.batches.BatchSampler`.
+        group_overlapping_lists: put lists that share passages into one batch, see
+            :class:`~datamodules.batches.BatchSampler`.
         on_bad_list: ``error`` or ``drop``.
         leak_guard: ``drop`` leaves out, ``fail`` refuses, ``off`` keeps (with a warning) lists whose query gives away
             an evaluation query.
@@ -130,7 +131,7 @@ class QueryListDataModule(L.LightningDataModule):
         normalization: str = "percentile",
         min_top_quantile: float | None = None,
         order: str = "shuffle",
-        gather_shared: bool = False,
+        group_overlapping_lists: bool = False,
         on_bad_list: str = "error",
         leak_guard: str = "drop",
         leak_jaccard: float = 0.6,
@@ -174,7 +175,7 @@ class QueryListDataModule(L.LightningDataModule):
         self.dev_fraction = dev_fraction
         self.batch_size, self.list_length, self.candidates = batch_size, list_length, candidates
         self.normalization, self.min_top_quantile, self.order = normalization, min_top_quantile, order
-        self.gather_shared = gather_shared
+        self.group_overlapping_lists = group_overlapping_lists
         self.on_bad_list, self.leak_guard, self.leak_jaccard = on_bad_list, leak_guard, leak_jaccard
         self.leak_near_passages = leak_near_passages
         self.human_types, self.evaluation = tuple(human_types), read_evaluation_specs(evaluation)
@@ -282,9 +283,18 @@ class QueryListDataModule(L.LightningDataModule):
         return find_overlap(data, self.train_lists)
 
     def sampler(
-        self, train: bool, rank: int = 0, world_size: int = 1, gather_shared: bool | None = None
+        self, train: bool, rank: int = 0, world_size: int = 1, group_overlapping_lists: bool | None = None
     ) -> BatchSampler:
-        """Which lists a rank's batches hold, of train or of dev; ``gather_shared`` as the settings say, or another."""
+        """Which lists a rank's batches hold, of train or of dev.
+
+        Args:
+            train: train lists, not dev lists.
+            rank: this process's number.
+            world_size: number of processes.
+            group_overlapping_lists: None as the settings say.
+        """
+        if group_overlapping_lists is None:
+            group_overlapping_lists = self.group_overlapping_lists
         return BatchSampler(
             self.train_lists if train else self.dev_lists,
             self.batch_size if train else DEV_BATCH_SIZE,
@@ -292,7 +302,7 @@ class QueryListDataModule(L.LightningDataModule):
             self.order if train else None,
             rank=rank,
             world_size=world_size,
-            gather_shared=self.gather_shared if gather_shared is None else gather_shared,
+            group_overlapping_lists=group_overlapping_lists,
         )
 
     def _loader(self, sources: list[ListSource], train: bool) -> DataLoader:

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import Stemmer
 
 from datamodules.text.words import main_script, read_by_letters, search_terms, unlike_english
-from retriever.errors import choose
+from retriever.errors import choose, installed_by
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +79,9 @@ def bm25_search(
     """
     # bm25s starts JAX where that is installed, and JAX takes three quarters of a GPU's memory and orders ties otherwise
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    import bm25s
+    with installed_by("prepare", "BM25"):
+        import bm25s
+        import Stemmer
 
     if language not in Stemmer.algorithms():
         choose("mine.retrievers.bm25.bm25.language", language, Stemmer.algorithms())

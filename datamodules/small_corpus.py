@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from datamodules.corpus import load_corpus, load_qrels, load_queries, qrels_splits
+from datamodules.corpus import Corpus, load_corpus, load_qrels, load_queries, qrels_splits
 from datamodules.storage.files import atomic_path, write_json_lines
 from retriever.errors import InputError, require_positive
 
@@ -57,12 +58,31 @@ def cut_data_set(
     kept |= set(others[: passages - len(kept)])
     fitting = {name: {q: j for q, j in qrels.items() if j.keys() <= kept} for name, qrels in splits.items()}
     asked = {query for qrels in fitting.values() for query in qrels}
-    records = zip(ids, corpus.titles.to_pylist(), corpus.texts.to_pylist(), strict=True)
+    write_data_set(output, corpus, kept, {q: t for q, t in queries.items() if q in asked}, fitting)
+    return {"passages": len(kept), **{f"{name} queries": len(qrels) for name, qrels in fitting.items()}}
+
+
+def write_data_set(
+    output: Path,
+    corpus: Corpus,
+    kept: Collection[str],
+    queries: Mapping[str, str],
+    splits: Mapping[str, Mapping[str, Mapping[str, tuple[int, int]]]],
+) -> None:
+    """Write some passages of a corpus, queries and judgements in BEIR's layout.
+
+    Args:
+        output: the folder.
+        corpus: the whole.
+        kept: ids of the passages that are written.
+        queries: id → text.
+        splits: split → query id → passage id → (grade, line), as :func:`~datamodules.corpus.load_qrels` has them.
+    """
+    records = zip(corpus.ids.to_pylist(), corpus.titles.to_pylist(), corpus.texts.to_pylist(), strict=True)
     written = ({"_id": i, "title": title, "text": text} for i, title, text in records if i in kept)
     write_json_lines(output / "corpus.jsonl", written)
-    write_json_lines(output / "queries.jsonl", ({"_id": q, "text": t} for q, t in queries.items() if q in asked))
-    for name, qrels in fitting.items():
+    write_json_lines(output / "queries.jsonl", ({"_id": q, "text": t} for q, t in queries.items()))
+    for name, qrels in splits.items():
         rows = [f"{q}\t{p}\t{grade}\n" for q, judgements in qrels.items() for p, (grade, _) in judgements.items()]
         with atomic_path(output / "qrels" / f"{name}.tsv") as temporary:
             temporary.write_text("".join(["query-id\tcorpus-id\tscore\n", *rows]), encoding="utf-8")
-    return {"passages": len(kept), **{f"{name} queries": len(qrels) for name, qrels in fitting.items()}}

@@ -25,6 +25,7 @@ from experiments.cli.arguments import check_added, say_what_is_kept
 from experiments.cli.errors import run_kindly
 from experiments.cli.targets import check_arguments
 from experiments.settings.encoders import SPECS
+from experiments.settings.renamed import OF_BENCH, rename_arguments
 from retriever.encoder.text_encoder import EncoderSpec
 from retriever.errors import InputError
 from retriever.pretrained.source import find_model, with_preset
@@ -84,7 +85,7 @@ class Bench:
             corpus=self.config["corpus"],
             size=options["lists"],
             list_length=self.config["list_length"],
-            kept_tokens=self.config["kept_tokens"],
+            uncheckpointed_tokens=self.config["uncheckpointed_tokens"],
         )
         result = run_in_turns({"ours": job}, 1, f"profile of {options['lists']} lists", self.folder / "measured")[
             "ours"
@@ -94,7 +95,7 @@ class Bench:
             [kind, f"{seconds:.2f}", f"{100 * seconds / result['seconds']:.1f}%"]
             for kind, seconds in result["kinds"].items()
         ]
-        kept = self.config["kept_tokens"]
+        kept = self.config["uncheckpointed_tokens"]
         title = f"Where a step of {options['lists']} lists spends its time ({kept} tokens not computed again)"
         return report.print_and_collect(title, ("kind of operation", "seconds", "share"), rows, self.console)
 
@@ -159,7 +160,7 @@ class Bench:
         """The paper's run from operations and rates, and the same model checked against steps measured here."""
         options = self.config["cost"]
         small, large = self._measured_steps()
-        budget = self.config["kept_tokens"]
+        budget = self.config["uncheckpointed_tokens"]
         rate = needed_and_recomputed(small, budget) / small["seconds"]
         predicted = needed_and_recomputed(large, budget) / rate
         workload = paper_workload(options, budget)
@@ -196,8 +197,8 @@ class Bench:
     def _step_case(self, case: dict[str, Any]) -> dict[str, Any]:
         max_length = case.get("max_length", self.config["max_length"])
         list_length = case.get("list_length", self.config["list_length"])
-        kept = case.get("kept_tokens", self.config["kept_tokens"])
-        variant = {k: case[k] for k in ("attention", "kept_tokens") if k in case}
+        kept = case.get("uncheckpointed_tokens", self.config["uncheckpointed_tokens"])
+        variant = {k: case[k] for k in ("attention", "uncheckpointed_tokens") if k in case}
         gradients = self.folder / "gradients"
         gradients.mkdir(parents=True, exist_ok=True)
         jobs = {}
@@ -214,7 +215,7 @@ class Bench:
                 corpus=self.config["corpus"],
                 size=case["lists"],
                 list_length=list_length,
-                kept_tokens=kept,
+                uncheckpointed_tokens=kept,
                 peer_batch=case.get("peer_batch", self.config["peer_batch"]),
                 gradient=str(gradients / f"{name}.npy"),
             )
@@ -305,6 +306,7 @@ def application(config: DictConfig) -> None:
 
 def main() -> None:
     """The command."""
+    rename_arguments(OF_BENCH)
     run_kindly(application)
 
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from sentence_transformers import SentenceTransformer
+from typing import TYPE_CHECKING, Any
 
 from callbacks.reporting.results import RESULTS
 from datamodules.corpus import EvaluationSet, load_evaluation_set
@@ -19,6 +17,9 @@ from experiments.comparison.runs import find_runs, read_runs
 from retriever.errors import InputError
 from retriever.pretrained.source import find_model
 from retriever.printable import printable
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 FIGURES = {"ndcg@10": "ndcg_at_10", "recall@100": "recall_at_100"}  # our name → MTEB's
 
@@ -60,6 +61,8 @@ def _loaded(model: str, setting: str) -> SentenceTransformer:
             f"{setting} is {model!r}, which has no modules.json: it does not say how it pools. Name an exported "
             "folder, RUN/model."
         )
+    from sentence_transformers import SentenceTransformer
+
     return SentenceTransformer(source.load_from, revision=source.revision)
 
 

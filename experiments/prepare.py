@@ -25,6 +25,7 @@ from experiments.cli.errors import run_kindly
 from experiments.lists import command as list_files
 from experiments.preparation.pipeline import Pipeline
 from experiments.preparation.teacher_card import print_card, teacher_card
+from experiments.settings.renamed import rename_config
 from experiments.settings.without_effect import OF_PREPARE, say_what_has_no_effect
 from retriever.errors import InputError
 from retriever.printable import printable
@@ -106,6 +107,7 @@ def _filter_table(counts: dict[str, dict[str, dict[str, int]]]) -> Table:
 @hydra.main(version_base="1.3", config_path="conf/prepare", config_name="prepare")
 def application(config: DictConfig) -> None:
     """One job."""
+    config = rename_config(config, ())
     check_added(config, HydraConfig.get(), "prepare/prepare.yaml")
     say_what_is_kept(config, HydraConfig.get().overrides.task)
     say_what_has_no_effect(config, HydraConfig.get().overrides.task, OF_PREPARE)

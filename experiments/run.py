@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import sys
 import warnings
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -16,7 +19,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -26,14 +29,12 @@ from callbacks import (
     AtomicCheckpoints,
     AtomicCSVLogger,
     BeirEvaluation,
-    Diagnostics,
     ExportBest,
     GracefulTermination,
     PruneRun,
     QueryRecord,
     RunRecord,
     StepSeeds,
-    StopWhenNoneImproves,
     WandbReport,
 )
 from callbacks.reliability.atomic_checkpoints import LAST, find_checkpoint, has_checkpoint
@@ -47,10 +48,12 @@ from experiments.cli.rerun import as_typed, save_config, start_from_run, warn_of
 from experiments.cli.sweep import arm_name, run_of_sweep
 from experiments.comparison.formats import print_tables
 from experiments.comparison.tables import compare
+from experiments.debug_data import DebugData
 from experiments.plan.plan import print_plan, run_plan
 from experiments.settings.checks import check, monitored_metrics
 from experiments.settings.encoders import with_effective_encoders
 from experiments.settings.inputs import input_hashes
+from experiments.settings.renamed import rename_arguments, rename_config
 from experiments.settings.trainer_checks import check_batches, lightning_explained
 from experiments.settings.without_effect import OF_RUN, say_what_has_no_effect
 from retriever.errors import InputError, choose
@@ -70,10 +73,14 @@ def train(config: DictConfig, folder: Path, arm: str | None = None) -> dict:
         The content of ``results.json``.
     """
     check(config)
+    if config.debug is not None:
+        log.warning("This is a debug run, on a few lists and queries: its figures mean nothing.")
+        config = DebugData(config, folder / "data").cut()
     arm = arm or config.name
     L.seed_everything(config.seed, workers=True, verbose=False)
     encoder = instantiate(config.encoder)
-    module = instantiate(config.module, encoder=encoder)
+    optimizer, scheduler = (instantiate(config[part], _partial_=True) for part in ("optimizer", "scheduler"))
+    module = instantiate(config.module, encoder=encoder, optimizer=optimizer, scheduler=scheduler)
     data = instantiate(config.data, encoder=encoder)
     data.needs = module.needs
     evaluation = instantiate(config.evaluation, folder=folder)
@@ -146,12 +153,12 @@ def _slurm() -> list[SLURMEnvironment]:
 
 
 def _callbacks(config: DictConfig, folder: Path, evaluation: BeirEvaluation, arm: str) -> list[L.Callback]:
-    # the order matters: figures are there before a checkpoint is chosen, the best one before it is exported
-    callbacks: list[L.Callback] = [evaluation, QueryRecord(folder), StepSeeds(config.seed), LearningRateMonitor("step")]
-    if config.diagnostics.every_n_steps is not None:
-        callbacks.append(Diagnostics(**config.diagnostics))
-    if config.early_stopping.patience is not None:
-        callbacks.append(StopWhenNoneImproves(config.early_stopping.monitors, config.early_stopping.patience))
+    """What a run cannot do without, and the configuration's group ``callbacks``.
+
+    The order matters: figures are there before they are looked at and a checkpoint is chosen, the best one before it
+    is exported.
+    """
+    callbacks: list[L.Callback] = [evaluation, QueryRecord(folder), StepSeeds(config.seed), *_chosen_callbacks(config)]
     if config.save_checkpoints:
         checkpoints = folder / "checkpoints"
         best = {"monitor": config.criterion, "mode": config.criterion_mode, "auto_insert_metric_name": False}
@@ -183,15 +190,30 @@ def _callbacks(config: DictConfig, folder: Path, evaluation: BeirEvaluation, arm
     return callbacks
 
 
+def _chosen_callbacks(config: DictConfig) -> list[L.Callback]:
+    made = {name: instantiate(part) for name, part in (config.callbacks or {}).items() if part is not None}
+    for name, callback in made.items():
+        if not isinstance(callback, L.Callback):
+            raise InputError(f"callbacks.{name} is of {type(callback).__name__}, which is no lightning.Callback.")
+    return list(made.values())
+
+
 def _objective(config: DictConfig) -> str:
     return config.module._target_.rpartition(".")[2]
+
+
+def _call(part: DictConfig) -> str:
+    """What a configuration calls, with its settings, as code would."""
+    settings = ", ".join(f"{name}={value}" for name, value in part.items() if not str(name).startswith("_"))
+    return part._target_.rpartition(".")[2] + (f"({settings})" if settings else "")
 
 
 def _card_facts(config: DictConfig) -> dict[str, Any]:
     """What the model card says of the configuration."""
     data, trainer = config.data, config.trainer
     training = {
-        "optimiser": "AdamW",
+        "optimiser": _call(config.optimizer),
+        "schedule of the learning rate": _call(config.scheduler),
         "lists of a step": data.batch_size,
         "candidates of a list": f"{data.list_length} ({data.candidates})",
         "teacher scores": data.normalization,
@@ -240,6 +262,7 @@ def _record_start(config: DictConfig, folder: Path, trainer: L.Trainer, encoder:
 def application(config: DictConfig) -> float | None:
     """One job: train, and print its table; what a sweeper that searches gets is the dev criterion, lower is better."""
     as_typed()
+    config = rename_config(config, HydraConfig.get().overrides.task)
     check_added(config, HydraConfig.get(), "run.yaml")
     say_what_is_kept(config, HydraConfig.get().overrides.task)
     say_what_has_no_effect(config, HydraConfig.get().overrides.task, OF_RUN)
@@ -274,8 +297,16 @@ def application(config: DictConfig) -> float | None:
     return -value if value is not None and config.criterion_mode == "max" else value
 
 
+def with_debug_last(arguments: Sequence[str]) -> list[str]:
+    """Return a command line in which ``debug=…`` changes whatever an experiment sets, wherever it was typed."""
+    groups = [argument for argument in arguments if re.match(r"\+?debug=", argument)]
+    return [*(a for a in arguments if a not in groups), *(f"+{group.lstrip('+')}" for group in groups)]
+
+
 def main() -> None:
     """The command."""
+    rename_arguments()
+    sys.argv[1:] = with_debug_last(sys.argv[1:])
     run_kindly(partial(start_from_run, application))
 
 

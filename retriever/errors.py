@@ -1,6 +1,7 @@
 """The one error class for what a user can correct, and the sentences of its messages."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
@@ -54,3 +55,16 @@ def shown(value: Any) -> str:
     """Write a value for messages, cut short."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+@contextmanager
+def installed_by(extra: str, what: str) -> Iterator[None]:
+    """Make a sentence of imports that fail, with the extra that brings the package.
+
+    Raises:
+        InputError: what is imported within is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise InputError(f"{what} needs the package {error.name}: pip install -e '.[{extra}]'") from error

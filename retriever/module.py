@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -19,10 +18,11 @@ from retriever.distributed.sharded_module import ShardedModule
 from retriever.encoder.encoding import encode
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.encoder.tokens import TokenizedTexts, micro_batches, padding_share
-from retriever.errors import InputError, choose, require_positive
+from retriever.errors import InputError, require_positive
 from retriever.losses.listwise import listwise_distillation
 from retriever.losses.matryoshka import Matryoshka
-from retriever.schedule import DECAYS, default_warmup, learning_rate_factor
+from retriever.optimizer import MakeOptimizer, MakeScheduler, make_optimizer, make_scheduler
+from retriever.schedule import linear_with_warmup
 from retriever.work import Encoded, Work
 
 # The paper's temperatures; dev/kl is measured at these whatever the objective trains with, so that runs compare.
@@ -52,14 +52,13 @@ class QueryListModule(ShardedModule):
 
     Args:
         encoder: what is trained.
-        learning_rate: peak learning rate of AdamW.
-        weight_decay: AdamW's.
-        warmup_steps: optimiser steps of linear warm-up; None takes the paper's rule, capped for short runs.
-        decay: ``to_floor`` or ``to_zero``, see :func:`~retriever.schedule.learning_rate_factor`.
-        final_learning_rate: the lowest share of the peak behind the warm-up, in [0, 1].
+        learning_rate: the peak.
+        weight_decay: the optimiser's; learned temperatures get none.
+        optimizer: see :func:`~retriever.optimizer.make_optimizer`.
+        scheduler: see :func:`~retriever.optimizer.make_scheduler`.
         token_budget: tokens of a micro-batch, padding included; bounds the memory of a step.
-        kept_tokens: tokens of a step that are not computed again in the backward pass; None takes ``token_budget``,
-            which costs no memory. More of them save time where there is memory.
+        uncheckpointed_tokens: tokens of a step that are not computed again in the backward pass; None takes
+            ``token_budget``, which costs no memory. More of them save time where there is memory.
     """
 
     trained_side = "pairs of query and passage"
@@ -71,30 +70,27 @@ class QueryListModule(ShardedModule):
         *,
         learning_rate: float = 2e-4,
         weight_decay: float = 0.01,
-        warmup_steps: int | None = None,
-        decay: str = "to_floor",
-        final_learning_rate: float = 0.1,
+        optimizer: MakeOptimizer = torch.optim.AdamW,
+        scheduler: MakeScheduler = linear_with_warmup,
         token_budget: int = 16_384,
-        kept_tokens: int | None = None,
+        uncheckpointed_tokens: int | None = None,
     ) -> None:
         super().__init__()
         require_positive(learning_rate=learning_rate, token_budget=token_budget)
-        if kept_tokens is not None and kept_tokens < 0:
-            raise InputError(f"module.kept_tokens is {kept_tokens}; it must not be negative, or null for token_budget.")
-        if not 0 <= final_learning_rate <= 1:
-            raise InputError(f"final_learning_rate is {final_learning_rate}; it must be in [0, 1].")
+        if uncheckpointed_tokens is not None and uncheckpointed_tokens < 0:
+            raise InputError(
+                f"module.uncheckpointed_tokens is {uncheckpointed_tokens}; it must not be negative, or null for "
+                "token_budget."
+            )
         if weight_decay < 0:
             raise InputError(f"weight_decay is {weight_decay}; it must not be negative.")
-        if warmup_steps is not None and warmup_steps < 1:
-            raise InputError(f"warmup_steps is {warmup_steps}; it must be at least 1, or null for the paper's rule.")
         self.encoder = encoder
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
-        self.warmup_steps = warmup_steps
-        self.decay = choose("module.decay", decay, DECAYS)
-        self.final_learning_rate = final_learning_rate
+        self.make_optimizer = optimizer
+        self.make_scheduler = scheduler
         self.token_budget = token_budget
-        self.kept_tokens = kept_tokens
+        self.uncheckpointed_tokens = uncheckpointed_tokens
         self.encoded_in_step = self._encoded = Encoded()
         self._dev_lists = 0
         self._of_step = -1, 0, torch.zeros(0)  # optimiser step, its queries up to now, means over them
@@ -207,28 +203,19 @@ class QueryListModule(ShardedModule):
         return numbers
 
     def configure_optimizers(self) -> dict:
-        """AdamW with linear warm-up and linear decay to a floor; learned temperatures get no weight decay."""
-        scalars = [p for p in self.parameters() if p.requires_grad and p.ndim == 0]
-        others = [p for p in self.parameters() if p.requires_grad and p.ndim > 0]
-        optimizer = torch.optim.AdamW(
-            [{"params": others}, {"params": scalars, "weight_decay": 0.0}] if scalars else others,
-            lr=self.learning_rate,
-            weight_decay=self.weight_decay,
-            # one pass over the weights; but float16's gradient scaler cannot clip what a fused step unscales
+        """Make the optimiser, and the schedule that is stepped with it."""
+        optimizer = make_optimizer(
+            self.make_optimizer,
+            [p for p in self.parameters() if p.requires_grad],
+            self.learning_rate,
+            self.weight_decay,
+            # float16's gradient scaler cannot clip what a fused step unscales
             fused=self.trainer.precision != "16-mixed",
         )
         # by this mark Lightning knows such a step and refuses to clip, also where bfloat16 needs no scaler
         optimizer._step_supports_amp_scaling = False
-        total = self.trainer.estimated_stepping_batches
         per_epoch = max(1, self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)
-        factor = partial(
-            learning_rate_factor,
-            warmup_steps=self.warmup_steps or default_warmup(per_epoch, min(total, 2**62)),
-            total_steps=total,
-            floor=self.final_learning_rate,
-            decay=self.decay,
-        )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        scheduler = make_scheduler(self.make_scheduler, optimizer, self.trainer.estimated_stepping_batches, per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
@@ -346,7 +333,7 @@ class RetrieverModule(QueryListModule):
 
     def encode(self, texts: TokenizedTexts) -> Tensor:
         """Embed texts in micro-batches, float32 [n, D]."""
-        return encode(self.encoder, texts, self.token_budget, kept_tokens=self.kept_tokens)
+        return encode(self.encoder, texts, self.token_budget, uncheckpointed_tokens=self.uncheckpointed_tokens)
 
     def _texts(self, batch: RetrievalBatch) -> TokenizedTexts:
         """Collect what is encoded for a batch: its queries and, unless their embeddings are given, its passages."""

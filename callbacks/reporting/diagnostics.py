@@ -37,12 +37,12 @@ class Diagnostics(L.Callback):
     accumulated gradients the first batch of a step is measured. The run stays what it is, to the bit.
 
     Args:
-        every_n_steps: optimiser steps from one measurement to the next, a whole number of at least 1.
+        every_n_steps: optimiser steps from one measurement to the next, a whole number of at least 1; None: none.
         teacher_temperature: at which the teacher's entropy is taken.
     """
 
-    def __init__(self, every_n_steps: int = 10, teacher_temperature: float = TEACHER_TEMPERATURE) -> None:
-        if not isinstance(every_n_steps, int) or every_n_steps < 1:
+    def __init__(self, every_n_steps: int | None = 10, teacher_temperature: float = TEACHER_TEMPERATURE) -> None:
+        if every_n_steps is not None and (not isinstance(every_n_steps, int) or every_n_steps < 1):
             raise InputError(
                 f"diagnostics.every_n_steps is {every_n_steps}; it is a whole number of at least 1, or null for none."
             )
@@ -55,6 +55,8 @@ class Diagnostics(L.Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: QueryListModule, batch: Any, batch_idx: int) -> None:
         """Start the clock and watch the step, if it is one to measure."""
+        if self.every_n_steps is None:
+            return
         if trainer.global_step % self.every_n_steps or batch_idx % trainer.accumulate_grad_batches:
             return
         if isinstance(pl_module, RetrieverModule):

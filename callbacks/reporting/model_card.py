@@ -17,7 +17,7 @@ from datamodules.corpus import BEIR_NAMES
 from retriever.cross_encoder.cross_encoder import CrossEncoder
 from retriever.encoder.text_encoder import TextEncoder
 
-_INTERNAL = ("_target_", "_convert_", "token_budget", "kept_tokens", "train_passage_encoder")
+_INTERNAL = ("_target_", "_convert_", "token_budget", "uncheckpointed_tokens", "train_passage_encoder")
 _ON_HUB = set(BEIR_NAMES) - {"cqadupstack"}  # that one is in parts there
 
 

@@ -1,4 +1,4 @@
-"""Queries that need no generation: judged ones, titles, and assertions that a passage makes."""
+"""Queries that need no generation: judged ones, titles, and claims that a passage makes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 from datamodules.corpus import Corpus, find_dataset, load_evaluation_set
 from retriever.errors import choose
 
-QUERY_SOURCES = ("judged", "titles", "assertions")
+QUERY_SOURCES = ("judged", "titles", "claims")
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
-_ASSERTION = re.compile(
+_CLAIM = re.compile(
     r"\b(?:show|shows|showed|shown|suggest|suggests|suggested|suggesting|demonstrate|demonstrates|demonstrated|"
     r"demonstrating|indicate|indicates|indicated|indicating|find|found|reveal|reveals|revealed|conclude|concluded|"
-    r"report|reported|propose|proposed|hypothesize|hypothesized|evidence)\s+that\s+(?P<assertion>.+)$",
+    r"report|reported|propose|proposed|hypothesize|hypothesized|evidence)\s+that\s+(?P<claim>.+)$",
     re.IGNORECASE,
 )
 _WORDS = range(5, 31)
@@ -50,7 +50,7 @@ def collect_queries(
 
     Args:
         source: ``judged``: the queries of a split with their relevant passages; ``titles``: each passage's title;
-            ``assertions``: what a passage says that it shows (see :func:`assertion`). The positive of the latter two is
+            ``claims``: what a passage says that it shows (see :func:`claim`). The positive of the latter two is
             the passage itself.
         dataset: as for :func:`~datamodules.corpus.find_dataset`.
         corpus: the loaded corpus.
@@ -69,23 +69,23 @@ def collect_queries(
         return SourceQueries("human", {q: judged.queries[q] for q in relevant}, relevant)
     ways: dict[str, tuple[str, Any, Callable[[str], str | None]]] = {
         "titles": ("title", corpus.titles, str.strip),
-        "assertions": ("claim", corpus.texts, assertion),
+        "claims": ("claim", corpus.texts, claim),
     }
     query_type, texts, make = ways[source]
-    # a title or an assertion that a passage lacks makes no query
+    # a title or a claim that a passage lacks makes no query
     found = zip(corpus.ids.to_pylist(), map(make, texts.to_pylist()), strict=True)
     queries = {f"{query_type}-{passage_id}": text for passage_id, text in found if text}
     return SourceQueries(query_type, queries, {q: [q.removeprefix(f"{query_type}-")] for q in queries})
 
 
-def assertion(text: str) -> str | None:
+def claim(text: str) -> str | None:
     """The last clause of 5 to 30 words that a text introduces by 'show that', 'suggest that' and the like (English).
 
     In a paper's abstract this is a finding, worded as a claim would be. None where there is no such clause.
     """
     for sentence in reversed(_SENTENCE_END.split(text)):
-        match = _ASSERTION.search(sentence.strip())
-        if match and len(match["assertion"].split()) in _WORDS:
-            found = match["assertion"].strip()
+        match = _CLAIM.search(sentence.strip())
+        if match and len(match["claim"].split()) in _WORDS:
+            found = match["claim"].strip()
             return found[0].upper() + found[1:]
     return None

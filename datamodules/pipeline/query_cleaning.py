@@ -10,6 +10,7 @@ from itertools import pairwise
 
 from datamodules.pipeline.query_types import QueryType
 from datamodules.text.words import count_words, fold, is_letter, scripts, terms, weight, words
+from retriever.errors import installed_by
 
 _QUOTES = "\"'“”‘’«»`*_"
 _THINKING = re.compile(r"<think>.*?(</think>|$)", re.DOTALL)
@@ -158,6 +159,7 @@ def language_notes(passages: Sequence[str], language: str | None) -> list[str]:
 
 @cache
 def _identifier():
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    with installed_by("prepare", "Telling languages apart"):
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from datamodules.storage.compressed import MOST_TIMES, SMALL
 from datamodules.storage.files import atomic_path
-from retriever.errors import InputError
+from retriever.errors import InputError, installed_by
 
 _ADDRESS = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/{}.zip"
 # name → MD5 of its archive, as BEIR publishes them (README of github.com/beir-cellar/beir, table of data sets)
@@ -50,7 +50,8 @@ def download_beir(name: str, data_dir: str | Path) -> Path:
     Raises:
         InputError: the archive cannot be downloaded, is not the one that BEIR published, or would write elsewhere.
     """
-    from beir.util import download_url
+    with installed_by("beir", f"Downloading the BEIR data set {name!r}"):
+        from beir.util import download_url
 
     data_dir = Path(data_dir)
     data_dir.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from datamodules.text.words import shingles
-from retriever.errors import InputError
+from retriever.errors import InputError, installed_by
 
 _SHINGLE = 3  # words
 _SEED = 1
@@ -21,7 +21,8 @@ class NearTexts:
     """
 
     def __init__(self, threshold: float, permutations: int = 128) -> None:
-        from rensa import RMinHashLSH
+        with installed_by("prepare", "Finding near copies of texts"):
+            from rensa import RMinHashLSH
 
         self.threshold = threshold
         self.permutations = permutations

@@ -10,10 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from beir.retrieval.evaluation import EvaluateRetrieval
-from beir.retrieval.search.dense import DenseRetrievalExactSearch
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
 from callbacks.evaluation.block_search import search_and_score
 from callbacks.evaluation.metrics import mean_scores
@@ -21,7 +17,7 @@ from datamodules.caches import embed
 from datamodules.corpus import EvaluationSet, load_evaluation_set
 from experiments.benchmarks.measuring import autocast, measure
 from retriever.encoder.text_encoder import TextEncoder
-from retriever.errors import choose
+from retriever.errors import choose, installed_by
 from retriever.search import exact_search
 
 _HITS = 1000
@@ -78,6 +74,9 @@ def _ours(job: Mapping[str, Any], data: EvaluationSet, encoder: TextEncoder, fol
 def _sentence_transformers(
     job: Mapping[str, Any], data: EvaluationSet, encoder: TextEncoder, folder: str, device: torch.device
 ):
+    with installed_by("bench", "Measuring sentence-transformers"):
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
     peer = SentenceTransformer(folder, device=str(device))
     evaluator = InformationRetrievalEvaluator(
         data.queries,
@@ -95,6 +94,10 @@ def _sentence_transformers(
 
 
 def _beir(job: Mapping[str, Any], data: EvaluationSet, encoder: TextEncoder, folder: str, device: torch.device):
+    with installed_by("bench", "Measuring beir"):
+        from beir.retrieval.evaluation import EvaluateRetrieval
+        from beir.retrieval.search.dense import DenseRetrievalExactSearch
+        from sentence_transformers import SentenceTransformer
     logging.getLogger("beir").setLevel(logging.ERROR)
     search = DenseRetrievalExactSearch(
         _BeirModel(SentenceTransformer(folder, device=str(device))), batch_size=job["peer_batch"]
@@ -116,7 +119,7 @@ def _beir(job: Mapping[str, Any], data: EvaluationSet, encoder: TextEncoder, fol
 class _BeirModel:
     """What beir's search asks of a model. (Its own SentenceBERT stands beside a vLLM model whose import may fail.)"""
 
-    def __init__(self, model: SentenceTransformer) -> None:
+    def __init__(self, model: Any) -> None:
         self.model = model
 
     def encode_queries(self, queries: list[str], batch_size: int, **options: Any) -> Any:

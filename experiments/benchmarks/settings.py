@@ -23,7 +23,7 @@ class StepCase:
     max_length: int | None = None
     list_length: int | None = None
     attention: str | None = None
-    kept_tokens: int | None = None
+    uncheckpointed_tokens: int | None = None
     peer_batch: int | None = None
 
     def __post_init__(self) -> None:
@@ -81,7 +81,7 @@ class BenchSettings:
     unknown_qrels: Literal["error", "keep"]
     on_bad_list: Literal["error", "drop"]
     token_budget: int
-    kept_tokens: int
+    uncheckpointed_tokens: int
     peer_batch: int
     rate_seconds: float
     corpus: str

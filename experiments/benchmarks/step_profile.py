@@ -28,13 +28,13 @@ def run_profile(job: Mapping[str, Any], encoder: TextEncoder, device: torch.devi
     """Profile one step of ours; seconds of each kind of operation, both passes and what is computed again included.
 
     Args:
-        job: ``files``, ``corpus``, ``size`` (lists), ``list_length``, ``token_budget``, ``kept_tokens``, ``cache_dir``,
-            ``seed``.
+        job: ``files``, ``corpus``, ``size`` (lists), ``list_length``, ``token_budget``, ``uncheckpointed_tokens``,
+            ``cache_dir``, ``seed``.
         encoder: with the lengths to cut at, on ``device``.
         device: where to run.
     """
     lists = Lists.of_job(job, encoder)
-    module = SameInfoNCE(encoder, token_budget=job["token_budget"], kept_tokens=job["kept_tokens"])
+    module = SameInfoNCE(encoder, token_budget=job["token_budget"], uncheckpointed_tokens=job["uncheckpointed_tokens"])
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     with autocast(device):
         one_step(Ours(module, lists.batch(min(8, job["size"])).to(device)))

@@ -10,11 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.losses import (
-    CachedMultipleNegativesRankingLoss,
-    DistillKLDivLoss,
-)
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
@@ -28,7 +23,7 @@ from experiments.benchmarks.measuring import autocast, matmul_rate, measure
 from retriever.batch import BatchNeeds, EncodedBatch, RetrievalBatch
 from retriever.encoder.text_encoder import TextEncoder, set_dropout
 from retriever.encoder.tokens import TokenizedTexts, micro_batches, padding_share
-from retriever.errors import InputError, choose
+from retriever.errors import InputError, choose, installed_by
 from retriever.losses.listwise import at_least_float32
 from retriever.losses.query_blocks import in_query_blocks
 from retriever.module import RetrieverModule
@@ -194,8 +189,8 @@ def run_step(job: Mapping[str, Any], encoder: TextEncoder, device: torch.device)
 
     Args:
         job: ``system`` (one of SYSTEMS), ``files``, ``corpus``, ``size`` (lists), ``list_length``, ``token_budget``,
-            ``kept_tokens``, ``peer_batch`` (texts of a peer's micro-batch), ``rate_seconds`` (for which matrices are
-            multiplied, before and after), ``cache_dir``, ``seed``, ``gradient``.
+            ``uncheckpointed_tokens``, ``peer_batch`` (texts of a peer's micro-batch), ``rate_seconds`` (for which
+            matrices are multiplied, before and after), ``cache_dir``, ``seed``, ``gradient``.
         encoder: with the lengths to cut at, on ``device``.
         device: where to run; on a GPU both sides run under bfloat16 autocast.
     """
@@ -248,13 +243,16 @@ def _system(
 ) -> Ours | SentenceTransformers | PlainLoop:
     kind, _, loss = choose("step.cases: a system", job["system"], SYSTEMS).partition("_")
     batch = lists.batch(size)
-    options = {"token_budget": job["token_budget"], "kept_tokens": job["kept_tokens"]}
+    options = {"token_budget": job["token_budget"], "uncheckpointed_tokens": job["uncheckpointed_tokens"]}
     if kind == "ours":
         chosen = SameInfoNCE if loss == "infonce" else ListwiseDistillation
         return Ours(chosen(encoder, **options), batch.to(device))
     if kind == "plain":
         rows = batch.passage_keys[batch.list_index].T.flatten().numpy()
         return PlainLoop(encoder, batch.queries, lists.sources[0].passage_tokens.select(rows), job["peer_batch"])
+    with installed_by("bench", f"Measuring {job['system']}"):
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.sentence_transformer import losses
     queries, columns = lists.texts(batch)
     with tempfile.TemporaryDirectory() as folder:
         peer = SentenceTransformer(str(encoder.save(Path(folder))), device=str(device))
@@ -265,7 +263,7 @@ def _system(
         {k: v.to(device) for k, v in peer.preprocess(c).items() if isinstance(v, Tensor)} for c in (queries, *columns)
     ]
     if loss == "infonce":
-        function = CachedMultipleNegativesRankingLoss(peer, scale=1 / TEMPERATURE, mini_batch_size=job["peer_batch"])
-        return SentenceTransformers(function, features, None)
-    function = DistillKLDivLoss(peer, student_temperature=STUDENT, teacher_temperature=TEACHER)
+        options = {"scale": 1 / TEMPERATURE, "mini_batch_size": job["peer_batch"]}
+        return SentenceTransformers(losses.CachedMultipleNegativesRankingLoss(peer, **options), features, None)
+    function = losses.DistillKLDivLoss(peer, student_temperature=STUDENT, teacher_temperature=TEACHER)
     return SentenceTransformers(function, features, batch.teacher_scores.to(device))

@@ -164,8 +164,8 @@ def _full_memory(error: BaseException) -> str:
     where = "The GPU's" if isinstance(error, torch.OutOfMemoryError) else "This machine's"
     said = str(error).strip().split(". ")[0] or type(error).__name__
     return (
-        f"{where} memory is full ({said}). Lower token_budget (and module.kept_tokens, where set): it bounds the "
-        "memory of a step whatever the batch size. Frozen passages (module.train_passage_encoder=false) and "
+        f"{where} memory is full ({said}). Lower token_budget (and module.uncheckpointed_tokens, where set): it bounds "
+        "the memory of a step whatever the batch size. Frozen passages (module.train_passage_encoder=false) and "
         "encoder.lora take less, too."
     )
 

@@ -74,7 +74,10 @@ def read_run(folder: Path, typed: Sequence[str] | set[str] = ()) -> DictConfig:
             the command line does not say so.
     """
     path = folder / CONFIG
-    config = OmegaConf.create(as_now(OmegaConf.to_container(_load(path))))
+    recorded = _load(path)
+    config = OmegaConf.create(as_now(OmegaConf.to_container(recorded)))
+    if "callbacks" not in recorded:  # a run of before it was a group; its settings follow those at the top
+        config.callbacks = OmegaConf.load(CONF / "callbacks" / "default.yaml")
     shipped = OmegaConf.load(_RUN)
     for key in ("hydra", "defaults"):
         if key in config:

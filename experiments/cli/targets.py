@@ -27,13 +27,18 @@ PROJECT = (
     "datamodules.pipeline.engines.choose_engine",
     "callbacks.BeirEvaluation",
     "callbacks.RerankEvaluation",
+    "callbacks.Diagnostics",
+    "callbacks.StopWhenNoneImproves",
+    "retriever.schedule.linear_with_warmup",
 )
 LIBRARIES = (
     "datetime.timedelta",  # how long ranks wait for each other
     "lightning.Trainer",
+    "lightning.pytorch.callbacks",
     "lightning.pytorch.strategies",
     "lightning.pytorch.plugins",
     "optuna.pruners",
+    "torch.optim",
 )
 _OURS = ("retriever", "datamodules", "callbacks")
 _HYDRAS = {"_target_", "_convert_", "_recursive_", "_partial_", "_args_"}
@@ -95,6 +100,8 @@ def _check(key: str, target: Any, allowed: Sequence[str], found_in_run: bool) ->
     # a module also reaches what it imports: retriever.encoder.torch.load; the user's own from each other is all right
     home = getattr(_located(key, target), "__module__", None) or ""
     from_root = home.partition(".")[0]
+    if _within(target, "torch.optim") and not _within(home, "torch.optim"):  # the rest of torch reads files
+        from_root = ""
     if not (from_root in {prefix.partition(".")[0] for prefix in (root, *allowed)} or (own and _is_own(from_root))):
         raise InputError(f"{key} is {target!r}, which comes from {home or 'elsewhere'!r}; name what you mean itself.")
 

@@ -319,7 +319,10 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_no_setting(key: str, value: Any, seed: Any) -> bool:
-    first, last = key.split(".")[0], key.split(".")[-1]
+    parts = key.split(".")
+    first, last = parts[0], parts[-1]
+    if parts[:2] == ["callbacks", "diagnostics"]:
+        return True
     return first in _NO_SETTINGS or last in _PLACES_WITHIN or (last == "seed" and value == seed)
 
 

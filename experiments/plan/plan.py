@@ -26,6 +26,7 @@ from retriever.printable import printable
 from retriever.schedule import default_warmup
 
 _WIDTH, _INDENT = 110, 12
+_LINEAR = "retriever.schedule.linear_with_warmup"
 _NAMED = 3  # files and sets that are named; of more there is their number
 
 
@@ -51,8 +52,10 @@ def run_plan(
         JSON values, by subject.
     """
     done = _step_of(checkpoint) if checkpoint is not None else 0
-    steps = Steps.of(trainer, len(data.sampler(train=True, world_size=trainer.world_size, gather_shared=False)), done)
+    batches = data.sampler(train=True, world_size=trainer.world_size, group_overlapping_lists=False)
+    steps = Steps.of(trainer, len(batches), done)
     trained = _trained(config, module)
+    kept = module.uncheckpointed_tokens
     return {
         "resumes": str(checkpoint) if checkpoint else None,
         "repeats": config.repeats,
@@ -70,7 +73,7 @@ def run_plan(
             "ranks": trainer.world_size,
             "machines": trainer.num_nodes,
             "token_budget": module.token_budget,
-            "kept_tokens": module.token_budget if module.kept_tokens is None else module.kept_tokens,
+            "uncheckpointed_tokens": module.token_budget if kept is None else kept,
         },
         "steps": _steps(config, module, steps),
         "validation": {
@@ -138,7 +141,9 @@ def _device(device: torch.device) -> str:
 
 def _steps(config: DictConfig, module: QueryListModule, steps: Steps) -> dict[str, Any]:
     total = 2**62 if steps.total is None else steps.total
-    of_epoch = max(1, steps.batches // steps.accumulated)
+    scheduler = {k: v for k, v in config.scheduler.items() if k not in ("_convert_", "_partial_")}
+    if scheduler["_target_"] == _LINEAR and scheduler.get("warmup_steps") is None:
+        scheduler["warmup_steps"] = default_warmup(max(1, steps.batches // steps.accumulated), total)
     return {
         "total": steps.total,
         "done": steps.done,
@@ -148,9 +153,8 @@ def _steps(config: DictConfig, module: QueryListModule, steps: Steps) -> dict[st
         "candidates": config.data.list_length,
         "learning_rate": module.learning_rate,
         "weight_decay": module.weight_decay,
-        "warmup_steps": module.warmup_steps or default_warmup(of_epoch, total),
-        "decay": module.decay,
-        "final_learning_rate": module.final_learning_rate,
+        "optimizer": config.optimizer._target_.rpartition(".")[2],
+        "scheduler": {"class": scheduler.pop("_target_").rpartition(".")[2], **scheduler},
         "gradient_clip_val": config.trainer.gradient_clip_val,
         "max_time": str(config.trainer.max_time) if config.trainer.get("max_time") else None,
     }
@@ -266,7 +270,7 @@ def _device_line(device: Mapping[str, Any]) -> str:
     ranks = f"{device['ranks']} ranks" if device["ranks"] > 1 else "1 rank"
     machines = f" on {device['machines']} machines" if device["machines"] > 1 else ""
     threads = f" ({device['threads']} threads)" if device["name"] == "cpu" else ""
-    budget = f"micro-batches of {device['token_budget']:,} tokens, {device['kept_tokens']:,} of a step kept"
+    budget = f"micro-batches of {device['token_budget']:,} tokens, {device['uncheckpointed_tokens']:,} of a step kept"
     return f"{device['name']}{threads}, {device['precision']}, {ranks}{machines}; {budget}"
 
 
@@ -277,9 +281,15 @@ def _steps_line(steps: Mapping[str, Any]) -> str:
     epoch = f"{steps['of_epoch']:,} an epoch"
     if steps["max_time"]:
         epoch += f", at most for {steps['max_time']}"
-    floor = steps["learning_rate"] * steps["final_learning_rate"]
-    end = f"to {floor:.3g}" if steps["decay"] == "to_floor" else f"to 0, held at {floor:.3g}"
-    rate = f"lr {steps['learning_rate']:.3g}, warm-up {steps['warmup_steps']:,}, down {end}"
+    rate, scheduler = f"lr {steps['learning_rate']:.3g}", steps["scheduler"]
+    if _LINEAR.endswith(f".{scheduler['class']}"):
+        floor = steps["learning_rate"] * scheduler["final_learning_rate"]
+        end = f"to {floor:.3g}" if scheduler["decay"] == "to_floor" else f"to 0, held at {floor:.3g}"
+        rate += f", warm-up {scheduler['warmup_steps']:,}, down {end}"
+    else:
+        rate += f" by {scheduler['class']}"
+    if steps["optimizer"] != "AdamW":
+        rate += f"; {steps['optimizer']}"
     clip = f", clip {steps['gradient_clip_val']:g}" if steps["gradient_clip_val"] else ""
     return f"{total} of {steps['lists']:,} lists, {epoch}; {rate}; weight decay {steps['weight_decay']:g}{clip}"
 

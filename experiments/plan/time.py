@@ -81,7 +81,8 @@ def estimate(
     if not steps.batches:
         raise RuntimeError("an epoch has no batch")
     labels = _labels(data)
-    passages = data.sampler(train=True, gather_shared=False).distinct_passages(data.list_length, _BATCHES).mean()
+    sampler = data.sampler(train=True, group_overlapping_lists=False)
+    passages = sampler.distinct_passages(data.list_length, _BATCHES).mean()
     lists = sum(len(part.lists) for part in data.train_lists) / max(1, steps.batches)  # of a batch, in the mean
     step = module.work(min(lists, data.batch_size), passages, labels)
     sampler = data.sampler(train=False)
@@ -98,7 +99,7 @@ def estimate(
     meter = _Meter(trainer, module, data)
     corpora = _uncached(trainer, module, data, evaluation, meter)
     tokens = meter.tokens(step)
-    kept = module.token_budget if module.kept_tokens is None else module.kept_tokens
+    kept = module.token_budget if module.uncheckpointed_tokens is None else module.uncheckpointed_tokens
     passes = 2 + trained_share + max(0.0, 1 - kept * trainer.world_size / max(1, tokens))
     return Estimate(
         encoding=meter.seconds(Work(passages=sum(map(len, corpora)))),

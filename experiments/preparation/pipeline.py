@@ -26,11 +26,11 @@ from datamodules.corpus import (
 )
 from datamodules.pipeline.engines import Engine
 from datamodules.pipeline.query_types import load_query_types
-from datamodules.pipeline.stages.collect import Collect
 from datamodules.pipeline.stages.deduplicate import Deduplicate
 from datamodules.pipeline.stages.filter import Filter
 from datamodules.pipeline.stages.generate import Generate
 from datamodules.pipeline.stages.mine import Bm25, Dense, Mine, Searcher
+from datamodules.pipeline.stages.queries import CollectQueries
 from datamodules.pipeline.stages.sample import Sample
 from datamodules.pipeline.stages.score import Score
 from datamodules.pipeline.stages.split import Split
@@ -172,8 +172,8 @@ class Pipeline:
         types = load_query_types(options.pop("types"), options.pop("type_folders"))
         return Generate(self.corpus, self._corpus_sha256, self.outputs["sample"], self._engine, types, **options)
 
-    def _collect(self) -> Stage:
-        return Collect(
+    def _queries(self) -> Stage:
+        return CollectQueries(
             self.corpus,
             self._corpus_sha256,
             self.config.corpus,
@@ -190,14 +190,14 @@ class Pipeline:
         return Mine(
             self.corpus,
             self._corpus_sha256,
-            self.outputs["collect"],
+            self.outputs["queries"],
             self.outputs.get("deduplicate"),
             self._retrievers,
             **options,
         )
 
     def _score(self) -> Stage:
-        outputs = self.outputs["collect"], self.outputs["mine"]
+        outputs = self.outputs["queries"], self.outputs["mine"]
         return Score(self.corpus, self._corpus_sha256, *outputs, self._teacher, **self.config.score)
 
     def _filter(self) -> Stage:

@@ -8,16 +8,16 @@ from typing import Literal, get_args
 
 from datamodules.storage.files import file_name
 
-StageName = Literal["deduplicate", "sample", "generate", "collect", "mine", "score", "filter", "split"]
+StageName = Literal["deduplicate", "sample", "generate", "queries", "mine", "score", "filter", "split"]
 STAGES: tuple[str, ...] = get_args(StageName)
 
 
 @dataclass(frozen=True)
 class QueryGroup:
-    """A group of queries (``queries``), see :class:`~datamodules.pipeline.stages.collect.Collect`.
+    """A group of queries (``queries``), see :class:`~datamodules.pipeline.stages.queries.CollectQueries`.
 
     Attributes:
-        source: ``generated``, ``judged``, ``titles``, ``assertions`` or ``file``.
+        source: ``generated``, ``judged``, ``titles``, ``claims`` or ``file``.
         split: of judged queries.
         path: of a file of queries.
         filter: False lets all its lists pass stage filter.

@@ -25,10 +25,11 @@ from experiments.settings.trainer_checks import check_trainer
 from retriever.encoder.outline import EncoderOutline
 from retriever.encoder.sentence_transformers_layout import read_spec
 from retriever.errors import InputError, choose
+from retriever.optimizer import make_optimizer, make_scheduler
 
 # of a run that goes on, what its checkpoint and its frozen passages were made with
 _MADE_WITH = ("encoder", "module._target_", "module.train_passage_encoder", "module.matryoshka_dimensions")
-_PARTS = ("encoder", "module", "data", "evaluation", "trainer", "logger")
+_PARTS = ("encoder", "module", "data", "evaluation", "optimizer", "scheduler", "trainer", "logger")
 _SPEEDS = ("attention", "compile", "trust_remote_code")  # give the same embeddings
 _AS_TRAINED = ("query_prompt", "passage_prompt", "pooling", "normalize")
 
@@ -44,6 +45,9 @@ def check(config: DictConfig) -> None:
             raise InputError(f"There is no {part}: a run needs one, say {part}=….")
     for key in sorted(OmegaConf.missing_keys(config)):
         raise InputError(f"{key} has no default, and is not set: say {key}=….")
+    for name, switch in {"early_stopping": "patience", "diagnostics": "every_n_steps"}.items():
+        if config[name] is None:  # before the callbacks that follow it are looked at
+            raise InputError(f"{name} is null; to switch it off, say {name}.{switch}=null.")
     check_arguments(config, SPECS)
     plain = OmegaConf.to_container(config, resolve=True)
     settings = read_run_settings(plain)
@@ -53,6 +57,7 @@ def check(config: DictConfig) -> None:
     _check_model(plain["encoder"], plain["module"])
     _check_resumed(plain)
     dev = _dev_metrics(config, outline(plain["encoder"]))
+    _check_optimizer(config)
     if dev is not None:
         _check_metrics(monitored, dev, specs if plain["evaluation"]["_target_"] == "callbacks.BeirEvaluation" else None)
 
@@ -114,6 +119,14 @@ def _dev_metrics(config: DictConfig, encoder: EncoderOutline | None) -> Sequence
         if wrong is not None:  # outside of the except block, or it would become its own context
             raise wrong
     return module.dev_metrics() if hasattr(module, "dev_metrics") else None
+
+
+def _check_optimizer(config: DictConfig) -> None:
+    """Have optimiser and scheduler say what they refuse, on one weight."""
+    make, schedule = (instantiate(config[part], _partial_=True) for part in ("optimizer", "scheduler"))
+    rates = config.module.get("learning_rate", 1e-4), config.module.get("weight_decay", 0.0)
+    optimizer = make_optimizer(make, [torch.nn.Parameter(torch.zeros(1, 1))], *rates, fused=False)
+    make_scheduler(schedule, optimizer, 100, 10)
 
 
 def _try_to_build(part: DictConfig, encoder: EncoderOutline | None) -> tuple[Any, InputError | None]:

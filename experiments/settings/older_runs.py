@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from experiments.conf import CONF
+from experiments.settings.renamed import rename
 
 log = logging.getLogger(__name__)
 _ENCODERS = CONF / "encoder"
@@ -38,9 +39,22 @@ def as_now(config: Any) -> Any:
         return config
     config = {key: as_now(inner) for key, inner in config.items()}
     parts = [config.get(name) for name in ("data", "evaluation", "module")]
-    if "empty_passages" not in config and all(isinstance(part, dict) for part in parts):
-        return _with_newer_settings(config, *parts)
-    return _with_preset(config)
+    if not all(isinstance(part, dict) for part in parts):
+        return _with_preset(config)
+    rename(config)
+    if "empty_passages" not in config:
+        config = _with_newer_settings(config, *parts)
+    return config if "callbacks" in config else _with_newer_groups(config)
+
+
+def _with_newer_groups(config: dict[str, Any]) -> dict[str, Any]:
+    """Add what made the optimiser, its schedule and the callbacks of a run before they were groups."""
+    shipped = OmegaConf.load(CONF / "run.yaml")
+    tops = {key: shipped[key] for key in ("temperatures", "early_stopping", "diagnostics")}
+    groups = {"optimizer": "adamw", "scheduler": "linear", "callbacks": "default"}
+    made = {group: OmegaConf.load(CONF / group / f"{name}.yaml") for group, name in groups.items()}
+    whole = OmegaConf.merge(tops, made, {key: config[key] for key in (*tops, *groups) if key in config})
+    return config | {group: OmegaConf.to_container(whole[group], resolve=True) for group in groups}
 
 
 def _with_newer_settings(
@@ -51,8 +65,6 @@ def _with_newer_settings(
     data, evaluation = ({**part, "empty_passages": "keep"} for part in (data, evaluation))
     if data.get("dev_fraction") == 0.1:  # what null is, of lists that are not split
         data["dev_fraction"] = None
-    if "decay" not in module and "final_learning_rate" in module:
-        module = {**module, "decay": "to_floor"}
     return config | {
         "data": {"leak_near_passages": None} | data,
         "evaluation": evaluation,

@@ -43,6 +43,23 @@ class DiagnosticsSettings:
 
 
 @dataclass(frozen=True)
+class DebugSettings:
+    """How much of each file a debug run takes: ``debug``.
+
+    Attributes:
+        lists: of each query type of a file of lists.
+        queries: of each evaluation set.
+    """
+
+    lists: int
+    queries: int
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        require_positive(lists=self.lists, queries=self.queries)
+
+
+@dataclass(frozen=True)
 class WandbSettings:
     """Where a run goes on Weights & Biases: ``logger.wandb``.
 
@@ -90,6 +107,7 @@ class RunSettings:
     allowed_targets: Sequence[str] = field(default_factory=list)
     export: bool
     save_checkpoints: bool
+    debug: DebugSettings | None = None
 
     def __post_init__(self) -> None:
         """Refuse a name that no file can have, a seed that torch refuses, and a budget of nothing."""
@@ -105,9 +123,6 @@ def read_run_settings(config: Mapping[str, Any]) -> RunSettings:
     Raises:
         InputError: see :func:`~retriever.typed.read_settings`.
     """
-    for name, switch in {"early_stopping": "patience", "diagnostics": "every_n_steps"}.items():
-        if config[name] is None:
-            raise InputError(f"{name} is null; to switch it off, say {name}.{switch}=null.")
     wandb = config["logger"].get("wandb")
     if wandb is not None:
         if not isinstance(wandb, Mapping):

@@ -22,7 +22,7 @@ from retriever.errors import InputError
 
 # settings that a run makes itself → what to set in their place
 _SET_BY_RUN = {
-    "callbacks": "early_stopping, diagnostics, pruner and save_checkpoints choose them",
+    "callbacks": "say +callbacks.NAME._target_=…",
     "logger": "choose it by logger=csv or logger=wandb",
     "enable_checkpointing": "say save_checkpoints=false",
     "enable_progress_bar": "a terminal gets a bar, a file none",

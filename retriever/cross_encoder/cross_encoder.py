@@ -286,7 +286,7 @@ def score_pairs(
     pairs: Pairs,
     token_budget: int = 16_384,
     on_micro_batch: Callable[[int], None] | None = None,
-    kept_tokens: int | None = None,
+    uncheckpointed_tokens: int | None = None,
 ) -> Tensor:
     """Score pairs in micro-batches of nearly one length; with gradient, under checkpointing, as texts are encoded.
 
@@ -295,7 +295,7 @@ def score_pairs(
         pairs: N pairs.
         token_budget: rows × longest row of a micro-batch, padding included.
         on_micro_batch: called with the number of pairs after each micro-batch (for progress bars).
-        kept_tokens: as for :func:`retriever.encoder.encoding.encode`.
+        uncheckpointed_tokens: as for :func:`retriever.encoder.encoding.encode`.
 
     Returns:
         float32 [N] on the encoder's device, in the order of ``pairs``.
@@ -308,7 +308,7 @@ def score_pairs(
         types = None if pairs.types is None else pairs.types.padded(rows, 0, device)[0]
         return *pairs.tokens.padded(rows, encoder.pad_id, device), types
 
-    return in_micro_batches(encoder, pairs.tokens.lengths, token_budget, inputs, on_micro_batch, kept_tokens)
+    return in_micro_batches(encoder, pairs.tokens.lengths, token_budget, inputs, on_micro_batch, uncheckpointed_tokens)
 
 
 def _may_be_new(weight: str, backbone: str) -> bool:

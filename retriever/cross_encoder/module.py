@@ -128,7 +128,7 @@ class CrossEncoderModule(QueryListModule):
         queries, passages = mask.nonzero()[:, 0], candidates.index[mask]
         pairs = self.encoder.pairs(batch.queries, batch.passages, queries.cpu().numpy(), passages.cpu().numpy())
         self._encoded = Encoded(len(pairs), len(pairs), int(pairs.tokens.lengths.sum()))
-        scores = score_pairs(self.encoder, pairs, self.token_budget, kept_tokens=self.kept_tokens)
+        scores = score_pairs(self.encoder, pairs, self.token_budget, uncheckpointed_tokens=self.uncheckpointed_tokens)
         return torch.zeros(mask.shape, device=scores.device).masked_scatter(mask.to(scores.device), scores)
 
     def validation_step(self, batch: RetrievalBatch, batch_idx: int) -> None:

@@ -22,21 +22,21 @@ def encode(
     tokens: TokenizedTexts,
     token_budget: int = 16_384,
     on_micro_batch: Callable[[int], None] | None = None,
-    kept_tokens: int | None = None,
+    uncheckpointed_tokens: int | None = None,
 ) -> Tensor:
     """Embed texts, in micro-batches of at most ``token_budget`` tokens of nearly one length.
 
     Where gradients are on, micro-batches are encoded under activation checkpointing: their activations are computed
     again in the backward pass, with the same dropout, one micro-batch at a time, and the gradient is exactly the full
-    batch's (the effect of gradient caching, Gao et al. 2021, arXiv 2101.06983). The last ``kept_tokens`` tokens keep
-    their activations: the backward pass comes to them first, before it computes any others again, so memory is that of
-    the larger of the two, and a batch that fits is not computed twice.
+    batch's (the effect of gradient caching, Gao et al. 2021, arXiv 2101.06983). The last ``uncheckpointed_tokens``
+    tokens keep their activations: the backward pass comes to them first, before it computes any others again, so memory
+    is that of the larger of the two, and a batch that fits is not computed twice.
 
     Args:
         encoder: in whichever mode (train, eval) the caller wants.
         tokens: N texts.
         token_budget: rows × longest row of a micro-batch, padding included.
-        kept_tokens: tokens, padding included, that are not computed again; None takes ``token_budget``.
+        uncheckpointed_tokens: tokens, padding included, that are not computed again; None takes ``token_budget``.
         on_micro_batch: called with the number of texts after each micro-batch (for progress bars).
 
     Returns:
@@ -51,7 +51,7 @@ def encode(
     def inputs(rows: np.ndarray) -> tuple[Tensor, Tensor, list[int]]:
         return *tokens.padded(rows, encoder.pad_id, device), lengths[rows].tolist()
 
-    return in_micro_batches(encoder, lengths, token_budget, inputs, on_micro_batch, kept_tokens)
+    return in_micro_batches(encoder, lengths, token_budget, inputs, on_micro_batch, uncheckpointed_tokens)
 
 
 def in_micro_batches(
@@ -60,7 +60,7 @@ def in_micro_batches(
     token_budget: int,
     inputs: Callable[[np.ndarray], tuple[object, ...]],
     on_micro_batch: Callable[[int], None] | None = None,
-    kept_tokens: int | None = None,
+    uncheckpointed_tokens: int | None = None,
 ) -> Tensor:
     """Call a model on micro-batches of nearly one length, checkpointed as :func:`encode` says.
 
@@ -70,7 +70,7 @@ def in_micro_batches(
         token_budget: rows × longest row of a micro-batch, padding included.
         inputs: rows of a micro-batch → the model's arguments.
         on_micro_batch: called with the number of rows after each micro-batch.
-        kept_tokens: as for :func:`encode`.
+        uncheckpointed_tokens: as for :func:`encode`.
 
     Returns:
         The outputs [N, …], in the order of ``lengths``.
@@ -95,7 +95,7 @@ def in_micro_batches(
 
     def output(rows: np.ndarray, tokens: int) -> Tensor:
         arguments = inputs(rows)
-        if with_gradient and tokens > (token_budget if kept_tokens is None else kept_tokens):
+        if with_gradient and tokens > (token_budget if uncheckpointed_tokens is None else uncheckpointed_tokens):
             return checkpoint(run, *arguments, use_reentrant=False, preserve_rng_state=True)
         return run(*arguments)
 

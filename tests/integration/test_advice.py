@@ -253,7 +253,7 @@ CASES: list[tuple[str, Callable, tuple[str, ...]]] = [
     ("corpus.py: empty_passages=error", run, EMPTY),
     ("evaluation_set.py: unknown_qrels=keep", run, (
         "data.train=[{{path: {lists}, corpus: {unknown}}}]", "evaluation.datasets=[{{path: {unknown}}}]")),
-    ("evaluation_set.py: unknown_qrels=keep", prepare, ("corpus={unknown}", JUDGED, "until=collect")),
+    ("evaluation_set.py: unknown_qrels=keep", prepare, ("corpus={unknown}", JUDGED, "until=queries")),
     ("evaluation_set.py: unknown_qrels=keep", bench, ("parts=[evaluation]", "evaluation.dataset={unknown}")),
     ("opened.py: on_bad_list=drop", run, ("data.train=[{{path: {bad}, corpus: {corpus}}}]",)),
     ("opened.py: on_bad_list=drop", bench, ("parts=[step]", "corpus={corpus}", "files=[{bad}]")),
@@ -275,8 +275,8 @@ CASES: list[tuple[str, Callable, tuple[str, ...]]] = [
     ("targets.py: allowed_targets=[{}]", checked, ("+module.other._target_=shutil.rmtree", "allowed_targets=shutil")),
     ("pipeline.py: until={}", prepare, (JUDGED, "stage=mine")),
     ("pipeline.py: stage={}", prepare, (JUDGED, "stage=mine")),
-    ("stage.py: shard=0/4", prepare, (JUDGED, "until=collect", "shard=4/4")),
-    ("collect.py: queries='{human: {source: judged}}'", prepare, ("queries={{}}", "until=collect")),
+    ("stage.py: shard=0/4", prepare, (JUDGED, "until=queries", "shard=4/4")),
+    ("queries.py: queries='{human: {source: judged}}'", prepare, ("queries={{}}", "until=queries")),
     ("split.py: split.leak_guard=drop", prepare, (
         JUDGED, "split.leak_guard=fail", "split.evaluation=[{{path: {corpus}, split: train}}]")),
     ("engine.py: generate.system=null", prepare, ("generator.model={no_system}", "until=generate")),

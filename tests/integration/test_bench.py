@@ -30,7 +30,7 @@ def job_of(small_scifact, small_lists, tmp_path, **options):
         "size": 20,
         "list_length": 4,
         "token_budget": 200,
-        "kept_tokens": None,
+        "uncheckpointed_tokens": None,
         "peer_batch": 8,
         "rate_seconds": 0.05,
         "cache_dir": str(tmp_path / "cache"),

@@ -527,11 +527,11 @@ def run_leaves(world: World) -> dict[str, Seen]:
         "module.train_passage_encoder": Seen("fit", False),
         "module.learning_rate": Seen("fit", 1e-3),
         "module.weight_decay": Seen("fit", 0.5),
-        "module.warmup_steps": Seen("fit", 3),
-        "module.decay": Seen("fit", "to_zero", {"module.final_learning_rate": 0.1, "trainer.max_epochs": 3}),
-        "module.final_learning_rate": Seen("fit", 0.9),
+        "scheduler.warmup_steps": Seen("fit", 3),
+        "scheduler.decay": Seen("fit", "to_zero", {"scheduler.final_learning_rate": 0.1, "trainer.max_epochs": 3}),
+        "scheduler.final_learning_rate": Seen("fit", 0.9),
         "module.token_budget": Seen("gradients", 100),
-        "module.kept_tokens": Seen("gradients", 0, {"module.token_budget": 300}),
+        "module.uncheckpointed_tokens": Seen("gradients", 0, {"module.token_budget": 300}),
         "module.matryoshka_dimensions": Seen("gradients", [16, 8]),
         "module.matryoshka_weights": Seen("gradients", [0.5, 0.1], {"module.matryoshka_dimensions": [16, 8]}),
         "data.train": Seen("batches", world.of("some")),
@@ -543,7 +543,7 @@ def run_leaves(world: World) -> dict[str, Seen]:
         "data.normalization": Seen("batches", "none"),
         "data.min_top_quantile": Seen("batches", 0.9),
         "data.order": Seen("batches", "rotate", two),
-        "data.gather_shared": Seen("batches", True),
+        "data.group_overlapping_lists": Seen("batches", True),
         "data.on_bad_list": Seen("batches", "drop", {"data.train": world.of("strays")}),
         "data.leak_guard": Seen("batches", "off", shared),
         "data.leak_jaccard": Seen("batches", 0.05),
@@ -744,12 +744,12 @@ def rerank_leaves(world: World) -> dict[str, Seen]:
         "module.temperature": Seen("cross", 0.2, {"module.distillation_weight": 0.5}),
         "module.teacher_temperature": Seen("cross", 0.9, {"module.distillation_weight": 0.5}),
         "module.token_budget": Seen("cross", 100),
-        "module.kept_tokens": Seen("cross", 0, {"module.token_budget": 300}),
+        "module.uncheckpointed_tokens": Seen("cross", 0, {"module.token_budget": 300}),
         "module.learning_rate": Seen("fit", 1e-3),
         "module.weight_decay": Seen("fit", 0.5),
-        "module.warmup_steps": Seen("fit", 2),
-        "module.decay": Seen("fit", "to_zero"),
-        "module.final_learning_rate": Seen("fit", 0.9),
+        "scheduler.warmup_steps": Seen("fit", 2),
+        "scheduler.decay": Seen("fit", "to_zero"),
+        "scheduler.final_learning_rate": Seen("fit", 0.9),
         "evaluation.datasets": Seen("fit", own["evaluation.datasets"], {"data.leak_guard": "off"}),
         "evaluation.depth": Seen("fit", 5),
         "evaluation.k1": Seen("fit", 3.0),
@@ -797,9 +797,9 @@ def prepare_leaves(world: World) -> dict[str, Seen]:
     by = "prepared"
     entries = {
         "corpus": Seen(by, world.second, mined),
-        "queries.human.source": Seen(by, "titles", {"until": "collect"}),
+        "queries.human.source": Seen(by, "titles", {"until": "queries"}),
         "output": Seen("written", str(world.folder / "else_lists")),
-        "stage": Seen(by, "collect"),
+        "stage": Seen(by, "queries"),
         "until": Seen(by, "mine"),
         "shard": Seen("sharded", "0/2", fresh),
         "seed": Seen(by, 2, sampled),
@@ -851,7 +851,7 @@ def prepare_leaves(world: World) -> dict[str, Seen]:
         "split.leak_near_passages": Seen(by, 0.5, near),
         "empty_passages": Seen(by, "error", mined | {"corpus": world.gaps}, refused="neither title nor text"),
         "unknown_qrels": Seen(
-            by, "keep", {"queries": {"stray": {"source": "judged", "split": "stray"}}, "until": "collect"}
+            by, "keep", {"queries": {"stray": {"source": "judged", "split": "stray"}}, "until": "queries"}
         ),
         "token_budget": Seen(
             by, 300, mined | {"cache_dir": str(world.folder / "budget"), "work": str(world.folder / "w")}

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from experiments.cli.arguments import check_added
 from experiments.lists import command as list_files
 from experiments.preparation.pipeline import Pipeline
+from experiments.run import with_debug_last
 from experiments.settings.checks import check
 from helpers.runs import CONF
 from retriever.encoder.text_encoder import EncoderSpec
@@ -33,8 +34,8 @@ PAPER = {
     "module.train_passage_encoder": True,
     "module.learning_rate": 2e-4,
     "module.weight_decay": 0.01,
-    "module.decay": "to_zero",
-    "module.final_learning_rate": 0.1,
+    "scheduler.decay": "to_zero",
+    "scheduler.final_learning_rate": 0.1,
     "trainer.gradient_clip_val": 1.0,
     "trainer.max_epochs": 30,
     "trainer.val_check_interval": None,
@@ -100,7 +101,7 @@ def overrides_of(line):
     typed = [w.replace("hydra/launcher=…", "hydra/launcher=local_processes") for w in words if w not in ("-m", "…")]
     if typed[0] in list_files.COMMANDS:
         return typed
-    return BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(typed), None)[0][0]
+    return BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(with_debug_last(typed)), None)[0][0]
 
 
 def config_of(program, overrides):
@@ -143,7 +144,7 @@ def test_a_documented_command_is_accepted(file, program, line):
             for module in swept["module"].split(","):
                 wrong = differs_from_paper(config_of("run", [*overrides, f"module={module}"]))
                 assert not wrong, wrong
-        assert config.module.warmup_steps == (20 if "multi_corpus" in line else None)  # None: test_schedule.py
+        assert config.scheduler.warmup_steps == (20 if "multi_corpus" in line else None)  # None: test_schedule.py
 
 
 def differs_from_paper(config):

@@ -89,7 +89,7 @@ def test_dropout_replays_in_checkpointed_micro_batches(tiny_model):
     def gradient(kept, seed=0):
         encoder.zero_grad()
         torch.manual_seed(seed)
-        embeddings = encode(encoder, tokens, 40, kept_tokens=kept)
+        embeddings = encode(encoder, tokens, 40, uncheckpointed_tokens=kept)
         (embeddings * torch.arange(embeddings.numel(), device="cuda").reshape(embeddings.shape).sin()).sum().backward()
         return torch.cat([p.grad.flatten() for p in encoder.parameters()])
 

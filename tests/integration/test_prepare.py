@@ -79,8 +79,8 @@ def test_a_corpus_becomes_lists_that_training_reads(
     assert list(manifest) == list(STAGES)
     generated = manifest["generate"]["counts"]
     assert (
-        manifest["collect"]["counts"]["synthetic"] == generated["accepted"]
-        and manifest["collect"]["counts"]["human"] == 40
+        manifest["queries"]["counts"]["synthetic"] == generated["accepted"]
+        and manifest["queries"]["counts"]["human"] == 40
     )
     card = json.loads((tmp_path / "lists" / "teacher_card.json").read_text())["human"]
     figures = card["ndcg@10"]

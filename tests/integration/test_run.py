@@ -275,7 +275,7 @@ def test_bfloat16_trains_to_nearly_the_same_losses_which_are_float32(small_run, 
 
 def test_nan_loss_stops_the_run_and_names_the_queries(small_run, tmp_path):
     with pytest.raises(InputError, match=r"loss is nan at step [1-8], on the queries \d+, \d+"):
-        train(config_of(*small_run, "module.learning_rate=1e30", "module.warmup_steps=1"), tmp_path / "run")
+        train(config_of(*small_run, "module.learning_rate=1e30", "scheduler.warmup_steps=1"), tmp_path / "run")
 
 
 def test_early_stopping_waits_for_all_metrics_and_the_best_step_is_chosen(small_run, tmp_path):

@@ -412,10 +412,10 @@ def test_gathered_lists_share_passages(parts):
 @pytest.mark.parametrize("order", ["shuffle", "rotate"])
 def test_gathering_keeps_counts_ranks_and_resumption(make_data, small_scifact, small_lists, order):
     files = [{"path": str(small_lists), "corpus": str(small_scifact), "weight": 2.0}]
-    data = make_data(train=files, dev=files, gather_shared=True, order=order)
+    data = make_data(train=files, dev=files, group_overlapping_lists=True, order=order)
 
     def draws(epoch, seed=3, **options):
-        sampler = BatchSampler(data._train, 8, seed, order, gather_shared=True, **options)
+        sampler = BatchSampler(data._train, 8, seed, order, group_overlapping_lists=True, **options)
         sampler.set_epoch(epoch)
         return [draw.places.tolist() for draw in sampler]
 

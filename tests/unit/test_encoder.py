@@ -80,7 +80,7 @@ def calls_of(encoder, tokens, budget, kept):
     """Rows of the forward calls of one step, those of the backward pass included."""
     rows = []
     handle = encoder.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
-    encode(encoder, tokens, budget, kept_tokens=kept).sum().backward()
+    encode(encoder, tokens, budget, uncheckpointed_tokens=kept).sum().backward()
     handle.remove()
     return rows
 

@@ -15,9 +15,9 @@ from datamodules.hits import bm25_search
 from datamodules.leakage.queries import find_leaks
 from datamodules.pipeline.query_cleaning import clean_query, copied_run, language_notes
 from datamodules.pipeline.query_types import QueryType
-from datamodules.pipeline.stages.collect import Collect
 from datamodules.pipeline.stages.deduplicate import Deduplicate
 from datamodules.pipeline.stages.mine import Bm25, Mine
+from datamodules.pipeline.stages.queries import CollectQueries
 from datamodules.pipeline.stages.stage import run_stage
 from datamodules.text.words import count_words, fold, main_script, normalize_texts, search_terms, terms, words
 
@@ -273,7 +273,7 @@ def test_bm25_mines_a_chinese_corpus_whose_ids_are_those_of_the_queries(chinese,
         (chinese / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n" + shifted)
     corpus = load_corpus(chinese)
     groups = {"human": {"source": "judged"}}
-    collected = run_stage(Collect(corpus, "0", str(chinese), tmp_path, groups, None), tmp_path)
+    collected = run_stage(CollectQueries(corpus, "0", str(chinese), tmp_path, groups, None), tmp_path)
     mined = run_stage(Mine(corpus, "0", collected, None, {"bm25": Bm25()}, depth=4, candidates=4), tmp_path)
     rows = pq.read_table(mined.file("candidates.parquet"))["rows"].to_pylist()
     if judged:

@@ -14,11 +14,11 @@ from datamodules.corpus import Corpus, load_corpus, load_evaluation_set
 from datamodules.hits import Hits, bm25_search, fuse_ranks, fuse_scores
 from datamodules.pipeline.engines import TransformersEngine
 from datamodules.pipeline.query_types import load_query_types
-from datamodules.pipeline.stages.collect import COLLECTED, Collect
 from datamodules.pipeline.stages.deduplicate import Deduplicate
 from datamodules.pipeline.stages.filter import Filter
 from datamodules.pipeline.stages.generate import DUPLICATE, Generate
 from datamodules.pipeline.stages.mine import Bm25, Dense, Mine, hits_to_table, table_to_hits
+from datamodules.pipeline.stages.queries import QUERIES, CollectQueries
 from datamodules.pipeline.stages.sample import Sample
 from datamodules.pipeline.stages.score import Score
 from datamodules.pipeline.stages.split import Split
@@ -232,7 +232,7 @@ def test_a_query_that_stands_already_is_a_duplicate(generate, tmp_path):
     assert counts["accepted"] <= accepted and found >= accepted
 
 
-# collect, mine
+# queries, mine
 
 
 @pytest.fixture
@@ -250,7 +250,7 @@ def collected(small, small_scifact, tmp_path):
         "title": {"source": "titles"},
         "own": {"source": "file", "path": str(own)},
     }
-    return run_stage(Collect(*small, str(small_scifact), tmp_path, groups, None), tmp_path)
+    return run_stage(CollectQueries(*small, str(small_scifact), tmp_path, groups, None), tmp_path)
 
 
 def test_groups_come_one_after_the_other_with_their_positives(collected, small):
@@ -271,7 +271,7 @@ def test_groups_come_one_after_the_other_with_their_positives(collected, small):
 )
 def test_a_bad_group_is_named(small, small_scifact, tmp_path, groups, words):
     with pytest.raises(InputError, match=words):
-        Collect(*small, str(small_scifact), tmp_path, groups, None)
+        CollectQueries(*small, str(small_scifact), tmp_path, groups, None)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_a_bad_line_of_own_queries_is_named(small, small_scifact, tmp_path, line
     (tmp_path / "own.jsonl").write_text(line + "\n")
     groups = {"own": {"source": "file", "path": str(tmp_path / "own.jsonl")}}
     with pytest.raises(InputError, match=words):
-        run_stage(Collect(*small, str(small_scifact), tmp_path, groups, None), tmp_path)
+        run_stage(CollectQueries(*small, str(small_scifact), tmp_path, groups, None), tmp_path)
 
 
 def mine(small, collected, tiny_encoder, tmp_path, chunk=1000, deduplicated=None, keep=True, **options):
@@ -381,7 +381,7 @@ def test_near_duplicates_of_the_source_and_the_querys_own_passage_are_left_out(t
     ]
     own.write_text("".join(json.dumps(r) + "\n" for r in records))
     groups = {"own": {"source": "file", "path": str(own)}}
-    collected = run_stage(Collect(corpus, "0", "made", tmp_path, groups, None), tmp_path)
+    collected = run_stage(CollectQueries(corpus, "0", "made", tmp_path, groups, None), tmp_path)
     deduplicated = run_stage(Deduplicate(corpus, "0"), tmp_path)
     found = {}
     for on in (True, False):
@@ -500,7 +500,7 @@ def scored_table(*lines):
     ]
     schema = pa.schema(
         [
-            *COLLECTED,
+            *QUERIES,
             ("passage_ids", pa.list_(pa.string())),
             ("teacher_scores", pa.list_(pa.float32())),
             ("rank.r", pa.int64()),

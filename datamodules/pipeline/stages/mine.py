@@ -143,7 +143,7 @@ class Mine(Stage):
     Args:
         corpus: searched whole.
         corpus_sha256: its content.
-        collected: output of stage collect.
+        collected: output of stage queries.
         deduplicated: output of stage deduplicate, for ``drop_near_duplicates``.
         retrievers: name → retriever.
         depth: hits of each retriever (the paper: 100).

@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from datamodules.corpus import Corpus
 from datamodules.hits import Hits, min_max
-from datamodules.pipeline.stages.collect import COLLECTED
 from datamodules.pipeline.stages.mine import NOWHERE, first_ranks, positive_rows, table_to_hits
+from datamodules.pipeline.stages.queries import QUERIES
 from datamodules.pipeline.stages.stage import Output, Stage, table_writer
 from datamodules.storage.parquet import read_parquet
 from retriever.errors import require_positive
@@ -30,7 +30,7 @@ class Score(Stage):
     Args:
         corpus: where the texts are.
         corpus_sha256: its content.
-        collected: output of stage collect.
+        collected: output of stage queries.
         mined: output of stage mine.
         teacher: one teacher; of an :class:`~retriever.teachers.Ensemble`, the members' raw scores are kept, too.
         candidates: of each query, the best by the fused order; None scores all.
@@ -122,7 +122,7 @@ class Score(Stage):
 
     @cached_property
     def _queries(self) -> pa.Table:
-        return read_parquet(self.collected.file("queries.parquet")).select(COLLECTED.names)
+        return read_parquet(self.collected.file("queries.parquet")).select(QUERIES.names)
 
     @cached_property
     def _positives(self) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""Stage collect: all queries that lists are made for, human and synthetic, in one table."""
+"""Stage queries: all queries that lists are made for, human and synthetic, in one table."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from datamodules.storage.parquet import read_parquet
 from retriever.errors import InputError, choose
 from retriever.hashing import file_sha256
 
-COLLECTED = pa.schema(
+QUERIES = pa.schema(
     [(name, pa.string()) for name in ("group", "query_id", "query", "query_type")]
     + [("positive_ids", pa.list_(pa.string()))]
 )
 SOURCES = (*QUERY_SOURCES, "generated", "file")
 
 
-class Collect(Stage):
+class CollectQueries(Stage):
     """Queries with their positives.
 
     Output: ``queries.parquet`` (group, query_id, query, query_type, positive_ids), group by group.
@@ -34,13 +34,13 @@ class Collect(Stage):
         corpus_sha256: its content.
         dataset: the corpus' folder or name, where queries and qrels are.
         data_dir: where downloaded data sets lie.
-        groups: name → ``source`` (``generated``, ``judged`` with ``split``, ``titles``, ``assertions``, ``file`` with
+        groups: name → ``source`` (``generated``, ``judged`` with ``split``, ``titles``, ``claims``, ``file`` with
             ``path``: JSON Lines of query_id, query, query_type, positive_ids). Each group ends in files of its own.
         generated: output of stage generate, where a group is generated.
         unknown_qrels: as for :func:`~datamodules.pipeline.free_queries.collect_queries`.
     """
 
-    name = "collect"
+    name = "queries"
     unit = "groups"
 
     def __init__(
@@ -100,15 +100,15 @@ class Collect(Stage):
         rows = list(self._queries(name))
         if not rows:
             source = self.groups[name]["source"]
-            english = " (assertions are found in English texts alone)" if source == "assertions" else ""
+            english = " (claims are found in English texts alone)" if source == "claims" else ""
             raise InputError(f"queries.{name}: {source!r} gives no query on {self.corpus.name!r}{english}.")
         advance(1)
-        return pa.Table.from_pylist([dict(zip(COLLECTED.names, (name, *row), strict=True)) for row in rows], COLLECTED)
+        return pa.Table.from_pylist([dict(zip(QUERIES.names, (name, *row), strict=True)) for row in rows], QUERIES)
 
     def finish(self, blocks: Iterator[pa.Table], folder: Path) -> dict[str, Any]:
         """See :class:`Stage`."""
         counts: Counter[str] = Counter()
-        with table_writer(folder / "queries.parquet", COLLECTED) as append:
+        with table_writer(folder / "queries.parquet", QUERIES) as append:
             for table in blocks:
                 append(table)
                 counts.update(table["group"].to_pylist())
