@@ -25,8 +25,8 @@ from transformers.utils.logging import disable_progress_bar
 from callbacks import (
     AtomicCheckpoints,
     AtomicCSVLogger,
-    BeirEvaluation,
     Diagnostics,
+    Evaluation,
     ExportBest,
     GracefulTermination,
     PruneRun,
@@ -120,7 +120,7 @@ def _fit(
     record = next(c for c in trainer.callbacks if isinstance(c, RunRecord))
     if not record.results:  # cut off behind the last step: Lightning then leaves out what is done at the end
         for callback in trainer.callbacks:
-            if isinstance(callback, BeirEvaluation | RunRecord | WandbReport | ExportBest):
+            if isinstance(callback, Evaluation | RunRecord | WandbReport | ExportBest):
                 callback.on_train_end(trainer, module)
     for logger in trainer.loggers:
         logger.finalize("success")
@@ -141,9 +141,15 @@ def _slurm() -> list[SLURMEnvironment]:
     return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 
-def _callbacks(config: DictConfig, folder: Path, evaluation: BeirEvaluation, arm: str) -> list[L.Callback]:
+def _callbacks(config: DictConfig, folder: Path, evaluation: Evaluation, arm: str) -> list[L.Callback]:
+    history = evaluation.history
     # the order matters: figures are there before a checkpoint is chosen, the best one before it is exported
-    callbacks: list[L.Callback] = [evaluation, QueryRecord(folder), StepSeeds(config.seed), LearningRateMonitor("step")]
+    callbacks: list[L.Callback] = [
+        evaluation,
+        QueryRecord(history),
+        StepSeeds(config.seed),
+        LearningRateMonitor("step"),
+    ]
     if config.diagnostics.every_n_steps is not None:
         callbacks.append(Diagnostics(**config.diagnostics))
     if config.early_stopping.patience is not None:
@@ -162,7 +168,7 @@ def _callbacks(config: DictConfig, folder: Path, evaluation: BeirEvaluation, arm
         "train_passage_encoder": config.module.get("train_passage_encoder", True),
         "criterion_mode": config.criterion_mode,
     }
-    record = RunRecord(folder, arm, config.seed, extra)
+    record = RunRecord(history, arm, config.seed, extra)
     callbacks.append(record)
     if config.get("pruner") is not None:
         callbacks.append(PruneRun(record, instantiate(config.pruner)))
@@ -170,9 +176,9 @@ def _callbacks(config: DictConfig, folder: Path, evaluation: BeirEvaluation, arm
         from experiments.cli.wandb_run import module_file, source_files
 
         code = source_files() | module_file(config.module._target_)
-        callbacks.append(WandbReport(folder, code, config.logger.wandb.per_query_rows))
+        callbacks.append(WandbReport(history, record, code, config.logger.wandb.per_query_rows))
     if config.export:
-        callbacks.append(ExportBest(folder, _card_facts(config) | {"name": arm}))
+        callbacks.append(ExportBest(history, _card_facts(config) | {"name": arm}))
     if os.isatty(2):
         callbacks.append(RichProgressBar())
     callbacks.append(GracefulTermination())

@@ -23,8 +23,11 @@ PROJECT = (
     "datamodules.QueryListDataModule",
     "datamodules.pipeline.engines.choose_engine",
     "datamodules.pipeline.stages.score",
-    "callbacks.BeirEvaluation",
+    "callbacks.Evaluation",
+    "callbacks.DenseEvaluation",
     "callbacks.RerankEvaluation",
+    "callbacks.DenseRanker",
+    "callbacks.CrossEncoderRanker",
 )
 LIBRARIES = (
     "datetime.timedelta",  # how long ranks wait for each other

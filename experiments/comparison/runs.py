@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from callbacks.evaluation.beir_evaluation import read_per_query
+from callbacks.evaluation.history import read_per_query
 from callbacks.reporting.run_record import RESULTS, read_results
 from datamodules.storage.files import read_json
 from datamodules.storage.yaml_files import read_yaml
@@ -31,6 +31,7 @@ OTHER_COMMANDS = ("bench", "prepare")
 _AGAIN = "Run that experiment again, or leave it out."
 _NO_SETTINGS = PLACES | {"seed", "export", "name"}
 _PLACES_WITHIN = {"output_dir", "cache_dir", "data_dir"}
+_REPORTED = "evaluation.metrics"  # what is reported beside nDCG@10 makes no other arm
 
 
 @dataclass(frozen=True)
@@ -316,7 +317,12 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
 
 def _is_no_setting(key: str, value: Any, seed: Any) -> bool:
     first, last = key.split(".")[0], key.split(".")[-1]
-    return first in _NO_SETTINGS or last in _PLACES_WITHIN or (last == "seed" and value == seed)
+    return (
+        first in _NO_SETTINGS
+        or key.startswith(_REPORTED)
+        or last in _PLACES_WITHIN
+        or (last == "seed" and value == seed)
+    )
 
 
 def _content(folder: Path, config: dict[str, Any]) -> dict[str, str]:

@@ -11,7 +11,7 @@ import torch
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from callbacks.evaluation.metrics import METRICS
+from callbacks.evaluation.metrics import DEFAULT_METRICS, MAIN, Metrics
 from callbacks.reporting.diagnostics import Diagnostics
 from callbacks.reporting.run_record import RESULTS
 from datamodules.storage.files import file_name, read_json
@@ -61,6 +61,7 @@ def check(config: DictConfig) -> None:
         _check_strategy(config.trainer.get("strategy"))
     check_trainer(config.trainer, config.early_stopping.patience)
     _check_criterion(config)
+    _metrics(config)
     _check_model(config)
     if config.resume is not None:
         _check_resumed(config)
@@ -170,6 +171,11 @@ def _check_criterion(config: DictConfig) -> None:
             )
 
 
+def _metrics(config: DictConfig) -> Metrics:
+    """The metrics of the evaluation: wrong names, and cutoffs beyond its hits, are refused here."""
+    return Metrics(instantiate(config.evaluation.get("metrics") or DEFAULT_METRICS), config.evaluation.get("hits"))
+
+
 def _check_metrics(config: DictConfig, module: Any) -> None:
     """Refuse a metric that nothing will log, as far as that is known beforehand."""
     dev = module.dev_metrics()
@@ -178,9 +184,9 @@ def _check_metrics(config: DictConfig, module: Any) -> None:
     for name, metric in monitored_metrics(config):
         if not metric.startswith("val/"):
             choose(name, metric, [f"dev/{part}" for part in dev])
-        elif config.evaluation._target_ == "callbacks.BeirEvaluation":
+        elif config.evaluation.get("every_validation", True):
             sets = {n: s for n, s in _sets(config).items() if not n.endswith("-sample") or s.get("sample") is not None}
-            kinds = [*METRICS, "ndcg@10_base", "ndcg@10_delta"]
+            kinds = [*_metrics(config).names, f"{MAIN}_base", f"{MAIN}_delta"]
             choose(name, metric, [f"val/{n}/{kind}" for n in sets for kind in kinds])
 
 

@@ -7,11 +7,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from callbacks.evaluation.metrics import DEFAULT_METRICS
 from experiments.cli.arguments import SPECS
 from experiments.conf import CONF
 
 log = logging.getLogger(__name__)
 _ENCODERS = CONF / "encoder"
+_RENAMED = {"callbacks.BeirEvaluation": "callbacks.DenseEvaluation"}
 
 
 def as_now(config: Any) -> Any:
@@ -25,6 +27,12 @@ def as_now(config: Any) -> Any:
     if not isinstance(config, dict):
         return config
     config = {key: as_now(inner) for key, inner in config.items()}
+    if config.get("_target_") in _RENAMED:
+        config["_target_"] = _RENAMED[config["_target_"]]
+    evaluation = config.get("evaluation")
+    if isinstance(evaluation, dict) and "_target_" in evaluation:
+        newer = {"metrics": list(DEFAULT_METRICS), "on_bad_list": config.get("on_bad_list", "error")}
+        config["evaluation"] = newer | evaluation
     parts = [config.get(name) for name in ("data", "evaluation", "module")]
     if "empty_passages" not in config and all(isinstance(part, dict) for part in parts):
         return _with_newer_settings(config, *parts)
