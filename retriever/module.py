@@ -89,9 +89,7 @@ class QueryListModule(L.LightningModule):
             which costs no memory. More of them save time where there is memory.
     """
 
-    trained_side = "pairs of query and passage"
     train_passage_encoder = True
-    uses_labels = False  # batches then hold one labelled positive of each query
     uses_all_labels = False  # and here all of them
 
     def __init__(
@@ -128,6 +126,16 @@ class QueryListModule(L.LightningModule):
         self._dev_lists = 0
         self._of_step = -1, 0, torch.zeros(0)  # optimiser step, its queries up to now, means over them
         self._whole_encoder: list[torch.nn.Module] | None = None
+
+    @property
+    def trained_side(self) -> str:
+        """What learns, in words."""
+        return "pairs of query and passage"
+
+    @property
+    def uses_labels(self) -> bool:
+        """Whether batches hold one labelled positive of each query."""
+        return False
 
     def configure_model(self) -> None:
         """Under FSDP (``trainer=fsdp``), spread the encoder over the ranks.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from heapq import nlargest
 from typing import Any
 
@@ -147,6 +147,12 @@ def _parse(name: Any) -> Measure:
 
 def _without_cutoff(measure: Measure) -> Measure:
     return type(measure)(**{name: value for name, value in measure.params.items() if name != "cutoff"})
+
+
+def headings(names: Iterable[str]) -> dict[str, str]:
+    """The metrics that tables show beside nDCG@10, with their headings: Recall@100, and those that are no default."""
+    left_out = {name for metric, name in LOGGED_AS.items() if metric != "R@100"}
+    return {name: "Recall@100" if name == "recall@100" else name for name in names if name not in left_out}
 
 
 def score_run(qrels: Qrels, run: Run, metrics: Metrics | None = None) -> tuple[dict[str, float], PerQuery]:

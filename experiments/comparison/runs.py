@@ -72,6 +72,10 @@ class Run:
         _require(path, f"datasets.{own}.{metric}.{point}", value, float)
         return value
 
+    def metrics(self, dataset: str) -> list[str]:
+        """The metrics that the run has of a data set."""
+        return list(self.results["datasets"][self.datasets[dataset]])
+
     def values(self, dataset: str, point: str) -> dict[str, float]:
         """Query id → nDCG@10 at a point."""
         step = self.results["steps"].get(point)
