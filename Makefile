@@ -20,7 +20,7 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 mutants: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python tests/robustness/mutants.py
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m robustness.mutants
 
 scifact: $(VENV)/.dev
 	WHOLE_SCIFACT=1 $(BIN)/python -m pytest tests/integration/test_scifact.py

@@ -38,7 +38,7 @@ from callbacks import (
 )
 from callbacks.reliability.atomic_checkpoints import LAST, find_checkpoint, has_checkpoint
 from callbacks.reporting.run_record import environment, read_results
-from datamodules.storage.files import remove_torn, write_json
+from datamodules.storage.files import remove_leftovers, write_json
 from experiments.cli.arguments import check_added, say_what_is_kept
 from experiments.cli.errors import run_kindly
 from experiments.cli.ranks import broadcast_from_rank_zero
@@ -219,7 +219,7 @@ def _tidy(folder: Path, checkpoint: Path | None) -> None:
     if old.is_file():
         part = next(n for n in range(1, 10_000) if not (folder / f"metrics-part{n}.csv").exists())
         old.rename(folder / f"metrics-part{part}.csv")
-    remove_torn(folder)
+    remove_leftovers(folder)
     if checkpoint is not None and checkpoint.name != LAST:  # a torn one must not take the place of this one
         checkpoint.with_name(LAST).unlink(missing_ok=True)
 

@@ -17,8 +17,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from datamodules.corpus import SHIPPED, load_corpus, load_qrels, load_queries
-from datamodules.query_lists import QueryList, write_query_lists
+from datamodules.query_lists import QueryList, read_query_lists, write_query_lists
 from helpers.processes import end, end_everything
+from helpers.teacher_models import save_model, unigrams
 from helpers.tiny_tokenizers import word_piece
 from retriever.encoder.text_encoder import TextEncoder
 
@@ -146,6 +147,23 @@ def tiny_chat_model(tmp_path_factory, scifact) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def texts(scifact) -> list[str]:
+    """300 of SciFact's claims."""
+    return list(scifact[1].values())[:300]
+
+
+@pytest.fixture(scope="session")
+def t5(tmp_path_factory, texts) -> str:
+    """A folder with a random T5 of two layers, encoder and decoder."""
+    folder = tmp_path_factory.mktemp("t5")
+    vocabulary = len(unigrams(folder, texts)) + 7  # like the real ones, with rows that no token has
+    sizes = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0}
+    return save_model(
+        folder, "T5ForConditionalGeneration", "T5Config", 2.0, **sizes, vocab_size=vocabulary, dropout_rate=0.1
+    )
+
+
 @pytest.fixture
 def tiny_encoder(tiny_model) -> TextEncoder:
     """A fresh encoder on the tiny model."""
@@ -196,6 +214,17 @@ def small_lists(small_scifact) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def typed_lists(small_lists, tmp_path_factory) -> Path:
+    """Train, dev and held-out lists of five query types, on the small slice of SciFact."""
+    types = ("question", "keywords", "web", "title", "claim")
+    lists = [QueryList(**{**vars(q), "query_type": types[i % 5]}) for i, q in enumerate(read_query_lists(small_lists))]
+    folder = tmp_path_factory.mktemp("typed")
+    for name, part in {"train": lists[:25], "dev": lists[25:32], "held_out": lists[32:]}.items():
+        write_query_lists(folder / f"{name}.parquet", part, {"teacher": "made for tests"})
+    return folder
+
+
 @pytest.fixture
 def small_run(tiny_model, small_scifact, small_lists, tmp_path):
     """Overrides for a run of seconds."""
@@ -240,3 +269,16 @@ def small_prepare(tiny_model, tiny_chat_model, small_scifact, tmp_path):
         "split.dev_fraction=0.3",
         f"output_dir={tmp_path}",
     ]
+
+
+@pytest.fixture
+def no_hub(monkeypatch, tmp_path) -> Path:
+    """A machine without a network, whose cache of the hub is empty: the folder of that cache."""
+
+    def connect(_, address):
+        raise AssertionError(f"{address} was asked")
+
+    monkeypatch.setattr("socket.socket.connect", connect)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"

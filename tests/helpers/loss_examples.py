@@ -1,4 +1,4 @@
-"""What the tests of the losses share: batches in words, and plain references that walk over them."""
+"""What the tests of the losses share: batches in words, and the tensors that an objective gets of them."""
 
 from __future__ import annotations
 
@@ -13,20 +13,6 @@ from retriever.batch import EncodedBatch
 STUDENT, TEACHER = 0.05, 0.3
 GARBAGE = [0.0, 1e30, -1e30]  # stands where lists are masked
 KINDS = ["cosines", "close", "ends", "large", "ties"]
-
-
-def reference_log_softmax(scores, temperature):
-    """Logarithms of e^{s/τ} / Σ e^{s/τ}."""
-    top = max(scores)
-    total = math.log(math.fsum(math.exp((s - top) / temperature) for s in scores))
-    return [(s - top) / temperature - total for s in scores]
-
-
-def reference_kl(student_scores, teacher_scores, temperature, teacher_temperature):
-    """Σ p (log p − log q), p of the teacher and q of the student."""
-    log_p = reference_log_softmax(teacher_scores, teacher_temperature)
-    log_q = reference_log_softmax(student_scores, temperature)
-    return math.fsum(math.exp(p) * (p - q) for p, q in zip(log_p, log_q, strict=True))
 
 
 @dataclass(frozen=True)

@@ -19,18 +19,20 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from test_run import CONF, config_of
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
-from datamodules import corpus as corpora
+from datamodules.corpus import corpus as corpora
 from datamodules.query_lists import read_query_lists, write_query_lists
-from experiments import compare, list_files, mteb
+from experiments import compare, mteb
 from experiments.benchmarks.corpus_evaluation import run_evaluation
 from experiments.benchmarks.training_step import Lists
 from experiments.cli.errors import explain
+from experiments.lists import command as list_files
 from experiments.preparation.pipeline import Pipeline
 from experiments.run import train
 from experiments.settings.checks import check
+from helpers.encoders import save_backbone
+from helpers.runs import CONF, config_of
 from retriever.encoder.text_encoder import TextEncoder
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +59,20 @@ def run(arguments: list[str], folder: Path) -> None:
     data = instantiate(config.data, encoder=encoder)
     instantiate(config.evaluation, folder=folder)
     data.setup()
+
+
+def encoder(arguments: list[str], folder: Path) -> None:
+    instantiate(config_of(*arguments).encoder)
+
+
+def evaluated(arguments: list[str], folder: Path) -> None:
+    """As far as the base model's figures."""
+    config = config_of(*arguments)
+    model = instantiate(config.encoder)
+    off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+    trainer = instantiate(config.trainer, callbacks=[instantiate(config.evaluation, folder=folder)], **off)
+    module, data = instantiate(config.module, encoder=model), instantiate(config.data, encoder=model)
+    trainer.validate(module, datamodule=data, verbose=False)
 
 
 def whole_run(arguments: list[str], folder: Path) -> None:
@@ -110,8 +126,8 @@ def compared(arguments: list[str], folder: Path) -> None:
 def said(
     command: Callable, arguments: list[str], folder: Path, capsys: pytest.CaptureFixture, caplog
 ) -> tuple[bool, str]:
-    """Whether a command ends with an error, and that, else its warnings."""
-    capsys.readouterr(), caplog.clear()
+    """Whether a command ends with an error, and that, else what it has logged."""
+    capsys.readouterr(), caplog.clear(), caplog.set_level("INFO")
     corpora._warned.clear()  # each is warned of once
     try:
         command(arguments, folder)
@@ -120,7 +136,7 @@ def said(
         return bool(end.code), text
     except Exception as error:
         return True, explain(error)
-    return False, "\n".join(record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    return False, "\n".join(record.getMessage() for record in caplog.records)
 
 
 # ------------------------------------------------------------------------------------------------- situations
@@ -145,6 +161,12 @@ def place(tmp_path_factory, small_scifact, small_lists, tiny_model, tiny_chat_mo
             file.write(f"{query}\tghost\t1\n")
     leak = corpus("leak")
     (leak / "qrels" / "test.tsv").write_text("".join((leak / "qrels" / "train.tsv").read_text().splitlines(True)[:2]))
+    own = corpus("own")
+    passage, other = map(json.loads, (own / "corpus.jsonl").read_text().splitlines()[:2])
+    with open(own / "queries.jsonl", "a") as file:
+        file.write(json.dumps({"_id": passage["_id"], "text": passage["text"]}) + "\n")
+    with open(own / "qrels" / "test.tsv", "a") as file:
+        file.write(f"{passage['_id']}\t{other['_id']}\t1\n")
     whole = list(read_query_lists(small_lists))
     files = {
         "bad": [*whole[:30], type(whole[0])(**{**vars(whole[30]), "passage_ids": ["ghost", "other"]})],
@@ -190,6 +212,12 @@ def place(tmp_path_factory, small_scifact, small_lists, tiny_model, tiny_chat_mo
     torch.manual_seed(2)
     BertForSequenceClassification(BertConfig.from_pretrained(tiny_model, num_labels=1)).save_pretrained(found["cross"])
     BertTokenizer.from_pretrained(tiny_model).save_pretrained(found["cross"])
+    found["no_packing"] = root / "no_packing"
+    save_backbone("mpnet", tiny_model, found["no_packing"])
+    found["no_prompts"] = root / "no_prompts"
+    shutil.copytree(tiny_model, found["no_prompts"])
+    pooling = found["no_prompts"] / "1_Pooling" / "config.json"
+    pooling.write_text(json.dumps(json.loads(pooling.read_text()) | {"include_prompt": False}))
     found["no_system"] = root / "no_system"
     shutil.copytree(tiny_chat_model, found["no_system"])
     template = found["no_system"] / "chat_template.jinja"
@@ -200,6 +228,7 @@ def place(tmp_path_factory, small_scifact, small_lists, tiny_model, tiny_chat_mo
         "empty": empty,
         "unknown": unknown,
         "leak": leak,
+        "own": own,
         "corpus": small_scifact,
         "lists": small_lists,
         "root": root,
@@ -221,12 +250,12 @@ CASES: list[tuple[str, Callable, tuple[str, ...]]] = [
     ("corpus.py: empty_passages=keep", bench, (
         "parts=[step]", "corpus={empty}", "files=[{lists}]", "empty_passages=error")),
     ("corpus.py: empty_passages=error", run, EMPTY),
-    ("corpus.py: unknown_qrels=keep", run, (
+    ("evaluation_set.py: unknown_qrels=keep", run, (
         "data.train=[{{path: {lists}, corpus: {unknown}}}]", "evaluation.datasets=[{{path: {unknown}}}]")),
-    ("corpus.py: unknown_qrels=keep", prepare, ("corpus={unknown}", JUDGED, "until=collect")),
-    ("corpus.py: unknown_qrels=keep", bench, ("parts=[evaluation]", "evaluation.dataset={unknown}")),
-    ("query_lists.py: on_bad_list=drop", run, ("data.train=[{{path: {bad}, corpus: {corpus}}}]",)),
-    ("query_lists.py: on_bad_list=drop", bench, ("parts=[step]", "corpus={corpus}", "files=[{bad}]")),
+    ("evaluation_set.py: unknown_qrels=keep", prepare, ("corpus={unknown}", JUDGED, "until=collect")),
+    ("evaluation_set.py: unknown_qrels=keep", bench, ("parts=[evaluation]", "evaluation.dataset={unknown}")),
+    ("opened.py: on_bad_list=drop", run, ("data.train=[{{path: {bad}, corpus: {corpus}}}]",)),
+    ("opened.py: on_bad_list=drop", bench, ("parts=[step]", "corpus={corpus}", "files=[{bad}]")),
     ("datamodule.py: data.leak_guard=drop", run, (
         "data.train=[{{path: {lists}, corpus: {leak}}}]", "evaluation.datasets=[{{path: {leak}}}]",
         "data.leak_guard=fail")),
@@ -235,7 +264,7 @@ CASES: list[tuple[str, Callable, tuple[str, ...]]] = [
         "data.train=[{{path: {three}, corpus: {corpus}}}]", "data.dev_fraction=0.1")),
     ("checks.py: allow_test_selection=true", checked, ("criterion=val/small/ndcg@10", "criterion_mode=max")),
     ("module.py: module=reranker", run, ("encoder=cross", "encoder.model={cross}")),
-    ("cross_encoder_module.py: encoder=cross_minilm", run, ("module=reranker", "evaluation=rerank")),
+    ("module.py: encoder=cross_minilm", run, ("module=reranker", "evaluation=rerank")),
     ("dense.py: evaluation=rerank", matched, (
         "module=reranker", "encoder=cross", "encoder.model={cross}", "evaluation=beir")),
     ("reranking.py: module=reranker", matched, ("module=combined", "evaluation=rerank")),
@@ -254,7 +283,7 @@ CASES: list[tuple[str, Callable, tuple[str, ...]]] = [
     ("transfer.py: on_bad_list=drop", lists, (IMPORT.format("{bad_other}", "cadet"),)),
     ("passages.py: --ignore-texts", lists, (IMPORT.format("{other_texts}", "cadet"),)),
     ("cadet.py: score_key=KEY", lists, (IMPORT.format("{other_key}", "cadet"),)),
-    ("stated.py: scores=labels", lists, (IMPORT.format("{without_scores}", "flag_embedding"),)),
+    ("raw_lists.py: scores=labels", lists, (IMPORT.format("{without_scores}", "flag_embedding"),)),
     ("trec.py: scores=ranks", lists, (IMPORT.format("{ranks_tsv}", "pyserini"),)),
     ("trec.py: queries=FILE", lists, (
         "import {far}/run.txt --layout trec --corpus {no_queries} --output {root}/o.parquet",)),
@@ -270,8 +299,15 @@ CASES: list[tuple[str, Callable, tuple[str, ...]]] = [
     ("corpus.py: empty_passages=keep", lists, (
         "cut {empty} --passages 30 --output {root}/{new} --empty-passages error",)),
     ("corpus.py: empty_passages=keep", through_mteb, ("{cross} --dataset {empty} --empty-passages error",)),
-    ("corpus.py: unknown_qrels=keep", through_mteb, ("{cross} --dataset {unknown}",)),
-    ("list_files.py: --corpus", lists, ("export {lists} --layout cadet --output {root}/o.jsonl",)),
+    ("evaluation_set.py: unknown_qrels=keep", through_mteb, ("{cross} --dataset {unknown}",)),
+    ("text_encoder.py: encoder.attention=null", encoder, (
+        "encoder.model={no_packing}", "encoder.pooling=mean", "encoder.attention=packed")),
+    ("text_encoder.py: encoder.query_prompt=''", encoder, ("encoder.model={no_prompts}", "encoder.query_prompt='q: '")),
+    ("text_encoder.py: encoder.passage_prompt=''", encoder, (
+        "encoder.model={no_prompts}", "encoder.passage_prompt='p: '")),
+    ("block_search.py: evaluation.ignore_identical_ids=false", evaluated, (
+        "evaluation.datasets=[{{path: {own}}}]", "data.leak_guard=off")),
+    ("transfer.py: --corpus", lists, ("export {lists} --layout cadet --output {root}/o.jsonl",)),
     ("compare.py: --output", compared, ("{root} --wandb p",)),
 ]  # fmt: skip
 WORDS = {"score_key=KEY": "--score-key rankt5_score", "queries=FILE": "--queries {root}/queries.tsv"}
@@ -283,7 +319,7 @@ NOT_TYPED = {
     "trec.py: --key": "see test_a_run_is_sorted_as_advised",
     "passages.py: check_texts=False": "for those who call it from Python; --ignore-texts is beside it",
     "sentence_transformers.py: list_length={}": "what was typed",
-    "stated.py: module=infonce_conventional": "which objective takes such lists; a run of it is in test_run.py",
+    "raw_lists.py: module=infonce_conventional": "which objective takes such lists; a run of it is in test_run.py",
     "dev_lists.py: data.dev_fraction=null": "see test_split_lists.py",
     "run_record.py: trainer.deterministic=true": "a note for a GPU, in environment.json; see test_gpu.py",
     "vllm.py: generator.engine=transformers": "needs an environment without vLLM; test_prepare.py runs it",
@@ -291,17 +327,16 @@ NOT_TYPED = {
     "layered_gemma.py: teacher.trust_remote_code=true": "needs a model with code of its own; see test_teachers.py",
     "base.py: teacher.dtype=float32": "numbers too large for 16 bits; see test_teachers.py",
     "sequence_classifier.py: teacher.dtype=float32": "no model of transformers is without a last projection",
-    "cross_encoder_module.py: module=reranker": "what was typed",
     "dense.py: module=reranker": "what was typed",
     "reranking.py: evaluation=rerank": "what was typed",
     "checks.py: encoder.{}=null": "see test_repeat.py and test_encoder.py: prompts of an exported model",
     "checks.py: module.train_passage_encoder=false": "what was typed",
-    "cross_encoder_module.py: all_labels=True": "for those who make batches in Python",
+    "module.py: all_labels=True": "for those who make batches in Python",
     "checks.py: trainer=fsdp": "in place of a strategy of one's own",
     "arguments.py: --cfg": "Hydra's own",
     "checks.py: logger=csv": "test_readme.py types it with every run",
-    "hydra_errors.py: key=value": "the form of any setting",
-    "hydra_errors.py: key='value'": "the form of any setting, quoted",
+    "errors.py: key=value": "the form of any setting",
+    "errors.py: key='value'": "the form of any setting, quoted",
     "trainer_checks.py: hydra.run.dir=FOLDER": "test_readme.py types it with every run",
     "trainer_checks.py: logger=csv": "test_readme.py types it with every run",
     "trainer_checks.py: logger=wandb": "the default; see test_wandb.py",
@@ -310,27 +345,24 @@ NOT_TYPED = {
     "trainer_checks.py: trainer.max_steps=2": "whole_run, above, types it with 1",
     "trainer_checks.py: trainer=default": "the default, which every other test runs with",
     "criterion_search.py: key='interval(a, b)'": "a key of one's own; see test_sweeps.py",
-    "hydra_errors.py: --from": "says to leave it out",
-    "hydra_errors.py: module.train_passage_encoder=false": "a full memory cannot be made to order; test_run.py runs it",
+    "errors.py: --from": "says to leave it out",
+    "errors.py: module.train_passage_encoder=false": "a full memory cannot be made to order; test_run.py runs it",
     "dashboard.py: --entity": "sends to W&B",
     "dashboard.py: --print": "needs wandb-workspaces",
     "measured.py: --base": "the name of an arm; see test_compare.py",
-    "list_files.py: --qrels": "a line of a table, not an error",
-    "encoder.py: encoder.attention=packed": "what was typed",
-    "encoder.py: encoder.attention=null": "the default, which every other test runs with",
-    "encoder.py: encoder.query_prompt=''": "an empty prompt, which is the default",
-    "encoder.py: encoder.passage_prompt=''": "an empty prompt, which is the default",
-    "encoder.py: s=$": "how a shell takes a line end; the setting before is cut by the scan",
-    "block_search.py: evaluation.ignore_identical_ids=false": "a warning about figures, not an error",
-    "mining.py: language=%s": "says what is set",
+    "inspect.py: --corpus": "a line of a table, not an error",
+    "inspect.py: --qrels": "a line of a table, not an error",
+    "text_encoder.py: encoder.attention=packed": "what was typed",
+    "text_encoder.py: s=$": "how a shell takes a line end; the setting before is cut by the scan",
+    "hits.py: language=%s": "says what is set",
     "query_cleaning.py: generate.language={}": "a warning about scripts, not an error",
     "older_runs.py: encoder.model=%s": "says what was recorded",
     "packing.py: encoder.attention=sdpa": "needs a GPU and an older torch",
-    "gguf_weights.py: --force-reinstall": "pip's own",
-    "gguf_weights.py: --no-deps": "pip's own",
-    "packaged_weights.py: --force-reinstall": "pip's own",
-    "packaged_weights.py: --no-deps": "pip's own",
-    "packaged_weights.py: encoder.model=…": "a model of one's own; every other test names one",
+    "gguf.py: --force-reinstall": "pip's own",
+    "gguf.py: --no-deps": "pip's own",
+    "packaged.py: --force-reinstall": "pip's own",
+    "packaged.py: --no-deps": "pip's own",
+    "packaged.py: encoder.model=…": "a model of one's own; every other test names one",
 }
 
 
@@ -340,7 +372,7 @@ def test_advice_works_as_typed(advice, command, typed, place, small_run, small_p
         pytest.skip("this machine has a GPU")
     paths = {**{name: str(path) for name, path in place.items()}, "new": tmp_path.name}
     arguments = [word.format_map(Values(paths)) for word in typed]
-    if command in (run, whole_run, matched, checked):
+    if command in (run, whole_run, evaluated, encoder, matched, checked):
         arguments = [*without(small_run, arguments), *arguments]
     elif command is prepare:
         arguments = [*without(small_prepare, arguments), *arguments]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,17 +12,15 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from transformers import BertConfig, BertModel
 
-import experiments
 from experiments.bench import bench
 from experiments.benchmarks.corpus_evaluation import run_evaluation
 from experiments.benchmarks.cost_model import estimate, paper_workload
 from experiments.benchmarks.flops import forward_flops
 from experiments.benchmarks.measuring import measure, medians, run_worker
 from experiments.benchmarks.training_step import SYSTEMS, run_step
+from helpers.runs import CONF
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError
-
-CONF = Path(experiments.__file__).parent / "conf"
 
 
 def job_of(small_scifact, small_lists, tmp_path, **options):

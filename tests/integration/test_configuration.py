@@ -17,18 +17,19 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
-from test_run import CONF, config_of
 
 from experiments import bench as bench_module
-from experiments import compare, dashboard, list_files, mteb
+from experiments import compare, dashboard, mteb
 from experiments import prepare as prepare_module
 from experiments import run as run_module
 from experiments.cli.arguments import check_added, check_settings, say_what_is_kept
 from experiments.cli.errors import explain, run_kindly
+from experiments.lists import command as list_files
 from experiments.preparation.pipeline import Pipeline
 from experiments.run import train
 from experiments.settings.checks import check
 from experiments.settings.without_effect import OF_PREPARE, OF_RUN, say_what_has_no_effect
+from helpers.runs import CONF, config_of, error_of
 from retriever.errors import InputError
 from retriever.objectives import InfoNCE
 
@@ -47,16 +48,6 @@ def never_loaded(monkeypatch):
         "datamodules.datamodule.load_corpus",
     ):
         monkeypatch.setattr(place, loaded)
-
-
-def error_of(module, monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(sys, "argv", ["command", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        module.main()
-    assert stopped.value.code == 2
-    error = capsys.readouterr().err
-    assert "Traceback" not in error
-    return error
 
 
 @pytest.mark.parametrize(
@@ -168,19 +159,6 @@ def test_a_run_may_be_ended_by_other_limits_than_epochs(base, never_loaded):
             OmegaConf.update(config, key, value, force_add=True)
         with pytest.raises(InputError, match=message) if message else nullcontext():
             check(config)
-
-
-@pytest.fixture
-def no_hub(monkeypatch, tmp_path):
-    """A machine without a network, whose cache of the hub is empty: the folder of that cache."""
-
-    def connect(_, address):
-        raise AssertionError(f"{address} was asked")
-
-    monkeypatch.setattr("socket.socket.connect", connect)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path / "hub"
 
 
 def test_a_model_of_the_hub_out_of_reach_is_one_sentence_before_anything_heavy(

@@ -29,7 +29,6 @@ from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf, open_dict
 from safetensors.torch import load_file
-from test_run import CONF
 from transformers import BertConfig, BertModel
 
 import datamodules
@@ -39,6 +38,7 @@ from experiments.preparation.pipeline import Pipeline
 from experiments.prepare import prepare
 from experiments.run import train
 from experiments.settings.checks import check
+from helpers.runs import CONF
 from retriever.cross_encoder.cross_encoder import CrossEncoder
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError
@@ -78,6 +78,8 @@ def digest(value: Any) -> Any:
         return hashlib.sha256(
             f"{value.shape}{value.dtype}".encode() + np.ascontiguousarray(value).tobytes()
         ).hexdigest()
+    if isinstance(value, bytes):
+        return hashlib.sha256(value).hexdigest()
     if dataclasses.is_dataclass(value):
         return [digest(getattr(value, f.name)) for f in dataclasses.fields(value)]
     if isinstance(value, dict):
@@ -92,6 +94,8 @@ class World:
 
     def __init__(self, folder: Path, model: Path, corpus: Path, lists: Path) -> None:
         self.folder, self.model, self.number, self.calls = folder, str(model), 0, []
+        self.encoders: dict[str, Any] = {}  # section of a configuration → what is seen of that encoder
+        self.emptied = str(folder / "emptied")  # a cache in which a fit finds nothing
         self.other_model = str(folder / "other_model")
         shutil.copytree(model, self.other_model)
         torch.manual_seed(7)
@@ -199,6 +203,9 @@ class World:
 
     def embeddings(self, config: Any) -> Any:
         """Embeddings of a query and a long passage, in training; which weights learn; how attention is computed."""
+        key = json.dumps(OmegaConf.to_container(config.encoder, resolve=True), sort_keys=True)
+        if key in self.encoders:
+            return self.encoders[key]
         encoder = instantiate(config.encoder)
         long = "The cell of a fish swims in cold water and eats what it finds there. " * 30
         found = []
@@ -210,7 +217,8 @@ class World:
                 found += [len(ids[0]), digest(encoder(ids, torch.ones_like(ids)))]
         learning = [name for name, weight in encoder.named_parameters() if weight.requires_grad]
         used = encoder.backbone.config._attn_implementation, encoder.backbone._compiled_call_impl is None
-        return [*found, learning, used]
+        self.encoders[key] = [*found, learning, used]
+        return self.encoders[key]
 
     def cross(self, config: Any) -> Any:
         """A cross-encoder's loss, gradients and micro-batches on a batch that is made with it."""
@@ -265,10 +273,31 @@ class World:
         instantiate(config.data, encoder=self.encoder).setup()
         return sorted(path.name for path in self.folder.glob("else*") if path.is_dir())
 
-    def caches_of_run(self, config: Any) -> Any:
-        """Where a run keeps what it has made."""
-        self.run(config)
+    def caches_of_fit(self, config: Any) -> Any:
+        """Where an evaluation keeps what it has made."""
+        self.fit(config)
         return sorted(path.name for path in self.folder.glob("else*") if path.is_dir())
+
+    def fit(self, config: Any) -> Any:
+        """What a training and its evaluations leave, without all else of a run: figures, files, weights."""
+        shutil.rmtree(self.emptied, ignore_errors=True)
+        self.number += 1
+        folder = self.folder / f"run{self.number}"
+        self.calls.clear()
+        torch.manual_seed(0)
+        encoder = instantiate(config.encoder)
+        module = instantiate(config.module, encoder=encoder)
+        data = instantiate(config.data, encoder=encoder)
+        evaluation = instantiate(config.evaluation, folder=folder)
+        off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+        trainer = instantiate(config.trainer, callbacks=[evaluation], **off)
+        trainer.fit(module, datamodule=data)
+        files = {
+            str(path.relative_to(folder)): digest(path.read_bytes()) for path in folder.rglob("*") if path.is_file()
+        }
+        shutil.rmtree(folder)
+        figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        return figures, files, digest(module.state_dict()), list(self.calls)
 
     def run(self, config: Any) -> Any:
         """What a run leaves: results, metrics, files for each query, weights of checkpoints and of the model."""
@@ -342,7 +371,9 @@ class World:
         shutil.copytree(folder, self.folder / "chat")
         for path in (self.folder / "chat").glob("chat_template*"):
             path.write_text("{{ greeting }}" + path.read_text())
-        shutil.copytree(DATAMODULES / "prompts", self.folder / "types", ignore=shutil.ignore_patterns("__*"))
+        shutil.copytree(
+            DATAMODULES / "pipeline" / "prompts", self.folder / "types", ignore=shutil.ignore_patterns("__*")
+        )
         (self.folder / "types" / "claim.yaml").rename(self.folder / "types" / "own.yaml")
         for path in (self.folder / "types").glob("*.yaml"):
             if path.name not in ("own.yaml", "passages.yaml"):
@@ -437,7 +468,7 @@ def encoder_leaves(world: World, place: str = "encoder", by: str = "embeddings")
         "dropout": Seen(by, 0.3),
         "lora": Seen(by, {"r": 2, "target_modules": ["query"]}),
         "attention": Seen(by, "eager"),
-        "compile": Seen(by, {"dynamic": True}),
+        "compile": Seen(by, {"backend": "eager"}),
     }
     for name, value in {"distribution": "none", "folder": "none", "sha256": "0" * 64}.items():
         found[f"preset.packaged.{name}"] = Seen(by, value, real, refused="")
@@ -465,7 +496,7 @@ def run_leaves(world: World) -> dict[str, Seen]:
     gaps = {"evaluation.datasets": [{"path": world.gaps}]}
     strays = [{"path": world.corpus, "name": "lists", "lists": world.lists["strays"]}]
     both = {"data.list_length": 3}
-    frozen = {"module.train_passage_encoder": False, "cache_dir": str(world.folder / "empty")}
+    frozen = {"module.train_passage_encoder": False, "cache_dir": world.emptied}
     stopping = {"early_stopping.patience": 1, "trainer.max_epochs": 4, "module.learning_rate": 1e-9}
     return {
         "name": Seen("run", "another"),
@@ -496,12 +527,12 @@ def run_leaves(world: World) -> dict[str, Seen]:
         "allowed_targets": Seen("accepted", ["torch"], {"module._target_": "torch.nn.Identity"}),
         "export": Seen("run", True),
         "save_checkpoints": Seen("run", False),
-        "module.train_passage_encoder": Seen("run", False),
-        "module.learning_rate": Seen("run", 1e-3),
-        "module.weight_decay": Seen("run", 0.5),
-        "module.warmup_steps": Seen("run", 3),
-        "module.decay": Seen("run", "to_zero", {"module.final_learning_rate": 0.1, "trainer.max_epochs": 3}),
-        "module.final_learning_rate": Seen("run", 0.9),
+        "module.train_passage_encoder": Seen("fit", False),
+        "module.learning_rate": Seen("fit", 1e-3),
+        "module.weight_decay": Seen("fit", 0.5),
+        "module.warmup_steps": Seen("fit", 3),
+        "module.decay": Seen("fit", "to_zero", {"module.final_learning_rate": 0.1, "trainer.max_epochs": 3}),
+        "module.final_learning_rate": Seen("fit", 0.9),
         "module.token_budget": Seen("gradients", 100),
         "module.kept_tokens": Seen("gradients", 0, {"module.token_budget": 300}),
         "module.matryoshka_dimensions": Seen("gradients", [16, 8]),
@@ -528,26 +559,26 @@ def run_leaves(world: World) -> dict[str, Seen]:
         ),
         "data.cache_dir": Seen("caches", str(world.folder / "elsewhere3")),
         "data.data_dir": Seen("batches", str(world.folder / "nowhere"), kept, refused="There is no data set 'kept'"),
-        "data.token_budget": Seen("run", 500, frozen),
+        "data.token_budget": Seen("fit", 500, frozen),
         "data.num_workers": Seen("batches", 2),
         "data.seed": Seen("batches", 2),
-        "evaluation.datasets": Seen("run", [{"path": world.corpus, "split": "shared"}], {"data.leak_guard": "off"}),
-        "evaluation.hits": Seen("run", 110, {"evaluation.run_hits": 1000}),
-        "evaluation.run_hits": Seen("run", 5),
+        "evaluation.datasets": Seen("fit", [{"path": world.corpus, "split": "shared"}], {"data.leak_guard": "off"}),
+        "evaluation.hits": Seen("fit", 110, {"evaluation.run_hits": 1000}),
+        "evaluation.run_hits": Seen("fit", 5),
         "evaluation.ignore_identical_ids": Seen(
-            "run", False, {"evaluation.datasets": [{"path": world.corpus, "split": "own"}]}
+            "fit", False, {"evaluation.datasets": [{"path": world.corpus, "split": "own"}]}
         ),
-        "evaluation.embedding_dtype": Seen("run", "float16"),
+        "evaluation.embedding_dtype": Seen("fit", "float16"),
         "evaluation.unknown_qrels": Seen(
-            "run", "keep", {"evaluation.datasets": [{"path": world.corpus, "split": "stray"}]}
+            "fit", "keep", {"evaluation.datasets": [{"path": world.corpus, "split": "stray"}]}
         ),
         "evaluation.empty_passages": Seen(
-            "run", "error", {"evaluation.datasets": [{"path": world.gaps}]} | OFF, refused="neither title nor text"
+            "fit", "error", {"evaluation.datasets": [{"path": world.gaps}]} | OFF, refused="neither title nor text"
         ),
-        "evaluation.on_bad_list": Seen("run", "drop", {"evaluation.datasets": strays, "data.leak_guard": "off"}),
-        "evaluation.cache_dir": Seen("caches_of_run", str(world.folder / "elsewhere4")),
-        "evaluation.data_dir": Seen("run", str(world.folder / "other_store"), kept | {"data.leak_guard": "off"}),
-        "evaluation.token_budget": Seen("run", 500),
+        "evaluation.on_bad_list": Seen("fit", "drop", {"evaluation.datasets": strays, "data.leak_guard": "off"}),
+        "evaluation.cache_dir": Seen("caches_of_fit", str(world.folder / "elsewhere4")),
+        "evaluation.data_dir": Seen("fit", str(world.folder / "other_store"), kept | {"data.leak_guard": "off"}),
+        "evaluation.token_budget": Seen("fit", 500, {"cache_dir": world.emptied}),
         "trainer.max_epochs": Seen("trainer", 5),
         "trainer.max_steps": Seen("trainer", 5),
         "trainer.devices": Seen("trainer", 2),
@@ -717,27 +748,27 @@ def rerank_leaves(world: World) -> dict[str, Seen]:
         "module.teacher_temperature": Seen("cross", 0.9, {"module.distillation_weight": 0.5}),
         "module.token_budget": Seen("cross", 100),
         "module.kept_tokens": Seen("cross", 0, {"module.token_budget": 300}),
-        "module.learning_rate": Seen("run", 1e-3),
-        "module.weight_decay": Seen("run", 0.5),
-        "module.warmup_steps": Seen("run", 2),
-        "module.decay": Seen("run", "to_zero"),
-        "module.final_learning_rate": Seen("run", 0.9),
-        "evaluation.datasets": Seen("run", own["evaluation.datasets"], {"data.leak_guard": "off"}),
-        "evaluation.depth": Seen("run", 5),
-        "evaluation.k1": Seen("run", 3.0),
-        "evaluation.b": Seen("run", 1.0),
-        "evaluation.dense_weight": Seen("run", 0.1),
+        "module.learning_rate": Seen("fit", 1e-3),
+        "module.weight_decay": Seen("fit", 0.5),
+        "module.warmup_steps": Seen("fit", 2),
+        "module.decay": Seen("fit", "to_zero"),
+        "module.final_learning_rate": Seen("fit", 0.9),
+        "evaluation.datasets": Seen("fit", own["evaluation.datasets"], {"data.leak_guard": "off"}),
+        "evaluation.depth": Seen("fit", 5),
+        "evaluation.k1": Seen("fit", 3.0),
+        "evaluation.b": Seen("fit", 1.0),
+        "evaluation.dense_weight": Seen("fit", 0.1),
         "evaluation.every_validation": Seen("run", True),
-        "evaluation.hits": Seen("run", 20),
-        "evaluation.run_hits": Seen("run", 5),
-        "evaluation.ignore_identical_ids": Seen("run", False, own),
-        "evaluation.unknown_qrels": Seen("run", "keep", stray),
+        "evaluation.hits": Seen("fit", 20),
+        "evaluation.run_hits": Seen("fit", 5),
+        "evaluation.ignore_identical_ids": Seen("fit", False, own),
+        "evaluation.unknown_qrels": Seen("fit", "keep", stray),
         "evaluation.empty_passages": Seen(
-            "run", "error", {"evaluation.datasets": [{"path": world.gaps}]} | OFF, refused="neither"
+            "fit", "error", {"evaluation.datasets": [{"path": world.gaps}]} | OFF, refused="neither"
         ),
-        "evaluation.cache_dir": Seen("caches_of_run", str(world.folder / "elsewhere5")),
-        "evaluation.data_dir": Seen("run", str(world.folder / "other_store"), kept),
-        "evaluation.token_budget": Seen("run", 500),
+        "evaluation.cache_dir": Seen("caches_of_fit", str(world.folder / "elsewhere5")),
+        "evaluation.data_dir": Seen("fit", str(world.folder / "other_store"), kept),
+        "evaluation.token_budget": Seen("fit", 500, {"cache_dir": world.emptied}),
         **encoder_leaves(world, "evaluation.dense", "dense"),
     }
 

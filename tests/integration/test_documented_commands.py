@@ -2,7 +2,6 @@
 
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,16 +10,15 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-import experiments
-from experiments import list_files
 from experiments.cli.arguments import check_added
+from experiments.lists import command as list_files
 from experiments.preparation.pipeline import Pipeline
 from experiments.settings.checks import check
+from helpers.runs import CONF
 from retriever.encoder.text_encoder import EncoderSpec
 from retriever.errors import InputError
 from retriever.pretrained.source import with_preset
 
-CONF = Path(experiments.__file__).parent / "conf"
 COMMAND = re.compile(r"python -m experiments\.(\w+) ((?:-m |\+|cut |[\w./]+=).*)")
 # METHOD: setting of a run → the paper's value
 PAPER = {

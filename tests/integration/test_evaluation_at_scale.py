@@ -17,7 +17,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from beir.retrieval.evaluation import EvaluateRetrieval
-from test_run import config_of
 
 from callbacks import DenseEvaluation, Metrics, RunRecord
 from callbacks.evaluation import block_search, dense
@@ -32,6 +31,7 @@ from datamodules.storage.made_ahead import made_ahead
 from experiments.run import train
 from helpers.kills import killed_at
 from helpers.processes import FORKED, finish, free_port, on_two_ranks, start_ranks
+from helpers.runs import config_of
 from retriever.encoder.encoding import encode
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError

@@ -1,7 +1,6 @@
 """Every file under experiments/conf/exp: each arm composes and builds its objective, the first one makes a step."""
 
 import importlib.util
-from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -10,13 +9,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-import experiments
-from datamodules.query_lists import QueryList, read_query_lists, write_query_lists
 from experiments.run import train
+from helpers.runs import CONF
 
-CONF = Path(experiments.__file__).parent / "conf"
 FILES = sorted((CONF / "exp").rglob("[!_]*.yaml"))
-TYPES = ("question", "keywords", "web", "title", "claim")
 OWN_FILES = {"lists": "train", "human_lists": "train", "dev_lists": "dev", "held_out": "held_out"}
 NEEDS_OPTUNA = pytest.mark.skipif(not importlib.util.find_spec("optuna"), reason="the extra 'sweep'")
 CASES = [pytest.param(path, marks=[NEEDS_OPTUNA] * (path.stem == "search"), id=path.stem) for path in FILES]
@@ -28,16 +24,6 @@ def arms_of(params):
     if any(override.is_interval_sweep() for override in overrides):  # a search: its space has no list of arms
         return [[]]
     return BasicSweeper.split_arguments(overrides, None)[0]
-
-
-@pytest.fixture(scope="session")
-def typed_lists(small_lists, tmp_path_factory):
-    """Train, dev and held-out lists of five query types, on the small slice of SciFact."""
-    lists = [QueryList(**{**vars(q), "query_type": TYPES[i % 5]}) for i, q in enumerate(read_query_lists(small_lists))]
-    folder = tmp_path_factory.mktemp("typed")
-    for name, part in {"train": lists[:25], "dev": lists[25:32], "held_out": lists[32:]}.items():
-        write_query_lists(folder / f"{name}.parquet", part, {"teacher": "made for tests"})
-    return folder
 
 
 @pytest.mark.parametrize("path", CASES)

@@ -12,16 +12,17 @@ import faiss
 import numpy as np
 import pytest
 import torch
-from test_encoder import LENGTHS, TEXTS, gradients, save_backbone
-from test_run import cli, config_of, metrics, weights
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from datamodules.caches import embed
 from datamodules.pipeline.engines.transformers import TransformersEngine
+from experiments import run as run_module
 from experiments.run import train
+from helpers.encoders import LENGTHS, TEXTS, gradients, save_backbone
 from helpers.kills import killed_at
 from helpers.processes import finish, start
+from helpers.runs import config_of, error_of, metrics, weights
 from retriever.encoder.encoding import encode
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.search import exact_search
@@ -224,7 +225,9 @@ def test_a_full_gpu_is_one_sentence(gpu_run, tmp_path, monkeypatch, capsys):
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(1e-5)
     try:
-        said = cli(monkeypatch, capsys, *gpu_run, f"hydra.run.dir={tmp_path}/run", "module.token_budget=512")
+        said = error_of(
+            run_module, monkeypatch, capsys, *gpu_run, f"hydra.run.dir={tmp_path}/run", "module.token_budget=512"
+        )
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert "The GPU's memory is full" in said and "Lower token_budget" in said and "Traceback" not in said

@@ -4,12 +4,12 @@ import importlib.util
 import json
 
 import pytest
-from test_run import config_of
 
 from datamodules.corpus import SHIPPED, load_corpus, load_evaluation_set, load_qrels, load_queries
 from experiments import mteb as command
 from experiments.run import train
 from helpers.plain_evaluation import ndcg_of
+from helpers.runs import config_of
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError
 

@@ -13,8 +13,6 @@ from omegaconf import OmegaConf
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
-from test_configuration import no_hub  # noqa: F401
-from test_run import config_of
 from transformers import (
     AutoModel,
     BartConfig,
@@ -29,6 +27,7 @@ from datamodules.caches import embed
 from datamodules.pipeline.engines.choice import choose_engine
 from experiments.run import train
 from experiments.settings.older_runs import as_now
+from helpers.runs import config_of
 from helpers.tiny_models import backbone_of, tokenizer_of, write_model
 from retriever.cross_encoder.cross_encoder import CrossEncoder
 from retriever.encoder.text_encoder import TextEncoder
@@ -152,7 +151,7 @@ def test_origins_are_said(bert):
     assert SequenceClassifier("a/b", revision="v2").origin == "hub a/b at v2"
 
 
-def test_a_model_of_the_hub_is_read_with_all_its_files_at_one_commit(sentence_model, no_hub):  # noqa: F811
+def test_a_model_of_the_hub_is_read_with_all_its_files_at_one_commit(sentence_model, no_hub):
     folder = sentence_model(prompts={"query": "query: "}, processor_kwargs={"model_max_length": 40})
     for commit, length in {"a" * 40: 40, "b" * 40: 30}.items():
         snapshot = no_hub / "models--someone--some-model" / "snapshots" / commit

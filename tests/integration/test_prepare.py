@@ -12,25 +12,17 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 
-import experiments
 from datamodules.corpus import load_corpus
 from datamodules.query_lists import open_query_lists, read_metadata, read_query_lists
 from experiments.preparation.pipeline import STAGES, Pipeline
-from experiments.prepare import prepare
 from helpers.processes import begin, end, finish, start
+from helpers.runs import CONF, prepare, prepare_config_of
 from retriever.errors import InputError
 
-CONF = Path(experiments.__file__).parent / "conf" / "prepare"
-ROOT = CONF.parents[2]
+ROOT = CONF.parents[1]
 LISTS = ("human.dev", "human.train", "synthetic.dev", "synthetic.train")
-
-
-def run(overrides):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return prepare(compose("prepare", overrides))
 
 
 def content(folder):
@@ -40,7 +32,7 @@ def content(folder):
 @pytest.fixture
 def whole(small_prepare, tmp_path):
     """The lists of one undisturbed run."""
-    run([*small_prepare, f"output_dir={tmp_path / 'whole'}"])
+    prepare([*small_prepare, f"output_dir={tmp_path / 'whole'}"])
     return content(tmp_path / "whole" / "lists")
 
 
@@ -52,8 +44,7 @@ def test_the_texts_of_an_evaluation_corpus_decide_the_split_in_any_format(small_
     found = set()
     for text in ("one", "another"):
         pq.write_table(pa.table({"_id": ["d"], "text": [text]}), other / "corpus.parquet")
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = compose("prepare", [*small_prepare, f"split.evaluation=[{{path: {other}}}]"])
+        config = prepare_config_of(*small_prepare, f"split.evaluation=[{{path: {other}}}]")
         [(_, digest)] = Pipeline(config)._evaluation_sets
         found.add(digest)
     assert len(found) == 2
@@ -63,7 +54,7 @@ def test_a_corpus_becomes_lists_that_training_reads(
     small_prepare, small_scifact, tiny_model, tiny_chat_model, tmp_path, capsys, caplog
 ):
     with caplog.at_level("INFO"):
-        paths = run(small_prepare)
+        paths = prepare(small_prepare)
     said = [r.getMessage() for r in caplog.records if r.name == "experiments.preparation.pipeline"][:8]
     assert said[0] == f"corpus: small ({small_scifact}), 120 passages"
     assert said[1] == "queries: human (judged), synthetic (generated)"
@@ -97,29 +88,29 @@ def test_a_corpus_becomes_lists_that_training_reads(
 
 def test_stages_run_alone_and_as_far_as_named_and_only_once(small_prepare, whole, tmp_path):
     with pytest.raises(InputError, match=r"Stage mine needs the output of stage deduplicate.*until=deduplicate"):
-        run([*small_prepare, "stage=mine"])
-    assert run([*small_prepare, "until=sample"]) == []
+        prepare([*small_prepare, "stage=mine"])
+    assert prepare([*small_prepare, "until=sample"]) == []
     work = tmp_path / "prepare"
     assert sorted(p.name.split("-")[0] for p in work.iterdir()) == ["deduplicate", "sample"]
     for stage in STAGES[2:-1]:
-        run([*small_prepare, f"stage={stage}"])
+        prepare([*small_prepare, f"stage={stage}"])
     times = {p: p.stat().st_mtime_ns for p in work.rglob("manifest.json")}
-    run(small_prepare)
+    prepare(small_prepare)
     assert content(tmp_path / "lists") == whole
     assert {p: p.stat().st_mtime_ns for p in times} == times  # nothing was done again
-    run([*small_prepare, "score.candidates=12"])
+    prepare([*small_prepare, "score.candidates=12"])
     assert sum(p.name.startswith("score-") for p in work.iterdir()) == 2
     assert sum(p.name.startswith("mine-") for p in work.iterdir()) == 1
     with pytest.raises(InputError, match=r"'scoer'.*Did you mean 'score'"):
-        run([*small_prepare, "stage=scoer"])
+        prepare([*small_prepare, "stage=scoer"])
 
 
 def test_shards_on_two_processes_leave_the_same_lists(small_prepare, whole, tmp_path):
-    run([*small_prepare, "until=sample"])
+    prepare([*small_prepare, "until=sample"])
     for stage in STAGES[2:]:
         for shard in ("1/2", "0/2"):
-            run([*small_prepare, f"stage={stage}", f"shard={shard}"])
-    run(small_prepare)
+            prepare([*small_prepare, f"stage={stage}", f"shard={shard}"])
+    prepare(small_prepare)
     assert content(tmp_path / "lists") == whole
 
 
@@ -131,11 +122,11 @@ def test_a_cross_encoder_teacher_is_one_override(small_prepare, tiny_model, tmp_
     BertForSequenceClassification(BertConfig.from_pretrained(tiny_model, num_labels=1)).save_pretrained(tmp_path / "ce")
     BertTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "ce")
     teacher = ["teacher=classifier", f"teacher.model={tmp_path / 'ce'}", "teacher.max_length=64", "score.candidates=12"]
-    paths = run([*small_prepare, *teacher])
+    paths = prepare([*small_prepare, *teacher])
     about = read_metadata(paths[0])
     assert about["teacher"]["teacher"]["weights"] and 0 < about["truncated"]["teacher"] <= 1
     with pytest.raises(InstantiationException, match="no such model folder"):
-        run([*small_prepare, "teacher=classifier", "teacher.model=./none"])
+        prepare([*small_prepare, "teacher=classifier", "teacher.model=./none"])
 
 
 @pytest.mark.parametrize(
@@ -160,14 +151,14 @@ def test_a_cross_encoder_teacher_is_one_override(small_prepare, tiny_model, tmp_
 def test_a_bad_setting_is_named_before_long_work(small_prepare, override, words):
     # Hydra wraps what a constructor raises; the command prints the innermost one
     with pytest.raises((InputError, InstantiationException), match=words):
-        run([*(o for o in small_prepare if o.split("=")[0] != override.split("=")[0]), override])
+        prepare([*(o for o in small_prepare if o.split("=")[0] != override.split("=")[0]), override])
 
 
 def test_filters_that_take_everything_are_told(small_prepare):
     taken = ["filter.min_length=1000", "queries={synthetic: {source: generated}}"]
     options = [o for o in small_prepare if not o.startswith(("queries", "filter="))]
     with pytest.raises(InputError, match="No list is left"):
-        run([*options, *taken])
+        prepare([*options, *taken])
 
 
 def test_the_command_says_what_is_wrong_in_one_line(small_prepare):
@@ -179,14 +170,13 @@ def test_the_command_says_what_is_wrong_in_one_line(small_prepare):
 
 @pytest.mark.parametrize("name", ["scifact", "scifact_free"])
 def test_the_shipped_configurations_compose(name):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("prepare", [f"+data={name}"])
+    config = prepare_config_of(f"+data={name}")
     assert config.corpus == "scifact" and config.queries.human.leak_guard == "off"
 
 
 def test_kills_at_random_moments_leave_the_same_lists(small_prepare, whole, tmp_path):
     """Ten SIGKILLs spread over the time that a whole run takes, then one run to the end."""
-    undisturbed, _ = begin(run, [*small_prepare, f"output_dir={tmp_path / 'timed'}"])
+    undisturbed, _ = begin(prepare, [*small_prepare, f"output_dir={tmp_path / 'timed'}"])
     began = time.monotonic()
     undisturbed.join()
     duration = time.monotonic() - began
@@ -194,7 +184,7 @@ def test_kills_at_random_moments_leave_the_same_lists(small_prepare, whole, tmp_
     moments = random.Random(0)
     killed = 0
     for _ in range(10):
-        process, _ = begin(run, small_prepare)
+        process, _ = begin(prepare, small_prepare)
         process.join(timeout=duration * moments.uniform(0.02, 0.25))
         end(process)
         killed += process.exitcode == -signal.SIGKILL
@@ -206,10 +196,10 @@ def test_kills_at_random_moments_leave_the_same_lists(small_prepare, whole, tmp_
 
 @pytest.mark.skipif(not importlib.util.find_spec("hydra_plugins.hydra_ray_launcher"), reason="hydra-ray-launcher")
 def test_a_stage_on_a_local_ray_with_two_workers_leaves_the_same_lists(small_prepare, whole, tmp_path):
-    run([*small_prepare, "until=mine"])
+    prepare([*small_prepare, "until=mine"])
     two = ["hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2"]
     arguments = ["-m", *small_prepare, "stage=score", "shard=0,1", *two]
     finish(tmp_path / "score", start(tmp_path / "score", *arguments, module="experiments.prepare"))
     assert not list((tmp_path / "prepare").glob("score-*/blocks"))  # the last of the two has merged
-    run(small_prepare)
+    prepare(small_prepare)
     assert content(tmp_path / "lists") == whole

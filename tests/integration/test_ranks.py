@@ -17,28 +17,15 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-import experiments
 from callbacks.reporting.diagnostics import measure
 from datamodules import QueryListDataModule
 from datamodules.batches import BatchSampler, ListBatches
 from experiments.run import train
 from helpers.kills import killed_at
+from helpers.objectives import CONTRASTIVE, OBJECTIVES
 from helpers.processes import free_port, on_two_ranks
+from helpers.runs import CONF
 from retriever.encoder.text_encoder import TextEncoder
-from retriever.objectives import CombinedObjective, InBatchDistillation, InfoNCE, ListwiseDistillation
-
-OBJECTIVES = {
-    "infonce": (InfoNCE, {}),
-    "infonce, each passage once": (InfoNCE, {"multiset": False}),
-    "infonce, labelled": (InfoNCE, {"positive": "labelled", "false_negative_threshold": None}),
-    "infonce, limited by the teacher": (InfoNCE, {"positive": "labelled", "positive_aware": "teacher"}),
-    "infonce, limited by the student": (InfoNCE, {"positive_aware": "student", "negative_share": 1.0}),
-    "distillation": (ListwiseDistillation, {}),
-    "distillation, in batch": (InBatchDistillation, {"learnable_temperature": True}),
-    "distillation, in batch, masked": (InBatchDistillation, {"false_negative_share": 0.99, "unknown_margin": 0.1}),
-    "matryoshka": (CombinedObjective, {"matryoshka_dimensions": [16, 8]}),
-    "combined": (CombinedObjective, {"infonce_weight": 1.0, "learnable_temperature": True}),
-}
 
 
 def gradients(paths, rank, world_size):
@@ -99,12 +86,11 @@ def test_two_ranks_measure_what_one_does(both, name):
     for number in range(3):
         whole = one[name, number]
         assert {"query_gradient_norm/loss", "passage_gradient_norm/loss", "passage_uniformity"} <= whole.keys()
-        assert ("masked_negatives" in whole) == (not name.startswith("distillation"))
+        assert ("masked_negatives" in whole) == issubclass(OBJECTIVES[name][0], CONTRASTIVE)
         for _, figures in ranks:
             assert figures[name, number] == pytest.approx(whole, rel=1e-5, abs=1e-6)
 
 
-CONF = Path(experiments.__file__).parent / "conf"
 MODULES = sorted(path.stem for path in (CONF / "module").glob("[!_]*.yaml"))
 
 

@@ -15,12 +15,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from test_experiments import typed_lists  # noqa: F401
-from test_run import CONF
-from test_teachers import t5, texts  # noqa: F401
 
 from datamodules.query_lists import read_query_lists, write_query_lists
 from helpers.processes import FORKED, PATIENCE, command
+from helpers.runs import CONF
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -111,7 +109,7 @@ def run_in(folder: Path, module: str, *arguments: str) -> None:
 
 
 @pytest.fixture
-def own_corpus(tmp_path, small_scifact, small_lists, typed_lists):  # noqa: F811
+def own_corpus(tmp_path, small_scifact, small_lists, typed_lists):
     """A folder in which what the documents name is there: a corpus and lists of one's own, a small SciFact."""
     for name in ("path/to/my_corpus", "FOLDER", "scifact", "data/msmarco"):
         shutil.copytree(small_scifact, tmp_path / name, ignore=shutil.ignore_patterns("lists"))
@@ -168,7 +166,7 @@ def check_composes(arguments: list[str], name: str) -> None:
             assert compose(name, job, return_hydra_config=True)
 
 
-def test_every_command_works_on_a_corpus_of_ones_own(own_corpus, tiny_model, tiny_chat_model, t5):  # noqa: F811
+def test_every_command_works_on_a_corpus_of_ones_own(own_corpus, tiny_model, tiny_chat_model, t5):
     to_cadet = ["--layout", "cadet", "--corpus", "path/to/my_corpus", "--output", "scores.jsonl"]
     run_in(own_corpus, "experiments.prepare", "export", "train.parquet", *to_cadet)
     runs, counts = 0, {"run": 0, "composed": 0, "listed": 0}

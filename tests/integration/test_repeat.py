@@ -7,7 +7,6 @@ import sys
 import pytest
 import torch
 from omegaconf import OmegaConf
-from test_run import config_of, metrics, weights
 
 from datamodules.query_lists import read_query_lists, write_query_lists
 from datamodules.storage import input_hashes
@@ -15,6 +14,7 @@ from experiments import run as run_module
 from experiments.cli.rerun import changes, follows, read_run
 from experiments.run import train
 from helpers.processes import finish, start
+from helpers.runs import config_of, metrics, weights
 from retriever.errors import InputError
 from retriever.pretrained.packaged import file_sha256
 

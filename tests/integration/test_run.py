@@ -19,7 +19,6 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from sentence_transformers import SentenceTransformer
 
-import experiments
 from callbacks import AtomicCheckpoints
 from datamodules.caches import embed
 from datamodules.corpus import load_evaluation_set
@@ -29,28 +28,14 @@ from experiments.run import _slurm, train
 from helpers.kills import killed_at
 from helpers.plain_evaluation import ndcg_of
 from helpers.processes import PATIENCE, begin, end, finish, free_port, start
+from helpers.runs import CONF, config_of, error_of, metrics, weights
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError
 from retriever.losses.listwise import listwise_distillation
 from retriever.module import RetrieverModule
 
-CONF = Path(experiments.__file__).parent / "conf"
 KILLS = int(os.environ.get("FAULT_KILLS", 1))
 MODULES = ["infonce_conventional", "infonce", "distillation", "combined"]
-
-
-def config_of(*overrides):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("run", list(overrides))
-
-
-def weights(folder):
-    return torch.load(next((folder / "checkpoints").glob("last.ckpt")), weights_only=True)["state_dict"]
-
-
-def metrics(folder):
-    with open(folder / "metrics.csv") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -310,14 +295,6 @@ def test_every_option_composes(group):
         assert config[group] is not None
 
 
-def cli(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        run_module.main()
-    assert stopped.value.code == 2
-    return capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
@@ -340,7 +317,7 @@ def cli(monkeypatch, capsys, *arguments):
     ],
 )
 def test_wrong_configuration_is_one_helpful_sentence(small_run, monkeypatch, capsys, tmp_path, argument, message):
-    error = cli(monkeypatch, capsys, *small_run, f"hydra.run.dir={tmp_path}/run", argument)
+    error = error_of(run_module, monkeypatch, capsys, *small_run, f"hydra.run.dir={tmp_path}/run", argument)
     assert message in error and "Traceback" not in error and "error: " in error
 
 
@@ -397,6 +374,19 @@ def ray_worker(process):
     return None
 
 
+def start_on_ray(sweep, line):
+    """The process of a sweep whose first job runs; started again where Ray was not up in the 30 s that it allows."""
+    patience = dict.fromkeys(("RAY_NUM_REDIS_GET_RETRIES", "RAY_gcs_server_port_wait_time_s"), f"{PATIENCE:.0f}")
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        process = start(sweep, *line, **patience)
+        while process.is_alive() and ray_worker(process.pid) is None:
+            time.sleep(0.01)
+        late = "timed out during startup" in sorted(sweep.parent.glob("sweep.*.log"))[-1].read_text()
+        if process.is_alive() or not late or time.monotonic() > deadline:
+            return process
+
+
 @pytest.mark.timeout(420 * KILLS)
 @pytest.mark.skipif(not importlib.util.find_spec("hydra_plugins.hydra_ray_launcher"), reason="the extra 'cluster'")
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked for in /proc")
@@ -407,7 +397,7 @@ def test_sweep_on_ray_whose_worker_is_killed_keeps_what_is_finished_and_goes_on(
     line = ["-m", *options, "seed=1,2", f"hydra.sweep.dir={sweep}", "hydra/launcher=ray_cpu"]
     line += ["+hydra.launcher.ray.init.num_cpus=1", "+hydra.launcher.ray.remote.max_retries=0"]
     for number in range(kills):
-        process = start(sweep, *line)
+        process = start_on_ray(sweep, line)
         while not list(sweep.glob("001_*/checkpoints/last.ckpt")) or ray_worker(process.pid) is None:
             assert process.is_alive(), "it must not end before it is struck"
             time.sleep(0.01)
@@ -419,7 +409,7 @@ def test_sweep_on_ray_whose_worker_is_killed_keeps_what_is_finished_and_goes_on(
         assert "error: Ray lost a job's process (The worker died unexpectedly" in log and "Traceback" not in log
     before = {path: path.stat().st_mtime_ns for path in sweep.glob("*/results.json")}
     assert [path.parent.name[:4] for path in before] == ["000_"]
-    finish(sweep, start(sweep, *line))
+    finish(sweep, start_on_ray(sweep, line))
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert "| small | 1, 2 |" in (sweep / "comparison.md").read_text()
     struck = next(sweep.glob("001_*"))

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
-from test_run import config_of
 
 from experiments.plan.plan import plan_lines, run_plan
 from experiments.plan.steps import Steps
 from experiments.run import train
+from helpers.runs import config_of
 
 
 def opened(config, folder):

@@ -7,12 +7,12 @@ import json
 import os
 
 import pytest
-from test_run import config_of
 
 from datamodules.corpus import SHIPPED
 from datamodules.query_lists import read_query_lists, write_query_lists
 from datamodules.small_corpus import cut_data_set
 from experiments.run import train
+from helpers.runs import config_of
 
 
 def trained(folder, *overrides):

@@ -12,11 +12,11 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
-from test_run import CONF
 
 from experiments import run as run_module
 from experiments.cli import sweep as sweeps
 from experiments.cli.sweep import ERROR_FILE, NameArms, arm_name, first_difference
+from helpers.runs import CONF
 from retriever.module import RetrieverModule
 
 needs_optuna = pytest.mark.skipif(not importlib.util.find_spec("optuna"), reason="the extra 'sweep'")

@@ -4,11 +4,11 @@ import sys
 
 import pytest
 import torch
-from test_run import config_of, metrics
 
 from experiments import run as run_module
 from experiments.run import train
 from experiments.settings.checks import check
+from helpers.runs import config_of, metrics
 from retriever.errors import InputError
 
 BEFORE = {

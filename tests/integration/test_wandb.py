@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import wandb
-from test_run import config_of
 
 from callbacks.evaluation.history import read_per_query
 from callbacks.evaluation.metrics import Metrics
@@ -16,6 +15,7 @@ from experiments.cli.wandb_run import module_file, source_files
 from experiments.run import train
 from helpers.kills import killed_at
 from helpers.processes import finish, start
+from helpers.runs import config_of
 from helpers.wandb_files import history, key, offline_records, summary
 from retriever.errors import InputError
 

@@ -23,7 +23,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
-from test_compare import values, write_run
 
 from datamodules.corpus import Corpus, load_corpus, load_evaluation_set, load_qrels, load_queries
 from datamodules.formats.passages import CorpusPassages, new_corpus
@@ -32,7 +31,7 @@ from datamodules.pipeline.query_types import load_query_types
 from datamodules.query_lists import QueryList, open_query_lists, read_metadata, read_query_lists, write_query_lists
 from experiments.comparison.changes import most_changed
 from experiments.comparison.tables import compare
-from experiments.list_files import main as prepare
+from experiments.lists.command import main as prepare
 from helpers.bad_input import (
     LARGEST,
     REFUSED,
@@ -50,6 +49,7 @@ from helpers.bad_input import (
     plain_queries,
     plain_text,
 )
+from helpers.run_folders import values, write_run
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError
 

@@ -13,11 +13,11 @@ import psutil
 import tqdm.auto
 import tqdm.rich
 import transformers.utils.logging
-from test_run import config_of
 
 from datamodules.storage.progress import progress_bar
 from experiments.run import train
 from helpers.processes import PATIENCE, apart, end, start
+from helpers.runs import config_of
 
 BARS = {
     "ours": lambda: progress_bar("a title", 2, "items"),

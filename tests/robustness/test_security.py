@@ -16,7 +16,6 @@ import stat
 import sys
 import zipfile
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -24,15 +23,11 @@ import pytest
 import torch
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
-from test_compare import values, write_run
-from test_run import config_of
 
-import experiments
 from datamodules.corpus import find_dataset, load_corpus
 from datamodules.query_lists import QueryList, read_query_lists, write_query_lists
 from datamodules.storage import archives
 from experiments import compare as compare_module
-from experiments import list_files
 from experiments import run as run_module
 from experiments.cli.arguments import check_arguments
 from experiments.cli.redact import _redact_overrides, redact_arguments
@@ -43,12 +38,14 @@ from experiments.comparison.formats import latex_comment, to_csv
 from experiments.comparison.report import write_report
 from experiments.comparison.sheets import Sheet
 from experiments.comparison.tables import compare
+from experiments.lists import command as list_files
 from experiments.run import train
+from helpers.run_folders import values, write_run
+from helpers.runs import CONF, config_of
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError
 from retriever.printable import printable
 
-CONF = Path(experiments.__file__).parent / "conf"
 SCRIPT = '<script>alert(1)</script><img src=x onerror="alert(2)">'
 
 
@@ -106,7 +103,7 @@ def test_a_checkpoint_is_never_unpickled(small_run, tmp_path, trace):
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
     torch.save({"state_dict": Payload(trace), "epoch": 0, "global_step": 1}, folder / "checkpoints" / "last.ckpt")
-    with pytest.raises(Exception, match=r"(?i)weights.only|torn|checkpoint"):
+    with pytest.raises(Exception, match=r"(?i)weights.only|incomplete|checkpoint"):
         train(config_of(*small_run, f"resume={folder}"), folder)
     assert not trace.exists()
 

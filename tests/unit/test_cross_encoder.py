@@ -12,7 +12,6 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from sentence_transformers import CrossEncoder as TheirCrossEncoder
-from test_run import config_of, metrics, weights
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForSequenceClassification,
@@ -37,6 +36,7 @@ from datamodules.hits import bm25_search
 from experiments.run import train
 from helpers.kills import killed_at
 from helpers.processes import finish, start_ranks
+from helpers.runs import config_of, metrics, weights
 from retriever.batch import RetrievalBatch
 from retriever.cross_encoder.cross_encoder import CrossEncoder, score_pairs
 from retriever.cross_encoder.module import CrossEncoderModule, choose_candidates

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import kendalltau
-from test_losses import encoded, module, random_example, reference_distillation_objective, reference_infonce_objective
-from test_run import config_of, metrics, weights
 from torch.utils.checkpoint import checkpoint
 
 from callbacks.reporting.diagnostics import measure
 from experiments.run import train
-from helpers.loss_examples import Example
+from helpers.loss_examples import Example, encoded, module, random_example
+from helpers.loss_references import reference_distillation_objective, reference_infonce_objective
+from helpers.runs import config_of, metrics, weights
 from retriever.diagnostics import (
     alignment,
     anisotropy,

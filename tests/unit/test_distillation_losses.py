@@ -20,10 +20,9 @@ from helpers.loss_examples import (
     loss_of,
     module,
     random_example,
-    reference_kl,
-    reference_log_softmax,
     score_table,
 )
+from helpers.loss_references import reference_kl, reference_log_softmax
 from retriever.errors import InputError
 from retriever.losses.listwise import (
     excess_of_unknown,

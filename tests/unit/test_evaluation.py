@@ -1,6 +1,5 @@
 """Scores equal trec_eval's; search is exact; statistics equal scipy's and a hand-made case."""
 
-import json
 import math
 
 import numpy as np
@@ -14,6 +13,7 @@ from experiments.compare import main as compare_main
 from experiments.comparison.formats import markdown
 from experiments.comparison.runs import find_runs, reason
 from experiments.comparison.tables import compare
+from helpers.run_folders import make_run
 from retriever.errors import InputError
 from retriever.search import exact_search, merge_hits
 
@@ -122,23 +122,6 @@ def test_paired_interval_covers_and_is_paired():
     assert exact.low == pytest.approx(0.1) and exact.high == pytest.approx(0.1)
     with pytest.raises(InputError, match="different queries"):
         paired_difference({"a": 1.0}, {"b": 1.0})
-
-
-def make_run(folder, name, seed, best, base=(0.2, 0.4), config=""):
-    for step, values in {0: base, 5: best, 9: (0.0, 0.0)}.items():
-        path = folder / "per_query" / "d" / f"step-{step:06d}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"ndcg@10": dict(zip(("q1", "q2"), values, strict=True))}))
-    points = {"base": 0.5, "best": 0.6, "last": 0.1}
-    results = {
-        "name": name,
-        "seed": seed,
-        "steps": {"base": 0, "best": 5, "last": 9},
-        "datasets": {"d": {"ndcg@10": points, "recall@100": points}},
-        "wall_time_s": 120,
-    }
-    (folder / "results.json").write_text(json.dumps(results))
-    (folder / "config.yaml").write_text(f"seed: {seed}\n{config}")
 
 
 def test_compare_averages_seeds_and_pairs_with_the_base(tmp_path, capsys):

@@ -15,7 +15,7 @@ from datamodules.list_choice import chosen_lists
 from datamodules.query_lists import QueryList, open_query_lists, read_query_lists, write_query_lists
 from datamodules.small_corpus import cut_data_set
 from datamodules.specs import read_evaluation_specs
-from experiments import list_files
+from experiments.lists import command as list_files
 from retriever.errors import InputError
 
 

@@ -1,15 +1,10 @@
-"""Losses and objectives against plain float64 enumerations of the paper's formulas.
-
-The references below know nothing of counts, masks or matrices: they walk over the lists of a batch, put every passage
-into the pool as often as it stands there, take out what the paper takes out, and add up.
-"""
+"""Losses and objectives against plain float64 enumerations of the paper's formulas."""
 
 from __future__ import annotations
 
 import math
 import random
 from dataclasses import replace
-from fractions import Fraction
 
 import pytest
 import torch
@@ -27,10 +22,17 @@ from helpers.loss_examples import (
     loss_of,
     module,
     random_example,
-    reference_kl,
-    reference_log_softmax,
     score_table,
 )
+from helpers.loss_references import (
+    TAU,
+    reference_distillation_objective,
+    reference_infonce,
+    reference_infonce_objective,
+    reference_kl,
+    reference_log_softmax,
+)
+from helpers.objectives import CLASSES, learnable
 from retriever.batch import membership_mask
 from retriever.errors import InputError
 from retriever.losses.listwise import (
@@ -52,72 +54,7 @@ from retriever.objectives import (
 )
 from retriever.objectives.temperature import Temperature
 
-TAU = 0.01
-OBJECTIVES = [InfoNCE, ListwiseDistillation, CombinedObjective]
-EVERY_OBJECTIVE = [*OBJECTIVES, InBatchDistillation, MarginMSE, RankNet, ApproxNDCG, LambdaLoss]
-
-
-# ---------------------------------------------------------------------------------------------------- references
-
-
-def reference_infonce(positive_score, negative_scores, temperature):
-    """−log of the positive's share of e^{s/τ} over the positive and a literal list of negatives."""
-    everyone = [positive_score, *negative_scores]
-    top = max(everyone)
-    share = math.fsum(math.exp((s - top) / temperature) for s in everyone)
-    return math.log(share) - (positive_score - top) / temperature
-
-
-def reference_infonce_objective(
-    example, positive="teacher", threshold="0.6", multiset=True, temperature=TAU, scorer=None, share="1", margin="0"
-):
-    """Mean InfoNCE of an Example: enumerate the pool of each query, passage by passage.
-
-    With a ``scorer``, what it scores above ``share`` of the positive's score less ``margin`` is taken out.
-    """
-    count = len(example.queries)
-    if positive == "teacher":
-        positives = [candidates[0][0] for candidates in example.lists]
-    else:
-        positives = [keys[0] for keys in example.labelled]
-    pool = []
-    for query in range(count):
-        candidates = [key for key, _ in example.lists[query]]
-        if positives[query] not in candidates:
-            candidates.append(positives[query])
-        pool.extend(candidates)
-    if not multiset:
-        pool = sorted(set(pool))
-    losses = []
-    for query in range(count):
-        taken_out = {positives[query]}
-        if positive == "labelled":
-            taken_out.update(example.labelled[query])
-        if threshold is not None:
-            top = Fraction(max(score for _, score in example.lists[query]))
-            taken_out.update(k for k, score in example.lists[query] if Fraction(score) > Fraction(threshold) * top)
-        if scorer is not None:
-            if scorer == "teacher":
-                scores = {key: Fraction(score) for key, score in example.lists[query]}
-            else:
-                scores = {key: Fraction(example.score(query, key)) for key in [*pool, positives[query]]}
-            limit = scores.get(positives[query], max(scores.values()))
-            limit -= abs(limit) * (1 - Fraction(share)) + Fraction(margin)
-            taken_out.update(key for key, score in scores.items() if score > limit)
-        negatives = [example.score(query, key) for key in pool if key not in taken_out]
-        losses.append(reference_infonce(example.score(query, positives[query]), negatives, temperature))
-    return math.fsum(losses) / count
-
-
-def reference_distillation_objective(example, temperature=STUDENT, teacher_temperature=TEACHER):
-    """Mean divergence of an Example's lists."""
-    losses = [
-        reference_kl(
-            [example.score(q, key) for key, _ in pairs], [t for _, t in pairs], temperature, teacher_temperature
-        )
-        for q, pairs in enumerate(example.lists)
-    ]
-    return math.fsum(losses) / len(losses)
+OF_THE_PAPER = [InfoNCE, ListwiseDistillation, CombinedObjective]
 
 
 # ------------------------------------------------------------------------------------------------------ examples
@@ -397,18 +334,18 @@ def test_distillation_gradients_of_the_temperatures_in_float64(lengths):
 
 @pytest.mark.parametrize("garbage", GARBAGE)
 @pytest.mark.parametrize("vectors", ["signs", "large"])
-@pytest.mark.parametrize("objective", EVERY_OBJECTIVE)
+@pytest.mark.parametrize("objective", CLASSES)
 def test_extreme_scores_and_what_stands_where_masked_leave_loss_and_gradients_finite(objective, vectors, garbage):
     batch = encoded(random_example(2, vectors), garbage=garbage)
     inputs = (batch.queries.requires_grad_(), batch.passages.requires_grad_())
-    chosen = module(objective, learnable_temperature=True)
+    chosen = module(objective, **learnable(objective))
     loss = chosen.objective(batch)["loss"]
     learned = [p for part in learned_temperatures(chosen).values() for p in part.parameters()]
     gradients = torch.autograd.grad(loss, [*inputs, *learned])
     assert torch.isfinite(loss) and all(torch.isfinite(g).all() for g in gradients)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", OF_THE_PAPER)
 @pytest.mark.parametrize("positive", ["teacher", "labelled"])
 def test_objectives_reach_queries_and_passages_with_the_right_gradients(objective, positive):
     if objective is ListwiseDistillation:
@@ -565,7 +502,7 @@ def test_a_query_without_negatives_has_no_loss_and_finite_gradients(positive, ga
     assert torch.isfinite(queries.grad).all() and queries.grad[0] == 0
 
 
-@pytest.mark.parametrize("objective", EVERY_OBJECTIVE)
+@pytest.mark.parametrize("objective", CLASSES)
 def test_a_batch_of_one_list_with_one_passage_has_no_loss(objective):
     example = Example(queries=[[1.0]], passages={7: [-1.0], 9: [1.0]}, lists=[[(7, 0.5)]], labelled=[[7]])
     batch = encoded(example)
@@ -646,11 +583,11 @@ def test_combined_objective_hands_every_argument_to_its_part():
 
 
 def test_only_labelled_positives_make_an_objective_use_labels():
-    assert [module(o).uses_labels for o in OBJECTIVES] == [False, False, False]
+    assert [module(o).uses_labels for o in OF_THE_PAPER] == [False, False, False]
     assert [module(o, positive="labelled").uses_labels for o in (InfoNCE, CombinedObjective)] == [True, True]
 
 
-@pytest.mark.parametrize("objective", EVERY_OBJECTIVE)
+@pytest.mark.parametrize("objective", CLASSES)
 def test_the_order_of_passages_and_their_keys_do_not_matter(objective):
     example = random_example(4)
     value = loss_of(objective, encoded(example))
@@ -667,7 +604,7 @@ def test_the_order_of_passages_and_their_keys_do_not_matter(objective):
 # ---------------------------------------------------------------------------------------------------- temperatures
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", OF_THE_PAPER)
 @pytest.mark.parametrize("short", [False, True], ids=["full", "short"])
 def test_a_learnable_temperature_gets_the_gradient_of_the_reference(objective, short):
     example = random_example(3, "normal", short=short)
@@ -697,11 +634,11 @@ def test_a_learnable_temperature_gets_the_gradient_of_the_reference(objective, s
         assert_close(parameter.grad, slope, tolerance=1e-4)
 
 
-@pytest.mark.parametrize("objective", EVERY_OBJECTIVE)
+@pytest.mark.parametrize("objective", filter(learnable, CLASSES))
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_learnable_temperature_stays_positive(objective, sign):
     batch = encoded(random_example(3, short=False))
-    chosen = module(objective, learnable_temperature=True)
+    chosen = module(objective, **learnable(objective))
     temperatures = learned_temperatures(chosen)
     before = {name: part().item() for name, part in temperatures.items()}
     optimizer = torch.optim.Adam([p for part in temperatures.values() for p in part.parameters()], lr=0.5)
@@ -713,7 +650,7 @@ def test_a_learnable_temperature_stays_positive(objective, sign):
         assert 0 < part().item() < math.inf and abs(math.log(part().item() / before[name])) > 0.1
 
 
-@pytest.mark.parametrize("objective", EVERY_OBJECTIVE)
+@pytest.mark.parametrize("objective", CLASSES)
 def test_a_fixed_temperature_is_no_parameter(objective):
     assert [name for name, _ in module(objective).named_parameters()] == ["encoder.weight", "encoder.bias"]
 
@@ -768,7 +705,7 @@ def test_weights_that_are_negative_both_zero_or_not_finite_are_an_error_with_the
 # --------------------------------------------------------------------------------------------------------- blocks
 
 
-@pytest.mark.parametrize("objective", EVERY_OBJECTIVE)
+@pytest.mark.parametrize("objective", CLASSES)
 @pytest.mark.parametrize("numbers", [1, 14 * 4])  # a query at a time, and blocks that are not of one size
 def test_blocks_of_queries_change_neither_loss_nor_gradients(objective, numbers, monkeypatch):
     example = random_example(3, "normal")
@@ -776,7 +713,7 @@ def test_blocks_of_queries_change_neither_loss_nor_gradients(objective, numbers,
     def loss_and_gradients():
         batch = encoded(example, dtype=torch.float64)
         batch.queries.requires_grad_(), batch.passages.requires_grad_()
-        chosen = module(objective, learnable_temperature=True).double()
+        chosen = module(objective, **learnable(objective)).double()
         loss = chosen.objective(batch)["loss"]
         learned = [p for part in learned_temperatures(chosen).values() for p in part.parameters()]
         return loss, *torch.autograd.grad(loss, [batch.queries, batch.passages, *learned])
@@ -795,7 +732,7 @@ def test_blocks_of_queries_change_neither_loss_nor_gradients(objective, numbers,
 # ------------------------------------------------------------------------------------------------------ precision
 
 
-@pytest.mark.parametrize("objective", EVERY_OBJECTIVE)
+@pytest.mark.parametrize("objective", CLASSES)
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_autocast_does_not_reach_the_objective(objective, half):
     batch = encoded(random_example(5, "normal"))
@@ -807,5 +744,5 @@ def test_autocast_does_not_reach_the_objective(objective, half):
         in_half = chosen.objective(replace(batch))["loss"].item()
     assert {value.dtype for value in in_full.values()} == {torch.float32}
     assert {name: value.item() for name, value in in_full.items()} == expected
-    visible = 1e-4 if objective in OBJECTIVES else 1e-5  # of the loss; float32 would be within 1e-6
+    visible = 1e-4 if objective in OF_THE_PAPER else 1e-5  # of the loss; float32 would be within 1e-6
     assert abs(in_half - expected["loss"]) > visible * expected["loss"]  # otherwise nothing is shown

@@ -1,12 +1,12 @@
 """The model card: valid front matter, figures with intervals, where the data came from, and what that does not say."""
 
 from huggingface_hub import ModelCard
-from test_run import config_of
 
 from callbacks.evaluation.history import read_per_query
 from callbacks.reporting.model_card import CardFacts, Figure, model_card
 from callbacks.reporting.statistics import Difference, paired_difference
 from experiments.run import _card_facts, train
+from helpers.runs import config_of
 from retriever.encoder.text_encoder import TextEncoder
 
 

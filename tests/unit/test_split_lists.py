@@ -8,13 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hydra.utils import instantiate
-from test_prepare import run as prepare
-from test_run import config_of
 
 from datamodules import QueryListDataModule
 from datamodules.query_lists import QueryList, read_metadata, read_query_lists, write_query_lists
 from datamodules.splits import in_dev
 from experiments.cli.rerun import input_hashes
+from helpers.runs import config_of, prepare
 from retriever.errors import InputError
 
 COUNT = 60
