@@ -11,7 +11,6 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 
-from callbacks.evaluation.history import History
 from callbacks.reporting.run_record import RunRecord
 from retriever.errors import InputError
 
@@ -27,19 +26,15 @@ class WandbReport(L.Callback):
     * ``per_query/<data set>``: query, nDCG@10 of the base and of the best step, their difference; the most hurt first.
 
     Args:
-        history: of the evaluation, in the run folder.
         record: whose results are sent; it comes before this callback.
         code: name → file.
         per_query_rows: queries in a table, at most: as many of the most hurt as of the most helped; 0 logs no table.
     """
 
-    def __init__(
-        self, history: History, record: RunRecord, code: Mapping[str, Path], per_query_rows: int = 1000
-    ) -> None:
+    def __init__(self, record: RunRecord, code: Mapping[str, Path], per_query_rows: int = 1000) -> None:
         if per_query_rows < 0:
             raise InputError(f"logger.wandb.per_query_rows is {per_query_rows}; it must not be negative.")
-        self.history = history
-        self.record = record
+        self.record, self.history = record, record.history
         self.code = dict(code)
         self.per_query_rows = per_query_rows
         self.dev: dict[int, dict[str, float]] = {}

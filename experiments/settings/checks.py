@@ -173,7 +173,8 @@ def _check_criterion(config: DictConfig) -> None:
 
 def _metrics(config: DictConfig) -> Metrics:
     """The metrics of the evaluation: wrong names, and cutoffs beyond its hits, are refused here."""
-    return Metrics(instantiate(config.evaluation.get("metrics") or DEFAULT_METRICS), config.evaluation.get("hits"))
+    given, hits = config.evaluation.get("metrics"), config.evaluation.get("hits")
+    return Metrics(DEFAULT_METRICS if given is None else instantiate(given, _convert_="all"), hits)
 
 
 def _check_metrics(config: DictConfig, module: Any) -> None:

@@ -25,6 +25,7 @@ from transformers import (
     RobertaModel,
 )
 
+from callbacks import CrossEncoderRanker, Evaluator, History, Metrics, Ranking, Reading
 from callbacks.evaluation import reranking
 from callbacks.evaluation.metrics import score_run
 from callbacks.evaluation.sets import open_sets
@@ -33,6 +34,7 @@ from datamodules.caches import embed
 from datamodules.corpus import load_evaluation_set
 from datamodules.datamodule import QueryListDataModule
 from datamodules.hits import bm25_search
+from datamodules.specs import read_evaluation_specs
 from experiments.run import train
 from helpers.kills import killed_at
 from helpers.processes import finish, start_ranks
@@ -395,6 +397,23 @@ def test_run_folder_tells_the_whole_story(teacher_run, small_scifact, tmp_path, 
     card = (folder / "model" / "README.md").read_text()
     assert f"{figures['ndcg@10']['best']:.4f}" in card and "CrossEncoderModule" in card
     assert (folder / "environment.json").is_file() and results["encoder"]
+
+
+def test_a_cross_encoder_is_evaluated_without_a_trainer(teacher_run, small_scifact, tmp_path):
+    lengths = {"query_max_length": 90, "passage_max_length": 128, "pair_max_length": 120}
+    options = [*(f"encoder.{name}={length}" for name, length in lengths.items()), "evaluation.dense=null"]
+    results = train(config_of(*teacher_run, *options, "trainer.max_epochs=1"), tmp_path / "run")
+    encoder = CrossEncoder.from_pretrained(str(tmp_path / "run" / "model"), **lengths)
+    history = History(tmp_path / "alone", Metrics())
+    history.sets = open_sets(read_evaluation_specs([{"path": str(small_scifact)}]), Reading(cache_dir=tmp_path / "own"))
+    evaluator = Evaluator(CrossEncoderRanker(depth=12), history, Ranking(cache_dir=tmp_path / "own"))
+    evaluator.prepare(encoder)
+    figures = evaluator.evaluate(encoder, 1)["small"]
+    for metric, points in results["datasets"]["small"].items():
+        assert (figures[metric], history.base["small"][metric]) == (points["best"], points["base"])
+    evaluator.finish(encoder, 1)
+    orders = json.loads((tmp_path / "alone" / "reranking.json").read_text())["ndcg@10"]
+    assert orders == json.loads((tmp_path / "run" / "reranking.json").read_text())["ndcg@10"]
 
 
 def test_dense_and_fused_orders_are_those_of_the_embeddings(teacher_run, small_scifact, tiny_encoder, tmp_path):
