@@ -7,13 +7,25 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from callbacks.evaluation.metrics import DEFAULT_METRICS
-from experiments.cli.arguments import SPECS
 from experiments.conf import CONF
 
 log = logging.getLogger(__name__)
 _ENCODERS = CONF / "encoder"
+_METRICS = ("nDCG@10", "R@100", "RR@10", "AP@100")  # when they had no names
 _RENAMED = {"callbacks.BeirEvaluation": "callbacks.DenseEvaluation"}
+# what an encoder could state beside its model, when presets were not yet a mapping of their own
+_LENGTHS = ("query_max_length", "passage_max_length")
+_STATED = {
+    "retriever.encoder.TextEncoder.from_pretrained": (
+        "pooling",
+        "query_prompt",
+        "passage_prompt",
+        *_LENGTHS,
+        "normalize",
+        "truncate_dim",
+    ),
+    "retriever.cross_encoder.CrossEncoder.from_pretrained": (*_LENGTHS, "pair_max_length"),
+}
 
 
 def as_now(config: Any) -> Any:
@@ -31,7 +43,7 @@ def as_now(config: Any) -> Any:
         config["_target_"] = _RENAMED[config["_target_"]]
     evaluation = config.get("evaluation")
     if isinstance(evaluation, dict) and "_target_" in evaluation:
-        newer = {"metrics": list(DEFAULT_METRICS), "on_bad_list": config.get("on_bad_list", "error")}
+        newer = {"metrics": list(_METRICS), "on_bad_list": config.get("on_bad_list", "error")}
         config["evaluation"] = newer | evaluation
     parts = [config.get(name) for name in ("data", "evaluation", "module")]
     if "empty_passages" not in config and all(isinstance(part, dict) for part in parts):
@@ -61,7 +73,7 @@ def _with_newer_settings(
 
 def _with_preset(config: dict[str, Any]) -> dict[str, Any]:
     """Of an encoder that states ``packaged``, move what it states into a preset."""
-    fields = getattr(SPECS.get(config.get("_target_", "")), "__dataclass_fields__", None)
+    fields = _STATED.get(config.get("_target_", ""))
     if fields is None or "packaged" not in config or "model" not in config:
         return config
     packaged = config.pop("packaged")

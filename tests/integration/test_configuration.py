@@ -22,8 +22,9 @@ from experiments import bench as bench_module
 from experiments import compare, dashboard, mteb
 from experiments import prepare as prepare_module
 from experiments import run as run_module
-from experiments.cli.arguments import check_added, check_settings, say_what_is_kept
+from experiments.cli.arguments import check_added, say_what_is_kept
 from experiments.cli.errors import explain, run_kindly
+from experiments.cli.targets import check_settings
 from experiments.lists import command as list_files
 from experiments.preparation.pipeline import Pipeline
 from experiments.run import train
@@ -87,7 +88,7 @@ def base():
         ("+encoder.poolin=cls", "unexpected keyword argument 'poolin'.* Did you mean 'pooling'?"),
         ("+trainer.max_epoch=3", "Did you mean 'max_epochs'?"),
         ("+early_stopping.patiense=1", "Did you mean 'patience'?"),
-        ("+diagnostics.every_n=1", "unexpected keyword argument 'every_n'"),
+        ("+diagnostics.every_n=1", "diagnostics: 'every_n' is no setting here.* Did you mean 'every_n_steps'?"),
         ("data.batch_size=-1", "batch_size is -1; it must be a finite number above 0"),
         ("data.batch_size=1.5", "data.batch_size is 1.5; it must be a whole number"),
         ("data.list_length=0", "list_length is 0"),
@@ -99,6 +100,7 @@ def base():
         ("module.temperature=null", "module.temperature is None; it must be a number"),
         ("module.train_passage_encoder=never", "module.train_passage_encoder is 'never'; it must be true or false"),
         ("module.matryoshka_dimensions=[a]", r"module.matryoshka_dimensions is \['a'\]; it must be a list, each"),
+        ("module.matryoshka_dimensions=[0]", "name different dimensions from 1. All of the encoder are trained"),
         ("encoder.pooling=men", "valid values are 'cls', 'mean', 'last'. Did you mean 'mean'?"),
         ("encoder.query_max_length=2", "encoder.query_max_length is 2; it must be at least 3"),
         ("trainer.precision=bf16mixed", r"trainer.precision is 'bf16mixed'; .*\(did you mean 'bf16-mixed'\?\)"),
@@ -118,7 +120,12 @@ def base():
         ("name=a/b", "name is 'a/b'; files are called by it"),
         ("name=2024", r"name is 2024; it must be text. For the text '2024' .* \"'2024'\""),
         ("seed=1.5", "seed is 1.5; it must be a whole number"),
+        ("seed=-1", "seed is -1; it must be at least 0 and below"),
         ("criterion=3", "criterion is 3; it must be text"),
+        ("criterion_mode=mix", r"criterion_mode is 'mix'; it must be 'min' or 'max' .did you mean 'min'"),
+        ("unknown_qrels=kep", r"unknown_qrels is 'kep'; it must be 'error' or 'keep' .did you mean 'keep'"),
+        ("early_stopping.patience=0", "early_stopping.patience is 0; it must be a finite number above 0"),
+        ("diagnostics.every_n_steps=0", "diagnostics.every_n_steps is 0; it must be a finite number above 0"),
         (
             "early_stopping.monitors=[3]",
             "early_stopping.monitors is .3.; it must be a list, each of it text. For the text",
@@ -130,7 +137,7 @@ def base():
         ("logger.wandb={projct: x}", "Did you mean 'project'?"),
         ("evaluation.datasets=[x]", "evaluation.datasets is .'x'.; it must be a list, each of it a mapping"),
         ("evaluation.datasets=[{path: 3}]", r"evaluation.datasets\[0\].path is 3; it must be text"),
-        ("evaluation.datasets=[{path: x, name: 3}]", "evaluation.datasets: a name is 3; it must be text"),
+        ("evaluation.datasets=[{path: x, name: 3}]", r"evaluation.datasets\[0\].name is 3; it must be text"),
         ("data.train=[{path: 3, corpus: x}]", r"data.train\[0\].path is 3; it must be text"),
         ("allowed_targets=torch", r"allowed_targets is 'torch'; it must be a list: allowed_targets=\[torch\]"),
     ],
