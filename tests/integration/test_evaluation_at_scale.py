@@ -409,11 +409,14 @@ def test_resumed_run_keeps_its_sample(small_run, small_scifact, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"datasets": [{"path": "scifact", "sample": 5}]}, r"datasets\[0\].sample is 5; it must be a mapping or null"),
+        (
+            {"datasets": [{"path": "scifact", "sample": 5}]},
+            r"datasets\[0\].sample is 5; it must be a mapping with size or null",
+        ),
         ({"datasets": [{"path": "scifact", "sample": {"depth": 5}}]}, r"datasets\[0\].sample: size is missing"),
         (
             {"datasets": [{"path": "scifact", "sample": {"size": 0}}]},
-            r"datasets\[0\].sample: size is 0; it must be a whole number of at least 1",
+            r"datasets\[0\].sample.size is 0; it must be a whole number of at least 1",
         ),
         (
             {"datasets": [{"path": "scifact", "sample": {"size": 1.5}}]},
