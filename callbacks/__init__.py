@@ -1,7 +1,13 @@
 """What happens beside training: BEIR evaluation, diagnostics, stopping, export and run records."""
 
-from callbacks.evaluation.beir_evaluation import BeirEvaluation
-from callbacks.evaluation.rerank_evaluation import RerankEvaluation
+from callbacks.evaluation.dense import DenseRanker
+from callbacks.evaluation.evaluation import DenseEvaluation, Evaluation, RerankEvaluation
+from callbacks.evaluation.evaluator import Evaluator
+from callbacks.evaluation.history import History
+from callbacks.evaluation.metrics import Metric, Metrics
+from callbacks.evaluation.ranker import Ranker, Ranking
+from callbacks.evaluation.reranking import CrossEncoderRanker
+from callbacks.evaluation.sets import Reading, open_sets
 from callbacks.pruning import PruneRun
 from callbacks.reliability.atomic_checkpoints import AtomicCheckpoints
 from callbacks.reliability.step_seeds import StepSeeds
@@ -17,15 +23,26 @@ from callbacks.stopping import StopWhenNoneImproves
 __all__ = [
     "AtomicCSVLogger",
     "AtomicCheckpoints",
-    "BeirEvaluation",
+    "CrossEncoderRanker",
+    "DenseEvaluation",
+    "DenseRanker",
     "Diagnostics",
+    "Evaluation",
+    "Evaluator",
     "ExportBest",
     "GracefulTermination",
+    "History",
+    "Metric",
+    "Metrics",
     "PruneRun",
     "QueryRecord",
+    "Ranker",
+    "Ranking",
+    "Reading",
     "RerankEvaluation",
     "RunRecord",
     "StepSeeds",
     "StopWhenNoneImproves",
     "WandbReport",
+    "open_sets",
 ]

@@ -15,6 +15,7 @@ from retriever.errors import InputError
 
 STEP = "trainer/global_step"
 NAME = "Ablation"
+METRICS = ("ndcg@10", "recall@100")  # of the bars
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Panel:
     keys: tuple[str, ...]
 
 
-def sections(datasets: Sequence[str]) -> dict[str, list[Panel]]:
-    """Section → panels, for runs that are evaluated on these data sets."""
+def sections(datasets: Sequence[str], metrics: Sequence[str] = METRICS) -> dict[str, list[Panel]]:
+    """Section → panels, for runs that are evaluated on these data sets by these metrics, named as they are logged."""
     return {
         "nDCG@10 by optimiser step, and the base model's": [
             Panel("line", name, (f"val/{name}/ndcg@10", f"val/{name}/ndcg@10_base")) for name in datasets
@@ -42,7 +43,7 @@ def sections(datasets: Sequence[str]) -> dict[str, list[Panel]]:
         "The step that the dev criterion chose": [
             Panel("bar", f"{name}: {metric}", tuple(f"{point}/{name}/{metric}" for point in ("base", "best", "last")))
             for name in datasets
-            for metric in ("ndcg@10", "recall@100")
+            for metric in metrics
         ],
         "Dev lists": [
             Panel("line", "loss", ("dev/loss",)),
@@ -66,7 +67,7 @@ def columns(datasets: Sequence[str]) -> list[str]:
     return [f"{point}/{name}/ndcg@10" for name in datasets for point in ("base", "best", "last")] + ["best/dev/loss"]
 
 
-def workspace(entity: str, project: str, datasets: Sequence[str]) -> Any:
+def workspace(entity: str, project: str, datasets: Sequence[str], metrics: Sequence[str] = METRICS) -> Any:
     """The workspace, as ``wandb_workspaces`` has it; nothing is sent before its ``save``.
 
     Raises:
@@ -83,7 +84,7 @@ def workspace(entity: str, project: str, datasets: Sequence[str]) -> Any:
         name=NAME,
         sections=[
             ws.Section(name=title, panels=[_panel(p) for p in panels], is_open=True)
-            for title, panels in sections(datasets).items()
+            for title, panels in sections(datasets, metrics).items()
         ],
         settings=ws.WorkspaceSettings(x_axis=STEP, max_runs=100),
         runset_settings=ws.RunsetSettings(
@@ -109,11 +110,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--entity", help="user or team")
     parser.add_argument("--project", default="retriever-distillation")
     parser.add_argument("--dataset", action="append", help="an evaluation set's name; may be given again (scifact)")
+    parser.add_argument("--metric", action="append", help="of the bars, as it is logged; may be given again (ndcg@10)")
     parser.add_argument("--print", action="store_true", help="show the panels and send nothing")
     options = parser.parse_args(arguments)
-    datasets = options.dataset or ["scifact"]
+    datasets, metrics = options.dataset or ["scifact"], options.metric or METRICS
     if options.print:
-        for title, panels in sections(datasets).items():
+        for title, panels in sections(datasets, metrics).items():
             print(title)
             for panel in panels:
                 print(f"  {panel.kind:5}  {panel.title}: {', '.join(panel.keys)}")
@@ -122,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.entity is None:
         parser.error("--entity is needed to save the workspace; --print shows it")
     try:
-        print(workspace(options.entity, options.project, datasets).save().url)
+        print(workspace(options.entity, options.project, datasets, metrics).save().url)
     except InputError as error:
         sys.exit(f"error: {error}")
 

@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except InputError as error:
         sys.exit(printable(f"error: {parser.as_options(str(error))}"))
     for metric, value in figures.items():
-        print(f"{metric} {value:.5f}" + (f" (this run recorded {recorded[metric]:.5f})" if recorded else ""))
+        print(f"{metric} {value:.5f}" + (f" (this run recorded {recorded[metric]:.5f})" if metric in recorded else ""))
 
 
 def _recorded(path: Path, dataset: str) -> dict[str, float]:
@@ -149,7 +149,8 @@ def _recorded(path: Path, dataset: str) -> dict[str, float]:
     if not path.is_file():
         return {}
     [run] = read_runs(find_runs([path.parent])[0])
-    return {metric: run.mean(dataset, metric, "best") for metric in FIGURES} if dataset in run.datasets else {}
+    recorded = run.metrics(dataset) if dataset in run.datasets else []
+    return {metric: run.mean(dataset, metric, "best") for metric in FIGURES if metric in recorded}
 
 
 if __name__ == "__main__":

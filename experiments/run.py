@@ -28,7 +28,7 @@ from transformers.utils.logging import disable_progress_bar
 from callbacks import (
     AtomicCheckpoints,
     AtomicCSVLogger,
-    BeirEvaluation,
+    Evaluation,
     ExportBest,
     GracefulTermination,
     PruneRun,
@@ -84,10 +84,12 @@ def train(config: DictConfig, folder: Path, arm: str | None = None) -> dict:
     data = instantiate(config.data, encoder=encoder)
     data.needs = module.needs
     evaluation = instantiate(config.evaluation, folder=folder)
+    record = RunRecord(evaluation.history, arm, config.seed, _recorded(config))
+    reports = _reports(config, record, arm)
     trainer = instantiate(
         config.trainer,
         default_root_dir=str(folder),
-        callbacks=_callbacks(config, folder, evaluation, arm),
+        callbacks=_callbacks(config, folder, evaluation, record, reports),
         logger=AtomicCSVLogger(folder, name="", version=""),
         enable_progress_bar=os.isatty(2),
         enable_checkpointing=config.save_checkpoints,
@@ -109,7 +111,12 @@ def train(config: DictConfig, folder: Path, arm: str | None = None) -> dict:
 
                 trainer.loggers = [*trainer.loggers, stack.enter_context(wandb_logger(config, folder, arm))]
         with lightning_explained(config.trainer):
-            record = _fit(trainer, module, data, config, checkpoint)
+            _fit(trainer, module, data, config, checkpoint)
+            if not record.results:  # cut off behind the last step: Lightning then leaves out what is done at the end
+                for callback in (evaluation, record, *reports):
+                    callback.on_train_end(trainer, module)
+        for logger in trainer.loggers:
+            logger.finalize("success")
     if trainer.is_global_zero:
         record.write()
     return record.results
@@ -121,21 +128,13 @@ def _fit(
     data: L.LightningDataModule,
     config: DictConfig,
     checkpoint: Path | None,
-) -> RunRecord:
+) -> None:
     """Evaluate the base model, train or go on training."""
     if checkpoint is None:
         trainer.validate(module, datamodule=data, verbose=False)  # the base model, on the same curves
         for name, metric in monitored_metrics(config):
             choose(name, metric, sorted(trainer.callback_metrics))
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint and str(checkpoint), weights_only=True)
-    record = next(c for c in trainer.callbacks if isinstance(c, RunRecord))
-    if not record.results:  # cut off behind the last step: Lightning then leaves out what is done at the end
-        for callback in trainer.callbacks:
-            if isinstance(callback, BeirEvaluation | RunRecord | WandbReport | ExportBest):
-                callback.on_train_end(trainer, module)
-    for logger in trainer.loggers:
-        logger.finalize("success")
-    return record
 
 
 def _checkpoint(config: DictConfig) -> Path | None:
@@ -152,13 +151,20 @@ def _slurm() -> list[SLURMEnvironment]:
     return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 
-def _callbacks(config: DictConfig, folder: Path, evaluation: BeirEvaluation, arm: str) -> list[L.Callback]:
-    """What a run cannot do without, and the configuration's group ``callbacks``.
+def _callbacks(
+    config: DictConfig, folder: Path, evaluation: Evaluation, record: RunRecord, reports: Sequence[L.Callback]
+) -> list[L.Callback]:
+    """Make what a run cannot do without, and the configuration's group ``callbacks``.
 
     The order matters: figures are there before they are looked at and a checkpoint is chosen, the best one before it
     is exported.
     """
-    callbacks: list[L.Callback] = [evaluation, QueryRecord(folder), StepSeeds(config.seed), *_chosen_callbacks(config)]
+    callbacks: list[L.Callback] = [
+        evaluation,
+        QueryRecord(evaluation.history),
+        StepSeeds(config.seed),
+        *_chosen_callbacks(config),
+    ]
     if config.save_checkpoints:
         checkpoints = folder / "checkpoints"
         best = {"monitor": config.criterion, "mode": config.criterion_mode, "auto_insert_metric_name": False}
@@ -166,28 +172,38 @@ def _callbacks(config: DictConfig, folder: Path, evaluation: BeirEvaluation, arm
         callbacks.append(ModelCheckpoint(checkpoints, filename="step-{step:06d}", **best))
         # save_last would write it only where the best one is written: a kill could lose many validations
         callbacks.append(ModelCheckpoint(checkpoints, filename=Path(LAST).stem, enable_version_counter=False))
-    extra = {
+    callbacks.append(record)
+    if config.get("pruner") is not None:
+        callbacks.append(PruneRun(record, instantiate(config.pruner)))
+    callbacks += reports
+    if os.isatty(2):
+        callbacks.append(RichProgressBar())
+    callbacks.append(GracefulTermination())
+    return callbacks
+
+
+def _reports(config: DictConfig, record: RunRecord, arm: str) -> list[L.Callback]:
+    """What is told of a run at its end, beside its record."""
+    reports: list[L.Callback] = []
+    if config.logger.wandb is not None:
+        from experiments.cli.wandb_run import module_file, source_files
+
+        code = source_files() | module_file(config.module._target_)
+        reports.append(WandbReport(record, code, config.logger.wandb.per_query_rows))
+    if config.export:
+        reports.append(ExportBest(record.history, _card_facts(config) | {"name": arm}))
+    return reports
+
+
+def _recorded(config: DictConfig) -> dict[str, Any]:
+    """What results.json says of the configuration."""
+    return {
         "objective": _objective(config),
         "criterion": config.criterion,
         "encoder": config.encoder.model,
         "train_passage_encoder": config.module.get("train_passage_encoder", True),
         "criterion_mode": config.criterion_mode,
     }
-    record = RunRecord(folder, arm, config.seed, extra)
-    callbacks.append(record)
-    if config.get("pruner") is not None:
-        callbacks.append(PruneRun(record, instantiate(config.pruner)))
-    if config.logger.wandb is not None:
-        from experiments.cli.wandb_run import module_file, source_files
-
-        code = source_files() | module_file(config.module._target_)
-        callbacks.append(WandbReport(folder, code, config.logger.wandb.per_query_rows))
-    if config.export:
-        callbacks.append(ExportBest(folder, _card_facts(config) | {"name": arm}))
-    if os.isatty(2):
-        callbacks.append(RichProgressBar())
-    callbacks.append(GracefulTermination())
-    return callbacks
 
 
 def _chosen_callbacks(config: DictConfig) -> list[L.Callback]:

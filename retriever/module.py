@@ -61,7 +61,6 @@ class QueryListModule(ShardedModule):
             ``token_budget``, which costs no memory. More of them save time where there is memory.
     """
 
-    trained_side = "pairs of query and passage"
     train_passage_encoder = True
 
     def __init__(
@@ -99,6 +98,11 @@ class QueryListModule(ShardedModule):
     def needs(self) -> BatchNeeds:
         """Declare what batches must hold; :class:`~datamodules.QueryListDataModule` is given it."""
         return BatchNeeds()
+
+    @property
+    def trained_side(self) -> str:
+        """Say in words what learns."""
+        return "pairs of query and passage"
 
     def losses(self, batch: RetrievalBatch) -> dict[str, Tensor]:
         """Compute name → scalar, each a mean over this rank's queries; ``loss`` is minimised, all are logged."""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from callbacks.evaluation.metrics import PerQuery, Run, in_trec_order, score_queries, without_self_hits
+from callbacks.evaluation.metrics import Metrics, PerQuery, Run, in_trec_order, without_self_hits
 from datamodules.corpus import EvaluationSet
 from datamodules.storage.files import atomic_path
 from retriever.distributed.ranks import gather_rows, gather_sizes, rank, world_size
+from retriever.errors import InputError, shown
 from retriever.search import exact_search, merge_hits
 
 log = logging.getLogger(__name__)
@@ -22,52 +23,82 @@ log = logging.getLogger(__name__)
 _SEARCHED, _SCORED = 4096, 512
 
 
-def search_and_score(
+def search_blocks(
     data: EvaluationSet,
     queries: np.ndarray,
     passages: np.ndarray,
-    hits: int,
+    k: int,
     *,
     first_row: int = 0,
-    ignore_identical_ids: bool = True,
-    keep_run: Callable[[Run], None] = lambda run: None,
     device: torch.device | str = "cpu",
-) -> PerQuery:
-    """Score exact search over a corpus whose passages are spread over the ranks.
+) -> Iterator[Run]:
+    """Search a corpus whose passages are spread over the ranks, exactly.
 
     Args:
-        data: Q queries, their judgements, N passages.
+        data: Q queries, N passages.
         queries: embeddings of all queries, [Q, D], on every rank.
         passages: embeddings of this rank's passages, [n, D]; may be memory-mapped.
-        hits: hits per query that are scored.
+        k: hits per query.
         first_row: of this rank's passages among all.
-        ignore_identical_ids: take the query's own id out of its hits, see
-            :func:`~callbacks.evaluation.metrics.without_self_hits`.
-        keep_run: called on the first rank with the run of some queries at a time, in their order.
         device: where ranks exchange hits.
 
-    Returns:
-        Metric → query id → value on the first rank, {} on others.
+    Yields:
+        On the first rank, the run of some queries at a time, in their order; every rank must ask for all.
     """
     names = list(data.queries)
-    per_query: dict[str, dict[str, float]] = {}
-    left_out = 0
     searched = max(_SCORED, _SEARCHED // world_size())  # every rank gets the hits of all
     for start in range(0, len(names), searched):
-        found = exact_search(queries[start : start + searched], passages, hits + 1, first_row=first_row)
-        scores, rows = _of_all_ranks(found, hits + 1, device)
+        found = exact_search(queries[start : start + searched], passages, k, first_row=first_row)
+        scores, rows = _of_all_ranks(found, k, device)
         if rank() != 0:
             continue
         for first in range(0, len(rows), _SCORED):
             part = slice(first, first + _SCORED)
             asked = names[start + first : start + first + len(rows[part])]
-            run = _run(data, asked, scores[part], rows[part])
-            if ignore_identical_ids:
-                whole, run = run, without_self_hits(run, data.qrels)
-                left_out += sum(len(whole[query]) - len(run[query]) for query in asked)
-            keep_run(run)
-            for metric, values in score_queries({query: data.qrels[query] for query in asked}, run).items():
-                per_query.setdefault(metric, {}).update(values)
+            yield _run(data, asked, scores[part], rows[part])
+
+
+def score_runs(
+    data: EvaluationSet,
+    runs: Iterable[Run],
+    metrics: Metrics,
+    *,
+    ignore_identical_ids: bool = True,
+    keep_run: Callable[[Run], None] = lambda run: None,
+) -> PerQuery:
+    """Score a run that comes in parts of some queries each, on the first rank.
+
+    Args:
+        data: the queries and their judgements; a query that no part has counts as 0.
+        runs: the parts; empty on other ranks.
+        metrics: what is computed.
+        ignore_identical_ids: take the query's own id out of its hits, see
+            :func:`~callbacks.evaluation.metrics.without_self_hits`.
+        keep_run: called with each part.
+
+    Returns:
+        Metric → query id → value on the first rank, {} on others.
+
+    Raises:
+        InputError: a part has a query that is none of the set's, or one that an earlier part has.
+    """
+    per_query: PerQuery = {}
+    left_out, missing = 0, dict(data.qrels)
+    for run in runs:
+        if ignore_identical_ids:
+            whole, run = run, without_self_hits(run, data.qrels)
+            left_out += sum(len(whole[query]) - len(run[query]) for query in run)
+        unknown = sorted(run.keys() - missing.keys())
+        if unknown:
+            raise InputError(f"{data.name}: the run has query {shown(unknown[0])} twice, or that is none of the set's.")
+        keep_run(run)
+        for metric, values in metrics.score({query: missing.pop(query) for query in run}, run).items():
+            per_query.setdefault(metric, {}).update(values)
+    if rank() != 0:
+        return {}
+    if missing:
+        for metric, values in metrics.score(missing, {}).items():
+            per_query.setdefault(metric, {}).update(values)
     if left_out:
         log.info(
             "%s: %d hits left out that have their query's id and are not judged relevant to it "

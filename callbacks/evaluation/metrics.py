@@ -1,44 +1,173 @@
-"""nDCG@10 and its companions, as trec_eval and BEIR compute them, with per-query values."""
+"""Metrics by name, with trec_eval's own values, per query and as means; and the class of a metric of one's own."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from heapq import nlargest
+from typing import Any
 
-import pytrec_eval
+from ir_measures import Measure, parse_measure
+from ir_measures.providers import registry
 
-METRICS = ("ndcg@10", "recall@100", "mrr@10", "map@100")
-_TREC_MEASURES = {"ndcg@10": "ndcg_cut_10", "recall@100": "recall_100", "map@100": "map_cut_100"}
+from retriever.errors import InputError, shown
+
+DEFAULT_METRICS = ("nDCG@10", "R@100", "RR@10", "AP@100")
+# Under which names they have been logged and stored since the first run; every other metric keeps the name it is asked
+# for by: R(rel=2)@1000.
+LOGGED_AS = {"nDCG@10": "ndcg@10", "R@100": "recall@100", "RR@10": "mrr@10", "AP@100": "map@100"}
+MAIN = "ndcg@10"  # by which runs are compared
+Qrels = Mapping[str, Mapping[str, int]]
 Run = dict[str, dict[str, float]]
 PerQuery = dict[str, dict[str, float]]
+_TREC_EVAL = registry["pytrec_eval"]
+_COUNTS = ("NumQ", "NumRel", "NumRet")  # have no mean in [0, 1]
 
 
-def score_run(qrels: dict[str, dict[str, int]], run: Run) -> tuple[dict[str, float], PerQuery]:
-    """Score a run with ``pytrec_eval``, trec_eval's own code; the figures are those of ``beir``'s EvaluateRetrieval.
+class Metric(ABC):
+    """A metric of one's own: a subclass in a file on Python's path, named by ``_target_`` in ``evaluation.metrics``.
 
-    Linear gain; the ideal ranking is that of all judgements; equal scores are ordered by descending passage id.
+    Example::
+
+        class FirstGrade(Metric):
+            name, depth = "first_grade", 1
+
+            def __call__(self, qrels, run):
+                best = {query: max(hits, key=hits.get, default="") for query, hits in run.items()}
+                return {query: float(qrels[query].get(best[query], 0) > 0) for query in qrels}
+
+    Attributes:
+        name: under which it is logged and stored.
+        depth: hits per query that it looks at; ``evaluation.hits`` must not be lower.
+    """
+
+    name: str
+    depth: int = 1
+
+    @abstractmethod
+    def __call__(self, qrels: Qrels, run: Run) -> dict[str, float]:
+        """Score some queries.
+
+        Args:
+            qrels: query id → passage id → grade.
+            run: query id → passage id → score, of every query in ``qrels``; {} where nothing was found.
+
+        Returns:
+            Query id → value, for every query in ``qrels``; the data set's figure is the mean.
+        """
+
+
+class Metrics:
+    """The metrics of a run.
+
+    Names are those of ir_measures (https://ir-measur.es): ``nDCG@10``, ``R(rel=2)@1000``, ``AP(rel=2)@1000``,
+    ``RR@10``, ``P@5``, ``Success@5``. ``rel`` is the lowest grade that counts as relevant. All values are trec_eval's:
+    linear gain, the ideal ranking is that of all judgements, equal scores are ordered by descending passage id.
+
+    Args:
+        metrics: names, and instances of :class:`Metric`; nDCG@10 is among them.
+        hits: hits per query that are kept; None does not check whether they suffice.
+
+    Attributes:
+        names: as they are logged, in this order: ``ndcg@10``, ``recall@100``, ``mrr@10``, ``map@100`` for nDCG@10,
+            R@100, RR@10 and AP@100, every other under its own name.
+
+    Raises:
+        InputError: a name that ir_measures or trec_eval does not know, one that comes twice, a cutoff beyond ``hits``,
+            or nDCG@10 is missing.
+    """
+
+    def __init__(self, metrics: Sequence[str | Metric] = DEFAULT_METRICS, hits: int | None = None) -> None:
+        self._named: dict[str, Measure] = {}
+        self._own: dict[str, Metric] = {}
+        names: list[str] = []
+        for metric in metrics:
+            if isinstance(metric, Metric):
+                name, depth = metric.name, metric.depth
+                self._own[name] = metric
+            else:
+                measure = _parse(metric)
+                name, depth = LOGGED_AS.get(str(measure), str(measure)), measure.params.get("cutoff") or 1
+                self._named[name] = measure
+            if name in names:
+                raise InputError(f"evaluation.metrics: {name} is there twice.")
+            if hits is not None and depth > hits:
+                raise InputError(
+                    f"evaluation.hits is {hits}; {name} looks at {depth} hits of a query. Say evaluation.hits={depth}, "
+                    f"or leave {metric if isinstance(metric, str) else name} out of evaluation.metrics."
+                )
+            names.append(name)
+        if MAIN not in self._named:
+            asked = ", ".join(str(metric if isinstance(metric, str) else metric.name) for metric in metrics)
+            raise InputError(f"evaluation.metrics is [{asked}]; nDCG@10 must be among them: runs are compared by it.")
+        self.names = tuple(names)
+
+    def score(self, qrels: Qrels, run: Run) -> PerQuery:
+        """Metric → query id → value, for all judged queries; arguments as for :func:`score_run`."""
+        complete = {query: run.get(query) or {"": 0.0} for query in qrels}  # "" is no passage's id, so never relevant
+        found: PerQuery = {}
+        for cutoff, measures in self._passes().items():
+            hits = complete
+            if cutoff is not None:
+                hits = {query: dict(in_trec_order(scores, cutoff)) for query, scores in complete.items()}
+            # grades are nDCG's gains at any level, and the provider gives it that of the first measure
+            ordered = sorted(measures.items(), key=lambda item: item[0].NAME != "nDCG")
+            for value in _TREC_EVAL.evaluator([asked for asked, _ in ordered], qrels).iter_calc(hits):
+                found.setdefault(measures[value.measure], {})[value.query_id] = value.value
+        for name, metric in self._own.items():
+            found[name] = metric(qrels, {query: run.get(query, {}) for query in qrels})
+        return {name: found[name] for name in self.names}
+
+    def _passes(self) -> dict[int | None, dict[Measure, str]]:
+        """Cutoff → measure as trec_eval knows it → name. Its reciprocal rank has no cutoff: hits are cut before."""
+        passes: dict[int | None, dict[Measure, str]] = defaultdict(dict)
+        for name, measure in self._named.items():
+            cutoff = measure.params.get("cutoff") if measure.NAME == "RR" else None
+            passes[cutoff][_without_cutoff(measure) if cutoff else measure] = name
+        return passes
+
+
+def _parse(name: Any) -> Measure:
+    """A measure that trec_eval computes, by its name; also by that under which it is logged."""
+    asked = {logged: measure for measure, logged in LOGGED_AS.items()}.get(name, name)
+    try:
+        measure = parse_measure(asked)
+        measure.validate_params()
+        known = _TREC_EVAL.supports(_without_cutoff(measure) if measure.NAME == "RR" else measure)
+    except (AssertionError, KeyError, NameError, TypeError, ValueError):
+        known = False
+    if not known or measure.NAME in _COUNTS or measure.params.get("cutoff") == 0:
+        raise InputError(
+            f"evaluation.metrics: {shown(str(name))} is no metric that trec_eval computes. Write nDCG@10, R@100, "
+            "RR@10, AP@100, P@5 or Success@5; with a relevance level, R(rel=2)@1000."
+        )
+    return measure
+
+
+def _without_cutoff(measure: Measure) -> Measure:
+    return type(measure)(**{name: value for name, value in measure.params.items() if name != "cutoff"})
+
+
+def headings(names: Iterable[str]) -> dict[str, str]:
+    """The metrics that tables show beside nDCG@10, with their headings: Recall@100, and those that are no default."""
+    left_out = {name for metric, name in LOGGED_AS.items() if metric != "R@100"}
+    return {name: "Recall@100" if name == "recall@100" else name for name in names if name not in left_out}
+
+
+def score_run(qrels: Qrels, run: Run, metrics: Metrics | None = None) -> tuple[dict[str, float], PerQuery]:
+    """Score a run; the figures of the default metrics are those of ``beir``'s EvaluateRetrieval.
 
     Args:
         qrels: query id → passage id → grade.
         run: query id → passage id → score. A judged query that the run lacks, or that has no hit, counts as 0.
+        metrics: None takes the default ones.
 
     Returns:
-        Metric → mean over all judged queries, in [0, 1], rounded to five digits as in ``beir``, and metric → query id →
-        value.
+        Metric → mean over all judged queries, rounded to five digits as in ``beir``, and metric → query id → value.
     """
-    per_query = score_queries(qrels, run)
+    per_query = (metrics or Metrics()).score(qrels, run)
     return mean_scores(per_query), per_query
-
-
-def score_queries(qrels: dict[str, dict[str, int]], run: Run) -> PerQuery:
-    """Metric → query id → value, for all judged queries; arguments as for :func:`score_run`."""
-    complete = {query: run.get(query) or {"": 0.0} for query in qrels}  # "" is no passage's id, so never relevant
-    values = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", "recall.100", "map_cut.100"}).evaluate(complete)
-    first = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank"}).evaluate(
-        {query: dict(in_trec_order(hits, 10)) for query, hits in complete.items()}
-    )
-    per_query = {name: {q: values[q][measure] for q in values} for name, measure in _TREC_MEASURES.items()}
-    per_query["mrr@10"] = {q: first[q]["recip_rank"] for q in first}
-    return {name: per_query[name] for name in METRICS}
 
 
 def mean_scores(per_query: PerQuery) -> dict[str, float]:
@@ -46,12 +175,12 @@ def mean_scores(per_query: PerQuery) -> dict[str, float]:
     return {name: round(sum(values.values()) / len(values), 5) for name, values in per_query.items()}
 
 
-def in_trec_order(hits: dict[str, float], k: int) -> list[tuple[str, float]]:
+def in_trec_order(hits: Mapping[str, float], k: int) -> list[tuple[str, float]]:
     """The best ``k`` hits of a query in trec_eval's order: by score, ties by descending id."""
     return nlargest(k, hits.items(), key=lambda item: (item[1], item[0]))
 
 
-def without_self_hits(run: Run, qrels: dict[str, dict[str, int]]) -> Run:
+def without_self_hits(run: Run, qrels: Qrels) -> Run:
     """Take each query's own id out of its hits (ArguAna and Quora hold their queries among the passages).
 
     A passage that is judged relevant stays: its id is equal by chance.

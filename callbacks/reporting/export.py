@@ -5,16 +5,14 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 
-from callbacks.evaluation.beir_evaluation import BeirEvaluation, read_per_query
+from callbacks.evaluation.history import History
 from callbacks.reliability.best_checkpoint import best_checkpoint_step, load_best_weights
 from callbacks.reporting.model_card import CardFacts, Figure, model_card
 from callbacks.reporting.statistics import paired_difference
-from datamodules.specs import read_evaluation_specs
 from retriever.module import QueryListModule
 
 log = logging.getLogger(__name__)
@@ -24,13 +22,14 @@ class ExportBest(L.Callback):
     """At the end of training, load the best checkpoint into the module and save its encoder, with a model card.
 
     Args:
-        folder: the run folder, where the per-query values are; the model goes to ``model`` in it.
+        history: of the evaluation; the model goes to ``model`` in its folder.
         facts: ``name``, ``seed``, ``objective``, ``settings``, ``training`` and ``criterion``, see
             :class:`~callbacks.reporting.model_card.CardFacts`.
     """
 
-    def __init__(self, folder: str | Path, facts: Mapping[str, Any]) -> None:
-        self.folder = Path(folder)
+    def __init__(self, history: History, facts: Mapping[str, Any]) -> None:
+        self.history = history
+        self.folder = history.folder
         self.facts = dict(facts)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: QueryListModule) -> None:
@@ -52,31 +51,28 @@ class ExportBest(L.Callback):
 
     def _card(self, trainer: L.Trainer, module: QueryListModule) -> str:
         step = best_checkpoint_step(trainer)
-        evaluation = next(c for c in trainer.callbacks if isinstance(c, BeirEvaluation))
         facts = CardFacts(
             **self.facts,
             data=trainer.datamodule.report,
             encoder=module.encoder,
             frozen_passages=not module.train_passage_encoder,
             step=step,
-            figures=self._figures(evaluation, step),
+            figures=self._figures(step),
         )
         return model_card(facts)
 
-    def _figures(self, evaluation: BeirEvaluation, step: int) -> list[Figure]:
-        at_step = {entry["step"]: entry["metrics"] for entry in evaluation.history}[step]
+    def _figures(self, step: int) -> list[Figure]:
         figures = []
-        for spec, data in zip(read_evaluation_specs(evaluation.specs), evaluation.data, strict=True):
-            folder = self.folder / "per_query" / data.name
-            base, model = (read_per_query(folder / f"step-{number:06d}.json") for number in (0, step))
+        for spec, data in ((opened.spec, opened.data) for opened in self.history.sets):
+            base, model = (self.history.per_query(data.name, number) for number in (0, step))
             figures.append(
                 Figure(
                     name=data.name,
                     path=spec.path,
                     split=spec.split,
                     dev=spec.chooses,
-                    base=evaluation.base[data.name],
-                    model=at_step[data.name],
+                    base=self.history.base[data.name],
+                    model=self.history.steps[step][data.name],
                     difference=paired_difference(model, base),
                 )
             )

@@ -11,6 +11,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from callbacks.evaluation.metrics import headings
 from callbacks.reporting.markdown import markdown_text
 from callbacks.reporting.statistics import Difference
 from datamodules.corpus import BEIR_NAMES
@@ -184,7 +185,8 @@ def _how_good(facts: CardFacts) -> str:
     if not facts.figures:
         return "## How good it is\n\nIt was evaluated on no data set."
     start = "BM25" if facts.reranks else "base"
-    head = ("data set", "queries", f"nDCG@10, {start}", "this model", "difference", "paired 95% interval", "Recall@100")
+    beside = headings(facts.figures[0].model)
+    head = ("data set", "queries", f"nDCG@10, {start}", "this model", "difference", "paired 95% interval")
     rows = [
         (
             f"{markdown_text(figure.name)} ({figure.split or 'held-out lists'}{', dev queries' if figure.dev else ''})",
@@ -193,12 +195,12 @@ def _how_good(facts: CardFacts) -> str:
             f"{figure.model['ndcg@10']:.4f}",
             f"{figure.difference.mean:+.4f}",
             f"[{figure.difference.low:+.4f}, {figure.difference.high:+.4f}]",
-            f"{figure.base['recall@100']:.4f} → {figure.model['recall@100']:.4f}",
+            *(f"{figure.base[name]:.4f} → {figure.model[name]:.4f}" for name in beside),
         )
         for figure in facts.figures
     ]
     caveats = "\n".join(f"* {sentence}" for sentence in _caveats(facts))
-    return f"## How good it is\n\n{_table(head, rows)}\n\n{caveats}"
+    return f"## How good it is\n\n{_table((*head, *beside.values()), rows)}\n\n{caveats}"
 
 
 def _caveats(facts: CardFacts) -> list[str]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import lightning as L
 
-from callbacks.evaluation.beir_evaluation import BeirEvaluation
+from callbacks.evaluation.history import History
 from datamodules.corpus import EvaluationSet
 from datamodules.storage.files import write_json
 
@@ -25,21 +24,21 @@ class QueryRecord(L.Callback):
     nearly equal, a train query to the reason.
 
     Args:
-        folder: the run folder.
+        history: of the evaluation whose queries are written; to its folder.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, history: History) -> None:
+        self.history = history
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write them."""
         if not trainer.is_global_zero:
             return
-        evaluation = next(c for c in trainer.callbacks if isinstance(c, BeirEvaluation))
-        for data in evaluation.data:
+        folder = self.history.folder
+        for data in (opened.data for opened in self.history.sets):
             overlap = trainer.datamodule.overlap(data)
-            write_json(self.folder / "queries" / f"{data.name}.json", _in_words(data))
-            write_json(self.folder / "overlap" / f"{data.name}.json", overlap)
+            write_json(folder / "queries" / f"{data.name}.json", _in_words(data))
+            write_json(folder / "overlap" / f"{data.name}.json", overlap)
             log.info("%s: training comes close to %d of %d queries", data.name, len(overlap), len(data.queries))
 
 

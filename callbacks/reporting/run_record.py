@@ -17,8 +17,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from callbacks.evaluation.beir_evaluation import BeirEvaluation
-from callbacks.evaluation.metrics import METRICS
+from callbacks.evaluation.history import History
 from callbacks.reliability.best_checkpoint import best_checkpoint_step
 from callbacks.reporting.results import RESULTS
 from datamodules.storage.files import write_json
@@ -47,15 +46,16 @@ class RunRecord(L.Callback):
     padding). A passage counts each time that a step of a rank encodes it.
 
     Args:
-        folder: the run folder.
+        history: of the evaluation; ``results.json`` goes to its folder.
         name: the arm's name: runs of one name differ in their seed alone.
         seed: the run's seed.
         config: further values to keep (objective, encoder, …); among them ``criterion``, the dev metric, and
             ``criterion_mode``, ``min`` or ``max``.
     """
 
-    def __init__(self, folder: str | Path, name: str, seed: int, config: Mapping[str, Any]) -> None:
-        self.folder = Path(folder)
+    def __init__(self, history: History, name: str, seed: int, config: Mapping[str, Any]) -> None:
+        self.history = history
+        self.folder = history.folder
         self.name = name
         self.seed = seed
         self.config = dict(config)
@@ -80,16 +80,9 @@ class RunRecord(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Gather the results. Checkpoints are saved by then."""
-        evaluation = next(c for c in trainer.callbacks if isinstance(c, BeirEvaluation))
-        by_step = {entry["step"]: entry["metrics"] for entry in evaluation.history}
-        best_step = best_checkpoint_step(trainer)
-        last_step = max(by_step)
-        steps = {"base": 0, "best": best_step, "last": last_step}
-        points = {
-            "base": evaluation.base,
-            "best": by_step[best_step],
-            "last": by_step[last_step],
-        }
+        history = self.history
+        steps = {"base": 0, "best": best_checkpoint_step(trainer), "last": max(history.steps)}
+        points = {"base": history.base} | {point: history.steps[steps[point]] for point in ("best", "last")}
         self.results = {
             "name": self.name,
             "seed": self.seed,
@@ -100,10 +93,10 @@ class RunRecord(L.Callback):
             "pruned": self.pruned,
             "optimiser_steps": trainer.global_step,
             "datasets": {
-                data.name: {m: {point: values[data.name][m] for point, values in points.items()} for m in METRICS}
-                for data in evaluation.data
+                name: {m: {point: values[name][m] for point, values in points.items()} for m in history.metrics.names}
+                for name in (opened.data.name for opened in history.sets)
             },
-            "samples": evaluation.sample_report(steps),
+            "samples": history.sample_report(steps),
             "data": trainer.datamodule.report,
             "wall_time_s": round(self.seconds_before + time.perf_counter() - self.started, 1),
             "peak_memory_bytes": peak_memory(trainer.strategy.root_device),

@@ -11,8 +11,6 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 
-from callbacks.evaluation.beir_evaluation import BeirEvaluation, read_per_query
-from callbacks.evaluation.metrics import METRICS
 from callbacks.reporting.run_record import RunRecord
 from retriever.errors import InputError
 
@@ -27,18 +25,16 @@ class WandbReport(L.Callback):
       order of evaluations.
     * ``per_query/<data set>``: query, nDCG@10 of the base and of the best step, their difference; the most hurt first.
 
-    It comes behind :class:`RunRecord`, whose results it sends.
-
     Args:
-        folder: the run folder.
+        record: whose results are sent; it comes before this callback.
         code: name → file.
         per_query_rows: queries in a table, at most: as many of the most hurt as of the most helped; 0 logs no table.
     """
 
-    def __init__(self, folder: str | Path, code: Mapping[str, Path], per_query_rows: int = 1000) -> None:
+    def __init__(self, record: RunRecord, code: Mapping[str, Path], per_query_rows: int = 1000) -> None:
         if per_query_rows < 0:
             raise InputError(f"logger.wandb.per_query_rows is {per_query_rows}; it must not be negative.")
-        self.folder = Path(folder)
+        self.record, self.history = record, record.history
         self.code = dict(code)
         self.per_query_rows = per_query_rows
         self.dev: dict[int, dict[str, float]] = {}
@@ -68,11 +64,10 @@ class WandbReport(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Send summary and tables."""
-        results = next(c for c in trainer.callbacks if isinstance(c, RunRecord)).results
-        evaluation = next(c for c in trainer.callbacks if isinstance(c, BeirEvaluation))
+        results = self.record.results
         for run in _runs(trainer):
             run.summary.update(_summary(results, self.dev))
-            for data in evaluation.data if self.per_query_rows else ():
+            for data in (opened.data for opened in self.history.sets) if self.per_query_rows else ():
                 table = self._per_query(data.name, data.queries, results["steps"])
                 run.log({f"per_query/{data.name}": table, "trainer/global_step": trainer.global_step})
 
@@ -89,14 +84,13 @@ class WandbReport(L.Callback):
         for name in names:
             copy = Path(run.dir) / "experiment" / name
             copy.parent.mkdir(exist_ok=True)
-            shutil.copyfile(self.folder / name, copy)
+            shutil.copyfile(self.history.folder / name, copy)
             run.save(str(copy), base_path=run.dir, policy="now", glob=False)
 
     def _per_query(self, name: str, queries: Mapping[str, str], steps: Mapping[str, int]) -> Any:
         import wandb
 
-        folder = self.folder / "per_query" / name
-        base, best = (read_per_query(folder / f"step-{steps[point]:06d}.json") for point in ("base", "best"))
+        base, best = (self.history.per_query(name, steps[point]) for point in ("base", "best"))
         rows: list[list[Any]] = sorted(
             ([query, queries[query], base[query], best[query], best[query] - base[query]] for query in best),
             key=lambda row: row[-1],
@@ -119,5 +113,5 @@ def _summary(results: Mapping[str, Any], dev: Mapping[int, Mapping[str, float]])
         # the last step has no dev figures where training ended between two validations
         summary |= {f"{point}/{name}": value for name, value in dev.get(step, {}).items()}
         for dataset, metrics in results["datasets"].items():
-            summary |= {f"{point}/{dataset}/{metric}": metrics[metric][point] for metric in METRICS}
+            summary |= {f"{point}/{dataset}/{metric}": values[point] for metric, values in metrics.items()}
     return summary

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from callbacks.evaluation.block_search import search_and_score
-from callbacks.evaluation.metrics import mean_scores
+from callbacks.evaluation.block_search import score_runs, search_blocks
+from callbacks.evaluation.metrics import MAIN, Metrics, mean_scores
 from datamodules.caches import embed
 from datamodules.corpus import EvaluationSet, load_evaluation_set
 from experiments.benchmarks.measuring import autocast, measure
@@ -65,8 +65,8 @@ def _ours(job: Mapping[str, Any], data: EvaluationSet, encoder: TextEncoder, fol
             kind: embed(encoder.tokenize(texts, kind), encoder, job["token_budget"])
             for kind, texts in (("query", list(data.queries.values())), ("passage", data.corpus.passages.to_pylist()))
         }
-        per_query = search_and_score(data, embeddings["query"], embeddings["passage"], _HITS)
-        return mean_scores(per_query)["ndcg@10"]
+        runs = search_blocks(data, embeddings["query"], embeddings["passage"], _HITS + 1)
+        return mean_scores(score_runs(data, runs, Metrics()))[MAIN]
 
     return evaluate
 

@@ -113,8 +113,8 @@ def latex(comparison: Comparison) -> str:
 
 
 def records(comparison: Comparison) -> list[tuple[Any, ...]]:
-    """Every row of every table with its unrounded figures, in the order of ``COLUMNS``."""
-    found = []
+    """Every row of every table with its unrounded figures, in the order of :func:`columns`."""
+    found: list[dict[str, Any]] = []
     for table, clean in comparison.all_tables():
         found += _records(table, table.title)
         if clean is not None:
@@ -125,13 +125,19 @@ def records(comparison: Comparison) -> list[tuple[Any, ...]]:
                 sets = ", ".join(row.home if side == "home" else row.abroad)
                 cells = {"difference": test.mean, "low": test.low, "high": test.high, "p": test.p, "p_holm": p}
                 cells |= {"wins": test.wins, "ties": test.ties, "losses": test.losses, "queries": test.queries}
-                found.append(_record(table=f"{side}: {sets}", run=row.name, **cells))
-    return found
+                found.append({"table": f"{side}: {sets}", "run": row.name, **cells})
+    return [tuple(record.get(column) for column in columns(comparison)) for record in found]
+
+
+def columns(comparison: Comparison) -> tuple[str, ...]:
+    """``COLUMNS``, and the further metrics that runs report."""
+    further = dict.fromkeys(name for table, _ in comparison.all_tables() for arm in table.arms for name in arm.figures)
+    return (*COLUMNS, *(name for name in further if name not in COLUMNS))
 
 
 def csv_text(comparison: Comparison) -> str:
     """The records as CSV, with a header."""
-    return to_csv([COLUMNS, *records(comparison)])
+    return to_csv([columns(comparison), *records(comparison)])
 
 
 def query_csv(comparison: Comparison) -> str:
@@ -162,35 +168,32 @@ def _cell(value: Any) -> Any:
     return f"'{value}" if formula else value
 
 
-def _records(table: Table, title: str) -> list[tuple[Any, ...]]:
-    found = []
+def _records(table: Table, title: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
     for arm in table.arms:
         test = arm.difference
         cells = {} if test is None else {"difference": test.mean, "low": test.low, "high": test.high, "p": test.p}
         cells |= {} if test is None else {"wins": test.wins, "ties": test.ties, "losses": test.losses}
         found.append(
-            _record(
-                table=title,
-                queries=table.queries,
-                run=arm.name,
-                seeds=" ".join(map(str, arm.seeds)),
-                steps=" ".join(map(str, arm.steps)),
-                comparisons=table.comparisons,
-                p_holm=arm.p_holm,
-                minutes=arm.minutes,
-                peak_memory_gib=arm.memory,
-                passages_encoded=arm.passages,
-                tokens_encoded=arm.tokens,
-                pruned=" ".join(map(str, arm.pruned)),
-                **{"ndcg@10": arm.ndcg, "recall@100": arm.recall},
+            {
+                "table": title,
+                "queries": table.queries,
+                "run": arm.name,
+                "seeds": " ".join(map(str, arm.seeds)),
+                "steps": " ".join(map(str, arm.steps)),
+                "comparisons": table.comparisons,
+                "p_holm": arm.p_holm,
+                "minutes": arm.minutes,
+                "peak_memory_gib": arm.memory,
+                "passages_encoded": arm.passages,
+                "tokens_encoded": arm.tokens,
+                "pruned": " ".join(map(str, arm.pruned)),
+                "ndcg@10": arm.ndcg,
+                **arm.figures,
                 **cells,
-            )
+            }
         )
     return found
-
-
-def _record(**cells: Any) -> tuple[Any, ...]:
-    return tuple(cells.get(column) for column in COLUMNS)
 
 
 def _markdown_cell(text: str) -> str:

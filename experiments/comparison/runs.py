@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from callbacks.evaluation.beir_evaluation import read_per_query
+from callbacks.evaluation.history import read_per_query
 from callbacks.reporting.results import RESULTS, read_results
 from datamodules.specs import EvaluationSpec, TrainFile, read_evaluation_specs, read_list_files
 from datamodules.storage.files import read_json
@@ -33,6 +33,7 @@ OTHER_COMMANDS = ("bench", "prepare")
 _AGAIN = "Run that experiment again, or leave it out."
 _NO_SETTINGS = PLACES | {"seed", "export", "name"}
 _PLACES_WITHIN = {"output_dir", "cache_dir", "data_dir"}
+_REPORTED = "evaluation.metrics"  # what is reported beside nDCG@10 makes no other arm
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,10 @@ class Run:
         value = self.results["datasets"][own].get(metric, {}).get(point)
         _require(path, f"datasets.{own}.{metric}.{point}", value, float)
         return value
+
+    def metrics(self, dataset: str) -> list[str]:
+        """The metrics that the run has of a data set."""
+        return list(self.results["datasets"][self.datasets[dataset]])
 
     def values(self, dataset: str, point: str) -> dict[str, float]:
         """Query id → nDCG@10 at a point."""
@@ -320,10 +325,13 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
 
 def _is_no_setting(key: str, value: Any, seed: Any) -> bool:
     parts = key.split(".")
-    first, last = parts[0], parts[-1]
-    if parts[:2] == ["callbacks", "diagnostics"]:
-        return True
-    return first in _NO_SETTINGS or last in _PLACES_WITHIN or (last == "seed" and value == seed)
+    return (
+        parts[0] in _NO_SETTINGS
+        or parts[-1] in _PLACES_WITHIN
+        or parts[:2] == ["callbacks", "diagnostics"]
+        or key.startswith(_REPORTED)
+        or (parts[-1] == "seed" and value == seed)
+    )
 
 
 def _content(folder: Path, config: dict[str, Any]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from callbacks.evaluation.metrics import headings
 from callbacks.reporting.statistics import PairedTest
 from experiments.comparison.tables import Arm, Comparison, HomeAndAbroad, Table
 
@@ -47,6 +48,7 @@ def narrow_sheets(comparison: Comparison) -> list[Sheet]:
 
 
 def _sheet(comparison: Comparison, table: Table) -> Sheet:
+    beside = headings(dict.fromkeys(name for arm in table.arms for name in arm.figures))
     columns = (
         "run",
         "seeds",
@@ -55,7 +57,7 @@ def _sheet(comparison: Comparison, table: Table) -> Sheet:
         "paired 95% interval",
         "p (Holm)",
         "W/T/L",
-        "Recall@100",
+        *beside.values(),
         "step",
         "minutes",
         "GiB",
@@ -70,7 +72,7 @@ def _sheet(comparison: Comparison, table: Table) -> Sheet:
             _interval(arm.difference),
             _p(arm.p_holm),
             _counts(arm.difference),
-            _number(arm.recall, ".4f"),
+            *(_number(arm.figures.get(name), ".4f") for name in beside),
             _steps(arm),
             _number(arm.minutes, ".1f"),
             _number(arm.memory, ".1f"),

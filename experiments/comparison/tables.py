@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from callbacks.evaluation.metrics import headings
 from callbacks.reporting.statistics import PairedTest, holm
 from experiments.comparison.measured import BASE, Measured, read_measured, tested
 from experiments.comparison.runs import Group, Run, find_runs, group_runs, read_runs
@@ -26,7 +27,8 @@ class Arm:
         ndcg: mean nDCG@10 over queries and seeds (and data sets).
         difference: to the base, paired; None for the base itself.
         p_holm: its p-value, corrected over the table.
-        recall: mean Recall@100; None on a part of the queries.
+        figures: metric → mean, of those that tables show beside nDCG@10 and all runs have; empty on a part of the
+            queries.
         steps: step of each run's model.
         pruned: seeds of the runs that a pruner stopped.
         paired: the seeds that the difference is over, where the arm or the base has others, too; else None.
@@ -41,7 +43,7 @@ class Arm:
     ndcg: float
     difference: PairedTest | None
     p_holm: float | None = None
-    recall: float | None = None
+    figures: dict[str, float] = field(default_factory=dict)
     steps: list[int] = field(default_factory=list)
     pruned: list[int] = field(default_factory=list)
     paired: list[int] | None = None
@@ -204,12 +206,19 @@ def _arm(
         seeds=first.seeds[name],
         ndcg=float(np.mean(means)),
         difference=tested(parts, name, base, keep) if differs else None,
-        recall=None if clean else float(np.mean([r.mean(p.dataset, "recall@100", point) for p in parts for r in runs])),
+        figures={} if clean else _figures(parts, runs, point),
         steps=[run.results["steps"][point] for run in runs],
         pruned=[] if untrained else [run.seed for run in runs if run.results.get("pruned")],
         paired=_paired(first, name, base) if differs else None,
         **({} if untrained else _costs(runs)),
     )
+
+
+def _figures(parts: Sequence[Measured], runs: Sequence[Run], point: str) -> dict[str, float]:
+    """Metric → mean over data sets and runs."""
+    of_each = [run.metrics(part.dataset) for part in parts for run in runs]
+    shared = [name for name in headings(of_each[0]) if all(name in names for names in of_each)]
+    return {m: float(np.mean([run.mean(part.dataset, m, point) for part in parts for run in runs])) for m in shared}
 
 
 def _paired(measured: Measured, arm: str, base: str) -> list[int] | None:

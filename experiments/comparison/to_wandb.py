@@ -8,7 +8,7 @@ from pathlib import Path
 import wandb
 
 from experiments.cli.wandb_run import start_run
-from experiments.comparison.formats import COLUMNS, records
+from experiments.comparison.formats import columns, records
 from experiments.comparison.tables import Comparison
 
 
@@ -31,7 +31,8 @@ def log_comparison(comparison: Comparison, files: Sequence[Path], folder: Path, 
         },
     }
     with start_run(folder, arguments) as run:
-        run.log({"comparison": wandb.Table(columns=list(COLUMNS), data=[list(row) for row in records(comparison)])})
+        rows = [list(row) for row in records(comparison)]
+        run.log({"comparison": wandb.Table(columns=list(columns(comparison)), data=rows)})
         artifact = wandb.Artifact("comparison", type="comparison")
         for path in files:
             artifact.add_file(str(path))

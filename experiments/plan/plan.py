@@ -16,7 +16,7 @@ import lightning as L
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from callbacks import BeirEvaluation
+from callbacks import Evaluation
 from datamodules import QueryListDataModule
 from datamodules.corpus import Corpus
 from experiments.plan.steps import Steps
@@ -35,7 +35,7 @@ def run_plan(
     trainer: L.Trainer,
     module: QueryListModule,
     data: QueryListDataModule,
-    evaluation: BeirEvaluation,
+    evaluation: Evaluation,
     checkpoint: Path | None,
 ) -> dict[str, Any]:
     """Gather what a run does. Takes a second or two for the estimate of its time, and leaves all as it is.
@@ -65,7 +65,7 @@ def run_plan(
         "lists": data.report["files"],
         "left_out": data.report.get("leak_guard", []),
         "corpora": {corpus.name: len(corpus) for corpus in _corpora(data, evaluation)},
-        "evaluation": evaluation.describe(),
+        "evaluation": [opened.describe() for opened in evaluation.history.sets],
         "device": {
             "name": _device(trainer.strategy.root_device),
             "threads": torch.get_num_threads(),
@@ -91,9 +91,9 @@ def _step_of(checkpoint: Path) -> int:
     return torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"]
 
 
-def _corpora(data: QueryListDataModule, evaluation: BeirEvaluation) -> list[Corpus]:
+def _corpora(data: QueryListDataModule, evaluation: Evaluation) -> list[Corpus]:
     lists = [*data.train_lists, *data.dev_lists]
-    return [part.corpus for part in lists] + [evaluated.corpus for evaluated in evaluation.data]
+    return [part.corpus for part in lists] + [opened.data.corpus for opened in evaluation.history.sets]
 
 
 def _model(encoder: torch.nn.Module) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def _time(
     trainer: L.Trainer,
     module: QueryListModule,
     data: QueryListDataModule,
-    evaluation: BeirEvaluation,
+    evaluation: Evaluation,
     steps: Steps,
     trained_share: float,
 ) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import lightning as L
 import numpy as np
 import torch
 
-from callbacks import BeirEvaluation
+from callbacks import Evaluation
 from datamodules import QueryListDataModule
 from datamodules.caches import find_tokens, has_embeddings
 from datamodules.corpus import Corpus
@@ -57,7 +57,7 @@ def estimate(
     trainer: L.Trainer,
     module: QueryListModule,
     data: QueryListDataModule,
-    evaluation: BeirEvaluation,
+    evaluation: Evaluation,
     steps: Steps,
     trained_share: float,
 ) -> Estimate:
@@ -195,14 +195,12 @@ def _uncached(
     trainer: L.Trainer,
     module: QueryListModule,
     data: QueryListDataModule,
-    evaluation: BeirEvaluation,
+    evaluation: Evaluation,
     meter: _Meter,
 ) -> Sequence[Corpus]:
     """Corpora that the base model has to encode."""
-    if not evaluation.searches:
-        return []
-    wanted = {(e.corpus.name, evaluation.embedding_dtype): e.corpus for e in evaluation.data}
-    if not module.train_passage_encoder:
+    wanted = evaluation.ranker.corpora_to_encode(evaluation.history.sets)
+    if wanted and not module.train_passage_encoder:
         wanted |= {(part.corpus.name, "float32"): part.corpus for part in (*data.train_lists, *data.dev_lists)}
     with trainer.precision_plugin.forward_context():
         return [

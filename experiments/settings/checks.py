@@ -10,7 +10,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from callbacks.evaluation.metrics import METRICS
+from callbacks.evaluation.metrics import DEFAULT_METRICS, MAIN, Metrics
 from callbacks.reporting.results import RESULTS
 from datamodules.specs import EvaluationSpec, read_evaluation_specs
 from datamodules.storage.files import read_json
@@ -58,8 +58,9 @@ def check(config: DictConfig) -> None:
     _check_resumed(plain)
     dev = _dev_metrics(config, outline(plain["encoder"]))
     _check_optimizer(config)
+    metrics = _metrics(plain["evaluation"])
     if dev is not None:
-        _check_metrics(monitored, dev, specs if plain["evaluation"]["_target_"] == "callbacks.BeirEvaluation" else None)
+        _check_metrics(monitored, dev, metrics, specs if plain["evaluation"].get("every_validation", True) else None)
 
 
 def monitored_metrics(config: DictConfig) -> list[tuple[str, str]]:
@@ -92,11 +93,16 @@ def _check_criterion(
             )
 
 
+def _metrics(evaluation: dict[str, Any]) -> Metrics:
+    """The metrics of an evaluation: wrong names, and cutoffs beyond its hits, are refused here."""
+    return Metrics(instantiate(evaluation.get("metrics", list(DEFAULT_METRICS))), evaluation.get("hits"))
+
+
 def _check_metrics(
-    monitored: Sequence[tuple[str, str]], dev: Sequence[str], specs: Sequence[EvaluationSpec] | None
+    monitored: Sequence[tuple[str, str]], dev: Sequence[str], metrics: Metrics, specs: Sequence[EvaluationSpec] | None
 ) -> None:
-    """Refuse a metric that nothing will log; those of an evaluation without ``specs`` are not known."""
-    kinds = [*METRICS, "ndcg@10_base", "ndcg@10_delta"]
+    """Refuse a metric that nothing will log; ``specs`` is None where validations evaluate no set."""
+    kinds = [*metrics.names, f"{MAIN}_base", f"{MAIN}_delta"]
     for name, metric in monitored:
         if not metric.startswith("val/"):
             choose(name, metric, [f"dev/{part}" for part in dev])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Value = TypeVar("Value")
 
 
 def world_size() -> int:
@@ -23,6 +27,23 @@ def sum_over_ranks(numbers: Tensor) -> Tensor:
         numbers = numbers.clone()
         dist.all_reduce(numbers)
     return numbers
+
+
+def broadcast(value: Value) -> Value:
+    """The first rank's value, of any type that can be pickled, on every rank; all must take part."""
+    if world_size() == 1:
+        return value
+    held: list = [value]
+    dist.broadcast_object_list(held)
+    return held[0]
+
+
+def gather_objects(value: Value) -> list[Value]:
+    """Every rank's value, of any type that can be pickled, in rank order."""
+    parts: list = [value] * world_size()
+    if len(parts) > 1:
+        dist.all_gather_object(parts, value)
+    return parts
 
 
 def gather_sizes(size: int, device: torch.device) -> list[int]:

@@ -84,8 +84,7 @@ def matched(arguments: list[str], folder: Path) -> None:
     config = config_of(*arguments)
     module = instantiate(config.module, encoder=instantiate(config.encoder))
     evaluation = instantiate(config.evaluation, folder=folder)
-    evaluation.specs = evaluation.data = []
-    evaluation.open(module, None)
+    evaluation.ranker.check(module)
 
 
 def checked(arguments: list[str], folder: Path) -> None:
@@ -266,9 +265,9 @@ CASES: list[tuple[str, Callable, tuple[str, ...]]] = [
     ("checks.py: allow_test_selection=true", checked, ("criterion=val/small/ndcg@10", "criterion_mode=max")),
     ("module.py: module=reranker", run, ("encoder=cross", "encoder.model={cross}")),
     ("module.py: encoder=cross_minilm", run, ("module=reranker", "evaluation=rerank")),
-    ("beir_evaluation.py: evaluation=rerank", matched, (
+    ("dense.py: evaluation=rerank", matched, (
         "module=reranker", "encoder=cross", "encoder.model={cross}", "evaluation=beir")),
-    ("rerank_evaluation.py: module=reranker", matched, ("module=combined", "evaluation=rerank")),
+    ("reranking.py: module=reranker", matched, ("module=combined", "evaluation=rerank")),
     ("infonce.py: module.positive=teacher", whole_run, (
         "module=infonce_conventional", "data.train=[{{path: {unlabelled}, corpus: {corpus}}}]",
         "data.dev=[{{path: {unlabelled}, corpus: {corpus}}}]", "data.leak_guard=off")),
@@ -328,8 +327,8 @@ NOT_TYPED = {
     "layered_gemma.py: teacher.trust_remote_code=true": "needs a model with code of its own; see test_teachers.py",
     "model_teacher.py: teacher.dtype=float32": "numbers too large for 16 bits; see test_teachers.py",
     "sequence_classifier.py: teacher.dtype=float32": "no model of transformers is without a last projection",
-    "beir_evaluation.py: module=reranker": "what was typed",
-    "rerank_evaluation.py: evaluation=rerank": "what was typed",
+    "dense.py: module=reranker": "what was typed",
+    "reranking.py: evaluation=rerank": "what was typed",
     "checks.py: encoder.{}=null": "see test_repeat.py and test_encoder.py: prompts of an exported model",
     "checks.py: module.train_passage_encoder=false": "what was typed",
     "trainer_checks.py: trainer=fsdp": "in place of a strategy of one's own",

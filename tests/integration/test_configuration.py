@@ -45,7 +45,7 @@ def never_loaded(monkeypatch):
     for place in (
         "retriever.pretrained.loading.AutoModel.from_pretrained",
         "retriever.encoder.text_encoder.AutoTokenizer.from_pretrained",
-        "callbacks.evaluation.beir_evaluation.load_corpus",
+        "callbacks.evaluation.sets.load_corpus",
         "datamodules.datamodule.load_corpus",
     ):
         monkeypatch.setattr(place, loaded)
@@ -176,7 +176,7 @@ def test_a_model_of_the_hub_out_of_reach_is_one_sentence_before_anything_heavy(
     def loaded(*_, **__):
         raise AssertionError("something heavy was begun")
 
-    for place in ("callbacks.evaluation.beir_evaluation.load_corpus", "datamodules.datamodule.load_corpus"):
+    for place in ("callbacks.evaluation.sets.load_corpus", "datamodules.datamodule.load_corpus"):
         monkeypatch.setattr(place, loaded)
     options = [*small_run, "encoder.model=someone/some-model", f"hydra.run.dir={tmp_path}/run"]
     error = error_of(run_module, monkeypatch, capsys, *options)

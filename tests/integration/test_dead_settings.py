@@ -560,6 +560,7 @@ def run_leaves(world: World) -> dict[str, Seen]:
         "data.num_workers": Seen("batches", 2),
         "data.seed": Seen("batches", 2),
         "evaluation.datasets": Seen("fit", [{"path": world.corpus, "split": "shared"}], {"data.leak_guard": "off"}),
+        "evaluation.metrics": Seen("fit", ["nDCG@10", "P@5"]),
         "evaluation.hits": Seen("fit", 110, {"evaluation.run_hits": 1000}),
         "evaluation.run_hits": Seen("fit", 5),
         "evaluation.ignore_identical_ids": Seen(
@@ -726,6 +727,7 @@ def rerank_leaves(world: World) -> dict[str, Seen]:
         "data_dir": str(world.folder / "store"),
         "data.leak_guard": "off",
     }
+    strays = [{"path": world.corpus, "name": "lists", "lists": world.lists["strays"]}]
     own = {"evaluation.datasets": [{"path": world.corpus, "split": "own"}]}
     known = {"encoder.preset": {"model": world.model}, "encoder.passage_max_length": None}
     return {
@@ -756,6 +758,7 @@ def rerank_leaves(world: World) -> dict[str, Seen]:
         "evaluation.b": Seen("fit", 1.0),
         "evaluation.dense_weight": Seen("fit", 0.1),
         "evaluation.every_validation": Seen("run", True),
+        "evaluation.metrics": Seen("fit", ["nDCG@10", "P@5"]),
         "evaluation.hits": Seen("fit", 20),
         "evaluation.run_hits": Seen("fit", 5),
         "evaluation.ignore_identical_ids": Seen("fit", False, own),
@@ -763,6 +766,7 @@ def rerank_leaves(world: World) -> dict[str, Seen]:
         "evaluation.empty_passages": Seen(
             "fit", "error", {"evaluation.datasets": [{"path": world.gaps}]} | OFF, refused="neither"
         ),
+        "evaluation.on_bad_list": Seen("fit", "drop", {"evaluation.datasets": strays, "data.leak_guard": "off"}),
         "evaluation.cache_dir": Seen("caches_of_fit", str(world.folder / "elsewhere5")),
         "evaluation.data_dir": Seen("fit", str(world.folder / "other_store"), kept),
         "evaluation.token_budget": Seen("fit", 500, {"cache_dir": world.emptied}),

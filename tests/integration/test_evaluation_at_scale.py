@@ -18,14 +18,15 @@ import torch
 import torch.distributed as dist
 from beir.retrieval.evaluation import EvaluateRetrieval
 
-from callbacks import BeirEvaluation, RunRecord
-from callbacks.evaluation import beir_evaluation, block_search
-from callbacks.evaluation.block_search import search_and_score, trec_file
+from callbacks import DenseEvaluation, Metrics, RunRecord
+from callbacks.evaluation import block_search, dense
+from callbacks.evaluation.block_search import score_runs, search_blocks, trec_file
 from callbacks.evaluation.metrics import mean_scores, score_run
 from datamodules import caches
 from datamodules.caches import cached_embeddings, embed
 from datamodules.corpus import Corpus, EvaluationSet, load_evaluation_set
-from datamodules.sampled_corpus import SampleSpec, draw_sample
+from datamodules.sampled_corpus import draw_sample
+from datamodules.specs import SampleSpec
 from datamodules.storage.made_ahead import made_ahead
 from experiments.run import train
 from helpers.kills import killed_at
@@ -86,7 +87,8 @@ def test_blocks_of_queries_give_the_scores_and_the_run_file_of_all_at_once(tmp_p
     data, queries, passages = made_up(60, 300)
     expected = expected_run(data, queries, passages, 150, own)
     with trec_file(tmp_path / "run.trec", "tag", 20) as keep_run:
-        per_query = search_and_score(data, queries, passages, 150, ignore_identical_ids=not own, keep_run=keep_run)
+        runs = search_blocks(data, queries, passages, 151)
+        per_query = score_runs(data, runs, Metrics(), ignore_identical_ids=not own, keep_run=keep_run)
         assert not (tmp_path / "run.trec").exists()
     means, values = score_run(data.qrels, expected)
     assert per_query == values and mean_scores(per_query) == means
@@ -105,7 +107,7 @@ def test_memory_does_not_grow_with_the_queries(monkeypatch, searched, scored):
     for count in (128, 1024):
         data, queries, passages = made_up(count, 2000)
         tracemalloc.start()
-        search_and_score(data, queries, passages, 500)
+        score_runs(data, search_blocks(data, queries, passages, 501), Metrics())
         peaks.append(tracemalloc.get_traced_memory()[1] - min(count, searched) * 500 * 12)
         tracemalloc.stop()
     # 896 more queries: a few floats each, beside 12 bytes for each hit searched, and not the 100 of a Python object
@@ -118,9 +120,8 @@ def searching_rank(rank, port, folder):
     data, queries, passages = made_up(60, 300)
     own = slice(0, 40) if rank == 0 else slice(40, 300)  # fewer passages on the first rank than hits
     runs = {}
-    per_query = search_and_score(
-        data, queries, passages[own], 150, first_row=own.start, keep_run=lambda run: runs.update(run)
-    )
+    found = search_blocks(data, queries, passages[own], 151, first_row=own.start)
+    per_query = score_runs(data, found, Metrics(), keep_run=lambda run: runs.update(run))
     (folder / f"{rank}.json").write_text(json.dumps([per_query, runs]))
     dist.destroy_process_group()
 
@@ -274,7 +275,7 @@ def test_a_tokenizer_serves_two_threads(tiny_encoder):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_embeddings_on_disk_give_the_figures_of_those_in_memory(small_run, tmp_path, monkeypatch, dtype):
-    found, search = {}, search_and_score
+    found, search = {}, search_blocks
     figures = {}
     for storage in ("memory", "disk"):
         seen = found[storage] = []
@@ -283,7 +284,7 @@ def test_embeddings_on_disk_give_the_figures_of_those_in_memory(small_run, tmp_p
             seen.append((type(passages), passages.dtype.name))
             return search(data, queries, passages, *args, **kwargs)
 
-        monkeypatch.setattr(beir_evaluation, "search_and_score", spied)
+        monkeypatch.setattr(dense, "search_blocks", spied)
         options = [f"evaluation.embedding_storage={storage}", f"evaluation.embedding_dtype={dtype}", "export=false"]
         options += ["module=distillation", "trainer.max_epochs=1", f"cache_dir={tmp_path}/cache"]
         figures[storage] = train(config_of(*small_run, *options), tmp_path / storage)["datasets"]
@@ -408,14 +409,23 @@ def test_resumed_run_keeps_its_sample(small_run, small_scifact, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"datasets": [{"path": "scifact", "sample": 5}]}, "sample is 5; it must be a mapping with size"),
-        ({"datasets": [{"path": "scifact", "sample": {"depth": 5}}]}, "size is missing; it must have size"),
-        ({"datasets": [{"path": "scifact", "sample": {"size": 0}}]}, "sample.size is 0"),
-        ({"datasets": [{"path": "scifact", "sample": {"size": 1.5}}]}, "sample.size is 1.5; it must be a whole number"),
+        (
+            {"datasets": [{"path": "scifact", "sample": 5}]},
+            r"datasets\[0\].sample is 5; it must be a mapping with size or null",
+        ),
+        ({"datasets": [{"path": "scifact", "sample": {"depth": 5}}]}, r"datasets\[0\].sample: size is missing"),
+        (
+            {"datasets": [{"path": "scifact", "sample": {"size": 0}}]},
+            r"datasets\[0\].sample.size is 0; it must be a whole number of at least 1",
+        ),
+        (
+            {"datasets": [{"path": "scifact", "sample": {"size": 1.5}}]},
+            r"datasets\[0\].sample.size is 1.5; it must be a whole number",
+        ),
         ({"datasets": [{"path": "scifact", "sample": {"size": 9, "dept": 1}}]}, "Did you mean 'depth'"),
         (
             {"datasets": [{"path": "scifact", "sample": {"size": 9}}, {"path": "scifact", "name": "scifact-sample"}]},
-            "two have one name",
+            "two sets have one name",
         ),
         ({"datasets": [{"path": "scifact"}], "embedding_dtype": "float61"}, "Did you mean 'float16'"),
         ({"datasets": [{"path": "scifact"}], "embedding_storage": "ram"}, "valid values are 'memory', 'disk'"),
@@ -423,7 +433,7 @@ def test_resumed_run_keeps_its_sample(small_run, small_scifact, tmp_path):
 )
 def test_wrong_options_are_named(tmp_path, options, message):
     with pytest.raises(InputError, match=message):
-        BeirEvaluation(folder=tmp_path, **options)
+        DenseEvaluation(folder=tmp_path, **options)
 
 
 def test_a_sampled_dev_set_chooses_by_its_sample(small_run, small_scifact, tmp_path):

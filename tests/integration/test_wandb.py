@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import wandb
 
-from callbacks.evaluation.beir_evaluation import read_per_query
-from callbacks.evaluation.metrics import METRICS
+from callbacks.evaluation.history import read_per_query
+from callbacks.evaluation.metrics import Metrics
 from datamodules.corpus import load_queries
 from experiments import dashboard
 from experiments.cli.redact import redact, redact_arguments
@@ -55,7 +55,7 @@ def test_offline_file_holds_every_promised_key(recorded):
     values = summary(records)
     for point, step in results["steps"].items():
         assert values[f"{point}/step"] == step and f"{point}/dev/loss" in values and f"{point}/dev/kl" in values
-        for metric in METRICS:
+        for metric in Metrics().names:
             assert values[f"{point}/small/{metric}"] == results["datasets"]["small"][metric][point]
     assert {"wall_time_s", "peak_memory_bytes"} <= values.keys()
     assert not [name for name in values if name.startswith(("val/", "dev/"))]  # which step would that be?

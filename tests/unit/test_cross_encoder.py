@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,13 +25,16 @@ from transformers import (
     RobertaModel,
 )
 
-from callbacks.evaluation import rerank_evaluation
+from callbacks import CrossEncoderRanker, Evaluator, History, Metrics, Ranking, Reading
+from callbacks.evaluation import reranking
 from callbacks.evaluation.metrics import score_run
+from callbacks.evaluation.sets import open_sets
 from datamodules.batches import ListBatches
 from datamodules.caches import embed
 from datamodules.corpus import load_evaluation_set
 from datamodules.datamodule import QueryListDataModule
 from datamodules.hits import bm25_search
+from datamodules.specs import read_evaluation_specs
 from experiments.run import train
 from helpers.kills import killed_at
 from helpers.processes import finish, start_ranks
@@ -395,6 +399,23 @@ def test_run_folder_tells_the_whole_story(teacher_run, small_scifact, tmp_path, 
     assert (folder / "environment.json").is_file() and results["encoder"]
 
 
+def test_a_cross_encoder_is_evaluated_without_a_trainer(teacher_run, small_scifact, tmp_path):
+    lengths = {"query_max_length": 90, "passage_max_length": 128, "pair_max_length": 120}
+    options = [*(f"encoder.{name}={length}" for name, length in lengths.items()), "evaluation.dense=null"]
+    results = train(config_of(*teacher_run, *options, "trainer.max_epochs=1"), tmp_path / "run")
+    encoder = CrossEncoder.from_pretrained(str(tmp_path / "run" / "model"), **lengths)
+    history = History(tmp_path / "alone", Metrics())
+    history.sets = open_sets(read_evaluation_specs([{"path": str(small_scifact)}]), Reading(cache_dir=tmp_path / "own"))
+    evaluator = Evaluator(CrossEncoderRanker(depth=12), history, Ranking(cache_dir=tmp_path / "own"))
+    evaluator.prepare(encoder)
+    figures = evaluator.evaluate(encoder, 1)["small"]
+    for metric, points in results["datasets"]["small"].items():
+        assert (figures[metric], history.base["small"][metric]) == (points["best"], points["base"])
+    evaluator.finish(encoder, 1)
+    orders = json.loads((tmp_path / "alone" / "reranking.json").read_text())["ndcg@10"]
+    assert orders == json.loads((tmp_path / "run" / "reranking.json").read_text())["ndcg@10"]
+
+
 def test_dense_and_fused_orders_are_those_of_the_embeddings(teacher_run, small_scifact, tiny_encoder, tmp_path):
     train(config_of(*teacher_run, "trainer.max_epochs=1", "evaluation.depth=120"), tmp_path / "run")
     data = load_evaluation_set(str(small_scifact))
@@ -454,8 +475,8 @@ def test_killed_training_resumes_to_the_same_weights(teacher_run, tmp_path, vali
 def test_killed_evaluation_resumes_with_the_blocks_it_has(teacher_run, tmp_path, monkeypatch):
     options = [*teacher_run, "evaluation.dense=null"]
     whole = train(config_of(*options, f"cache_dir={tmp_path}/other"), tmp_path / "whole")
-    monkeypatch.setattr(rerank_evaluation, "_BLOCK", 3)
-    score, done = rerank_evaluation.score_pairs, []
+    monkeypatch.setattr(reranking, "_BLOCK", 3)
+    score, done = reranking.score_pairs, []
 
     def counted(*arguments, **options):
         if len(done) == 4:
@@ -464,12 +485,12 @@ def test_killed_evaluation_resumes_with_the_blocks_it_has(teacher_run, tmp_path,
         return score(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(rerank_evaluation, "score_pairs", counted)
+        patch.setattr(reranking, "score_pairs", counted)
         with pytest.raises(RuntimeError, match="killed"):
             train(config_of(*options), tmp_path / "cut")
     assert len(list(tmp_path.glob("cache/reranking/*/block-*.npy"))) == 4 and not (tmp_path / "cut/model").exists()
     done.clear()
-    monkeypatch.setattr(rerank_evaluation, "score_pairs", lambda *a, **k: done.append(1) or score(*a, **k))
+    monkeypatch.setattr(reranking, "score_pairs", lambda *a, **k: done.append(1) or score(*a, **k))
     resumed = train(config_of(*options, f"resume={tmp_path}/cut"), tmp_path / "cut")
     assert len(done) == 7 - 4  # blocks of 3 of 20 queries
     assert resumed["datasets"] == whole["datasets"] and resumed["steps"] == whole["steps"]
@@ -513,18 +534,18 @@ def test_reranking_at_every_validation_is_logged(teacher_run, tmp_path):
 def test_own_passage_is_no_candidate(teacher_run, small_scifact, tmp_path):
     config = config_of(*teacher_run, "evaluation.dense=null")
     evaluation = instantiate(config.evaluation, folder=tmp_path)
-    data = evaluation.data[0]
+    [opened] = open_sets(evaluation.specs, evaluation.reading)
+    data, ranker, how = opened.data, evaluation.ranker, evaluation.how
     own = data.corpus.ids[5].as_py()
     queries = {own: data.corpus.passages[5].as_py(), **data.queries}
     changed = type(data)(data.name, data.corpus, queries, {own: {own: 0}, **data.qrels})
-    rows = evaluation._bm25(changed).rows
+    rows = ranker.candidates(changed, how).rows
     assert rows.shape == (21, 12) and 5 not in rows[0]
-    evaluation._candidates.clear()
+    ranker._candidates.clear()
     relevant = type(data)(data.name, data.corpus, queries, {own: {own: 1}, **data.qrels})
-    assert evaluation._bm25(relevant).rows[0, 0] == 5
-    evaluation.ignore_identical_ids = False
-    evaluation._candidates.clear()
-    assert evaluation._bm25(changed).rows[0, 0] == 5
+    assert ranker.candidates(relevant, how).rows[0, 0] == 5
+    ranker._candidates.clear()
+    assert ranker.candidates(changed, replace(how, ignore_identical_ids=False)).rows[0, 0] == 5
 
 
 @pytest.mark.parametrize(

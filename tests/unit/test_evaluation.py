@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import pytrec_eval
 
-from callbacks import BeirEvaluation
+from callbacks import DenseEvaluation
 from callbacks.evaluation.metrics import score_run, without_self_hits
 from callbacks.reporting.statistics import paired_difference
 from experiments.compare import main as compare_main
@@ -93,15 +93,17 @@ def test_streamed_search_equals_the_full_score_matrix():
 @pytest.mark.parametrize(
     ("datasets", "message"),
     [
-        ([{"path": "scifact", "splitt": "test"}], "must have path, may have split, name, queries"),
-        ([{"path": "scifact", "queries": "test"}], "queries is 'test'"),
-        ([{"path": "scifact"}, {"path": "scifact", "split": "train"}], "two have one name"),
-        ([{"path": "scifact", "split": "dev"}], "The splits of"),
+        (
+            [{"path": "scifact", "splitt": "test"}],
+            r"datasets\[0\]: .splitt. is no setting here; .* Did you mean .split.",
+        ),
+        ([{"path": "scifact", "queries": "test"}], r"datasets\[0\].queries is 'test'; it must be 'dev' or null"),
+        ([{"path": "scifact"}, {"path": "scifact", "split": "train"}], "two sets have one name"),
     ],
 )
 def test_wrong_evaluation_sets_are_named(tmp_path, datasets, message):
     with pytest.raises(InputError, match=message):
-        BeirEvaluation(datasets, tmp_path)
+        DenseEvaluation(datasets, tmp_path)
 
 
 def test_paired_interval_covers_and_is_paired():

@@ -7,13 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from callbacks import BeirEvaluation
+from callbacks.evaluation.sets import Reading, open_sets
 from datamodules import QueryListDataModule
 from datamodules.corpus import load_corpus, load_qrels
 from datamodules.held_out import held_out_set
 from datamodules.list_choice import chosen_lists
 from datamodules.query_lists import QueryList, open_query_lists, read_query_lists, write_query_lists
 from datamodules.small_corpus import cut_data_set
+from datamodules.specs import read_evaluation_specs
 from experiments.lists import command as list_files
 from retriever.errors import InputError
 
@@ -102,6 +103,11 @@ def test_train_lists_are_drawn_behind_the_guard_and_dev_lists_are_not(
         drawn(1, dev=[dev | {"draw": 3}])
 
 
+def opened_sets(folder, *datasets):
+    reading = Reading(cache_dir=folder / "cache")
+    return [opened.data for opened in open_sets(read_evaluation_specs(datasets), reading)]
+
+
 def test_held_out_lists_are_judged_by_the_passages_they_were_written_from(typed_file, small_scifact, tmp_path):
     path, typed = typed_file
     corpus = load_corpus(small_scifact)
@@ -111,11 +117,11 @@ def test_held_out_lists_are_judged_by_the_passages_they_were_written_from(typed_
     assert data.queries == {i: q.query for i, q in expected.items()} and 0 < len(expected) < 13
     assert data.qrels == {i: dict.fromkeys(q.positive_ids, 1) for i, q in expected.items()}
     options = {"path": str(small_scifact), "lists": str(path)}
-    evaluation = BeirEvaluation([options | {"types": ["b"], "name": "b"}], tmp_path, cache_dir=tmp_path / "cache")
-    assert (evaluation.data[0].name, evaluation.data[0].qrels) == ("b", data.qrels)
+    [opened] = opened_sets(tmp_path, options | {"types": ["b"], "name": "b"})
+    assert (opened.name, opened.qrels) == ("b", data.qrels)
     for wrong, message in [({"split": "test"}, "split and lists"), ({"lists": None, "types": ["b"]}, "no lists")]:
         with pytest.raises(InputError, match=message):
-            BeirEvaluation([options | wrong], tmp_path, cache_dir=tmp_path / "cache")
+            opened_sets(tmp_path, options | wrong)
 
 
 def test_held_out_queries_are_guarded(typed_file, tiny_encoder, small_scifact, tmp_path):
@@ -134,8 +140,7 @@ def test_held_out_queries_are_guarded(typed_file, tiny_encoder, small_scifact, t
 def test_a_cut_keeps_the_judged_passages_of_its_queries(small_scifact, tmp_path, capsys):
     list_files.main(["cut", str(small_scifact), "--passages", "30", "--output", str(tmp_path / "small-30")])
     assert "30 passages" in capsys.readouterr().out
-    small = BeirEvaluation([{"path": str(tmp_path / "small-30")}], tmp_path, cache_dir=tmp_path / "cache").data[0]
-    whole = BeirEvaluation([{"path": str(small_scifact)}], tmp_path, cache_dir=tmp_path / "cache").data[0]
+    small, whole = opened_sets(tmp_path, {"path": str(tmp_path / "small-30")}, {"path": str(small_scifact)})
     assert len(small.corpus) == 30 and 10 <= len(small.queries) < 20
     assert small.queries.items() < whole.queries.items()
     assert small.qrels == {query: whole.qrels[query] for query in small.queries}

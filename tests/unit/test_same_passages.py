@@ -6,8 +6,8 @@ import unicodedata
 import numpy as np
 import pytest
 
-from callbacks.evaluation.block_search import search_and_score
-from callbacks.evaluation.metrics import mean_scores
+from callbacks.evaluation.block_search import score_runs, search_blocks
+from callbacks.evaluation.metrics import Metrics, mean_scores
 from datamodules import QueryListDataModule
 from datamodules.corpus import load_evaluation_set
 from datamodules.leakage.same_passages import RelevantPassages
@@ -155,7 +155,7 @@ def test_a_hit_of_the_querys_id_stays_where_it_is_judged_relevant(tmp_path, capl
     data = load_evaluation_set(str(folder))
     embeddings = np.eye(3, dtype=np.float32)
     with caplog.at_level("INFO"):
-        scores = mean_scores(search_and_score(data, embeddings, embeddings, 2))
+        scores = mean_scores(score_runs(data, search_blocks(data, embeddings, embeddings, 3), Metrics()))
     if grade:
         assert scores["ndcg@10"] == scores["mrr@10"] == scores["recall@100"] == 1.0
         assert "left out" not in caplog.text

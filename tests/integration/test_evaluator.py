@@ -1,0 +1,169 @@
+"""What evaluates in a run evaluates without one; rankers and metrics of one's own; metrics by name in a run's files."""
+
+import json
+import sys
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
+from omegaconf import OmegaConf
+
+from callbacks import DenseRanker, Evaluation, Evaluator, History, Metrics, Ranking, Reading
+from callbacks.evaluation.sets import open_sets
+from datamodules.specs import read_evaluation_specs
+from experiments.comparison.formats import csv_text, markdown
+from experiments.comparison.tables import compare
+from experiments.run import train
+from experiments.settings.checks import check
+from experiments.settings.older_runs import as_now
+from helpers.runs import CONF, config_of
+from retriever.encoder.text_encoder import TextEncoder
+from retriever.errors import InputError
+
+NAMES = ["nDCG@10", "R@100", "RR@10", "AP@100"]
+
+
+def evaluator_of(folder, ranker, encoder, corpus, metrics=NAMES, **spec):
+    """Without a trainer, a module or a configuration."""
+    history = History(folder / "alone", Metrics(metrics))
+    history.sets = open_sets(read_evaluation_specs([{"path": str(corpus), **spec}]), Reading(cache_dir=folder / "own"))
+    evaluator = Evaluator(ranker, history, Ranking(cache_dir=folder / "own"))
+    evaluator.prepare(encoder)
+    return evaluator
+
+
+def test_a_figure_without_a_trainer_is_that_of_the_run(small_run, small_scifact, tmp_path):
+    sample = f"evaluation.datasets=[{{path: {small_scifact}, sample: {{size: 60, depth: 1}}}}]"
+    folder = tmp_path / "run"
+    results = train(config_of("module=distillation", *small_run, sample), folder)
+    for point, model in {"base": config_of(*small_run).encoder.model, "best": str(folder / "model")}.items():
+        encoder = TextEncoder.from_pretrained(model, passage_max_length=64)
+        evaluator = evaluator_of(tmp_path / point, DenseRanker(), encoder, small_scifact)
+        assert not encoder.training or encoder.train(False)
+        figures = evaluator.evaluate(encoder)
+        assert figures["small"] == {m: points[point] for m, points in results["datasets"]["small"].items()}
+        step = results["steps"][point]
+        for kind, ending in {"trec_runs": "trec", "per_query": "json"}.items():
+            own = (tmp_path / point / "alone" / kind / "small" / f"step-000000.{ending}").read_text()
+            files = folder / kind / "small" / f"step-{step:06d}.{ending}"
+            assert own.replace("step-0", "") == files.read_text().replace(f"step-{step}", "")
+        assert evaluator.history.per_query("small", 0).keys() == evaluator.history.sets[0].data.queries.keys()
+    # by the base model's sample and, unlike the base model's own, without the cache
+    encoder = TextEncoder.from_pretrained(config_of(*small_run).encoder.model, passage_max_length=64)
+    sampled = {"sample": {"size": 60, "depth": 1}}
+    evaluator = evaluator_of(tmp_path / "sampled", DenseRanker(), encoder, small_scifact, **sampled)
+    figures = evaluator.evaluate(encoder, 3)
+    assert evaluator.history.samples["small"]["passages"] == 60
+    for metric, points in results["samples"]["small"]["figures"].items():
+        assert figures["small-sample"][metric] == points["base"]["sample"]
+    assert list((tmp_path / "sampled" / "alone" / "per_query" / "small-sample").iterdir())
+
+
+def test_metrics_by_name_are_in_everything_that_a_run_leaves(small_run, tmp_path):
+    metrics = "evaluation.metrics=[nDCG@10,'R(rel=2)@1000','P@5']"
+    criterion = ["criterion=val/small/P@5", "criterion_mode=max", "allow_test_selection=true"]
+    check(config_of(*small_run, metrics, *criterion, "criterion='val/small/R(rel=2)@1000'"))
+    with pytest.raises(InputError, match=r"valid values are .*'val/small/P@5'"):
+        check(config_of(*small_run, metrics, *criterion, "criterion=val/small/mrr@10"))
+    results = train(config_of(*small_run, metrics, *criterion), tmp_path / "runs" / "a")
+    names = ["ndcg@10", "R(rel=2)@1000", "P@5"]
+    assert list(results["datasets"]["small"]) == names
+    assert results["datasets"]["small"]["R(rel=2)@1000"]["best"] == 0 < results["datasets"]["small"]["P@5"]["best"]
+    assert len(results["criterion_by_step"]) == 2
+    columns = (tmp_path / "runs" / "a" / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {f"val/small/{name}" for name in names} <= set(columns) and "val/small/recall@100" not in columns
+    per_query = json.loads((tmp_path / "runs" / "a" / "per_query" / "small" / "step-000000.json").read_text())
+    assert list(per_query) == names
+    card = (tmp_path / "runs" / "a" / "model" / "README.md").read_text()
+    assert "| paired 95% interval | R(rel=2)@1000 | P@5 |" in card and "Recall@100" not in card
+    alone = compare([tmp_path / "runs"])
+    assert "| R(rel=2)@1000 | P@5 |" in markdown(alone)
+    assert csv_text(alone).splitlines()[0].endswith(",pruned,R(rel=2)@1000,P@5")
+    # a seed that reports other metrics is another seed of the same arm; tables show what all of them have
+    other = ["seed=2", "evaluation.metrics=[nDCG@10,P@5,R@100]", "export=false"]
+    train(config_of(*small_run, *other, *criterion), tmp_path / "runs" / "b")
+    [_, arm] = compare([tmp_path / "runs"])["small"]
+    assert (arm.seeds, list(arm.figures)) == ([1, 2], ["P@5"])
+
+
+OWN = """
+from callbacks import Metric, Ranker
+
+
+class Longest(Ranker):
+    points = ("base", "last", "best")
+
+    def __init__(self, shortest=False):
+        super().__init__()
+        self.sign = -1 if shortest else 1
+
+    def rank(self, sets, encoder, step, how):
+        for data in sets:
+            lengths = [self.sign * len(text) for text in data.corpus.passages.to_pylist()]
+            order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)[: how.hits]
+            hits = {data.corpus.ids[row].as_py(): float(lengths[row] + step) for row in order}
+            yield data, ({query: hits} for query in data.queries)
+
+
+class Found(Metric):
+    name, depth = "found", 1
+
+    def __init__(self, least):
+        self.least = least
+
+    def __call__(self, qrels, run):
+        return {query: float(len(run[query]) >= self.least) for query in qrels}
+"""
+YAML = """
+defaults: [_evaluation, _self_]
+ranker: {_target_: my_evaluation.Longest, shortest: true}
+metrics: [nDCG@10, {_target_: my_evaluation.Found, least: 30}]
+hits: 30
+"""
+
+
+def test_own_ranker_and_metric_are_a_class_and_a_file(small_run, small_scifact, tmp_path, monkeypatch):
+    (tmp_path / "my_evaluation.py").write_text(OWN)
+    (tmp_path / "my_conf" / "evaluation").mkdir(parents=True)
+    (tmp_path / "my_conf" / "evaluation" / "longest.yaml").write_text(YAML)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "my_evaluation", None)
+    del sys.modules["my_evaluation"]
+
+    def config(*options):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            path = f"hydra.searchpath=[file://{tmp_path}/my_conf]"
+            return compose("run", ["evaluation=longest", *small_run, path, *options])
+
+    results = train(config(), tmp_path / "run")
+    found = results["datasets"]["small"]
+    assert list(found) == ["ndcg@10", "found"] and set(found["found"].values()) == {1.0}
+    assert len(set(found["ndcg@10"].values())) == 1 and results["steps"]["last"] == 8
+    assert {p.name for p in (tmp_path / "run" / "trec_runs" / "small").iterdir()} == {
+        f"step-{step:06d}.trec" for step in (0, 4, 8)
+    }
+    first = (tmp_path / "run" / "trec_runs" / "small" / "step-000004.trec").read_text().splitlines()
+    assert len(first) == 20 * 30 and float(first[0].split()[4]) > float(first[29].split()[4])
+    with pytest.raises(InputError, match="unexpected keyword argument 'shortst'"):
+        train(config("+evaluation.ranker.shortst=true"), tmp_path / "wrong")
+    with pytest.raises(InstantiationException, match="small has a sample, and Longest searches none"):
+        sampled = f"evaluation.datasets=[{{path: {small_scifact}, sample: {{size: 9}}}}]"
+        train(config(sampled), tmp_path / "wrong")
+    with pytest.raises(InputError, match=r"evaluation\.hits is 5; ndcg@10 looks at 10 hits"):
+        train(config("evaluation.hits=5"), tmp_path / "wrong")
+
+
+def test_runs_of_before_are_read(small_run, tmp_path):
+    for name in ("BeirEvaluation", "RerankEvaluation"):
+        group = [] if name == "BeirEvaluation" else ["evaluation=rerank", "evaluation.dense=null"]
+        now = OmegaConf.to_container(config_of(*group, *small_run), resolve=True)
+        before = {**now, "evaluation": {**now["evaluation"], "_target_": f"callbacks.{name}"}}
+        del before["evaluation"]["metrics"]
+        assert as_now(before) == now
+    evaluation = Evaluation([], tmp_path, ranker=DenseRanker())
+    for name in ("BeirEvaluation", "RerankEvaluation"):
+        checkpoint = {"callbacks": {name: {"base": {"x": {}}, "history": []}}}
+        evaluation.on_load_checkpoint(None, None, checkpoint)
+        assert checkpoint["callbacks"].keys() == {evaluation.state_key}
+        evaluation.load_state_dict(checkpoint["callbacks"][evaluation.state_key])
+        assert evaluation.history.base == {"x": {}} and not evaluation.history.steps
