@@ -10,7 +10,6 @@ import random
 import signal
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +27,7 @@ from experiments.run import _slurm, train
 from helpers.kills import killed_at
 from helpers.plain_evaluation import ndcg_of
 from helpers.processes import PATIENCE, begin, end, finish, free_port, start
+from helpers.ray_sweeps import ray_worker, start_on_ray
 from helpers.runs import CONF, config_of, error_of, metrics, weights
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError
@@ -359,34 +359,6 @@ def test_sweep_on_other_processes_ends_with_the_table(small_run, tmp_path):
     assert "| small | 1, 2 |" in (tmp_path / "sweep" / "comparison.md").read_text()
 
 
-def ray_worker(process):
-    """The process of a job that Ray runs for this one; None where there is none yet."""
-    waiting = [process]
-    while waiting:
-        number = waiting.pop()
-        try:
-            if Path(f"/proc/{number}/cmdline").read_bytes().startswith(b"ray::_run_job"):
-                return number
-            for task in Path(f"/proc/{number}/task").iterdir():
-                waiting += map(int, (task / "children").read_text().split())
-        except OSError:  # it has ended meanwhile
-            continue
-    return None
-
-
-def start_on_ray(sweep, line):
-    """The process of a sweep whose first job runs; started again where Ray was not up in the 30 s that it allows."""
-    patience = dict.fromkeys(("RAY_NUM_REDIS_GET_RETRIES", "RAY_gcs_server_port_wait_time_s"), f"{PATIENCE:.0f}")
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        process = start(sweep, *line, **patience)
-        while process.is_alive() and ray_worker(process.pid) is None:
-            time.sleep(0.01)
-        late = "timed out during startup" in sorted(sweep.parent.glob("sweep.*.log"))[-1].read_text()
-        if process.is_alive() or not late or time.monotonic() > deadline:
-            return process
-
-
 @pytest.mark.timeout(420 * KILLS)
 @pytest.mark.skipif(not importlib.util.find_spec("hydra_plugins.hydra_ray_launcher"), reason="the extra 'cluster'")
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked for in /proc")
@@ -397,7 +369,7 @@ def test_sweep_on_ray_whose_worker_is_killed_keeps_what_is_finished_and_goes_on(
     line = ["-m", *options, "seed=1,2", f"hydra.sweep.dir={sweep}", "hydra/launcher=ray_cpu"]
     line += ["+hydra.launcher.ray.init.num_cpus=1", "+hydra.launcher.ray.remote.max_retries=0"]
     for number in range(kills):
-        process = start_on_ray(sweep, line)
+        process = start_on_ray(sweep, *line)
         while not list(sweep.glob("001_*/checkpoints/last.ckpt")) or ray_worker(process.pid) is None:
             assert process.is_alive(), "it must not end before it is struck"
             time.sleep(0.01)
@@ -409,7 +381,7 @@ def test_sweep_on_ray_whose_worker_is_killed_keeps_what_is_finished_and_goes_on(
         assert "error: Ray lost a job's process (The worker died unexpectedly" in log and "Traceback" not in log
     before = {path: path.stat().st_mtime_ns for path in sweep.glob("*/results.json")}
     assert [path.parent.name[:4] for path in before] == ["000_"]
-    finish(sweep, start_on_ray(sweep, line))
+    finish(sweep, start_on_ray(sweep, *line))
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert "| small | 1, 2 |" in (sweep / "comparison.md").read_text()
     struck = next(sweep.glob("001_*"))
