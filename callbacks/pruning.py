@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import lightning as L
 
-from callbacks.reporting.run_record import RESULTS, RunRecord, best_value, read_results
+from callbacks.reporting.results import RESULTS, read_results
+from callbacks.reporting.run_record import RunRecord, best_value
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner

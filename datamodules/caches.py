@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from datamodules.storage.blocks import run_free_blocks
 from datamodules.storage.columns import update_digest
-from datamodules.storage.files import atomic_path, remove_torn, reserve
+from datamodules.storage.files import atomic_path, remove_leftovers, reserve
 from datamodules.storage.progress import progress_bar
 from retriever.encoder.encoding import device_of, encode
 from retriever.encoder.text_encoder import TextEncoder
@@ -93,7 +93,7 @@ def _tokenize_blocks(texts: Sequence[str], encoder: TextEncoder, kind: str, fold
 
 def _merge_tokens(folder: Path, blocks: int, dtype: np.dtype) -> None:
     lengths = [np.zeros(1, np.int64)]
-    remove_torn(folder)
+    remove_leftovers(folder)
     with atomic_path(folder / "ids.bin") as temporary, open(temporary, "wb") as merged:
         for number in range(blocks):
             with open(_token_block(folder, number), "rb") as file:
@@ -247,7 +247,7 @@ def _encode_in_blocks(
         run_free_blocks(folder / "locks", held, run, wait_for_others=True)
     with FileLock(folder / "merge.lock"):
         if not whole.is_file():
-            remove_torn(folder)
+            remove_leftovers(folder)
             with atomic_path(whole) as temporary:
                 merged = np.lib.format.open_memmap(temporary, "w+", dtype, (len(tokens), encoder.dimension))
                 with open(temporary, "rb+") as file:

@@ -25,6 +25,7 @@ from datamodules.leakage.same_passages import RelevantPassages, translated
 from datamodules.list_choice import by_type, chosen_lists
 from datamodules.normalization import NORMALIZATIONS, confident, normalize_scores
 from datamodules.query_lists import QueryLists, open_query_lists, ragged_take
+from datamodules.specs import EvaluationSpec, ListFile, TrainFile, read_evaluation_specs, read_list_files
 from datamodules.storage.made_ahead import made_ahead
 from datamodules.text.near_texts import checked_threshold
 from retriever.batch import RetrievalBatch
@@ -37,7 +38,6 @@ log = logging.getLogger(__name__)
 # Whatever the train batch: dev losses of runs with other batch sizes compare, and shared passages are encoded once.
 DEV_BATCH_SIZE = 4096
 LEAK_ACTIONS = ("drop", "fail", "off")
-_ONLY_TRAIN = ("types", "draw")  # options of a file of lists
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,12 @@ class QueryListDataModule(L.LightningDataModule):
 
     Args:
         encoder: whose tokenizer, prompts and lengths are used; also encodes passages once where they are frozen.
-        train: files of lists, each a mapping with ``path`` and ``corpus`` and, as options, ``weight``: passes over
-            each list per epoch, a number or one per query type (a type that is not named gets 0); ``types``: train on
-            these query types alone; ``draw``: train on so many lists, drawn by ``seed`` from what the leak guard left,
-            see :func:`~datamodules.list_choice.chosen_lists`.
-        dev: files of lists to choose settings and checkpoints by, likewise but for ``types`` and ``draw``; None takes
-            ``dev_fraction`` of the train lists, by source passage (and of every query type), or the dev file beside
-            lists that are split already, see :func:`~datamodules.dev_lists.choose_dev`.
+        train: files of lists, each a :class:`~datamodules.specs.TrainFile` or a mapping of its fields. ``draw`` draws
+            by ``seed`` from what the leak guard left, see :func:`~datamodules.list_choice.chosen_lists`.
+        dev: files of lists to choose settings and checkpoints by, each a :class:`~datamodules.specs.ListFile` or a
+            mapping of its fields; None takes ``dev_fraction`` of the train lists, by source passage (and of every
+            query type), or the dev file beside lists that are split already, see
+            :func:`~datamodules.dev_lists.choose_dev`.
         dev_fraction: share of the train lists, in (0, 1), or None; looked at only where ``dev`` is None.
         batch_size: lists of an optimiser step, over all ranks; a corpus with fewer makes one smaller batch.
         list_length: candidates of a list, at most.
@@ -103,7 +102,8 @@ class QueryListDataModule(L.LightningDataModule):
         human_types: query types whose labelled positives are judgements; they must not share one (its text, under
             whatever id, in whatever corpus) with an evaluation query. Other types were written from their positive,
             and may.
-        evaluation: the evaluation sets to guard: mappings with ``path``, and ``split`` or ``lists`` and ``types``.
+        evaluation: the evaluation sets to guard, each an :class:`~datamodules.specs.EvaluationSpec` or a mapping of
+            its fields.
         empty_passages: ``error`` or ``keep``.
         unknown_qrels: ``error`` or ``keep``, for the guarded sets.
         cache_dir: where token ids, embeddings and memory-mapped corpora and lists are kept.
@@ -116,8 +116,8 @@ class QueryListDataModule(L.LightningDataModule):
     def __init__(
         self,
         encoder: TextEncoder,
-        train: Sequence[Mapping],
-        dev: Sequence[Mapping] | None = None,
+        train: Sequence[Mapping | TrainFile],
+        dev: Sequence[Mapping | ListFile] | None = None,
         *,
         dev_fraction: float | None = None,
         batch_size: int = 4096,
@@ -132,7 +132,7 @@ class QueryListDataModule(L.LightningDataModule):
         leak_jaccard: float = 0.6,
         leak_near_passages: float | None = None,
         human_types: Sequence[str] = ("human",),
-        evaluation: Sequence[Mapping] = (),
+        evaluation: Sequence[Mapping | EvaluationSpec] = (),
         empty_passages: str = "error",
         unknown_qrels: str = "error",
         cache_dir: str | Path = "outputs/cache",
@@ -165,13 +165,15 @@ class QueryListDataModule(L.LightningDataModule):
         if not train:
             raise InputError("data.train names no file of query lists.")
         self.encoder = encoder
-        self.train_files, self.dev_files, self.dev_fraction = list(train), dev, dev_fraction
+        self.train_files: list[TrainFile] = read_list_files(TrainFile, train, "data.train")
+        self.dev_files: list[ListFile] | None = None if dev is None else read_list_files(ListFile, dev, "data.dev")
+        self.dev_fraction = dev_fraction
         self.batch_size, self.list_length, self.candidates = batch_size, list_length, candidates
         self.normalization, self.min_top_quantile, self.order = normalization, min_top_quantile, order
         self.gather_shared = gather_shared
         self.on_bad_list, self.leak_guard, self.leak_jaccard = on_bad_list, leak_guard, leak_jaccard
         self.leak_near_passages = leak_near_passages
-        self.human_types, self.evaluation = tuple(human_types), tuple(evaluation)
+        self.human_types, self.evaluation = tuple(human_types), read_evaluation_specs(evaluation)
         self.empty_passages, self.unknown_qrels = empty_passages, unknown_qrels
         self.cache_dir, self.data_dir = Path(cache_dir), data_dir
         self.token_budget, self.num_workers, self.seed = token_budget, num_workers, seed
@@ -197,7 +199,7 @@ class QueryListDataModule(L.LightningDataModule):
         """Open, check, guard, split and normalise the lists, once; nothing is tokenised or encoded."""
         if self.train_lists:
             return
-        train = [self._open(spec, _ONLY_TRAIN) for spec in self.train_files]
+        train = [self._open(spec) for spec in self.train_files]
         if self.dev_files is None:
             whole = train
             train, dev = choose_dev(whole, self.dev_fraction, self._open)
@@ -213,7 +215,7 @@ class QueryListDataModule(L.LightningDataModule):
             )
         else:
             train, dev = self._guard(train, dev)
-        train = [(spec, corpus, self._chosen(spec, lists)) for spec, corpus, lists in train]
+        train = [self._chosen(*part) for part in train]
         left = [sum(len(lists) for _, _, lists in part) for part in (train, dev)]
         if not all(left):
             raise InputError(
@@ -301,18 +303,12 @@ class QueryListDataModule(L.LightningDataModule):
         sampler = self.sampler(train, rank, world_size)
         return _ThreadedLoader(dataset, sampler, self.num_workers)
 
-    def _open(self, spec: Mapping, options: Sequence[str] = ()) -> Part:
-        unknown = set(spec) - {"path", "corpus", "weight", *options}
-        if unknown or not {"path", "corpus"} <= set(spec):
-            raise InputError(
-                f"data.train / data.dev: {dict(spec)} must have path and corpus, may have weight (in data.train also "
-                f"{' and '.join(_ONLY_TRAIN)}), and no more."
-            )
-        corpus = self._corpus(spec["corpus"])
-        lists, dropped = open_query_lists(find_file(spec["path"]), corpus, self.cache_dir, self.on_bad_list)
+    def _open(self, spec: ListFile) -> Part:
+        corpus = self._corpus(spec.corpus)
+        lists, dropped = open_query_lists(find_file(spec.path), corpus, self.cache_dir, self.on_bad_list)
         if dropped:
             log.warning("%s: left out %s", lists.source, ", ".join(f"{n} lists: {why}" for why, n in dropped.items()))
-            self.report.setdefault("bad_lists", {})[str(spec["path"])] = dropped
+            self.report.setdefault("bad_lists", {})[spec.path] = dropped
         _, groups = by_type(lists)
         if self.min_top_quantile is not None:
             keep = confident(lists.scores, lists.offsets, groups, self.min_top_quantile)
@@ -335,7 +331,7 @@ class QueryListDataModule(L.LightningDataModule):
     def _guard(self, train: list[Part], dev: list[Part]) -> tuple[list[Part], list[Part]]:
         """Leave out lists that give away an evaluation query, then train lists that give away a dev query."""
         for spec in self.evaluation:
-            if spec.get("queries") == "dev":  # these are guarded below, as dev lists
+            if spec.chooses:  # these are guarded below, as dev lists
                 continue
             against = self._guarded_set(spec)
             train = [self._without_leaks(*part, against=against) for part in train]
@@ -345,22 +341,17 @@ class QueryListDataModule(L.LightningDataModule):
             train = [self._without_leaks(*part, against=against) for part in train]
         return train, dev
 
-    def _guarded_set(self, spec: Mapping) -> _Guarded:
+    def _guarded_set(self, spec: EvaluationSpec) -> _Guarded:
         """The queries of an evaluation set."""
-        if spec.get("lists") is not None:
-            corpus = self._corpus(spec["path"])
-            lists, _ = open_query_lists(find_file(spec["lists"]), corpus, self.cache_dir, self.on_bad_list)
-            lists = chosen_lists(lists, f"evaluation.datasets: {spec['lists']}", spec.get("types"))
-            return self._guarded_lists(spec.get("name") or corpus.name, corpus, lists)
-        split = spec.get("split", "test")
+        corpus = self._corpus(spec.path)
+        if spec.lists is not None:
+            lists, _ = open_query_lists(find_file(spec.lists), corpus, self.cache_dir, self.on_bad_list)
+            lists = chosen_lists(lists, f"evaluation.datasets: {spec.lists}", spec.types)
+            return self._guarded_lists(spec.name or corpus.name, corpus, lists)
         target = load_evaluation_set(
-            spec["path"],
-            split,
-            data_dir=self.data_dir,
-            unknown_qrels=self.unknown_qrels,
-            corpus=self._corpus(spec["path"]),
+            spec.path, spec.source, data_dir=self.data_dir, unknown_qrels=self.unknown_qrels, corpus=corpus
         )
-        return self._guarded(f"{target.name}/{split}", target.corpus, target.queries, target.relevant())
+        return self._guarded(f"{target.name}/{spec.source}", target.corpus, target.queries, target.relevant())
 
     def _guarded_lists(self, name: str, corpus: Corpus, lists: QueryLists) -> _Guarded:
         """The queries of lists that are not trained on; the passages of those that humans judged."""
@@ -378,7 +369,7 @@ class QueryListDataModule(L.LightningDataModule):
         human = pa.array(self.human_types, lists.query_types.type)
         return pc.is_in(lists.query_types, value_set=human).to_numpy(zero_copy_only=False)
 
-    def _without_leaks(self, spec: Mapping, corpus: Corpus, lists: QueryLists, against: _Guarded) -> Part:
+    def _without_leaks(self, spec: ListFile, corpus: Corpus, lists: QueryLists, against: _Guarded) -> Part:
         judged: list[Collection[str]] = [()] * len(lists)
         human = np.flatnonzero(self._human(lists))
         positives, _ = ragged_take(lists.positive_rows, lists.positive_offsets, human)
@@ -417,20 +408,16 @@ class QueryListDataModule(L.LightningDataModule):
         keep[[leak.position for leak in leaks]] = False
         return spec, corpus, lists.select(keep)
 
-    def _chosen(self, spec: Mapping, lists: QueryLists) -> QueryLists:
-        """What a file's ``types`` and ``draw`` take of the lists that are left."""
-        return chosen_lists(lists, f"data.train: {spec['path']}", spec.get("types"), spec.get("draw"), self.seed)
+    def _chosen(self, spec: ListFile, corpus: Corpus, lists: QueryLists) -> Part:
+        """What a train file's ``types`` and ``draw`` take of the lists that are left."""
+        assert isinstance(spec, TrainFile)
+        return spec, corpus, chosen_lists(lists, f"data.train: {spec.path}", spec.types, spec.draw, self.seed)
 
-    def _weighted(self, spec: Mapping, corpus: Corpus, lists: QueryLists) -> WeightedLists:
+    def _weighted(self, spec: ListFile, corpus: Corpus, lists: QueryLists) -> WeightedLists:
         types, groups = by_type(lists)
-        weight = spec.get("weight", 1.0)
-        passes = {t: float(weight.get(t, 0.0) if isinstance(weight, Mapping) else weight) for t in types}
-        if isinstance(weight, Mapping):
-            for named in weight:
-                choose(f"data.train: weight of {spec['path']}: the query type", named, types)
-        if min(passes.values()) < 0:
-            raise InputError(f"data.train: a weight of {spec['path']} is negative ({passes}).")
-        return WeightedLists(corpus, lists, np.array([passes[t] for t in types])[groups])
+        for named in spec.weight if isinstance(spec.weight, Mapping) else ():
+            choose(f"data.train: weight of {spec.path}: the query type", named, types)
+        return WeightedLists(corpus, lists, np.array([spec.passes(t) for t in types])[groups])
 
     def _source(self, part: WeightedLists) -> ListSource:
         tokens, embeddings = self._passages(part.corpus)
@@ -459,15 +446,15 @@ class QueryListDataModule(L.LightningDataModule):
             return cached_embeddings(tokens, self.encoder, self.cache_dir, self.token_budget, f"encode {corpus.name}")
 
 
-def _about(part: str, spec: Mapping, corpus: Corpus, lists: QueryLists) -> dict[str, object]:
+def _about(part: str, spec: ListFile, corpus: Corpus, lists: QueryLists) -> dict[str, object]:
     """What is used of a file, for the record."""
     types, groups = by_type(lists)
     return {
         "part": part,
         "file": lists.source.name,
-        "corpus": str(spec["corpus"]),
+        "corpus": spec.corpus,
         "lists": len(lists),
-        "weight": spec.get("weight", 1.0),
+        "weight": spec.weight,
         "types": dict(zip(types, np.bincount(groups, minlength=len(types)).tolist(), strict=True)),
         "candidates": [int(f(np.diff(lists.offsets))) for f in (np.min, np.median, np.max)] if len(lists) else [0] * 3,
         "teacher": lists.metadata.get("teacher"),

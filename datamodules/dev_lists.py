@@ -12,18 +12,19 @@ import numpy as np
 
 from datamodules.corpus import Corpus
 from datamodules.query_lists import QueryLists, read_metadata, read_query_lists
+from datamodules.specs import ListFile
 from datamodules.splits import lowest_in_dev, rows_in_dev
 from datamodules.storage.files import is_file
 from retriever.errors import InputError
 
 log = logging.getLogger(__name__)
 DEV_FRACTION = 0.1
-Part: TypeAlias = tuple[Mapping, Corpus, QueryLists]  # a file of lists: its specification, its corpus, its lists
+Part: TypeAlias = tuple[ListFile, Corpus, QueryLists]  # a file of lists: what is said of it, its corpus, its lists
 _TRAIN = re.compile(r"(?:^|(?<=[._-]))train(?=[._-])")
 
 
 def choose_dev(
-    train: list[Part], fraction: float | None, open_part: Callable[[Mapping], Part]
+    train: list[Part], fraction: float | None, open_part: Callable[[ListFile], Part]
 ) -> tuple[list[Part], list[Part]]:
     """Divide train lists into train and dev, by source passage.
 
@@ -58,13 +59,8 @@ def choose_dev(
             continue
         kept.append((spec, corpus, lists))
         if beside not in dev:
-            weight = spec.get("weight", 1.0)
-            about = {
-                "path": str(beside),
-                "corpus": spec["corpus"],
-                "weight": 1.0 if isinstance(weight, Mapping) else weight,
-            }
-            dev[beside] = open_part(about)
+            weight = 1.0 if isinstance(spec.weight, Mapping) else spec.weight
+            dev[beside] = open_part(ListFile(str(beside), spec.corpus, weight))
             log.info(
                 "%s is split already, and data.dev is null: its dev lists are the %d of %s",
                 lists.source,

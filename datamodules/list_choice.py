@@ -34,12 +34,10 @@ def chosen_lists(
         seed: of the draw, not negative.
 
     Raises:
-        InputError: a type that no list has; a draw that is no whole number of at least one list a type, or larger than
-            what is there.
+        InputError: a type that no list has; a draw that is larger than what is there.
     """
     if types is None and draw is None:
         return lists
-    _check(where, types, draw)
     if not len(lists):
         raise InputError(f"{where}: no list is left to choose from: see what the leak guard left out, above.")
     known, groups = by_type(lists)
@@ -58,11 +56,3 @@ def chosen_lists(
             members = np.random.default_rng([seed, *name.encode()]).permutation(members)[:share]
         taken.append(members)
     return lists.select(np.sort(np.concatenate(taken)))
-
-
-def _check(where: str, types: Sequence[str] | None, draw: int | None) -> None:
-    if types is not None and (isinstance(types, str) or not types or len(set(types)) < len(types)):
-        raise InputError(f"{where}: types is {types!r}; it must be a list of query types, each once, or null for all.")
-    least = len(types or [""])
-    if draw is not None and (isinstance(draw, bool) or not isinstance(draw, int) or draw < least):
-        raise InputError(f"{where}: draw is {draw!r}; it must be a whole number of at least {least}, or null for all.")

@@ -3,52 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from datamodules.corpus import Corpus, EvaluationSet
+from datamodules.specs import SampleSpec
 from datamodules.storage.columns import update_digest
-from retriever.errors import InputError, choose
-
-_DEFAULTS = {"depth": 100, "seed": 1}
-
-
-@dataclass(frozen=True)
-class SampleSpec:
-    """How a sample is made.
-
-    Attributes:
-        size: passages of the sample; judged ones and hits are in it even where they are more.
-        depth: hits per query of the base model and of BM25.
-        seed: of the random rest; not the run's, so that runs with other seeds have one sample.
-    """
-
-    size: int
-    depth: int
-    seed: int
-
-    @classmethod
-    def parse(cls, value: Mapping[str, Any], where: str) -> SampleSpec:
-        """From a mapping with ``size`` and, as options, ``depth`` (default 100) and ``seed`` (default 1).
-
-        Raises:
-            InputError: another key, no size, or a value that is no whole number above 0.
-        """
-        if not isinstance(value, Mapping) or "size" not in value:
-            raise InputError(
-                f"{where}: sample is {value!r}; it must be a mapping with size, for example {{size: 1000}}."
-            )
-        for name in value:
-            choose(f"{where}: an option of sample", name, ("size", *_DEFAULTS))
-        numbers = _DEFAULTS | dict(value)
-        for name, number in numbers.items():
-            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise InputError(f"{where}: sample.{name} is {number!r}; it must be a whole number of at least 1.")
-        return cls(**numbers)
 
 
 @dataclass(frozen=True)

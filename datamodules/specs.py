@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from datamodules.storage.files import file_name
 from retriever.errors import InputError
 from retriever.typed import read_settings
 
@@ -31,7 +32,12 @@ class ListFile:
         for kind, weight in weights.items():
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
                 of = f" of {kind}" if kind else ""
-                raise InputError(f"the weight{of} is {weight!r}; it must be a number of at least 0.")
+                raise InputError(f"weight{of} is {weight!r}; it must be a finite number of at least 0.")
+
+    def passes(self, query_type: str) -> float:
+        """Passes over each list of a query type per epoch."""
+        weight = self.weight.get(query_type, 0.0) if isinstance(self.weight, Mapping) else self.weight
+        return float(weight)
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,14 @@ class TrainFile(ListFile):
 
     types: Sequence[str] | None = None
     draw: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse types that are none, or twice there, and a draw of less than one list of each."""
+        super().__post_init__()
+        _check_types(self.types)
+        least = len(self.types or [""])
+        if self.draw is not None and self.draw < least:
+            raise InputError(f"draw is {self.draw}; it must be a whole number of at least {least}, or null for all.")
 
 
 @dataclass(frozen=True)
@@ -92,6 +106,7 @@ class EvaluationSpec:
 
     def __post_init__(self) -> None:
         """Refuse contradictions; fill in the split."""
+        _check_types(self.types)
         if self.lists is not None and self.split is not None:
             raise InputError("split and lists are both given; the queries come from one of them.")
         if self.types is not None and self.lists is None:
@@ -103,6 +118,11 @@ class EvaluationSpec:
     def shown_name(self) -> str:
         """The set's name in metrics; that of the corpus folder unless one is given."""
         return self.name or Path(self.path).name
+
+    @property
+    def source(self) -> str:
+        """Where its queries come from: ``dev lists``, a file of lists, or a split."""
+        return "dev lists" if self.chooses else self.lists or self.split or "test"
 
     @property
     def chooses(self) -> bool:
@@ -123,14 +143,20 @@ def read_evaluation_specs(values: Any, key: str = "evaluation.datasets") -> list
     """Read ``evaluation.datasets``.
 
     Raises:
-        InputError: no list, what :func:`~retriever.typed.read_settings` refuses, or two sets of one name.
+        InputError: no list, what :func:`~retriever.typed.read_settings` refuses, a name that files cannot be called by,
+            or two sets of one name.
     """
     specs = [read_settings(EvaluationSpec, value, f"{key}[{n}]") for n, value in enumerate(_as_list(values, key))]
-    names = [spec.shown_name for spec in specs]
+    names = [file_name(f"{key}[{n}].name", spec.shown_name) for n, spec in enumerate(specs)]
     names += [f"{spec.shown_name}-sample" for spec in specs if spec.sample is not None]
     if len(set(names)) < len(names):
         raise InputError(f"{key}: two sets have one name ({', '.join(names)}). Give one a name: of its own.")
     return specs
+
+
+def _check_types(types: Sequence[str] | None) -> None:
+    if types is not None and (not types or len(set(types)) < len(types)):
+        raise InputError(f"types is {types!r}; it must be a list of query types, each once, or null for all.")
 
 
 def _as_list(values: Any, key: str) -> Sequence[Any]:

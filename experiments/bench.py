@@ -21,9 +21,10 @@ from experiments.benchmarks import report
 from experiments.benchmarks.cost_model import estimate, needed_and_recomputed, paper_workload
 from experiments.benchmarks.measuring import chosen_device, medians, run_in_turns
 from experiments.benchmarks.training_step import SYSTEMS
-from experiments.cli.arguments import check_added, check_arguments, say_what_is_kept
+from experiments.cli.arguments import check_added, say_what_is_kept
 from experiments.cli.errors import run_kindly
-from experiments.cli.targets import check_targets
+from experiments.cli.targets import check_arguments
+from experiments.settings.encoders import SPECS
 from retriever.encoder.text_encoder import EncoderSpec
 from retriever.errors import InputError, choose, require_positive
 from retriever.pretrained.source import find_model, with_preset
@@ -263,8 +264,7 @@ PARTS = ("step", "profile", "evaluation", "curves", "cost")
 
 def _check(config: DictConfig) -> None:
     """Refuse what is wrong before the first of many measurements."""
-    check_targets(config)
-    check_arguments(config)
+    check_arguments(config, SPECS)
     for part in config.parts:
         choose("parts", part, PARTS)
     for case in config.step.cases:

@@ -12,7 +12,7 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from callbacks.reporting.run_record import RESULTS
+from callbacks.reporting.results import RESULTS
 from datamodules.corpus import EvaluationSet, load_evaluation_set
 from experiments.cli.errors import KindParser
 from experiments.comparison.runs import find_runs, read_runs

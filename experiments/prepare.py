@@ -19,10 +19,10 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from datamodules.pipeline.stages.stage import Output, summary
-from datamodules.storage.files import atomic_path, remove_torn, write_json
-from experiments import list_files
+from datamodules.storage.files import atomic_path, remove_leftovers, write_json
 from experiments.cli.arguments import check_added, say_what_is_kept
 from experiments.cli.errors import run_kindly
+from experiments.lists import command as list_files
 from experiments.preparation.pipeline import Pipeline
 from experiments.preparation.teacher_card import print_card, teacher_card
 from experiments.settings.without_effect import OF_PREPARE, say_what_has_no_effect
@@ -51,7 +51,7 @@ def prepare(config: DictConfig) -> list[Path]:
     if not any(counts[f"{group}.{part}"] for group in pipeline.groups for part in ("train", "dev")):
         raise InputError("No list is left: see the table of what each filter took, and loosen one (filter.…).")
     with FileLock(Path(config.work) / "output.lock"):  # shards that end together write the same files
-        remove_torn(output, below=False)  # runs may be under way in folders of it
+        remove_leftovers(output, below=False)  # runs may be under way in folders of it
         written = [_copy(path, output) for path in sorted(outputs["split"].folder.glob("*.parquet"))]
         write_json(output / "manifest.json", {name: o.manifest for name, o in outputs.items()})
         card = teacher_card(pipeline)

@@ -37,17 +37,20 @@ from callbacks import (
     WandbReport,
 )
 from callbacks.reliability.atomic_checkpoints import LAST, find_checkpoint, has_checkpoint
-from callbacks.reporting.run_record import environment, read_results
-from datamodules.storage.files import remove_torn, write_json
+from callbacks.reporting.results import read_results
+from callbacks.reporting.run_record import environment
+from datamodules.storage.files import remove_leftovers, write_json
 from experiments.cli.arguments import check_added, say_what_is_kept
 from experiments.cli.errors import run_kindly
 from experiments.cli.ranks import broadcast_from_rank_zero
-from experiments.cli.rerun import as_typed, input_hashes, save_config, start_from_run, warn_of_changes
+from experiments.cli.rerun import as_typed, save_config, start_from_run, warn_of_changes
 from experiments.cli.sweep import arm_name, run_of_sweep
 from experiments.comparison.formats import print_tables
 from experiments.comparison.tables import compare
 from experiments.plan.plan import print_plan, run_plan
 from experiments.settings.checks import check, monitored_metrics
+from experiments.settings.encoders import with_effective_encoders
+from experiments.settings.inputs import input_hashes
 from experiments.settings.trainer_checks import check_batches, lightning_explained
 from experiments.settings.without_effect import OF_RUN, say_what_has_no_effect
 from retriever.errors import InputError, choose
@@ -68,7 +71,6 @@ def train(config: DictConfig, folder: Path, arm: str | None = None) -> dict:
     """
     check(config)
     arm = arm or config.name
-    checkpoint = _checkpoint(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     encoder = instantiate(config.encoder)
     module = instantiate(config.module, encoder=encoder)
@@ -83,6 +85,7 @@ def train(config: DictConfig, folder: Path, arm: str | None = None) -> dict:
         enable_checkpointing=config.save_checkpoints,
         plugins=[*instantiate(config.trainer.get("plugins") or [], _convert_="all"), AtomicCheckpoints(), *_slurm()],
     )
+    checkpoint = _checkpoint(config)
     facts = _record_start(config, folder, trainer, encoder) if trainer.is_global_zero else {}
     data.open()
     check_batches(trainer, *(len(data.sampler(train=part, world_size=trainer.world_size)) for part in (True, False)))
@@ -213,7 +216,7 @@ def _tidy(folder: Path, checkpoint: Path | None) -> None:
     if old.is_file():
         part = next(n for n in range(1, 10_000) if not (folder / f"metrics-part{n}.csv").exists())
         old.rename(folder / f"metrics-part{part}.csv")
-    remove_torn(folder)
+    remove_leftovers(folder)
     if checkpoint is not None and checkpoint.name != LAST:  # a torn one must not take the place of this one
         checkpoint.with_name(LAST).unlink(missing_ok=True)
 
@@ -261,7 +264,7 @@ def application(config: DictConfig) -> float | None:
         log.info("There is no checkpoint yet: the run begins.")  # one command, to start it and to start it again
         config.resume = None
     if HydraConfig.get().mode == RunMode.MULTIRUN:  # a sweep ends with one table of all
-        results = run_of_sweep(config, folder, partial(train, arm=arm))
+        results = run_of_sweep(config, folder, partial(train, arm=arm), with_effective_encoders)
     else:
         results = train(config, folder)
         if rank_zero_only.rank == 0:

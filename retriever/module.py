@@ -14,7 +14,7 @@ from torch import Tensor
 from torchmetrics.retrieval import RetrievalNormalizedDCG
 
 from retriever.batch import EncodedBatch, RetrievalBatch
-from retriever.cross_encoder.cross_encoder import CrossEncoder
+from retriever.cross_encoder.cross_encoder import PairSpec
 from retriever.diagnostics import top1_agreement
 from retriever.distributed.ranks import sum_over_ranks, world_size
 from retriever.distributed.sharding import gather_weights, release_weights, shard, whole_weights
@@ -324,7 +324,7 @@ class RetrieverModule(QueryListModule):
         **common,
     ) -> None:
         super().__init__(encoder, **common)
-        if isinstance(encoder, CrossEncoder):
+        if isinstance(encoder.spec, PairSpec):
             raise InputError("This objective trains an encoder of single texts; a cross-encoder needs module=reranker.")
         self.train_passage_encoder = train_passage_encoder
         self.matryoshka = (

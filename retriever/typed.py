@@ -12,7 +12,14 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from retriever.errors import InputError, did_you_mean, how_to_quote
 
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    Path: "text",
+    type(None): "null",
+}
 Settings = TypeVar("Settings")
 
 
@@ -28,32 +35,36 @@ def read_settings(kind: type[Settings], value: Any, where: str) -> Settings:
 
     Raises:
         InputError: no mapping; an unknown or a missing key, with the nearest; a value of another type, with what it
-            may be; what ``__post_init__`` refuses, with ``where`` before it.
+            may be; what ``__post_init__`` refuses, in a sentence that begins with the setting: ``where`` is put before.
     """
     if isinstance(value, kind):
         return value
     assert dataclasses.is_dataclass(kind)
     fields, hints = dataclasses.fields(kind), get_type_hints(kind)
     if not isinstance(value, Mapping):
-        raise InputError(f"{where} is {value!r}; it must be a mapping with {_required(fields)}.")
-    given = {str(name): inner for name, inner in value.items()}
+        raise InputError(f"{where} is {value!r}; it must be {words(kind, value)}.")
+    given = {str(name): _plain(inner) for name, inner in value.items()}
+    names = [field.name for field in fields]
     for name, inner in given.items():
-        if name not in hints:
-            raise InputError(
-                f"{where}: {name!r} is no setting here; there are {', '.join(f.name for f in fields)}."
-                f"{did_you_mean(name, hints)}"
-            )
-        if not accepts(hints[name], inner):
-            wanted = words(hints[name], inner)
-            hint = how_to_quote(inner) if _WORDS[str] in wanted else ""
-            raise InputError(f"{where}.{name} is {inner!r}; it must be {wanted}.{hint}")
+        if name not in names:
+            said = f"{name!r} is no setting here; there are {', '.join(names)}.{did_you_mean(name, names)}"
+            raise InputError(f"{where}: {said}" if where else said)
+        check_value(f"{where}.{name}".lstrip("."), hints[name], inner)
     for field in fields:
         if field.name not in given and _is_required(field):
             raise InputError(f"{where}: {field.name} is missing; it must have {_required(fields)}.")
+    read = {name: _inner(hints[name], inner, f"{where}.{name}".lstrip(".")) for name, inner in given.items()}
     try:
-        return kind(**{name: _inner(hints[name], inner, f"{where}.{name}") for name, inner in given.items()})
+        return kind(**read)
     except InputError as error:
-        raise error if str(error).startswith(where) else InputError(f"{where}: {error}") from None
+        raise InputError(f"{where}.{error}".lstrip(".")) from None
+
+
+def check_value(where: str, hint: Any, value: Any) -> None:
+    """Refuse a value that does not fit an annotation, with what it may be and, of text, how to quote it."""
+    if not accepts(hint, value):
+        wanted = words(hint, value)
+        raise InputError(f"{where} is {value!r}; it must be {wanted}.{how_to_quote(value) if 'text' in wanted else ''}")
 
 
 def _is_required(field: dataclasses.Field) -> bool:
@@ -64,10 +75,23 @@ def _required(fields: Sequence[dataclasses.Field]) -> str:
     return " and ".join(field.name for field in fields if _is_required(field))
 
 
+def _plain(value: Any) -> Any:
+    """Turn mappings and lists, which may be OmegaConf's, into Python's own."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(inner) for inner in value]
+    return value
+
+
 def _inner(hint: Any, value: Any, where: str) -> Any:
-    """Read a mapping inside of a mapping as the dataclass that its annotation names."""
+    """Read mappings inside of a mapping, also those in a list, as the dataclasses that its annotation names."""
+    if value is None:
+        return None
     for kind in (hint, *get_args(hint)):
-        if dataclasses.is_dataclass(kind) and isinstance(kind, type) and value is not None:
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            if isinstance(value, list):
+                return [read_settings(kind, inner, f"{where}[{n}]") for n, inner in enumerate(value)]
             return read_settings(kind, value, where)
     return value
 
@@ -90,13 +114,13 @@ def accepts(hint: Any, value: Any) -> bool:
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is Path:
-        return isinstance(value, str)
+        return isinstance(value, str | Path)
     kind = origin or hint
     if dataclasses.is_dataclass(kind):
         return isinstance(value, Mapping | kind)
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return "_target_" in value or not inspect.isclass(kind) or issubclass(dict, kind)
-    if isinstance(value, list):
+    if isinstance(value, Sequence) and not isinstance(value, str):
         of = get_args(hint)[:1] if inspect.isclass(kind) and issubclass(kind, Sequence) else ()
         return (not inspect.isclass(kind) or issubclass(list, kind) or issubclass(kind, tuple)) and all(
             accepts(inner, item) for inner in of for item in value
@@ -119,7 +143,8 @@ def _flat(hint: Any) -> list[str]:
         return [repr(value) for value in get_args(hint)]
     kind = get_origin(hint) or hint
     if dataclasses.is_dataclass(kind):
-        return ["a mapping"]
+        required = _required(dataclasses.fields(kind))
+        return [f"a mapping with {required}" if required else "a mapping"]
     if inspect.isclass(kind) and kind is not str and issubclass(kind, Sequence):
         return [f"a list, each of it {' or '.join(_flat(get_args(hint)[0]))}" if get_args(hint) else "a list"]
     if inspect.isclass(kind) and issubclass(kind, Mapping):

@@ -25,7 +25,8 @@ from datamodules.held_out import held_out_set
 from datamodules.hits import bm25_search
 from datamodules.list_choice import chosen_lists
 from datamodules.query_lists import open_query_lists
-from datamodules.sampled_corpus import Sample, SampleSpec, draw_sample, sampled_set, update_with_evaluation_set
+from datamodules.sampled_corpus import Sample, draw_sample, sampled_set, update_with_evaluation_set
+from datamodules.specs import SampleSpec
 from datamodules.storage.files import atomic_path, read_json, reserve, write_json
 from datamodules.storage.made_ahead import made_ahead
 from datamodules.text.words import METHOD
@@ -35,6 +36,7 @@ from retriever.encoder.tokens import TokenizedTexts
 from retriever.errors import InputError, choose, require_positive, shown
 from retriever.module import RetrieverModule, Work
 from retriever.search import exact_search
+from retriever.typed import read_settings
 
 log = logging.getLogger(__name__)
 DTYPES = ("float32", "float16")
@@ -483,7 +485,7 @@ def _checked(spec: Mapping, options: Sequence[str]) -> Mapping:
 
 def _sample_spec(spec: Mapping) -> SampleSpec | None:
     sample = spec.get("sample")
-    return None if sample is None else SampleSpec.parse(sample, f"evaluation.datasets: {spec['path']}")
+    return None if sample is None else read_settings(SampleSpec, sample, f"evaluation.datasets: {spec['path']}.sample")
 
 
 def _only(data: EvaluationSet, query_ids: list[str]) -> EvaluationSet:

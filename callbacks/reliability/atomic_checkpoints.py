@@ -27,7 +27,8 @@ class AtomicCheckpoints(TorchCheckpointIO):
     its time, which is kept with it: so a folder holds these two, and at most two of the best (three for a moment).
 
     Lightning's own plugin writes to the system's temporary folder. From there it must copy to another file system, and
-    a kill in the middle leaves a torn ``last.ckpt``: nothing to resume from. It also holds the whole file in memory.
+    a kill in the middle leaves an incomplete ``last.ckpt``: nothing to resume from. It also holds the whole file in
+    memory.
     """
 
     def __init__(self) -> None:
@@ -89,23 +90,23 @@ def find_checkpoint(folder: str | Path) -> Path:
         raise InputError(
             f"resume: {checkpoints / LAST}: no such checkpoint. Name the folder of a run that was cut off."
         )
-    torn: list[str] = []
+    damaged: list[str] = []
     for path in (checkpoints / LAST, checkpoints / PREVIOUS):
         if not path.is_file():
-            torn.append(f"{path} is missing")
+            damaged.append(f"{path} is missing")
             continue
         found = _read_whole(path)
         if isinstance(found, str):
-            torn.append(found)
+            damaged.append(found)
             continue
         place = f"{path} (epoch {found['epoch']}, step {found['global_step']})"
-        if torn:
-            log.warning("%s; going on from the checkpoint before it, %s", torn[0], place)
+        if damaged:
+            log.warning("%s; going on from the checkpoint before it, %s", damaged[0], place)
         else:
             log.info("Going on from %s", place)
         return path
     raise InputError(
-        f"resume: no whole checkpoint is left: {'; '.join(torn)}. Put a copy back, or start the run anew in another "
+        f"resume: no whole checkpoint is left: {'; '.join(damaged)}. Put a copy back, or start the run anew in another "
         "folder."
     )
 
@@ -113,11 +114,11 @@ def find_checkpoint(folder: str | Path) -> Path:
 def _read_whole(path: Path) -> dict[str, Any] | str:
     """A checkpoint, mapped; or, in words, what is wrong with it, or with the best one that it names."""
     if not _is_whole(path):
-        return f"{path} is torn"
+        return f"{path} is incomplete"
     checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     for name in sorted(_best(checkpoint)):
         if not _is_whole(path.with_name(name)):
-            return f"{path.with_name(name)}, the best checkpoint that {path.name} names, is torn or missing"
+            return f"{path.with_name(name)}, the best checkpoint that {path.name} names, is incomplete or missing"
     return checkpoint
 
 

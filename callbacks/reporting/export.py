@@ -14,6 +14,7 @@ from callbacks.evaluation.beir_evaluation import BeirEvaluation, read_per_query
 from callbacks.reliability.best_checkpoint import best_checkpoint_step, load_best_weights
 from callbacks.reporting.model_card import CardFacts, Figure, model_card
 from callbacks.reporting.statistics import paired_difference
+from datamodules.specs import read_evaluation_specs
 from retriever.module import QueryListModule
 
 log = logging.getLogger(__name__)
@@ -65,15 +66,15 @@ class ExportBest(L.Callback):
     def _figures(self, evaluation: BeirEvaluation, step: int) -> list[Figure]:
         at_step = {entry["step"]: entry["metrics"] for entry in evaluation.history}[step]
         figures = []
-        for spec, data in zip(evaluation.specs, evaluation.data, strict=True):
+        for spec, data in zip(read_evaluation_specs(evaluation.specs), evaluation.data, strict=True):
             folder = self.folder / "per_query" / data.name
             base, model = (read_per_query(folder / f"step-{number:06d}.json") for number in (0, step))
             figures.append(
                 Figure(
                     name=data.name,
-                    path=spec["path"],
-                    split=None if spec.get("lists") is not None else spec.get("split", "test"),
-                    dev=spec.get("queries") == "dev",
+                    path=spec.path,
+                    split=spec.split,
+                    dev=spec.chooses,
                     base=evaluation.base[data.name],
                     model=at_step[data.name],
                     difference=paired_difference(model, base),

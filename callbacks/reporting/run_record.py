@@ -20,11 +20,10 @@ import torch
 from callbacks.evaluation.beir_evaluation import BeirEvaluation
 from callbacks.evaluation.metrics import METRICS
 from callbacks.reliability.best_checkpoint import best_checkpoint_step
-from datamodules.storage.files import read_json, write_json
-from retriever.errors import InputError
+from callbacks.reporting.results import RESULTS
+from datamodules.storage.files import write_json
 from retriever.module import Encoded, QueryListModule
 
-RESULTS = "results.json"
 _SAME = (
     "The same seed gives the same figures, to the bit, with the same code, packages, inputs, processor and number of "
     "threads and ranks. Another of these adds in another order, so figures differ in their last digits, and training "
@@ -128,15 +127,6 @@ class RunRecord(L.Callback):
         """Take up a resumed run."""
         self.seconds_before, self.criterion = state_dict["seconds"], state_dict["criterion"]
         self.encoded, self.pruned = Encoded(*state_dict["encoded"]), state_dict["pruned"]
-
-
-def read_results(folder: Path) -> dict[str, Any] | None:
-    """The content of a run's ``results.json``; None where it is missing or torn, so that the run is not finished."""
-    try:
-        results = read_json(folder / RESULTS)
-    except InputError:
-        return None
-    return results if {"name", "seed", "steps", "datasets"} <= results.keys() else None
 
 
 def best_value(by_step: Mapping[Any, float], mode: str) -> float | None:

@@ -141,7 +141,7 @@ class NewCorpus:
         elif passage.id is not None and known != digest[:8]:
             raise InputError(
                 f"{passage.where}: the passage {shown(passage_id)} has the text {shown(passage.text)} here and another "
-                "one before. Mend the file, or name the corpus that its ids belong to."
+                "one before. Correct the file, or name the corpus that its ids belong to."
             )
         return passage_id
 

@@ -201,7 +201,7 @@ def in_order(
     place = {passage.id: at for at, passage in enumerate(passages)}
     stated = [passage.id for passage in passages if passage.id is not None]
     if len(stated) < len(passages) or sorted(order) != sorted(stated):
-        raise InputError(f"{where}: 'passage_ids' are not those of the positives and negatives. Mend or remove it.")
+        raise InputError(f"{where}: 'passage_ids' are not those of the positives and negatives. Correct or remove it.")
     return [passages[place[passage_id]] for passage_id in order], [scores[place[passage_id]] for passage_id in order]
 
 

@@ -102,7 +102,9 @@ def _csv(path: Path, ids: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]
                     )
                 yield begin, dict(zip(names, cells, strict=True))
         except csv.Error as error:
-            raise InputError(f"{path}:{number + 1}: not CSV ({error}). Mend this line, or write it again.") from error
+            raise InputError(
+                f"{path}:{number + 1}: not CSV ({error}). Correct this line, or write it again."
+            ) from error
 
 
 @dataclass

@@ -119,7 +119,7 @@ def _import(
             query_list = _checked(stated, passages, query_type, f"{path.name.split('.')[0]}-{number}")
             if query_list.query_id in seen:
                 raise InputError(
-                    f"{where}: the query id {shown(query_list.query_id)} stands already at {seen[query_list.query_id]}."
+                    f"{where}: the query id {shown(query_list.query_id)} is already at {seen[query_list.query_id]}."
                 )
         except InputError as error:
             _drop_or_raise(error, on_bad_list, dropped)
@@ -147,7 +147,7 @@ def _encoded(
             if not all(map(math.isfinite, query_list.teacher_scores)):
                 raise InputError(f"{where}: a teacher score of it is not finite, so no tool can learn from it.")
             if query_list.query_id in seen:
-                raise InputError(f"{where}: its query id stands already in list {seen[query_list.query_id]}.")
+                raise InputError(f"{where}: its query id is already in list {seen[query_list.query_id]}.")
             entry = layout.encode(where, query_list, passages)
         except InputError as error:
             _drop_or_raise(error, on_bad_list, dropped)
@@ -177,7 +177,7 @@ def _checked(stated: RawQueryList, passages: CorpusPassages | NewCorpus, query_t
             made = passage.id is None and isinstance(passages, NewCorpus)
             named = [shown(value) for value in (None if made else passage_id, passage.text) if value is not None]
             raise InputError(
-                f"{passage.where}: the passage {' '.join(named)} stands twice in this list, with the scores "
+                f"{passage.where}: the passage {' '.join(named)} is twice in this list, with the scores "
                 f"{kept[passage_id]:.9g} and {score:.9g}. Keep one of the two."
             )
     if len(kept) < 2:

@@ -81,7 +81,7 @@ def check_md5(archive: Path, expected: str) -> None:
         found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if found != expected:
         raise InputError(
-            f"{archive}: MD5 is {found}, and BEIR published {expected}: torn, or not that data set, so it is not "
+            f"{archive}: MD5 is {found}, and BEIR published {expected}: incomplete, or not that data set, so it is not "
             "unpacked. Delete it to download it anew."
         )
 
@@ -90,8 +90,8 @@ def unpack(archive: Path, name: str, folder: Path) -> None:
     """Unpack the folder ``name`` of a zip archive as ``folder``, whole or not at all.
 
     Raises:
-        InputError: it is no zip archive or torn; an entry is a link, or has a path that leads out of ``name``; all
-            entries together are more than ``MOST_TIMES`` as large as the archive, or larger than the disk has room.
+        InputError: it is no zip archive, or incomplete; an entry is a link, or has a path that leads out of ``name``;
+            all entries together are more than ``MOST_TIMES`` as large as the archive, or larger than the disk has room.
     """
     try:
         with zipfile.ZipFile(archive) as opened, TemporaryDirectory(dir=folder.parent, prefix=f".{name}.") as place:

@@ -59,7 +59,7 @@ def reserve(file: IO[bytes], size: int) -> None:
         os.posix_fallocate(file.fileno(), 0, size)
 
 
-def remove_torn(folder: Path, below: bool = True, names: str = "*") -> None:
+def remove_leftovers(folder: Path, below: bool = True, names: str = "*") -> None:
     """Remove what killed processes left of files of these names, where no other process is writing them.
 
     Args:
@@ -67,11 +67,11 @@ def remove_torn(folder: Path, below: bool = True, names: str = "*") -> None:
         below: also in the folders below it.
         names: a pattern.
     """
-    for torn in (folder.rglob if below else folder.glob)(f".{names}.tmp"):
-        if torn.is_dir():
-            shutil.rmtree(torn, ignore_errors=True)
+    for left in (folder.rglob if below else folder.glob)(f".{names}.tmp"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
         else:
-            torn.unlink(missing_ok=True)
+            left.unlink(missing_ok=True)
 
 
 def is_disk_full(error: BaseException, folder: Path | None = None) -> bool:
@@ -159,7 +159,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
     """Number (from 1) and text of every line that is not blank.
 
     Raises:
-        InputError: the file is missing, a folder, torn, not UTF-8, or may not be read.
+        InputError: the file is missing, a folder, incomplete, not UTF-8, or may not be read.
     """
     number = 0
     with text_errors(path, lambda: number + 1), open_text(path) as file:
@@ -192,7 +192,9 @@ def text_errors(path: Path, line: Callable[[], int]) -> Iterator[None]:
     except EOFError as error:
         kind = what_it_is(path)
         remedy = (
-            kind if kind and packed not in kind else f"The file is torn or not {packed[1:]}; fetch or write it again."
+            kind
+            if kind and packed not in kind
+            else f"The file is incomplete or not {packed[1:]}; fetch or write it again."
         )
         raise InputError(f"{path}:{line()}: cannot be decompressed further ({error}): {remedy}") from error
     except OSError as error:
@@ -223,7 +225,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         InputError: a line is not a JSON object, has a key twice, or a text with half a character.
     """
     for number, line in lines(path):
-        yield number, _json_object(f"{path}:{number}", line, "Mend or remove this line.")
+        yield number, _json_object(f"{path}:{number}", line, "Correct or remove this line.")
 
 
 def read_json(path: Path, remedy: str = "Remove it, and make it again.") -> dict[str, Any]:
@@ -265,7 +267,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for number, key in enumerate(keys) if key in keys[:number])
-        raise ValueError(f"the key {shown(twice)} stands twice in one object")
+        raise ValueError(f"the key {shown(twice)} is twice in one object")
     return value
 
 

@@ -60,7 +60,7 @@ def open_table(path: Path) -> Any:
     Pages of Parquet files are checked where the file has checksums.
 
     Raises:
-        InputError: no such file, a torn one, or two columns of one name.
+        InputError: no such file, an incomplete one, or two columns of one name.
     """
     require_file(path)
     kind = "Arrow" if path.suffix in ARROW else "Parquet"
@@ -103,7 +103,7 @@ def table_blocks(
     """
     file = open_table(path)
     done = 0
-    with _in_words(path, "this file is torn or of other types", lambda: done + 1):
+    with _in_words(path, "this file is incomplete or of other types", lambda: done + 1):
         for batch in file.iter_batches(size, columns=columns):
             batch.validate(full=True)
             table = _bytes_as_texts(path, done, pa.Table.from_batches([batch]), asked=columns is not None)
@@ -111,8 +111,8 @@ def table_blocks(
             done += len(batch)
     if path.suffix == ".parquet" and done != file.metadata.num_rows:
         raise InputError(
-            f"{path}:{done + 1}: this file is torn ({file.metadata.num_rows} rows announced, {done} there). Write or "
-            "fetch it again."
+            f"{path}:{done + 1}: this file is incomplete ({file.metadata.num_rows} rows announced, {done} there). "
+            "Write or fetch it again."
         )
 
 

@@ -1,52 +1,26 @@
-"""Settings against the signatures that they are for: wrong keys and types, before anything is loaded."""
+"""What was typed on a command line: additions that nothing reads, and what a mapping keeps beside them."""
 
 from __future__ import annotations
 
-import inspect
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, get_type_hints
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.cli.targets import nodes
 from experiments.conf import CONF
-from retriever.cross_encoder.cross_encoder import PairSpec
-from retriever.encoder.text_encoder import EncoderSpec
-from retriever.errors import InputError, did_you_mean, how_to_quote
+from retriever.errors import InputError
 from retriever.printable import printable
-from retriever.typed import accepts, words
 
 log = logging.getLogger(__name__)
-
-# what a function that takes **spec takes with it
-SPECS = {
-    "retriever.encoder.TextEncoder.from_pretrained": EncoderSpec,
-    "retriever.cross_encoder.CrossEncoder.from_pretrained": PairSpec,
-}
-_OURS = ("retriever", "datamodules", "callbacks")
 # mappings whose keys a user names, so that each can be left out
 OF_ANY_NAME = {"queries", "mine.retrievers", "mine.weights", "teacher.members", "teacher.weights"}
 _HYDRAS = {"_target_", "_convert_", "_recursive_", "_partial_", "_args_"}
 # ${key.…}, ${[key].…}, ${resolver:key,…}, ${resolver:"key",…}
 _REFERRED = re.compile(r"""(?:\$\{|[:,])\s*[."'\[]*([^\s$.:,"'{}\[\]]+)""")
-_FOLLOWS = re.compile(r"\$\{([\w.]+)\}")
-
-
-def check_arguments(config: DictConfig) -> None:
-    """Compare every setting under a ``_target_`` with what that takes.
-
-    Raises:
-        InputError: a key that the target does not take, with the nearest it does; or a value of another type than its
-            annotation names, with what it may be.
-    """
-    for key, node in nodes(OmegaConf.to_container(config, resolve=True, throw_on_missing=False)):
-        target = node["_target_"]
-        check_settings(key, node, get_object(target), SPECS.get(target), lambda name: _followed(config, name))
 
 
 def check_added(config: DictConfig, hydra: DictConfig, shipped: str) -> None:
@@ -138,82 +112,3 @@ def _by_name(section: dict[str, Any], place: str = "") -> dict[str, str]:
         if isinstance(value, dict):
             found |= _by_name(value, f"{place}{name}.") | found
     return found | {str(name): f"{place}{name}" for name in section}
-
-
-def _followed(config: DictConfig, key: str) -> str:
-    """The setting that gives this one its value: evaluation.datasets for data.evaluation."""
-    for _ in range(10):  # settings may follow each other round
-        place, _, name = key.rpartition(".")
-        parent = OmegaConf.select(config, place) if place else config
-        written = parent._get_node(name) if isinstance(parent, DictConfig) else None
-        followed = _FOLLOWS.fullmatch(str(written._value())) if written is not None else None
-        if followed is None:
-            break
-        key = followed[1]
-    return key
-
-
-def check_settings(
-    key: str,
-    settings: Mapping[str, Any],
-    called: Callable[..., Any],
-    spec: type | None = None,
-    named: Callable[[str], str] = str,
-) -> None:
-    """Compare settings with what a class or function takes.
-
-    Args:
-        key: where the settings stand; empty at the top.
-        settings: name → value.
-        called: what takes them.
-        spec: a class whose fields it takes, too.
-        named: what to call a setting whose value is wrong, by its dotted key.
-
-    Raises:
-        InputError: as :func:`check_arguments`.
-    """
-    known, is_open = _parameters(called)
-    fields = get_type_hints(spec) if spec is not None else {}
-    if spec is not None:
-        known, is_open = known | fields, False
-    for name, value in settings.items():
-        if name in _HYDRAS:
-            continue
-        if name not in known:
-            if is_open:
-                continue
-            raise InputError(
-                f"{key} has an unexpected keyword argument {name!r}; {called.__qualname__} takes "
-                f"{', '.join(sorted(known))}.{did_you_mean(name, known)}"
-            )
-        if value is None and name in fields:
-            continue  # the model's own
-        if value != "???" and not accepts(known[name], value):
-            wanted = words(known[name], value)
-            hint = how_to_quote(value) if "text" in wanted else ""
-            raise InputError(f"{named(f'{key}.{name}'.lstrip('.'))} is {value!r}; it must be {wanted}.{hint}")
-
-
-def _parameters(called: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
-    """Parameter → annotation, those of base classes that a constructor passes ``**others`` to included; any other?"""
-    functions = [called]
-    if inspect.isclass(called):
-        functions = [vars(base)["__init__"] for base in called.__mro__ if "__init__" in vars(base)]
-    found: dict[str, Any] = {}
-    for function in functions:
-        try:
-            hints = get_type_hints(function)
-        except (NameError, TypeError):  # a name that is imported for type checkers alone
-            hints = {}
-        try:
-            parameters = inspect.signature(function, follow_wrapped=True).parameters.values()
-        except (TypeError, ValueError):
-            return found, True
-        for parameter in parameters:
-            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-                found.setdefault(parameter.name, hints.get(parameter.name, Any))
-        if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
-            return {name: hint for name, hint in found.items() if name != "self"}, False
-        if function.__module__.partition(".")[0] not in _OURS:  # it may do something of its own with the others
-            break
-    return found, True

@@ -19,11 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from datamodules.corpus import find_dataset, find_file, judgement_files
-from datamodules.dev_lists import dev_file_beside
-from datamodules.formats.records import find_records
 from datamodules.storage.files import atomic_path
-from datamodules.storage.input_hashes import input_sha256
 from experiments.cli.redact import HIDDEN, redact
 from experiments.conf import CONF
 from experiments.settings.older_runs import as_now
@@ -163,30 +159,6 @@ def save_config(config: DictConfig, folder: Path) -> None:
     for name, content in contents.items():
         with atomic_path(folder / name) as temporary:
             OmegaConf.save(redact(content), temporary)
-
-
-def input_hashes(config: DictConfig) -> dict[str, str]:
-    """File, as the configuration names it → SHA-256: lists, corpora, queries and judgements of a run."""
-    files: dict[str, Path] = {}
-
-    def add_data_set(name: str, split: str | None = None) -> None:
-        folder = find_dataset(name, config.data_dir)
-        found = [*find_records(folder, "corpus"), *(judgement_files(folder, split) if split else ())]
-        files.update({f"{name}/{path.relative_to(folder)}": path for path in found})
-
-    data = config.data
-    for spec in [*(data.get("train") or ()), *(data.get("dev") or ())]:
-        files[spec.path] = find_file(spec.path)
-        add_data_set(spec.corpus)
-    for spec in (data.get("train") or ()) if data.get("dev") is None else ():
-        beside = dev_file_beside(find_file(spec.path))
-        if beside is not None:  # the dev lists, where the train lists are split already
-            files[str(beside)] = beside
-    for spec in config.evaluation.get("datasets") or ():
-        if spec.get("lists") is not None:
-            files[spec.lists] = find_file(spec.lists)
-        add_data_set(spec.path, None if spec.get("lists") is not None else spec.get("split", "test"))
-    return {name: input_sha256(path) for name, path in sorted(files.items()) if path.is_file()}
 
 
 def warn_of_changes(folder: Path, now: Mapping[str, Any]) -> None:

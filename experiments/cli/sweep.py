@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from callbacks.reliability.atomic_checkpoints import has_checkpoint
-from callbacks.reporting.run_record import read_results
+from callbacks.reporting.results import read_results
 from datamodules.storage.files import atomic_path
 from experiments.cli.errors import explain
 from experiments.cli.redact import redact
@@ -58,13 +58,20 @@ def _run_folder(sweep: str, number: int, name: str, overrides: str) -> str:
 OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
 
 
-def run_of_sweep(config: DictConfig, folder: Path, train: Callable[[DictConfig, Path], dict]) -> dict[str, Any] | None:
+def run_of_sweep(
+    config: DictConfig,
+    folder: Path,
+    train: Callable[[DictConfig, Path], dict],
+    in_effect: Callable[[Any], Any],
+) -> dict[str, Any] | None:
     """Do what is left of a run.
 
     Args:
         config: the run's configuration.
         folder: its folder; what an earlier sweep left there is gone on with.
         train: does it.
+        in_effect: gives a configuration, of plain containers, the values that its settings have in effect, so that two
+            ways to say one thing are one.
 
     Returns:
         The content of ``results.json``; None where the run failed: ``error.txt`` then says why.
@@ -76,7 +83,7 @@ def run_of_sweep(config: DictConfig, folder: Path, train: Callable[[DictConfig, 
     begun = results is not None or cut_off
     damaged = begun and not (folder / CONFIG).is_file()
     if begun and not damaged:
-        _refuse_other_configuration(config, folder)
+        _refuse_other_configuration(config, folder, in_effect)
     if rank_zero_only.rank == 0:
         (folder / ERROR_FILE).unlink(missing_ok=True)
     if damaged:
@@ -190,11 +197,11 @@ class FailedRuns(Callback):
         sys.exit(printable("\n".join([f"error: {runs} of {config.hydra.sweep.dir} failed. {again}", *lines])))
 
 
-def _refuse_other_configuration(config: DictConfig, folder: Path) -> None:
+def _refuse_other_configuration(config: DictConfig, folder: Path, in_effect: Callable[[Any], Any]) -> None:
     # without secrets, written and read again, as the other one was
     asked = OmegaConf.create(OmegaConf.to_yaml(redact(OmegaConf.to_container(config, resolve=True))))
     begun = as_now(OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))
-    found = first_difference(begun, OmegaConf.to_container(asked))
+    found = first_difference(in_effect(begun), in_effect(OmegaConf.to_container(asked)))
     if found:
         key, old, new = found
         raise InputError(

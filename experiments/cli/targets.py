@@ -1,17 +1,20 @@
-"""Which Python objects a configuration may call: the project's own, the user's own, and what a switch allows."""
+"""What a configuration calls: Python objects of the project, of the user, or allowed by a switch; and with what."""
 
 from __future__ import annotations
 
 import importlib.util
+import inspect
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from retriever.errors import InputError
+from retriever.errors import InputError, did_you_mean
+from retriever.typed import check_value
 
 # What a `_target_` may name without a switch, and all that is in it.
 PROJECT = (
@@ -33,9 +36,12 @@ LIBRARIES = (
     "lightning.pytorch.plugins",
     "optuna.pruners",
 )
+_OURS = ("retriever", "datamodules", "callbacks")
+_HYDRAS = {"_target_", "_convert_", "_recursive_", "_partial_", "_args_"}
+_FOLLOWS = re.compile(r"\$\{([\w.]+)\}")
 
 
-def check_targets(config: DictConfig) -> None:
+def check_targets(config: DictConfig) -> list[tuple[str, dict[str, Any]]]:
     """Refuse a configuration that calls what it may not, before anything of it is imported or called.
 
     Allowed are ``PROJECT``, ``LIBRARIES``, what ``allowed_targets`` in the configuration names, and modules that are
@@ -46,6 +52,9 @@ def check_targets(config: DictConfig) -> None:
     Args:
         config: a whole configuration; every ``_target_`` in it is looked at.
 
+    Returns:
+        Dotted key and content of every mapping with a ``_target_``.
+
     Raises:
         InputError: with the key, the target and the switch.
     """
@@ -54,20 +63,22 @@ def check_targets(config: DictConfig) -> None:
         raise InputError(f"allowed_targets is {given!r}; it must be a list: allowed_targets=[{given}].")
     allowed = tuple(given)
     found_in_run = config.get("repeats") is not None
-    for key, node in nodes(OmegaConf.to_container(config, resolve=True, throw_on_missing=False)):
+    found = list(_nodes(OmegaConf.to_container(config, resolve=True, throw_on_missing=False)))
+    for key, node in found:
         _check(f"{key}._target_", node["_target_"], allowed, found_in_run)
+    return found
 
 
-def nodes(value: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+def _nodes(value: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """Dotted key and content of every mapping that has a ``_target_``, at any depth."""
     if isinstance(value, dict):
         if "_target_" in value:
             yield key, value
         for name, inner in value.items():
-            yield from nodes(inner, f"{key}.{name}".lstrip("."))
+            yield from _nodes(inner, f"{key}.{name}".lstrip("."))
     elif isinstance(value, list):
         for number, inner in enumerate(value):
-            yield from nodes(inner, f"{key}[{number}]")
+            yield from _nodes(inner, f"{key}[{number}]")
 
 
 def _check(key: str, target: Any, allowed: Sequence[str], found_in_run: bool) -> None:
@@ -118,3 +129,97 @@ def _cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def check_arguments(config: DictConfig, specs: Mapping[str, type]) -> None:
+    """Compare every ``_target_`` with what may be called, and every setting under it with what that takes.
+
+    Args:
+        config: a whole configuration.
+        specs: target → a class whose fields it takes, too, as ``**spec``.
+
+    Raises:
+        InputError: as :func:`check_targets`; a key that the target does not take, with the
+            nearest it does; or a value of another type than its annotation names, with what it may be.
+    """
+    for key, node in check_targets(config):
+        target = node["_target_"]
+        names = {name: _followed(config, f"{key}.{name}") for name in node}
+        check_settings(key, node, get_object(target), specs.get(target), names)
+
+
+def _followed(config: DictConfig, key: str) -> str:
+    """The setting that gives this one its value: evaluation.datasets for data.evaluation."""
+    for _ in range(10):  # settings may follow each other round
+        place, _, name = key.rpartition(".")
+        parent = OmegaConf.select(config, place) if place else config
+        written = parent._get_node(name) if isinstance(parent, DictConfig) else None
+        followed = _FOLLOWS.fullmatch(str(written._value())) if written is not None else None
+        if followed is None:
+            break
+        key = followed[1]
+    return key
+
+
+def check_settings(
+    key: str,
+    settings: Mapping[str, Any],
+    called: Callable[..., Any],
+    spec: type | None = None,
+    names: Mapping[str, str] | None = None,
+) -> None:
+    """Compare settings with what a class or function takes.
+
+    Args:
+        key: where the settings stand.
+        settings: name → value.
+        called: what takes them.
+        spec: a class whose fields it takes, too.
+        names: setting → what to call it where its value is wrong; None calls each by its dotted key.
+
+    Raises:
+        InputError: as :func:`check_arguments`.
+    """
+    known, is_open = _parameters(called)
+    fields = get_type_hints(spec) if spec is not None else {}
+    if spec is not None:
+        known, is_open = known | fields, False
+    for name, value in settings.items():
+        if name in _HYDRAS:
+            continue
+        if name not in known:
+            if is_open:
+                continue
+            raise InputError(
+                f"{key} has an unexpected keyword argument {name!r}; {called.__qualname__} takes "
+                f"{', '.join(sorted(known))}.{did_you_mean(name, known)}"
+            )
+        if value is None and name in fields:
+            continue  # the model's own
+        if value != "???":
+            check_value((names or {}).get(name, f"{key}.{name}"), known[name], value)
+
+
+def _parameters(called: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
+    """Parameter → annotation, those of base classes that a constructor passes ``**others`` to included; any other?"""
+    functions = [called]
+    if inspect.isclass(called):
+        functions = [vars(base)["__init__"] for base in called.__mro__ if "__init__" in vars(base)]
+    found: dict[str, Any] = {}
+    for function in functions:
+        try:
+            hints = get_type_hints(function)
+        except (NameError, TypeError):  # a name that is imported for type checkers alone
+            hints = {}
+        try:
+            parameters = inspect.signature(function, follow_wrapped=True).parameters.values()
+        except (TypeError, ValueError):
+            return found, True
+        for parameter in parameters:
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                found.setdefault(parameter.name, hints.get(parameter.name, Any))
+        if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
+            return {name: hint for name, hint in found.items() if name != "self"}, False
+        if function.__module__.partition(".")[0] not in _OURS:  # it may do something of its own with the others
+            break
+    return found, True

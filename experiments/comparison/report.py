@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datamodules.storage.files import atomic_path, remove_torn
+from datamodules.storage.files import atomic_path, remove_leftovers
 from experiments.comparison.changes import changes_markdown
 from experiments.comparison.formats import csv_text, latex, markdown, query_csv
 from experiments.comparison.page import page
@@ -25,7 +25,7 @@ def write_report(comparison: Comparison, folder: Path) -> list[Path]:
         "comparison-queries.csv": query_csv(comparison),
         **{f"comparison-{name}.png": png for name, png in plots.items()},
     }
-    remove_torn(folder, below=False, names="comparison*")  # the folder may be one that holds other things
+    remove_leftovers(folder, below=False, names="comparison*")  # the folder may be one that holds other things
     for name, content in contents.items():
         with atomic_path(folder / name) as temporary:
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)

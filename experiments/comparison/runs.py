@@ -17,11 +17,13 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from callbacks.evaluation.beir_evaluation import read_per_query
-from callbacks.reporting.run_record import RESULTS, read_results
+from callbacks.reporting.results import RESULTS, read_results
+from datamodules.specs import EvaluationSpec, TrainFile, read_evaluation_specs, read_list_files
 from datamodules.storage.files import read_json
 from datamodules.storage.yaml_files import read_yaml
 from experiments.cli.rerun import CONFIG
 from experiments.cli.sweep import ERROR_FILE, PLACES
+from experiments.settings.encoders import with_effective_encoders
 from experiments.settings.older_runs import as_now
 from retriever.errors import InputError, shown
 
@@ -109,16 +111,18 @@ class Run:
 
     def is_home(self, dataset: str) -> bool:
         """Whether the data set's corpus is one that the run was trained on."""
-        trained = {Path(spec["corpus"]).name for spec in self.config.get("data", {}).get("train") or ()}
+        trained = {Path(spec.corpus).name for spec in _trained_on(self.config)}
         return corpus_of(self.config, self.datasets[dataset]) in trained
 
     def is_held_out(self, dataset: str) -> bool:
         """Whether the data set's queries are those of query lists, often synthetic, and not a split's."""
-        return _spec(self.config, self.datasets[dataset]).get("lists") is not None
+        spec = _spec(self.config, self.datasets[dataset])
+        return spec is not None and spec.lists is not None
 
     def is_dev(self, dataset: str) -> bool:
         """Whether the data set's queries are those of the dev lists, by which settings may be chosen."""
-        return _spec(self.config, self.datasets[dataset]).get("queries") == "dev"
+        spec = _spec(self.config, self.datasets[dataset])
+        return spec is not None and spec.chooses
 
     def encoder(self) -> dict[str, Any]:
         """How the configuration describes the model."""
@@ -237,7 +241,7 @@ def read_runs(finished: Mapping[Path, dict[str, Any]]) -> list[Run]:
 def corpus_of(config: dict[str, Any], dataset: str) -> str | None:
     """The name of a data set's corpus; None where the configuration lacks the set."""
     spec = _spec(config, dataset)
-    return Path(spec["path"]).name if spec else None
+    return Path(spec.path).name if spec else None
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
@@ -263,7 +267,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 
 def _labels(runs: Sequence[Run]) -> list[str]:
     """Each run's name; where runs of one name differ in more than their seed, with the settings that differ."""
-    settings = [_settings(run.config) | run.content for run in runs]
+    settings = [_settings(with_effective_encoders(run.config)) | run.content for run in runs]
     of_name: dict[str, list[int]] = {}
     for number, run in enumerate(runs):
         of_name.setdefault(run.name, []).append(number)
@@ -401,17 +405,22 @@ def _read_config(path: Path) -> dict[str, Any]:
     for place in ("data", "evaluation"):
         if config.get(place) is not None:
             _require(path, place, config[place], dict)
-    trained = (config.get("data") or {}).get("train") or []
-    evaluated = (config.get("evaluation") or {}).get("datasets") or []
-    for place, specs, key in (("data.train", trained, "corpus"), ("evaluation.datasets", evaluated, "path")):
-        _require(path, place, specs, list)
-        for spec in specs:
-            _require(path, place, spec, dict)
-            _require(path, f"{place}: {key}", spec.get(key), str)
+    try:
+        _trained_on(config)
+        _evaluated_on(config)
+    except InputError as error:
+        raise InputError(f"{path}: {error} {_AGAIN}") from None
     return config
 
 
-def _spec(config: dict[str, Any], dataset: str) -> dict[str, Any]:
+def _trained_on(config: dict[str, Any]) -> list[TrainFile]:
+    return read_list_files(TrainFile, (config.get("data") or {}).get("train") or (), "data.train")
+
+
+def _evaluated_on(config: dict[str, Any]) -> list[EvaluationSpec]:
+    return read_evaluation_specs((config.get("evaluation") or {}).get("datasets") or ())
+
+
+def _spec(config: dict[str, Any], dataset: str) -> EvaluationSpec | None:
     """What the configuration says of an evaluation set."""
-    specs = config.get("evaluation", {}).get("datasets") or ()
-    return next((spec for spec in specs if (spec.get("name") or Path(spec["path"]).name) == dataset), {})
+    return next((spec for spec in _evaluated_on(config) if spec.shown_name == dataset), None)

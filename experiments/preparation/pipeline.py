@@ -36,8 +36,8 @@ from datamodules.pipeline.stages.score import Ensemble, RunFusion, Score
 from datamodules.pipeline.stages.split import Split
 from datamodules.pipeline.stages.stage import Output, Shard, Stage, find_output, run_stage
 from datamodules.storage.files import file_name
-from experiments.cli.arguments import check_arguments, check_settings
-from experiments.cli.targets import check_targets
+from experiments.cli.targets import check_arguments, check_settings
+from experiments.settings.encoders import SPECS
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError, choose, require_text
 from retriever.pretrained.packaged import file_sha256
@@ -62,8 +62,7 @@ class Pipeline:
     """
 
     def __init__(self, config: DictConfig) -> None:
-        check_targets(config)
-        check_arguments(config)
+        check_arguments(config, SPECS)
         self.config = config
         for key in ("corpus", "output", "work", "cache_dir", "data_dir"):
             require_text(key, config[key])

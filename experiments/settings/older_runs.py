@@ -7,11 +7,23 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from experiments.cli.arguments import SPECS
 from experiments.conf import CONF
 
 log = logging.getLogger(__name__)
 _ENCODERS = CONF / "encoder"
+# what an encoder could state beside its model, when presets were not yet a mapping of their own
+_LENGTHS = ("query_max_length", "passage_max_length")
+_STATED = {
+    "retriever.encoder.TextEncoder.from_pretrained": (
+        "pooling",
+        "query_prompt",
+        "passage_prompt",
+        *_LENGTHS,
+        "normalize",
+        "truncate_dim",
+    ),
+    "retriever.cross_encoder.CrossEncoder.from_pretrained": (*_LENGTHS, "pair_max_length"),
+}
 
 
 def as_now(config: Any) -> Any:
@@ -53,7 +65,7 @@ def _with_newer_settings(
 
 def _with_preset(config: dict[str, Any]) -> dict[str, Any]:
     """Of an encoder that states ``packaged``, move what it states into a preset."""
-    fields = getattr(SPECS.get(config.get("_target_", "")), "__dataclass_fields__", None)
+    fields = _STATED.get(config.get("_target_", ""))
     if fields is None or "packaged" not in config or "model" not in config:
         return config
     packaged = config.pop("packaged")

@@ -47,18 +47,21 @@ _DURATION = re.compile(r"\d+:\d\d:\d\d:\d\d")
 _MADE = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 
-def check_trainer(trainer: DictConfig, patience: int | None) -> None:
+def check_trainer(trainer: DictConfig, patience: int | None, resumable: bool = True) -> None:
     """Refuse what is wrong in ``trainer``, before anything is loaded.
 
     Args:
         trainer: the settings.
         patience: ``early_stopping.patience``.
+        resumable: whether checkpoints are written or read.
 
     Raises:
         InputError: with the setting, its value and what to do.
     """
     settings = OmegaConf.to_container(trainer, resolve=True)
     _check_counts(settings, patience)
+    if resumable:
+        _check_strategy(settings.get("strategy"))
     for name, instead in _SET_BY_RUN.items():
         if name in settings:
             raise InputError(f"trainer.{name} is set by the run itself: {instead}.")
@@ -105,6 +108,19 @@ def _check_counts(settings: dict[str, Any], patience: int | None) -> None:
     clip = settings.get("gradient_clip_val")
     if clip is not None and clip < 0:
         raise InputError(f"trainer.gradient_clip_val is {clip}; it must not be negative (0 or null: no clipping).")
+
+
+def _check_strategy(strategy: Any) -> None:
+    """Refuse checkpoints that are folders, a file for each rank: they could be neither checked nor resumed."""
+    if not isinstance(strategy, dict):
+        return
+    name = str(strategy.get("_target_")).rpartition(".")[2]
+    if name == "ModelParallelStrategy" and strategy.get("save_distributed_checkpoint", True):
+        said = "trainer.strategy.save_distributed_checkpoint is true"
+        raise InputError(f"{said}; only whole checkpoints can be resumed: set it to false, as trainer=fsdp does.")
+    if name == "FSDPStrategy" and strategy.get("state_dict_type") == "sharded":
+        said = "trainer.strategy.state_dict_type is 'sharded'"
+        raise InputError(f"{said}; only whole checkpoints can be resumed: set it to full, or take trainer=fsdp.")
 
 
 def _check_share(name: str, value: Any, null: str) -> None:

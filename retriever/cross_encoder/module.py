@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics.retrieval import RetrievalMRR, RetrievalNormalizedDCG
 
 from retriever.batch import RetrievalBatch
-from retriever.cross_encoder.cross_encoder import CrossEncoder, score_pairs
+from retriever.cross_encoder.cross_encoder import CrossEncoder, PairSpec, score_pairs
 from retriever.errors import InputError, require_positive
 from retriever.losses.listwise import listwise_cross_entropy, listwise_distillation
 from retriever.module import TEACHER_TEMPERATURE, Encoded, QueryListModule, Work
@@ -73,7 +73,7 @@ class CrossEncoderModule(QueryListModule):
         **common,
     ) -> None:
         super().__init__(encoder, **common)
-        if not isinstance(encoder, CrossEncoder):
+        if not isinstance(encoder.spec, PairSpec):
             raise InputError("module=reranker trains a cross-encoder; choose one, for example encoder=cross_minilm.")
         require_positive(
             negatives=negatives,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import inf
 
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -32,12 +33,14 @@ class Matryoshka:
         self.dimensions = list(dimensions)
         self.weights = [1.0] * len(self.dimensions) if weights is None else list(weights)
         self.width = encoder.dimension
+        limit = self.width or inf
         self.normalize = encoder.spec.normalize
         distinct = set(self.dimensions)
-        if not distinct or len(distinct) < len(self.dimensions) or not all(0 < m < self.width for m in distinct):
+        if not distinct or len(distinct) < len(self.dimensions) or not all(0 < m < limit for m in distinct):
+            most = "" if self.width is None else f" to {self.width - 1}"
             raise InputError(
-                f"module.matryoshka_dimensions is {self.dimensions}; name different dimensions from 1 to "
-                f"{self.width - 1}. All {self.width} of the encoder are trained anyway."
+                f"module.matryoshka_dimensions is {self.dimensions}; name different dimensions from 1{most}. All "
+                f"{self.width or ''} of the encoder are trained anyway."
             )
         if len(self.weights) != len(self.dimensions) or not all(0 < c < float("inf") for c in self.weights):
             raise InputError(

@@ -21,12 +21,13 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
-from datamodules import corpus as corpora
+from datamodules.corpus import corpus as corpora
 from datamodules.query_lists import read_query_lists, write_query_lists
-from experiments import compare, list_files, mteb
+from experiments import compare, mteb
 from experiments.benchmarks.corpus_evaluation import run_evaluation
 from experiments.benchmarks.training_step import Lists
 from experiments.cli.errors import explain
+from experiments.lists import command as list_files
 from experiments.preparation.pipeline import Pipeline
 from experiments.run import train
 from experiments.settings.checks import check
@@ -250,12 +251,12 @@ CASES: list[tuple[str, Callable, tuple[str, ...]]] = [
     ("corpus.py: empty_passages=keep", bench, (
         "parts=[step]", "corpus={empty}", "files=[{lists}]", "empty_passages=error")),
     ("corpus.py: empty_passages=error", run, EMPTY),
-    ("corpus.py: unknown_qrels=keep", run, (
+    ("evaluation_set.py: unknown_qrels=keep", run, (
         "data.train=[{{path: {lists}, corpus: {unknown}}}]", "evaluation.datasets=[{{path: {unknown}}}]")),
-    ("corpus.py: unknown_qrels=keep", prepare, ("corpus={unknown}", JUDGED, "until=collect")),
-    ("corpus.py: unknown_qrels=keep", bench, ("parts=[evaluation]", "evaluation.dataset={unknown}")),
-    ("query_lists.py: on_bad_list=drop", run, ("data.train=[{{path: {bad}, corpus: {corpus}}}]",)),
-    ("query_lists.py: on_bad_list=drop", bench, ("parts=[step]", "corpus={corpus}", "files=[{bad}]")),
+    ("evaluation_set.py: unknown_qrels=keep", prepare, ("corpus={unknown}", JUDGED, "until=collect")),
+    ("evaluation_set.py: unknown_qrels=keep", bench, ("parts=[evaluation]", "evaluation.dataset={unknown}")),
+    ("opened.py: on_bad_list=drop", run, ("data.train=[{{path: {bad}, corpus: {corpus}}}]",)),
+    ("opened.py: on_bad_list=drop", bench, ("parts=[step]", "corpus={corpus}", "files=[{bad}]")),
     ("datamodule.py: data.leak_guard=drop", run, (
         "data.train=[{{path: {lists}, corpus: {leak}}}]", "evaluation.datasets=[{{path: {leak}}}]",
         "data.leak_guard=fail")),
@@ -299,7 +300,7 @@ CASES: list[tuple[str, Callable, tuple[str, ...]]] = [
     ("corpus.py: empty_passages=keep", lists, (
         "cut {empty} --passages 30 --output {root}/{new} --empty-passages error",)),
     ("corpus.py: empty_passages=keep", through_mteb, ("{cross} --dataset {empty} --empty-passages error",)),
-    ("corpus.py: unknown_qrels=keep", through_mteb, ("{cross} --dataset {unknown}",)),
+    ("evaluation_set.py: unknown_qrels=keep", through_mteb, ("{cross} --dataset {unknown}",)),
     ("text_encoder.py: encoder.attention=null", encoder, (
         "encoder.model={no_packing}", "encoder.pooling=mean", "encoder.attention=packed")),
     ("text_encoder.py: encoder.query_prompt=''", encoder, ("encoder.model={no_prompts}", "encoder.query_prompt='q: '")),
@@ -307,7 +308,7 @@ CASES: list[tuple[str, Callable, tuple[str, ...]]] = [
         "encoder.model={no_prompts}", "encoder.passage_prompt='p: '")),
     ("block_search.py: evaluation.ignore_identical_ids=false", evaluated, (
         "evaluation.datasets=[{{path: {own}}}]", "data.leak_guard=off")),
-    ("list_files.py: --corpus", lists, ("export {lists} --layout cadet --output {root}/o.jsonl",)),
+    ("transfer.py: --corpus", lists, ("export {lists} --layout cadet --output {root}/o.jsonl",)),
     ("compare.py: --output", compared, ("{root} --wandb p",)),
 ]  # fmt: skip
 WORDS = {"score_key=KEY": "--score-key rankt5_score", "queries=FILE": "--queries {root}/queries.tsv"}
@@ -350,7 +351,8 @@ NOT_TYPED = {
     "dashboard.py: --entity": "sends to W&B",
     "dashboard.py: --print": "needs wandb-workspaces",
     "measured.py: --base": "the name of an arm; see test_compare.py",
-    "list_files.py: --qrels": "a line of a table, not an error",
+    "inspect.py: --corpus": "a line of a table, not an error",
+    "inspect.py: --qrels": "a line of a table, not an error",
     "text_encoder.py: encoder.attention=packed": "what was typed",
     "text_encoder.py: s=$": "how a shell takes a line end; the setting before is cut by the scan",
     "hits.py: language=%s": "says what is set",

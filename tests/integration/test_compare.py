@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pytest
 from omegaconf import OmegaConf
 
-from callbacks.reporting.run_record import read_results
+from callbacks.reporting.results import read_results
 from callbacks.reporting.statistics import holm, paired_test
 from datamodules.batches import WeightedLists
 from datamodules.corpus import SHIPPED, load_evaluation_set, load_qrels, load_queries

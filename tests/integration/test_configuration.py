@@ -19,11 +19,13 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 
 from experiments import bench as bench_module
-from experiments import compare, dashboard, list_files, mteb
+from experiments import compare, dashboard, mteb
 from experiments import prepare as prepare_module
 from experiments import run as run_module
-from experiments.cli.arguments import check_added, check_settings, say_what_is_kept
+from experiments.cli.arguments import check_added, say_what_is_kept
 from experiments.cli.errors import explain, run_kindly
+from experiments.cli.targets import check_settings
+from experiments.lists import command as list_files
 from experiments.preparation.pipeline import Pipeline
 from experiments.run import train
 from experiments.settings.checks import check
@@ -86,7 +88,7 @@ def base():
         ("+encoder.poolin=cls", "unexpected keyword argument 'poolin'.* Did you mean 'pooling'?"),
         ("+trainer.max_epoch=3", "Did you mean 'max_epochs'?"),
         ("+early_stopping.patiense=1", "Did you mean 'patience'?"),
-        ("+diagnostics.every_n=1", "unexpected keyword argument 'every_n'"),
+        ("+diagnostics.every_n=1", "diagnostics: 'every_n' is no setting here.* Did you mean 'every_n_steps'?"),
         ("data.batch_size=-1", "batch_size is -1; it must be a finite number above 0"),
         ("data.batch_size=1.5", "data.batch_size is 1.5; it must be a whole number"),
         ("data.list_length=0", "list_length is 0"),
@@ -129,7 +131,7 @@ def base():
         ("logger.wandb={projct: x}", "Did you mean 'project'?"),
         ("evaluation.datasets=[x]", "evaluation.datasets is .'x'.; it must be a list, each of it a mapping"),
         ("evaluation.datasets=[{path: 3}]", r"evaluation.datasets\[0\].path is 3; it must be text"),
-        ("evaluation.datasets=[{path: x, name: 3}]", "evaluation.datasets: a name is 3; it must be text"),
+        ("evaluation.datasets=[{path: x, name: 3}]", r"evaluation.datasets\[0\].name is 3; it must be text"),
         ("data.train=[{path: 3, corpus: x}]", r"data.train\[0\].path is 3; it must be text"),
         ("allowed_targets=torch", r"allowed_targets is 'torch'; it must be a list: allowed_targets=\[torch\]"),
     ],

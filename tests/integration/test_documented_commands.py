@@ -10,8 +10,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from experiments import list_files
 from experiments.cli.arguments import check_added
+from experiments.lists import command as list_files
 from experiments.preparation.pipeline import Pipeline
 from experiments.settings.checks import check
 from helpers.runs import CONF

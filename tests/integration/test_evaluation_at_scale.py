@@ -409,7 +409,7 @@ def test_resumed_run_keeps_its_sample(small_run, small_scifact, tmp_path):
     ("options", "message"),
     [
         ({"datasets": [{"path": "scifact", "sample": 5}]}, "sample is 5; it must be a mapping with size"),
-        ({"datasets": [{"path": "scifact", "sample": {"depth": 5}}]}, "must be a mapping with size"),
+        ({"datasets": [{"path": "scifact", "sample": {"depth": 5}}]}, "size is missing; it must have size"),
         ({"datasets": [{"path": "scifact", "sample": {"size": 0}}]}, "sample.size is 0"),
         ({"datasets": [{"path": "scifact", "sample": {"size": 1.5}}]}, "sample.size is 1.5; it must be a whole number"),
         ({"datasets": [{"path": "scifact", "sample": {"size": 9, "dept": 1}}]}, "Did you mean 'depth'"),

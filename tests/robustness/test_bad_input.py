@@ -31,7 +31,7 @@ from datamodules.pipeline.query_types import load_query_types
 from datamodules.query_lists import QueryList, open_query_lists, read_metadata, read_query_lists, write_query_lists
 from experiments.comparison.changes import most_changed
 from experiments.comparison.tables import compare
-from experiments.list_files import main as prepare
+from experiments.lists.command import main as prepare
 from helpers.bad_input import (
     LARGEST,
     REFUSED,

@@ -63,12 +63,14 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before(cut, tmp_path, caplog):
         with caplog.at_level(logging.WARNING):
             assert find_checkpoint(copy) == copy / "checkpoints" / PREVIOUS
         before = f"going on from the checkpoint before it, {copy / 'checkpoints' / PREVIOUS} (epoch 0, step 2)"
-        assert caplog.messages[-1] == f"{copy / 'checkpoints' / LAST} is torn; {before}"
+        assert caplog.messages[-1] == f"{copy / 'checkpoints' / LAST} is incomplete; {before}"
     (checkpoints / LAST).unlink()
     assert find_checkpoint(folder) == checkpoints / PREVIOUS
     assert caplog.messages[-1].startswith(f"{checkpoints / LAST} is missing; going on from the checkpoint before it")
     flip_bit(checkpoints / PREVIOUS)
-    with pytest.raises(InputError, match=r"no whole checkpoint is left: .*previous\.ckpt is torn\. Put a copy back"):
+    with pytest.raises(
+        InputError, match=r"no whole checkpoint is left: .*previous\.ckpt is incomplete\. Put a copy back"
+    ):
         find_checkpoint(folder)
 
     whole = train(config_of(*options), tmp_path / "whole")
@@ -84,7 +86,7 @@ def test_a_torn_best_checkpoint_is_told_before_the_run_goes_on(cut):
     _, folder = cut
     for best in (folder / "checkpoints").glob("step-*.ckpt"):
         truncate(best)
-    with pytest.raises(InputError, match=r"the best checkpoint that last\.ckpt names, is torn or missing"):
+    with pytest.raises(InputError, match=r"the best checkpoint that last\.ckpt names, is incomplete or missing"):
         find_checkpoint(folder)
 
 

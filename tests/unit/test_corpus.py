@@ -103,7 +103,7 @@ def test_shipped_scifact_is_beirs():
 
 @pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz"])
 def test_mapped_corpus_equals_the_one_in_memory(tmp_path, monkeypatch, ending):
-    monkeypatch.setattr("datamodules.corpus._BLOCK", 2)
+    monkeypatch.setattr("datamodules.corpus.corpus._BLOCK", 2)
     records = [
         {"_id": "d1", "title": " T ", "text": "one"},
         {"_id": "d2", "text": "é 漢字 🙂 "},
@@ -151,7 +151,7 @@ def test_mapped_corpus_is_read_once_and_follows_its_file(tmp_path):
     ],
 )
 def test_mapped_corpus_is_refused_in_the_same_words_and_leaves_nothing(tmp_path, monkeypatch, corpus):
-    monkeypatch.setattr("datamodules.corpus._BLOCK", 1)
+    monkeypatch.setattr("datamodules.corpus.corpus._BLOCK", 1)
     folder_with(tmp_path, corpus=corpus)
     messages = []
     for options in ({}, {"cache_dir": tmp_path / "cache"}, {"cache_dir": tmp_path / "cache"}):

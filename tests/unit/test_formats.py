@@ -155,8 +155,8 @@ WRONG = [
     ("corpus.jsonl", lambda: b"\x80\x04junk", "a pickle, which is never read"),
     ("corpus.jsonl", lambda: parquet_bytes(), r"this is a Parquet file.*end in \.parquet"),
     ("corpus.jsonl.zst", lambda: gzip.compress(b"{}"), r"cannot be decompressed.*gzip file.*end in \.gz"),
-    ("corpus.jsonl.zst", lambda: zst(lines_of(PASSAGES))[:-3], "cannot be decompressed further.*torn or not zst"),
-    ("corpus.jsonl.zst", lambda: lines_of(PASSAGES), "torn or not zst"),
+    ("corpus.jsonl.zst", lambda: zst(lines_of(PASSAGES))[:-3], "cannot be decompressed further.*incomplete or not zst"),
+    ("corpus.jsonl.zst", lambda: lines_of(PASSAGES), "incomplete or not zst"),
     ("corpus.jsonl", lambda: b"\xc3\x28\0\0\1\2" * 9, "not UTF-8.*seems to be no text"),
     ("corpus.jsonl", lambda: "{é".encode("latin-1"), "not UTF-8.*iconv -f LATIN1"),
     (
@@ -228,7 +228,5 @@ def test_two_parts_do_not_share_an_id(tmp_path):
     (tmp_path / "corpus").mkdir()
     for part in "ab":
         (tmp_path / "corpus" / f"{part}.jsonl").write_bytes(lines_of(PASSAGES))
-    with pytest.raises(
-        InputError, match=r"b\.jsonl:1: the _id 'd0' stands already in line 1 of this part or one before"
-    ):
+    with pytest.raises(InputError, match=r"b\.jsonl:1: the _id 'd0' is already in line 1 of this part or one before"):
         load_corpus(tmp_path, cache_dir=tmp_path / "cache")

@@ -11,7 +11,8 @@ from matplotlib.image import imread
 from datamodules.corpus import SHIPPED, load_corpus
 from datamodules.list_summary import summarise
 from datamodules.query_lists import QueryList, read_metadata, read_query_lists, write_query_lists
-from experiments.list_files import main, teacher_ndcg
+from experiments.lists.command import main
+from experiments.lists.inspect import teacher_ndcg
 from retriever.errors import InputError
 
 LISTS = [

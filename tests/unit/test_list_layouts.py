@@ -352,7 +352,7 @@ def test_equal_repeats_with_equal_scores_are_one(tmp_path):
     assert list(import_lists(path, "flag_embedding", CorpusPassages(SMALL))) == [found]
     path = write(tmp_path / "y.jsonl", repeated | {"neg_scores": [1, 2, 3]})
     with new_corpus(tmp_path / "new") as gathered:
-        message = r"y\.jsonl:1: the passage 'text b' stands twice in this list, with the scores 1 and 3\."
+        message = r"y\.jsonl:1: the passage 'text b' is twice in this list, with the scores 1 and 3\."
         with pytest.raises(InputError, match=message):
             list(import_lists(path, "flag_embedding", gathered))
         list(import_lists(tmp_path / "x.jsonl", "flag_embedding", gathered))
@@ -418,7 +418,7 @@ BAD = [
     ("cadet", cadet(passages=[B, {"docid": "a", "rankt5_score": 1}]), "a passage without 'score'.*score_key"),
     ("cadet", cadet(passages=[B, {"score": 1}]), "'docid' has a null"),
     ("cadet", cadet(passages=[B, B]), r"1 passage\(s\)"),
-    ("cadet", cadet(passages=[A_HALF, B, B | {"score": 1}]), "passage 'b' stands twice.*the scores 0.5 and 1"),
+    ("cadet", cadet(passages=[A_HALF, B, B | {"score": 1}]), "passage 'b' is twice.*the scores 0.5 and 1"),
     ("cadet", cadet(passages=[B]), r"1 passage\(s\)"),
     ("cadet", cadet(passages=[B, {"docid": "zz", "score": 1}]), "'zz' is not in the corpus 'small'"),
     ("cadet", cadet(passages=[B, {"docid": "a", "score": float("nan")}]), "the score nan"),
@@ -428,11 +428,11 @@ BAD = [
     ("cadet", cadet(passages=[B, {"docid": "a", "text": "text c", "score": 1}]), "begins 'text c'.*begins 'T text a'"),
     ("cadet", cadet(positive_ids=["yy"]), "'yy' is not in the corpus"),
     ("cadet", cadet(corpus="nq"), "corpus 'nq', but the corpus given is 'small'"),
-    ("cadet", cadet(qid="first"), r"query id 'first' stands already at .*x\.jsonl:1"),
+    ("cadet", cadet(qid="first"), r"query id 'first' is already at .*x\.jsonl:1"),
     ("flag_embedding", flag(pos_scores=None), "no 'pos_scores'.*score the pairs"),
     ("flag_embedding", flag(neg_scores=[1, 2]), "1 texts in 'neg' but 2 in 'neg_scores'"),
     ("flag_embedding", flag(neg=["text z"]), "no passage of the corpus 'small' has the text 'text z'"),
-    ("flag_embedding", flag(neg=["T text a"]), "passage 'a' 'T text a' stands twice.*the scores 1 and 0.5"),
+    ("flag_embedding", flag(neg=["T text a"]), "passage 'a' 'T text a' is twice.*the scores 1 and 0.5"),
     ("flag_embedding", flag(neg=[3]), "3 in 'neg'; expected a text"),
     ("flag_embedding", flag(pos_ids=["a"], neg_ids=["b"], passage_ids=["a", "c"]), "'passage_ids' are not those"),
     # the negative has no id: an order of the others alone must not drop it
@@ -440,7 +440,7 @@ BAD = [
      "'passage_ids' are not those"),
     ("flag_embedding", flag(neg_scores=[float("inf")]), "the score inf"),
     ("flag_embedding", flag(neg=["text b", "text c", "text b"], neg_scores=[1, 2, 3]),
-     "passage 'b' 'text b' stands twice.*the scores 1 and 3"),
+     "passage 'b' 'text b' is twice.*the scores 1 and 3"),
     ("tevatron", tevatron(query=None), "no 'query' or 'query_text'"),
     ("tevatron", tevatron(negative_passages=[{"docid": "b", "text": "text b"}]),
      "a passage without 'score' in 'negative_passages'; it has 'docid', 'text'.*scores=labels"),
@@ -448,7 +448,7 @@ BAD = [
     ("tevatron", tevatron(negative_passages=["text b"]), "'text b' in 'negative_passages'; expected an object"),
     ("tevatron", tevatron(negative_passages=None), "no 'negative_passages'"),
     ("tevatron", tevatron(negative_passages=[{"docid": "b", "title": 3, "score": 1}]), "'title' is 3"),
-    ("tevatron", tevatron(negative_passages=[{"docid": "a", "score": 9}]), "stands twice.*the scores 1 and 9"),
+    ("tevatron", tevatron(negative_passages=[{"docid": "a", "score": 9}]), "is twice.*the scores 1 and 9"),
     ("sentence_transformers", table(label=[0.5]), "'label' is a list of 1 for 2 passages.*margins"),
     ("sentence_transformers", table(label=0.5), "'label' is 0.5 for 2 passages"),
     ("sentence_transformers", table(label=None), "none of 'label', 'labels'"),
@@ -484,7 +484,7 @@ def test_bad_line_is_named_or_left_out(tmp_path, caplog, layout, bad, message):
         ("1 Q0 c 3 high x", 3, "the score 'high' is no number"),
         ("1 Q0 c 3 inf x", 3, "the score inf"),
         ("1 Q0 c 3 0.5", 3, "has 5 columns"),
-        ("1 Q0 a 3 0.5 x", 3, "the passage 'a' stands twice"),
+        ("1 Q0 a 3 0.5 x", 3, "the passage 'a' is twice"),
         ("1 Q0 zz 3 0.5 x", 3, "'zz' is not in the corpus"),
         ("8 Q0 a 1 0.5 x\n8 Q0 b 2 0.4 x", 3, "the query '8' is not in the file of queries"),
         ("2 Q0 a 1 0.5 x\n2 Q0 b 2 0.4 x\n1 Q0 c 9 0.1 x", 5, "after those from line 1 on.*sort --stable"),
@@ -521,7 +521,7 @@ def test_files_beside_a_run_are_checked(tmp_path):
     [
         ("cadet", {}, replace(OTHER, passage_ids=["a", "zz"]), "'zz' is not in the corpus"),
         ("cadet", {}, replace(OTHER, corpus="nq"), "corpus 'nq'"),
-        ("cadet", {}, GOOD, "its query id stands already in list 1"),
+        ("cadet", {}, GOOD, "its query id is already in list 1"),
         ("trec", {}, replace(OTHER, query_id="q 2"), "the id 'q 2' has a space"),
         ("flag_embedding", {}, replace(OTHER, positive_ids=["a", "b"]), "needs a negative"),
         ("sentence_transformers", {"list_length": 3}, OTHER, "2 passages, fewer than list_length=3"),

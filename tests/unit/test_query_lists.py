@@ -76,7 +76,7 @@ def test_bad_list_is_named_with_file_and_line_or_dropped(tmp_path, name, ending)
 
 def test_repeated_query_id_is_named_with_both_lines(tmp_path):
     write_query_lists(tmp_path / "l.jsonl", [GOOD, OTHER, GOOD], {})
-    with pytest.raises(InputError, match=r"l\.jsonl:3: the query_id 'q1' stands already in line 1"):
+    with pytest.raises(InputError, match=r"l\.jsonl:3: the query_id 'q1' is already in line 1"):
         open_query_lists(tmp_path / "l.jsonl", CORPUS, tmp_path / "cache")
 
 
@@ -175,7 +175,7 @@ def test_blocks_are_checked_as_the_whole_file(tmp_path, monkeypatch):
     write_query_lists(path, [good[0], *bad[:3], good[1], *bad[3:], both, good[2]], {})
     opened = []
     for block in (100, 3):
-        monkeypatch.setattr("datamodules.query_lists._BLOCK", block)
+        monkeypatch.setattr("datamodules.query_lists.files._BLOCK", block)
         with pytest.raises(InputError) as caught:
             open_query_lists(path, CORPUS, tmp_path / f"cache {block}")
         opened.append((str(caught.value), *open_query_lists(path, CORPUS, tmp_path / f"cache {block}", "drop")))
@@ -187,12 +187,12 @@ def test_blocks_are_checked_as_the_whole_file(tmp_path, monkeypatch):
     for name in ("line", "rows", "scores", "offsets", "positive_rows", "positive_offsets"):
         np.testing.assert_array_equal(getattr(whole, name), getattr(parts, name))
     write_query_lists(path, [*good, good[0]], {})
-    with pytest.raises(InputError, match=r":4: the query_id 'good 0' stands already in line 1"):
+    with pytest.raises(InputError, match=r":4: the query_id 'good 0' is already in line 1"):
         open_query_lists(path, CORPUS, tmp_path / "cache")
 
 
 def test_lists_taken_in_blocks_are_the_lists(monkeypatch):
-    monkeypatch.setattr("datamodules.query_lists._TAKEN", 3)
+    monkeypatch.setattr("datamodules.query_lists.query_list._TAKEN", 3)
     random = np.random.default_rng(0)
     rows = [random.integers(0, 99, k) for k in random.integers(0, 5, 20)]
     offsets = np.concatenate([[0], np.cumsum([len(r) for r in rows])])

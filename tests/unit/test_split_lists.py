@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from datamodules import QueryListDataModule
 from datamodules.query_lists import QueryList, read_metadata, read_query_lists, write_query_lists
 from datamodules.splits import in_dev
-from experiments.cli.rerun import input_hashes
+from experiments.settings.inputs import input_hashes
 from helpers.runs import config_of, prepare
 from retriever.errors import InputError
 

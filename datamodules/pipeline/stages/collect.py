@@ -139,8 +139,7 @@ class Collect(Stage):
         for number, query_id, *_ in records:
             if query_id in seen:
                 raise InputError(
-                    f"{path}:{number}: the query_id {query_id!r} stands already in line {seen[query_id]}. Ids must "
-                    "differ."
+                    f"{path}:{number}: the query_id {query_id!r} is already in line {seen[query_id]}. Ids must differ."
                 )
             seen[query_id] = number
         ids = [(number, passage_id) for number, _, _, _, positives in records for passage_id in positives]

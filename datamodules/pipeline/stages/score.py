@@ -220,7 +220,7 @@ class Score(Stage):
     def _read(
         self, teacher: Teacher, block: slice, rows: np.ndarray, advance: Callable[[int], None]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and truncation of the block's pairs; a pair that stands twice is read once."""
+        """Scores and truncation of the block's pairs; a repeated pair is read once."""
         queries = self._queries["query"][block].to_pylist()
         pairs = [(query, int(row)) for query, found in zip(queries, rows, strict=True) for row in found if row >= 0]
         distinct = {pair: number for number, pair in enumerate(dict.fromkeys(pairs))}

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from datamodules.storage.blocks import run_free_blocks
-from datamodules.storage.files import atomic_path, read_json, remove_torn, write_json
+from datamodules.storage.files import atomic_path, read_json, remove_leftovers, write_json
 from datamodules.storage.parquet import PARQUET, read_parquet
 from datamodules.storage.progress import progress_bar
 from retriever.errors import InputError
@@ -236,7 +236,7 @@ def _run_one(stage: Stage, folder: Path, number: int, size: int, advance: Callab
 
 def _merge(stage: Stage, folder: Path, blocks: int, started: float) -> Output:
     began = time.time()
-    remove_torn(folder)
+    remove_leftovers(folder)
     counts = stage.finish((read_parquet(_block(folder, n)) for n in range(blocks)), folder)
     seconds = [float(pq.read_schema(_block(folder, n)).metadata[_SECONDS]) for n in range(blocks)]
     names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.suffix in (".parquet", ".jsonl", ".json"))

@@ -1,0 +1,16 @@
+"""Query lists: what they are, their files, and how they are opened for training."""
+
+from datamodules.query_lists.files import read_metadata, read_query_lists, write_query_lists
+from datamodules.query_lists.opened import open_query_lists
+from datamodules.query_lists.query_list import SCHEMA, QueryList, QueryLists, ragged_take
+
+__all__ = [
+    "SCHEMA",
+    "QueryList",
+    "QueryLists",
+    "open_query_lists",
+    "ragged_take",
+    "read_metadata",
+    "read_query_lists",
+    "write_query_lists",
+]

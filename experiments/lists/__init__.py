@@ -1,0 +1,1 @@
+"""What the commands on files of query lists do: inspect, import, export."""
