@@ -20,13 +20,13 @@ from datamodules.storage.files import atomic_path, write_json
 from experiments.benchmarks import report
 from experiments.benchmarks.cost_model import estimate, needed_and_recomputed, paper_workload
 from experiments.benchmarks.measuring import chosen_device, medians, run_in_turns
-from experiments.benchmarks.training_step import SYSTEMS
+from experiments.benchmarks.settings import PARTS, read_bench_settings
 from experiments.cli.arguments import check_added, say_what_is_kept
 from experiments.cli.errors import run_kindly
 from experiments.cli.targets import check_arguments
 from experiments.settings.encoders import SPECS
 from retriever.encoder.text_encoder import EncoderSpec
-from retriever.errors import InputError, choose, require_positive
+from retriever.errors import InputError
 from retriever.pretrained.source import find_model, with_preset
 
 log = logging.getLogger(__name__)
@@ -258,25 +258,6 @@ def _cosine(left: str, right: str) -> float:
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
-CASE_KEYS = ("lists", "rounds", "systems", "max_length", "list_length", "attention", "kept_tokens", "peer_batch")
-PARTS = ("step", "profile", "evaluation", "curves", "cost")
-
-
-def _check(config: DictConfig) -> None:
-    """Refuse what is wrong before the first of many measurements."""
-    check_arguments(config, SPECS)
-    for part in config.parts:
-        choose("parts", part, PARTS)
-    for case in config.step.cases:
-        for key in case:
-            choose("a key of step.cases", key, CASE_KEYS)
-        for system in case.get("systems", ()):
-            choose("systems of step.cases", system, SYSTEMS)
-    for system in config.evaluation.systems:
-        choose("evaluation.systems", system, ("ours", "st", "beir"))
-    require_positive(token_budget=config.token_budget, max_length=config.max_length, list_length=config.list_length)
-
-
 def _what(config: DictConfig) -> str:
     """What is measured, in one line."""
     encoder = OmegaConf.to_container(config.encoder, resolve=True)
@@ -289,7 +270,8 @@ def _what(config: DictConfig) -> str:
 
 def bench(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Measure the parts asked for; write ``report.json``, ``report.md`` and ``curves.png`` into the folder."""
-    _check(config)
+    check_arguments(config, SPECS)
+    read_bench_settings(config)
     facts = environment(chosen_device(config.device))
     measured = Bench(config, folder, facts["git"])
     log.info("%s, %d threads: %s", facts["device"], measured.threads, _what(config))

@@ -130,10 +130,17 @@ def accepts(hint: Any, value: Any) -> bool:
 
 def words(hint: Any, value: Any) -> str:
     """Say in words what an annotation wants; of a few values, name the nearest."""
-    parts = list(dict.fromkeys(_flat(hint)))
-    choices = [part for part in parts if isinstance(part, str) and part.startswith("'")]
-    near = get_close_matches(f"'{value}'", choices, n=1)
-    return " or ".join(parts) + (f" (did you mean {near[0]}?)" if near else "")
+    choices = _choices(hint)
+    wrong = [item for item in (value if isinstance(value, list) else [value]) if item not in choices]
+    near = [name for item in wrong for name in get_close_matches(str(item), choices, n=1)]
+    return " or ".join(dict.fromkeys(_flat(hint))) + (f" (did you mean {near[0]!r}?)" if near else "")
+
+
+def _choices(hint: Any) -> list[str]:
+    """The texts that an annotation names, at any depth."""
+    if get_origin(hint) is Literal:
+        return [value for value in get_args(hint) if isinstance(value, str)]
+    return [value for inner in get_args(hint) for value in _choices(inner)]
 
 
 def _flat(hint: Any) -> list[str]:

@@ -35,19 +35,18 @@ from datamodules.pipeline.stages.sample import Sample
 from datamodules.pipeline.stages.score import Ensemble, RunFusion, Score
 from datamodules.pipeline.stages.split import Split
 from datamodules.pipeline.stages.stage import Output, Shard, Stage, find_output, run_stage
-from datamodules.storage.files import file_name
 from experiments.cli.targets import check_arguments, check_settings
+from experiments.preparation.settings import STAGES, JudgedSplit, read_prepare_settings
 from experiments.settings.encoders import SPECS
 from retriever.encoder.text_encoder import TextEncoder
-from retriever.errors import InputError, choose, require_text
+from retriever.errors import InputError, choose
 from retriever.pretrained.packaged import file_sha256
 from retriever.teachers import Teacher
+from retriever.typed import read_settings
 
 log = logging.getLogger(__name__)
-STAGES = ("deduplicate", "sample", "generate", "collect", "mine", "score", "filter", "split")
 # whose section of the configuration has arguments of theirs alone
 _OF_STAGE: dict[str, type[Stage]] = {"deduplicate": Deduplicate, "sample": Sample, "score": Score, "filter": Filter}
-_GROUP_KEYS = ("source", "split", "path", "filter", "leak_guard")
 
 
 def _plain(section: DictConfig) -> dict[str, Any]:
@@ -64,18 +63,10 @@ class Pipeline:
     def __init__(self, config: DictConfig) -> None:
         check_arguments(config, SPECS)
         self.config = config
-        for key in ("corpus", "output", "work", "cache_dir", "data_dir"):
-            require_text(key, config[key])
+        read_prepare_settings(config)
         self.groups: dict[str, dict[str, Any]] = OmegaConf.to_container(config.queries, resolve=True)
-        for name, options in self.groups.items():
-            file_name("queries: a group", name)
-            for key in options or {}:
-                choose(f"queries.{name}: the key", key, _GROUP_KEYS)
         for name, stage in _OF_STAGE.items():
             check_settings(name, _plain(config[name]), stage)
-        for key in ("stage", "until"):
-            if config[key] is not None:
-                choose(key, config[key], STAGES)
         self.outputs: dict[str, Output] = {}
 
     def run(self) -> bool:
@@ -241,10 +232,8 @@ class Pipeline:
     @cached_property
     def _judgements(self) -> list[list[str]]:
         """Relevant passages of each query that the corpus judges, the evaluation's apart."""
-        chosen = self.config.split.evaluation or [{"path": self.config.corpus, "split": "test"}]
-        evaluated = {
-            s.get("split", "test") for s in chosen if find_dataset(s["path"], self.config.data_dir) == self._folder
-        }
+        chosen = self._protected or [JudgedSplit(self.config.corpus)]
+        evaluated = {s.split for s in chosen if find_dataset(s.path, self.config.data_dir) == self._folder}
         found = []
         for split in sorted(set(qrels_splits(self._folder)) - evaluated):
             _, judged = load_qrels(self._folder, split)
@@ -273,16 +262,23 @@ class Pipeline:
         return {"queries": self.groups, "generated": generated, "mined": mined}
 
     @cached_property
+    def _protected(self) -> list[JudgedSplit] | None:
+        """What the leak guard is to protect; None where nothing is said."""
+        named = self.config.split.evaluation
+        key = "split.evaluation"
+        return None if named is None else [read_settings(JudgedSplit, s, f"{key}[{n}]") for n, s in enumerate(named)]
+
+    @cached_property
     def _evaluation_sets(self) -> list[tuple[EvaluationSet, str]]:
-        chosen = self.config.split.evaluation
+        chosen = self._protected
         if chosen is None:
             if qrels_file(self._folder, "test") is None:
                 log.warning("split: %s has no qrels/test.tsv, so the leak guard has nothing to protect", self._folder)
                 return []
-            chosen = [{"path": self.config.corpus, "split": "test"}]
+            chosen = [JudgedSplit(self.config.corpus)]
         found = []
         for spec in chosen:
-            folder, split = find_dataset(spec["path"], self.config.data_dir), spec.get("split", "test")
+            folder, split = find_dataset(spec.path, self.config.data_dir), spec.split
             digests = "".join(file_sha256(p) for p in judgement_files(folder, split))
             if folder != self._folder:  # the guard compares passages with this corpus' texts
                 digests += corpus_sha256(folder)

@@ -37,10 +37,10 @@ class Matryoshka:
         self.normalize = encoder.spec.normalize
         distinct = set(self.dimensions)
         if not distinct or len(distinct) < len(self.dimensions) or not all(0 < m < limit for m in distinct):
-            most = "" if self.width is None else f" to {self.width - 1}"
+            most, whole = ("", "All") if self.width is None else (f" to {self.width - 1}", f"All {self.width}")
             raise InputError(
-                f"module.matryoshka_dimensions is {self.dimensions}; name different dimensions from 1{most}. All "
-                f"{self.width or ''} of the encoder are trained anyway."
+                f"module.matryoshka_dimensions is {self.dimensions}; name different dimensions from 1{most}. {whole} "
+                "of the encoder are trained anyway."
             )
         if len(self.weights) != len(self.dimensions) or not all(0 < c < float("inf") for c in self.weights):
             raise InputError(

@@ -16,7 +16,8 @@ from hydra.errors import InstantiationException
 
 from datamodules.corpus import load_corpus
 from datamodules.query_lists import open_query_lists, read_metadata, read_query_lists
-from experiments.preparation.pipeline import STAGES, Pipeline
+from experiments.preparation.pipeline import Pipeline
+from experiments.preparation.settings import STAGES
 from helpers.processes import begin, end, finish, start
 from helpers.ray_sweeps import start_on_ray
 from helpers.runs import CONF, prepare, prepare_config_of
@@ -102,7 +103,7 @@ def test_stages_run_alone_and_as_far_as_named_and_only_once(small_prepare, whole
     prepare([*small_prepare, "score.candidates=12"])
     assert sum(p.name.startswith("score-") for p in work.iterdir()) == 2
     assert sum(p.name.startswith("mine-") for p in work.iterdir()) == 1
-    with pytest.raises(InputError, match=r"'scoer'.*Did you mean 'score'"):
+    with pytest.raises(InputError, match=r"stage is 'scoer'; it must be .*did you mean 'score'"):
         prepare([*small_prepare, "stage=scoer"])
 
 
@@ -133,7 +134,7 @@ def test_a_cross_encoder_teacher_is_one_override(small_prepare, tiny_model, tmp_
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("queries={a: {source: judged, splt: train}}", "queries.a: the key is 'splt'.*Did you mean 'split'"),
+        ("queries={a: {source: judged, splt: train}}", "queries.a: 'splt' is no setting here.*Did you mean 'split'"),
         ("shard=4/4", "shard is '4/4'"),
         ("sample.size=0", "size is 0"),
         ("generate.types=[riddle]", "generate.types is 'riddle'"),

@@ -25,6 +25,7 @@ class Outer:
     seed: int = 1
     rate: float = 0.1
     mode: Literal["min", "max"] = "min"
+    modes: Sequence[Literal["min", "max"]] = ()
     switch: bool = True
     tags: Sequence[str] = ()
     weights: float | Mapping[str, float] = 1.0
@@ -69,6 +70,7 @@ def test_values_defaults_and_mappings_inside_are_read():
         ({"rate": None}, "section.rate is None; it must be a number.$"),
         ({"switch": "yes"}, "section.switch is 'yes'; it must be true or false.$"),
         ({"mode": "mix"}, r"section.mode is 'mix'; it must be 'min' or 'max' \(did you mean 'min'\?\)"),
+        ({"modes": ["min", "mex"]}, r"section.modes is .*; it must be a list, .* 'max' \(did you mean 'm"),
         ({"weights": "x"}, "section.weights is 'x'; it must be a number or a mapping.$"),
         ({"seed": -1}, "section.seed is -1; it must be at least 0."),
         ({"inner": 3}, "section.inner is 3; it must be a mapping with size or null."),

@@ -1,0 +1,112 @@
+"""The settings of a benchmark (``experiments/conf/bench.yaml``, where each is told of)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from experiments.benchmarks.training_step import SYSTEMS
+from retriever.errors import choose, require_positive
+from retriever.typed import read_settings
+
+Part = Literal["step", "profile", "evaluation", "curves", "cost"]
+PARTS: tuple[str, ...] = get_args(Part)
+
+
+@dataclass(frozen=True)
+class StepCase:
+    """A training step that is measured; what is None is as the configuration's top says."""
+
+    lists: int
+    rounds: int
+    systems: Sequence[str]
+    max_length: int | None = None
+    list_length: int | None = None
+    attention: str | None = None
+    kept_tokens: int | None = None
+    peer_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a system that is not measured."""
+        for system in self.systems:
+            choose("systems: one", system, SYSTEMS)
+
+
+@dataclass(frozen=True)
+class StepPart:
+    """``step``."""
+
+    cases: Sequence[StepCase]
+
+
+@dataclass(frozen=True)
+class ProfilePart:
+    """``profile``."""
+
+    lists: int
+
+
+@dataclass(frozen=True)
+class EvaluationPart:
+    """``evaluation``."""
+
+    dataset: str
+    systems: Sequence[Literal["ours", "st", "beir"]]
+    rounds: int
+    max_length: int
+
+
+@dataclass(frozen=True)
+class CurvesPart:
+    """``curves``."""
+
+    lists: Sequence[int]
+    list_lengths: Sequence[int]
+    list_length_at: int
+    passages: Sequence[int]
+    queries: Sequence[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchSettings:
+    """The top of the configuration."""
+
+    parts: Sequence[Part]
+    device: str
+    threads: int | None
+    seed: int
+    output_dir: str
+    cache_dir: str
+    empty_passages: Literal["error", "keep"]
+    unknown_qrels: Literal["error", "keep"]
+    on_bad_list: Literal["error", "drop"]
+    token_budget: int
+    kept_tokens: int
+    peer_batch: int
+    rate_seconds: float
+    corpus: str
+    files: Sequence[str]
+    list_length: int
+    max_length: int
+    step: StepPart
+    profile: ProfilePart
+    evaluation: EvaluationPart
+    curves: CurvesPart
+    cost: Mapping[str, Any]
+    allowed_targets: Sequence[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Refuse lengths and a budget of nothing."""
+        for name in ("token_budget", "max_length", "list_length"):
+            require_positive(**{name: getattr(self, name)})
+
+
+def read_bench_settings(config: Mapping[str, Any]) -> BenchSettings:
+    """Read a benchmark's whole configuration.
+
+    Raises:
+        InputError: see :func:`~retriever.typed.read_settings`.
+    """
+    stated = {f.name: config[f.name] for f in fields(BenchSettings) if f.name in config}
+    return read_settings(BenchSettings, stated, "")
