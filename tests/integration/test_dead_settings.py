@@ -44,6 +44,8 @@ from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError
 from retriever.module import QueryListModule, RetrieverModule
 
+pytestmark = pytest.mark.slow
+
 DATAMODULES = Path(datamodules.__file__).parent
 OFF = {"data.leak_guard": "off"}
 REAL = "sentence-transformers/all-MiniLM-L6-v2"

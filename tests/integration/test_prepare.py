@@ -23,6 +23,8 @@ from helpers.ray_sweeps import start_on_ray
 from helpers.runs import CONF, prepare, prepare_config_of
 from retriever.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 ROOT = CONF.parents[1]
 LISTS = ("human.dev", "human.train", "synthetic.dev", "synthetic.train")
 

@@ -19,6 +19,8 @@ from datamodules.query_lists import read_query_lists, write_query_lists
 from helpers.processes import FORKED, PATIENCE, command
 from helpers.runs import CONF
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
