@@ -300,6 +300,7 @@ def test_early_stopping_waits_for_all_metrics_and_the_best_step_is_chosen(small_
     assert results["steps"]["best"] == 4 * (1 + int(np.argmin(loss)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", ["encoder", "module", "data", "evaluation", "trainer", "logger", "pruner"])
 def test_every_option_composes(group):
     for path in (CONF / group).glob("[!_]*.yaml"):

@@ -427,7 +427,8 @@ def test_dense_and_fused_orders_are_those_of_the_embeddings(teacher_run, small_s
 @pytest.mark.slow
 def test_training_puts_the_labelled_first_and_keeps_to_its_seed(teacher_run, tmp_path):
     options = ["evaluation.dense=null", "evaluation.depth=2", "export=false", "encoder.dropout=0.1"]
-    long = ["trainer.max_epochs=15", "module.learning_rate=3e-3", "data.dev_fraction=0.1"]
+    long = ["trainer.max_epochs=15", "trainer.check_val_every_n_epoch=15", "module.learning_rate=3e-3"]
+    long += ["data.dev_fraction=0.1"]
     train(config_of(*teacher_run, *options, *long), tmp_path / "long")
     losses = [float(r["train/loss"]) for r in metrics(tmp_path / "long") if r["train/loss"]]
     assert losses[0] > 1 and np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
