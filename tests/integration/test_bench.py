@@ -22,6 +22,8 @@ from helpers.runs import CONF
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 
 def job_of(small_scifact, small_lists, tmp_path, **options):
     return {

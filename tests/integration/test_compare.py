@@ -34,6 +34,8 @@ from helpers.runs import config_of
 from helpers.wandb_files import offline_records
 from retriever.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = '<script>alert("1")</script> & | \\ $x_1^2$ `a` [b](http://c) </table>'
 
 

@@ -34,6 +34,8 @@ from helpers.runs import CONF, config_of, error_of
 from retriever.errors import InputError
 from retriever.objectives import InfoNCE
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def never_loaded(monkeypatch):

@@ -44,6 +44,8 @@ from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError
 from retriever.module import QueryListModule, RetrieverModule
 
+pytestmark = pytest.mark.slow
+
 DATAMODULES = Path(datamodules.__file__).parent
 OFF = {"data.leak_guard": "off"}
 REAL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -268,12 +270,20 @@ class World:
     def caches(self, config: Any) -> Any:
         """Where the data module keeps what it has made."""
         instantiate(config.data, encoder=self.encoder).setup()
-        return sorted(path.name for path in self.folder.glob("else*") if path.is_dir())
+        return self.places()
 
     def caches_of_fit(self, config: Any) -> Any:
         """Where an evaluation keeps what it has made."""
         self.fit(config)
-        return sorted(path.name for path in self.folder.glob("else*") if path.is_dir())
+        return self.places()
+
+    def places(self) -> list[str]:
+        """Folders of names that are given here alone, which are there and then are gone."""
+        folders = [path for path in self.folder.glob("else*") if path.is_dir()]
+        found = sorted(str(path.relative_to(self.folder)) for folder in folders for path in folder.glob("*"))
+        for folder in folders:
+            shutil.rmtree(folder)
+        return found
 
     def fit(self, config: Any) -> Any:
         """What a training and its evaluations leave, without all else of a run: figures, files, weights."""
@@ -394,7 +404,7 @@ class World:
     def written(self, config: Any) -> Any:
         """Where files are written."""
         prepare(config)
-        return sorted(str(path.relative_to(self.folder)) for path in self.folder.glob("else_*/*"))
+        return self.places()
 
     def kept(self, config: Any) -> Any:
         """Which files the cache then holds."""
@@ -661,20 +671,25 @@ def dead(
     world: World, entries: dict[str, Seen], base: dict[str, Any], said: list[str], choices=(), command: str = "run"
 ) -> list[str]:
     """Leaves whose other value changes nothing that is observed."""
-    before: dict[str, Any] = {}
+    known: dict[str, Any] = {}
+
+    def observed(by: str, settings: dict[str, Any]) -> Any:
+        """What is observed with these settings, once."""
+        name = f"{by} {sorted(settings.items(), key=str)}"
+        if name not in known:
+            known[name] = world.observed(by, changed(composed(*choices, command=command), settings), said)
+        return known[name]
+
     found = []
     for key, seen in entries.items():
-        own = base | seen.context
-        known = f"{seen.by} {sorted(own.items(), key=str)}"
-        if known not in before:
-            before[known] = world.observed(seen.by, changed(composed(*choices, command=command), own), said)
-        after = world.observed(seen.by, changed(composed(*choices, command=command), own | {key: seen.value}), said)
-        if "raised" in (after[0], before[known][0]):
-            found.append(f"{key}: {before[known] if before[known][0] == 'raised' else after}"[:1000])
+        before = observed(seen.by, base | seen.context)
+        after = observed(seen.by, base | seen.context | {key: seen.value})
+        if "raised" in (after[0], before[0]):
+            found.append(f"{key}: {before if before[0] == 'raised' else after}"[:1000])
         # refused with and without it; a class that may be called is refused for what it is
-        elif before[known][0] == after[0] == "refused" and key != "allowed_targets":
-            found.append(f"{key}: without it, {before[known]}"[:1000])
-        elif after == before[known]:
+        elif before[0] == after[0] == "refused" and key != "allowed_targets":
+            found.append(f"{key}: without it, {before}"[:1000])
+        elif after == before:
             found.append(f"{key}: nothing follows it ({after if after[0] == 'refused' else seen.by})")
         elif seen.refused and (after[0] != "refused" or seen.refused not in after[1]):
             found.append(f"{key}: not refused with {seen.refused!r}, but {after}")

@@ -20,6 +20,8 @@ from retriever.encoder.text_encoder import EncoderSpec
 from retriever.errors import InputError
 from retriever.pretrained.source import with_preset
 
+pytestmark = pytest.mark.slow
+
 COMMAND = re.compile(r"python -m experiments\.(\w+) ((?:-m |\+|cut |[\w./]+=).*)")
 # METHOD: setting of a run → the paper's value
 PAPER = {

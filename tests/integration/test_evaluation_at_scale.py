@@ -37,6 +37,8 @@ from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError
 from retriever.search import exact_search
 
+pytestmark = pytest.mark.slow
+
 
 def logged_steps(folder, column):
     with open(folder / "metrics.csv") as file:

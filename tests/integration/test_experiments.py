@@ -12,6 +12,8 @@ from omegaconf import OmegaConf
 from experiments.run import train
 from helpers.runs import CONF
 
+pytestmark = pytest.mark.slow
+
 FILES = sorted((CONF / "exp").rglob("[!_]*.yaml"))
 OWN_FILES = {"lists": "train", "human_lists": "train", "dev_lists": "dev", "held_out": "held_out"}
 NEEDS_OPTUNA = pytest.mark.skipif(not importlib.util.find_spec("optuna"), reason="the extra 'sweep'")

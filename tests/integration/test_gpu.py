@@ -28,7 +28,7 @@ from retriever.encoder.text_encoder import TextEncoder
 from retriever.search import exact_search
 from retriever.teachers.sequence_classifier import SequenceClassifier
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 needs_gpu_faiss = pytest.mark.skipif(not hasattr(faiss, "StandardGpuResources"), reason="this faiss is for CPUs alone")
 needs_grouped_queries = pytest.mark.skipif(
     "enable_gqa" not in inspect.signature(varlen_attn).parameters,

@@ -13,6 +13,8 @@ from helpers.runs import config_of
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 needs_mteb = pytest.mark.skipif(not importlib.util.find_spec("mteb"), reason="the extra 'mteb': make mteb")
 
 

@@ -35,6 +35,8 @@ from retriever.errors import InputError
 from retriever.pretrained.source import find_model
 from retriever.teachers.sequence_classifier import SequenceClassifier
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["Aspirin lowers the risk of stroke.", "a", "Cells divide: query, passage and other things."]
 SIZE = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
 

@@ -22,8 +22,11 @@ from datamodules.query_lists import open_query_lists, read_metadata, read_query_
 from experiments.preparation.pipeline import Pipeline
 from experiments.preparation.settings import STAGES
 from helpers.processes import begin, end, finish, start
+from helpers.ray_sweeps import start_on_ray
 from helpers.runs import CONF, prepare, prepare_config_of
 from retriever.errors import InputError
+
+pytestmark = pytest.mark.slow
 
 ROOT = CONF.parents[1]
 LISTS = ("human.dev", "human.train", "synthetic.dev", "synthetic.train")
@@ -290,7 +293,7 @@ def test_a_stage_on_a_local_ray_with_two_workers_leaves_the_same_lists(small_pre
     prepare([*small_prepare, "until=mine"])
     two = ["hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2"]
     arguments = ["-m", *small_prepare, "stage=score", "shard=0,1", *two]
-    finish(tmp_path / "score", start(tmp_path / "score", *arguments, module="experiments.prepare"))
+    finish(tmp_path / "score", start_on_ray(tmp_path / "score", *arguments, module="experiments.prepare"))
     assert not list((tmp_path / "prepare").glob("score-*/blocks"))  # the last of the two has merged
     prepare(small_prepare)
     assert content(tmp_path / "lists") == whole

@@ -27,6 +27,8 @@ from helpers.processes import free_port, on_two_ranks
 from helpers.runs import CONF
 from retriever.encoder.text_encoder import TextEncoder
 
+pytestmark = pytest.mark.slow
+
 
 def gradients(paths, rank, world_size):
     """Of this rank's part of each batch: (objective, number) → flat gradient, and → figures of the whole batch."""

@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +18,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from datamodules.query_lists import read_query_lists, write_query_lists
 from helpers.processes import FORKED, PATIENCE, command
 from helpers.runs import CONF
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -48,30 +49,6 @@ def test_no_placeholder_is_left():
     assert not re.search(r"@@|TODO|XXX", README)
 
 
-def test_own_loss_needs_one_class_and_one_file(tmp_path, small_run):
-    (tmp_path / "my_losses.py").write_text(block("`my_losses.py`:"))
-    conf = tmp_path / "my_conf" / "module" / "list_mle.yaml"
-    conf.parent.mkdir(parents=True)
-    conf.write_text(block("`my_conf/module/list_mle.yaml`:"))
-    command = re.search(r"PYTHONPATH=\. python (.*)", README)[1].split()
-    own = ("name=", "trainer.max_epochs=")
-    small = [option for option in small_run if not option.startswith(own)]
-    done = subprocess.run(
-        [sys.executable, *command, *small, "trainer.max_epochs=6", "hydra.run.dir=run"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": "."},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["objective"] == "ListMLE" and results["name"] == "list_mle"
-    with open(tmp_path / "run" / "metrics.csv") as file:
-        losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
-    assert sum(losses[-4:]) < sum(losses[:4])
-
-
 def commands() -> list[str]:
     """Every command in the documents: of code blocks in their order, then those within sentences."""
     found = []
@@ -93,8 +70,9 @@ def words(line: str) -> list[str]:
 
 
 def inside(folder, module, arguments, log):
-    """The process of a command in a folder."""
+    """The process of a command in a folder, whose modules it can import, as with ``python -m``."""
     os.chdir(folder)
+    sys.path.insert(0, str(folder))
     command(module, arguments, log, {"OMP_NUM_THREADS": "1"})
 
 
@@ -106,6 +84,22 @@ def run_in(folder: Path, module: str, *arguments: str) -> None:
     process.start()
     process.join(PATIENCE)
     assert process.exitcode == 0, f"{module} {shlex.join(arguments)}: {log.read_text()[-3000:]}"
+
+
+def test_own_loss_needs_one_class_and_one_file(tmp_path, small_run):
+    (tmp_path / "my_losses.py").write_text(block("`my_losses.py`:"))
+    conf = tmp_path / "my_conf" / "module" / "list_mle.yaml"
+    conf.parent.mkdir(parents=True)
+    conf.write_text(block("`my_conf/module/list_mle.yaml`:"))
+    module, *typed = re.search(r"PYTHONPATH=\. python -m (.*)", README)[1].split()
+    own = ("name=", "trainer.max_epochs=")
+    small = [option for option in small_run if not option.startswith(own)]
+    run_in(tmp_path, module, *typed, *small, "trainer.max_epochs=6", "hydra.run.dir=run")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["objective"] == "ListMLE" and results["name"] == "list_mle"
+    with open(tmp_path / "run" / "metrics.csv") as file:
+        losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert sum(losses[-4:]) < sum(losses[:4])
 
 
 @pytest.fixture

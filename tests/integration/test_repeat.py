@@ -18,6 +18,8 @@ from helpers.runs import config_of, metrics, weights
 from retriever.errors import InputError
 from retriever.hashing import file_sha256
 
+pytestmark = pytest.mark.slow
+
 TIMES = {"wall_time_s", "peak_memory_bytes"}
 
 

@@ -10,7 +10,6 @@ import random
 import signal
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +27,7 @@ from experiments.run import _slurm, train
 from helpers.kills import killed_at
 from helpers.plain_evaluation import ndcg_of
 from helpers.processes import PATIENCE, begin, end, finish, free_port, start
+from helpers.ray_sweeps import ray_worker, start_on_ray
 from helpers.runs import CONF, config_of, error_of, metrics, weights
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError
@@ -35,7 +35,8 @@ from retriever.losses.listwise import listwise_distillation
 from retriever.module import RetrieverModule
 
 KILLS = int(os.environ.get("FAULT_KILLS", 1))
-MODULES = ["infonce_conventional", "infonce", "distillation", "combined"]
+SLOW_MODULES = ("infonce_conventional", "infonce", "distillation")
+MODULES = [*(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_MODULES), "combined"]
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -72,6 +73,7 @@ def test_run_folder_tells_the_whole_story(small_run, small_scifact, tiny_encoder
     np.testing.assert_allclose(embed(exported.tokenize(["cells divide"], "query"), exported, 99), theirs, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_same_seed_same_weights_other_seed_others(small_run, tmp_path):
     for name, seed in {"a": 1, "b": 1, "c": 2}.items():
         train(config_of(*small_run, f"seed={seed}", "export=false", "encoder.dropout=0.1"), tmp_path / name)
@@ -80,6 +82,7 @@ def test_same_seed_same_weights_other_seed_others(small_run, tmp_path):
     assert any(not torch.equal(a[key], c[key]) for key in a)
 
 
+@pytest.mark.slow
 def test_distillation_learns_the_teachers_order(small_run, tmp_path):
     train(config_of("module=distillation", *small_run, "trainer.max_epochs=15", "export=false"), tmp_path / "run")
     rows = [r for r in metrics(tmp_path / "run") if r["dev/kl"]]
@@ -88,6 +91,7 @@ def test_distillation_learns_the_teachers_order(small_run, tmp_path):
     assert len(rows) == 16
 
 
+@pytest.mark.slow
 def test_index_preserving_run_keeps_the_passages(small_run, small_scifact, tiny_encoder, tmp_path):
     folder = tmp_path / "run"
     results = train(config_of(*small_run, "module.train_passage_encoder=false"), folder)
@@ -99,6 +103,7 @@ def test_index_preserving_run_keeps_the_passages(small_run, small_scifact, tiny_
     assert "passages must be encoded with the unchanged" in (folder / "model" / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("frozen", "validate_every"), [(False, 1.0), (True, 1.0), (False, 0.5)])
 def test_killed_run_resumes_to_the_same_weights_and_figures(small_run, tmp_path, frozen, validate_every):
     options = [
@@ -121,6 +126,7 @@ def test_killed_run_resumes_to_the_same_weights_and_figures(small_run, tmp_path,
     assert compare([tmp_path / "cut"])["small"][1].ndcg == pytest.approx(compare([tmp_path / "whole"])["small"][1].ndcg)
 
 
+@pytest.mark.slow
 def test_last_steps_are_evaluated_where_training_ends_between_validations(small_run, small_scifact, tmp_path):
     results = train(config_of(*small_run, "trainer.max_steps=3"), tmp_path / "run")
     assert results["steps"] == {"base": 0, "best": 3, "last": 3}
@@ -131,6 +137,7 @@ def test_last_steps_are_evaluated_where_training_ends_between_validations(small_
     assert kept["steps"]["best"] == 8 and not (tmp_path / "kept" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_killed_process_resumes_to_the_same_bits(small_run, tmp_path):
     options = [*small_run, "trainer.max_epochs=10", "trainer.val_check_interval=2", "encoder.dropout=0.1"]
     options.append("export=false")
@@ -186,6 +193,7 @@ def save_again_and_again(path):
         AtomicCheckpoints().save_checkpoint({"weights": weights, "number": torch.tensor(number)}, path)
 
 
+@pytest.mark.slow
 def test_checkpoint_is_whole_whenever_the_process_is_killed(tmp_path):
     path, moments = tmp_path / "last.ckpt", random.Random(3)
     for _ in range(10):
@@ -197,6 +205,7 @@ def test_checkpoint_is_whole_whenever_the_process_is_killed(tmp_path):
         assert torch.load(path, weights_only=True)["weights"].shape == (2_000_000,)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_figures_of_one_however_they_are_started(small_run, tmp_path):
     options = [*small_run, "encoder.dropout=0", "export=false"]
     folder = tmp_path / "one"
@@ -241,6 +250,7 @@ def test_two_processes_give_the_figures_of_one_however_they_are_started(small_ru
         assert not list(run.glob("metrics-part*"))  # one rank kept the record
 
 
+@pytest.mark.slow
 def test_dev_figures_are_float32_under_bfloat16(small_run, tmp_path, monkeypatch):
     seen = []
 
@@ -255,6 +265,7 @@ def test_dev_figures_are_float32_under_bfloat16(small_run, tmp_path, monkeypatch
     assert all((scores.bfloat16().float() != scores).any() for scores in seen)
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_to_nearly_the_same_losses_which_are_float32(small_run, tmp_path, monkeypatch):
     losses, types = {}, set()
     step = RetrieverModule.training_step
@@ -278,6 +289,7 @@ def test_nan_loss_stops_the_run_and_names_the_queries(small_run, tmp_path):
         train(config_of(*small_run, "module.learning_rate=1e30", "scheduler.warmup_steps=1"), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_early_stopping_waits_for_all_metrics_and_the_best_step_is_chosen(small_run, tmp_path):
     options = ["trainer.max_epochs=40", "early_stopping.patience=2", "module.learning_rate=3e-2", "export=false"]
     results = train(config_of("module=distillation", *small_run, *options), tmp_path / "run")
@@ -288,6 +300,7 @@ def test_early_stopping_waits_for_all_metrics_and_the_best_step_is_chosen(small_
     assert results["steps"]["best"] == 4 * (1 + int(np.argmin(loss)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", ["encoder", "module", "data", "evaluation", "trainer", "logger", "pruner"])
 def test_every_option_composes(group):
     for path in (CONF / group).glob("[!_]*.yaml"):
@@ -321,6 +334,7 @@ def test_wrong_configuration_is_one_helpful_sentence(small_run, monkeypatch, cap
     assert message in error and "Traceback" not in error and "error: " in error
 
 
+@pytest.mark.slow
 def test_sweep_trains_every_arm_and_ends_with_a_table(small_run, monkeypatch, capsys, tmp_path):
     options = [o for o in small_run if not o.startswith("name=")]
     sweep = [
@@ -352,6 +366,7 @@ def test_every_launcher_composes(name):
         assert (launcher.nodes, launcher.tasks_per_node, launcher.gpus_per_node) == (2, 4, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("submitit"), reason="the extra 'cluster'")
 def test_sweep_on_other_processes_ends_with_the_table(small_run, tmp_path):
     options = ["trainer.max_epochs=1", "seed=1,2", "export=false", f"hydra.sweep.dir={tmp_path}/sweep"]
@@ -359,34 +374,7 @@ def test_sweep_on_other_processes_ends_with_the_table(small_run, tmp_path):
     assert "| small | 1, 2 |" in (tmp_path / "sweep" / "comparison.md").read_text()
 
 
-def ray_worker(process):
-    """The process of a job that Ray runs for this one; None where there is none yet."""
-    waiting = [process]
-    while waiting:
-        number = waiting.pop()
-        try:
-            if Path(f"/proc/{number}/cmdline").read_bytes().startswith(b"ray::_run_job"):
-                return number
-            for task in Path(f"/proc/{number}/task").iterdir():
-                waiting += map(int, (task / "children").read_text().split())
-        except OSError:  # it has ended meanwhile
-            continue
-    return None
-
-
-def start_on_ray(sweep, line):
-    """The process of a sweep whose first job runs; started again where Ray was not up in the 30 s that it allows."""
-    patience = dict.fromkeys(("RAY_NUM_REDIS_GET_RETRIES", "RAY_gcs_server_port_wait_time_s"), f"{PATIENCE:.0f}")
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        process = start(sweep, *line, **patience)
-        while process.is_alive() and ray_worker(process.pid) is None:
-            time.sleep(0.01)
-        late = "timed out during startup" in sorted(sweep.parent.glob("sweep.*.log"))[-1].read_text()
-        if process.is_alive() or not late or time.monotonic() > deadline:
-            return process
-
-
+@pytest.mark.slow
 @pytest.mark.timeout(420 * KILLS)
 @pytest.mark.skipif(not importlib.util.find_spec("hydra_plugins.hydra_ray_launcher"), reason="the extra 'cluster'")
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked for in /proc")
@@ -397,7 +385,7 @@ def test_sweep_on_ray_whose_worker_is_killed_keeps_what_is_finished_and_goes_on(
     line = ["-m", *options, "seed=1,2", f"hydra.sweep.dir={sweep}", "hydra/launcher=ray_cpu"]
     line += ["+hydra.launcher.ray.init.num_cpus=1", "+hydra.launcher.ray.remote.max_retries=0"]
     for number in range(kills):
-        process = start_on_ray(sweep, line)
+        process = start_on_ray(sweep, *line)
         while not list(sweep.glob("001_*/checkpoints/last.ckpt")) or ray_worker(process.pid) is None:
             assert process.is_alive(), "it must not end before it is struck"
             time.sleep(0.01)
@@ -409,7 +397,7 @@ def test_sweep_on_ray_whose_worker_is_killed_keeps_what_is_finished_and_goes_on(
         assert "error: Ray lost a job's process (The worker died unexpectedly" in log and "Traceback" not in log
     before = {path: path.stat().st_mtime_ns for path in sweep.glob("*/results.json")}
     assert [path.parent.name[:4] for path in before] == ["000_"]
-    finish(sweep, start_on_ray(sweep, line))
+    finish(sweep, start_on_ray(sweep, *line))
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert "| small | 1, 2 |" in (sweep / "comparison.md").read_text()
     struck = next(sweep.glob("001_*"))

@@ -14,6 +14,8 @@ from datamodules.small_corpus import cut_data_set
 from experiments.run import train
 from helpers.runs import config_of
 
+pytestmark = pytest.mark.slow
+
 
 def trained(folder, *overrides):
     """A step with the quick start's encoder and settings, measured before and behind it."""

@@ -19,6 +19,8 @@ from experiments.cli.sweep import ERROR_FILE, NameArms, arm_name, first_differen
 from helpers.runs import CONF
 from retriever.module import RetrieverModule
 
+pytestmark = pytest.mark.slow
+
 needs_optuna = pytest.mark.skipif(not importlib.util.find_spec("optuna"), reason="the extra 'sweep'")
 
 

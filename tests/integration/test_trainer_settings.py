@@ -11,6 +11,8 @@ from experiments.settings.checks import check
 from helpers.runs import config_of, metrics
 from retriever.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 BEFORE = {
     "trainer.limit_val_batches=0": "limit_val_batches is 0; it must be a whole number of batches, at least 1",
     "trainer.limit_train_batches=0": "limit_train_batches is 0; it must be",

@@ -19,6 +19,8 @@ from helpers.runs import config_of
 from helpers.wandb_files import history, key, offline_records, summary
 from retriever.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 SECRET = "9f8e7d6c5b4a39281706f5e4d3c2b1a09f8e7d6c"
 
 

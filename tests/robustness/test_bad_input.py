@@ -55,7 +55,7 @@ from retriever.errors import InputError
 
 TALLY = Tally()
 DRAWN = int(os.environ.get("FUZZ_EXAMPLES", 0))
-pytestmark = pytest.mark.timeout(7200 if DRAWN else 420)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200 if DRAWN else 420)]
 drawn = settings(
     max_examples=DRAWN or 25,
     derandomize=not DRAWN,

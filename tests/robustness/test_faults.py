@@ -22,7 +22,7 @@ import yaml
 from helpers import faults
 
 KILLS = int(os.environ.get("FAULT_KILLS", 1))
-pytestmark = pytest.mark.timeout(420 * KILLS)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(420 * KILLS)]
 KINDS = ("kill", "kill", "kill_within", "term", "full", "memory")
 TIMES = ("wall_time_s", "peak_memory_bytes", "seconds_of_work", "started", "finished")
 SPEED = "diagnostics/tokens_per_second"

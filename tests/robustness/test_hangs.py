@@ -10,6 +10,7 @@ from pathlib import Path
 import datasets.utils
 import huggingface_hub.utils
 import psutil
+import pytest
 import tqdm.auto
 import tqdm.rich
 import transformers.utils.logging
@@ -18,6 +19,8 @@ from datamodules.storage.progress import progress_bar
 from experiments.run import train
 from helpers.processes import PATIENCE, apart, end, start
 from helpers.runs import config_of
+
+pytestmark = pytest.mark.slow
 
 BARS = {
     "ours": lambda: progress_bar("a title", 2, "items"),

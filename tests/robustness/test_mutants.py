@@ -1,6 +1,10 @@
 """The losses' tests notice a sample of the ways to break the losses; ``make mutants`` tries all."""
 
+import pytest
+
 from helpers.processes import finish, start
+
+pytestmark = pytest.mark.slow
 
 
 def test_every_sampled_mutant_fails_a_test(tmp_path):

@@ -46,6 +46,8 @@ from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError
 from retriever.printable import printable
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = '<script>alert(1)</script><img src=x onerror="alert(2)">'
 
 

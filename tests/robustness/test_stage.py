@@ -9,6 +9,8 @@ import pytest
 from datamodules.pipeline.stages.stage import Shard, Stage, find_output, run_stage, stage_folder, table_writer
 from retriever.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 SCHEMA = pa.schema([("number", pa.int64())])
 
 

@@ -24,6 +24,8 @@ from helpers.run_folders import make_run
 from helpers.runs import config_of, weights
 from retriever.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 
 def truncate(path):
     with open(path, "rb+") as file:

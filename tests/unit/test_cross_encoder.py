@@ -294,6 +294,7 @@ def test_candidates_are_all_positives_and_unlabelled_passages_of_the_ranks():
         choose_candidates(lacking, 1, (1, 2), sample=False)
 
 
+@pytest.mark.slow
 def test_batches_hold_all_labelled_positives_where_asked(tiny_model, tmp_path):
     spec = [{"path": "scifact/lists/human.dev.parquet", "corpus": "scifact"}]
     data = QueryListDataModule(tiny(tiny_model), spec, cache_dir=tmp_path, leak_guard="off", list_length=5)
@@ -356,6 +357,7 @@ def read_trec(path):
     return run
 
 
+@pytest.mark.slow
 def test_run_folder_tells_the_whole_story(teacher_run, small_scifact, tmp_path, capsys):
     folder = tmp_path / "run"
     lengths = ["query_max_length=90", "passage_max_length=128", "pair_max_length=120"]
@@ -399,6 +401,7 @@ def test_run_folder_tells_the_whole_story(teacher_run, small_scifact, tmp_path, 
     assert (folder / "environment.json").is_file() and results["encoder"]
 
 
+@pytest.mark.slow
 def test_a_cross_encoder_is_evaluated_without_a_trainer(teacher_run, small_scifact, tmp_path):
     lengths = {"query_max_length": 90, "passage_max_length": 128, "pair_max_length": 120}
     options = [*(f"encoder.{name}={length}" for name, length in lengths.items()), "evaluation.dense=null"]
@@ -416,6 +419,7 @@ def test_a_cross_encoder_is_evaluated_without_a_trainer(teacher_run, small_scifa
     assert orders == json.loads((tmp_path / "run" / "reranking.json").read_text())["ndcg@10"]
 
 
+@pytest.mark.slow
 def test_dense_and_fused_orders_are_those_of_the_embeddings(teacher_run, small_scifact, tiny_encoder, tmp_path):
     train(config_of(*teacher_run, "trainer.max_epochs=1", "evaluation.depth=120"), tmp_path / "run")
     data = load_evaluation_set(str(small_scifact))
@@ -442,9 +446,11 @@ def test_dense_and_fused_orders_are_those_of_the_embeddings(teacher_run, small_s
         assert orders[name][where] == pytest.approx(expected, abs=2e-5), (name, where)
 
 
+@pytest.mark.slow
 def test_training_puts_the_labelled_first_and_keeps_to_its_seed(teacher_run, tmp_path):
     options = ["evaluation.dense=null", "evaluation.depth=2", "export=false", "encoder.dropout=0.1"]
-    long = ["trainer.max_epochs=15", "module.learning_rate=3e-3", "data.dev_fraction=0.1"]
+    long = ["trainer.max_epochs=15", "trainer.check_val_every_n_epoch=15", "module.learning_rate=3e-3"]
+    long += ["data.dev_fraction=0.1"]
     train(config_of(*teacher_run, *options, *long), tmp_path / "long")
     losses = [float(r["train/loss"]) for r in metrics(tmp_path / "long") if r["train/loss"]]
     assert losses[0] > 1 and np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
@@ -454,6 +460,7 @@ def test_training_puts_the_labelled_first_and_keeps_to_its_seed(teacher_run, tmp
     assert all(torch.equal(a[key], b[key]) for key in a) and any(not torch.equal(a[key], c[key]) for key in a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("validate_every", [1.0, 0.5])
 def test_killed_training_resumes_to_the_same_weights(teacher_run, tmp_path, validate_every):
     options = [
@@ -472,6 +479,7 @@ def test_killed_training_resumes_to_the_same_weights(teacher_run, tmp_path, vali
     assert resumed["datasets"] == whole["datasets"] and resumed["steps"] == whole["steps"]
 
 
+@pytest.mark.slow
 def test_killed_evaluation_resumes_with_the_blocks_it_has(teacher_run, tmp_path, monkeypatch):
     options = [*teacher_run, "evaluation.dense=null"]
     whole = train(config_of(*options, f"cache_dir={tmp_path}/other"), tmp_path / "whole")
@@ -497,6 +505,7 @@ def test_killed_evaluation_resumes_with_the_blocks_it_has(teacher_run, tmp_path,
     assert (tmp_path / "cut" / "model" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_distillation_share_moves_the_loss(teacher_run, tmp_path, monkeypatch):
     options = ["evaluation.dense=null", "evaluation.depth=2", "export=false", "trainer.max_epochs=1"]
     lengths = []
@@ -523,6 +532,7 @@ def test_distillation_share_moves_the_loss(teacher_run, tmp_path, monkeypatch):
     assert len(rows) == 4
 
 
+@pytest.mark.slow
 def test_reranking_at_every_validation_is_logged(teacher_run, tmp_path):
     options = ["evaluation.dense=null", "evaluation.every_validation=true", "export=false"]
     results = train(config_of(*teacher_run, *options), tmp_path / "run")
@@ -587,6 +597,7 @@ def test_ranks_beyond_the_lists_are_refused(teacher_run, tmp_path):
         train(config_of(*teacher_run, "module.negative_ranks=[40, 50]"), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_rerank_as_one(teacher_run, tmp_path):
     # all negatives there are, so that nothing is drawn at random
     options = ["evaluation.dense=null", "module.negatives=20", "encoder.dropout=0", "export=false"]

@@ -308,6 +308,7 @@ def test_tokens_are_those_of_the_tokenizers_call(tiny_encoder, kind):
     assert got.ids.dtype == np.int32 and len(TokenizedTexts.from_texts(tokenizer, [], 20)) == 0
 
 
+@pytest.mark.slow
 def test_token_ids_take_two_bytes_where_the_vocabulary_allows(tiny_encoder, tmp_path):
     small = cached_tokens(["cells divide"], tiny_encoder, "passage", tmp_path)
     tiny_encoder.tokenizer.add_tokens([f"token{i}" for i in range(2**16 - len(tiny_encoder.tokenizer))])

@@ -262,6 +262,7 @@ def test_masked_share_of_a_small_pool(pairs, share):
 # ----------------------------------------------------------------------------------------------------------- runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [False, True])
 def test_watched_run_is_the_unwatched_one_to_the_bit_and_counts_what_it_encodes(
     small_run, tmp_path, monkeypatch, frozen
@@ -307,6 +308,7 @@ def test_watched_run_is_the_unwatched_one_to_the_bit_and_counts_what_it_encodes(
     assert all(float(row["diagnostics/tokens_per_second"]) > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_every_nth_step_is_measured_once_also_where_gradients_are_accumulated(small_run, tmp_path):
     options = [*small_run, "module=distillation", "trainer.accumulate_grad_batches=2", "diagnostics.every_n_steps=3"]
     options += ["trainer.max_epochs=4", "export=false", "save_checkpoints=false"]

@@ -64,6 +64,7 @@ def test_micro_batches_cover_all_texts_within_the_budget_with_little_padding():
     assert max(sizes) <= 4096 and min(sizes[:-1]) > 4096 - 256 and len(full) < len(parts)
 
 
+@pytest.mark.slow
 def test_padding_stays_below_three_percent_on_real_lengths(scifact, tiny_encoder):
     tiny_encoder.spec = replace(tiny_encoder.spec, passage_max_length=128)
     passages = tiny_encoder.tokenize(scifact[0].passages.to_pylist()[:1500], "passage")
@@ -299,6 +300,7 @@ def test_packing_is_refused_where_a_backbone_does_not_offer_it(tiny_model, tmp_p
         TextEncoder.from_pretrained(folder, pooling="mean", attention="packed", **LENGTHS)
 
 
+@pytest.mark.slow
 def test_compiled_backbone_gives_the_same_gradients_and_file_names(tiny_model):
     plain, compiled = (
         TextEncoder.from_pretrained(str(tiny_model), pooling="mean", compile=options, **LENGTHS)

@@ -137,6 +137,7 @@ def in_vllm(model, seeds, tokens_at_a_time=512):
     return whole, answers(engine, CONVERSATIONS, numbers), answers(engine, CONVERSATIONS, [n + 1 for n in numbers])
 
 
+@pytest.mark.slow
 @needs_vllm
 def test_vllm_answers_alike_whatever_came_before_and_in_another_process(tiny_chat_model):
     whole, again, other = apart(in_vllm, tiny_chat_model, "block")
@@ -144,6 +145,7 @@ def test_vllm_answers_alike_whatever_came_before_and_in_another_process(tiny_cha
     assert apart(in_vllm, tiny_chat_model, "block")[0] == whole
 
 
+@pytest.mark.slow
 @needs_vllm
 @pytest.mark.skipif(
     any(version.startswith("0.32.") for version in VLLM_VERSIONS),
@@ -154,6 +156,7 @@ def test_vllm_takes_a_seed_per_request(tiny_chat_model):
     assert whole == again != other
 
 
+@pytest.mark.slow
 @needs_vllm
 def test_a_vllm_server_answers(tiny_chat_model):
     port = free_port()

@@ -83,6 +83,7 @@ def test_teacher_ndcg_takes_its_ideal_from_all_judgements(tmp_path):
         teacher_ndcg(path, folder, load_corpus(folder), "test")
 
 
+@pytest.mark.slow
 def test_inspect_shows_a_shipped_file(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main(["inspect", "scifact/lists/human.train.parquet"])
@@ -103,6 +104,7 @@ def test_inspect_shows_a_shipped_file(tmp_path, capsys, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["human.train.parquet.inspect.png"]
 
 
+@pytest.mark.slow
 def test_inspect_works_without_a_corpus_and_says_what_is_wrong(tmp_path, capsys, small_scifact, small_lists):
     path = tmp_path / "l.jsonl"
     write_query_lists(path, LISTS, {})

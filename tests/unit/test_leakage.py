@@ -30,6 +30,7 @@ def test_guard_finds_shared_passages_and_near_equal_queries():
     assert find_leaks(queries, None, evaluation, {"t1": {"x"}}, 1.1) == []
 
 
+@pytest.mark.slow
 def test_guard_equals_brute_force_on_scifact(scifact):
     _, queries, qrels = scifact
     test = load_evaluation_set("scifact")
@@ -76,6 +77,7 @@ def test_no_shipped_list_holds_a_test_query_or_judgement(path):
     assert "not a cross-encoder" in str(read_metadata(path)["teacher"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("guard", "total"), [("drop", 535), ("off", 809)])
 def test_what_is_trained_on_gives_away_no_test_query(tiny_encoder, tmp_path, caplog, guard, total):
     files = {side: [{"path": f"scifact/lists/human.{side}.parquet", "corpus": "scifact"}] for side in ("train", "dev")}

@@ -174,6 +174,7 @@ def test_what_cannot_be_split_says_why(tmp_path, setup):
     assert len(setup(tmp_path / "b.parquet", dev_fraction=0.25)[1]) == 1
 
 
+@pytest.mark.slow
 def test_readmes_commands_lead_from_prepare_to_a_run(small_prepare, small_run, small_scifact, tmp_path, caplog):
     """``prepare``, then README's own ``data.train=… data.dev_fraction=0.1``, word for word but for the paths."""
     groups = "queries={human: {source: judged, filter: false}, titles: {source: titles, filter: false}}"

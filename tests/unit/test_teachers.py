@@ -579,6 +579,7 @@ def scores_in_both(folder, queries, passages):
     return [teacher(folder, **lengths).score_pairs(queries, passages) for teacher in (VllmScorer, SequenceClassifier)]
 
 
+@pytest.mark.slow
 def test_vllm_equals_transformers(bert, pairs):
     pytest.importorskip("vllm")
     ours, expected = apart(scores_in_both, bert[1], *pairs)
