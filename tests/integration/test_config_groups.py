@@ -21,6 +21,8 @@ from helpers.runs import config_of, weights
 from retriever.errors import InputError
 from retriever.optimizer import make_optimizer, make_scheduler
 
+pytestmark = pytest.mark.slow
+
 CALLBACK = """
 import lightning as L
 

@@ -20,6 +20,8 @@ from helpers.runs import CONF, config_of
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["nDCG@10", "R@100", "RR@10", "AP@100"]
 
 

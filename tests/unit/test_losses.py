@@ -639,7 +639,7 @@ def test_a_learnable_temperature_gets_the_gradient_of_the_reference(objective, s
         assert_close(parameter.grad, slope, tolerance=1e-4)
 
 
-@pytest.mark.parametrize("objective", filter(learnable, CLASSES))
+@pytest.mark.parametrize("objective", list(filter(learnable, CLASSES)))
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_learnable_temperature_stays_positive(objective, sign):
     batch = encoded(random_example(3, short=False))
