@@ -183,10 +183,10 @@ def test_a_run_of_before_a_setting_was_there_has_the_value_that_does_what_it_did
     config = config_of("name=x", "data.dev=null")
     now = OmegaConf.to_container(config, resolve=True)
     before = copy.deepcopy(now)
-    for section, names in {"data": ["leak_near_passages"], "module": ["decay"]}.items():
-        for name in names:
-            del before[section][name]
-    for name in ("empty_passages", "on_bad_list", "unknown_qrels"):
+    del before["data"]["leak_near_passages"]
+    scheduler = before.pop("scheduler")
+    before["module"] |= {name: scheduler[name] for name in ("warmup_steps", "final_learning_rate")}  # and no decay
+    for name in ("optimizer", "callbacks", "empty_passages", "on_bad_list", "unknown_qrels"):
         del before[name]
     before["data"] |= {"empty_passages": "error", "dev_fraction": 0.1}
     before["evaluation"]["empty_passages"] = "error"
