@@ -1,4 +1,4 @@
-"""The optimiser and its schedule: any of torch's classes, with what all of them need to know of the run."""
+"""Makes the optimiser and its schedule: any of torch's classes, with the facts of the run that it takes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def make_optimizer(
         fused: whether AdamW makes one pass over the weights, unless ``make`` says so itself.
 
     Raises:
-        InputError: the class refuses its arguments, takes no weight decay, or is given a learning rate of its own.
+        InputError: the class refuses its arguments, takes no weight decay, or is given a learning rate itself.
     """
     takes, given = _arguments(make)
     for name, setting in {"lr": "learning_rate", "weight_decay": "weight_decay"}.items():
@@ -91,5 +91,5 @@ def _name(make: Callable[..., Any]) -> str:
 
 
 def _arguments(make: Callable[..., Any]) -> tuple[set[str], dict[str, Any]]:
-    """Names of all arguments, and those that are given."""
+    """Return the names of all arguments, and the arguments that are given."""
     return set(inspect.signature(_unwrapped(make)).parameters), make.keywords if isinstance(make, partial) else {}

@@ -24,8 +24,8 @@ def learning_rate_factor(
         step: optimiser steps done before this one; the first step has 0 and gets 1/warmup_steps, not 0.
         warmup_steps: steps until the full rate, at least 1.
         total_steps: steps of the run; infinite keeps the full rate.
-        floor: the lowest factor behind the warm-up, in [0, 1].
-        decay: where the line behind the warm-up would end at the last step: ``to_floor`` reaches the floor there,
+        floor: the lowest factor after the warm-up, in [0, 1].
+        decay: where the line after the warm-up would end at the last step: ``to_floor`` reaches the floor there,
             ``to_zero`` goes to 0 and is held at the floor from where it meets it, as the paper does.
 
     Returns:
@@ -54,7 +54,7 @@ def linear_with_warmup(
         steps_per_epoch: optimiser steps of an epoch.
         warmup_steps: optimiser steps of linear warm-up; None takes :func:`default_warmup`.
         decay: ``to_floor`` or ``to_zero``.
-        final_learning_rate: the lowest share of the peak behind the warm-up, in [0, 1].
+        final_learning_rate: the lowest share of the peak after the warm-up, in [0, 1].
 
     Raises:
         InputError: a value that is out of range.

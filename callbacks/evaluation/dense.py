@@ -25,7 +25,8 @@ from retriever.encoder.encoding import device_of
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.encoder.tokens import TokenizedTexts
 from retriever.errors import InputError, choose
-from retriever.module import RetrieverModule, Work
+from retriever.module import RetrieverModule
+from retriever.work import Work
 
 DTYPES = ("float32", "float16")
 STORAGES = ("memory", "disk")

@@ -22,7 +22,7 @@ from datamodules.specs import read_evaluation_specs
 from retriever.distributed.sharding import gather_weights
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError, require_positive
-from retriever.module import Work
+from retriever.work import Work
 
 
 class Evaluation(L.Callback):

@@ -15,7 +15,7 @@ import torch
 from callbacks.evaluation.metrics import Metrics, Run
 from callbacks.evaluation.sets import OpenedSet
 from datamodules.corpus import EvaluationSet
-from retriever.module import Work
+from retriever.work import Work
 
 _CPU = torch.device("cpu")
 Points = tuple[Literal["base", "last", "best"], ...]

@@ -26,7 +26,7 @@ from retriever.distributed.ranks import gather_objects, rank, world_size
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.encoder.tokens import TokenizedTexts
 from retriever.errors import InputError, require_positive
-from retriever.module import Work
+from retriever.work import Work
 
 _BLOCK = 10  # queries whose scores are kept together; a killed evaluation loses at most one block
 

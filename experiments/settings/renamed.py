@@ -31,6 +31,8 @@ VALUES = {
 TARGETS = {
     "datamodules.stages": "datamodules.pipeline.stages",
     "datamodules.engines": "datamodules.pipeline.engines",
+    "datamodules.stages.score": "retriever.teachers",
+    "datamodules.pipeline.stages.score": "retriever.teachers",
     "retriever.cross_encoder_module": "retriever.cross_encoder.module",
     "callbacks.BeirEvaluation": "callbacks.DenseEvaluation",
 }

@@ -14,7 +14,8 @@ from retriever.batch import BatchNeeds, RetrievalBatch
 from retriever.cross_encoder.cross_encoder import CrossEncoder, PairSpec, score_pairs
 from retriever.errors import InputError, require_positive
 from retriever.losses.listwise import listwise_cross_entropy, listwise_distillation
-from retriever.module import TEACHER_TEMPERATURE, Encoded, QueryListModule, Work
+from retriever.module import TEACHER_TEMPERATURE, QueryListModule
+from retriever.work import Encoded, Work
 
 
 @dataclass(frozen=True)

@@ -191,7 +191,7 @@ def test_old_values_and_targets(said):
         "until": "queries",
         "queries": {"a": {"source": "claims"}, "b": {"source": "titles"}},
         "teacher": {
-            "_target_": "datamodules.pipeline.stages.score.RunFusion",
+            "_target_": "retriever.teachers.RunFusion",
             "members": [{"_target_": "datamodules.pipeline.engines.choose_engine"}],
         },
         "module": {"_target_": "retriever.cross_encoder.module.CrossEncoderModule"},
