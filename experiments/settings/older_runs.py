@@ -13,7 +13,6 @@ from experiments.settings.renamed import rename
 log = logging.getLogger(__name__)
 _ENCODERS = CONF / "encoder"
 _METRICS = ("nDCG@10", "R@100", "RR@10", "AP@100")  # when they had no names
-_RENAMED = {"callbacks.BeirEvaluation": "callbacks.DenseEvaluation"}
 # what an encoder could state beside its model, when presets were not yet a mapping of their own
 _LENGTHS = ("query_max_length", "passage_max_length")
 _STATED = {
@@ -40,8 +39,6 @@ def as_now(config: Any) -> Any:
     if not isinstance(config, dict):
         return config
     config = {key: as_now(inner) for key, inner in config.items()}
-    if config.get("_target_") in _RENAMED:
-        config["_target_"] = _RENAMED[config["_target_"]]
     evaluation = config.get("evaluation")
     if isinstance(evaluation, dict) and "_target_" in evaluation:
         newer = {"metrics": list(_METRICS), "on_bad_list": config.get("on_bad_list", "error")}

@@ -34,6 +34,7 @@ TARGETS = {
     "datamodules.stages.score": "retriever.teachers",
     "datamodules.pipeline.stages.score": "retriever.teachers",
     "retriever.cross_encoder_module": "retriever.cross_encoder.module",
+    "callbacks.BeirEvaluation": "callbacks.DenseEvaluation",
 }
 OF_BENCH = {"kept_tokens": "uncheckpointed_tokens"}
 _ARGUMENT = re.compile(r"(\+\+|\+|~|)([\w.]+)(|=.*)", re.DOTALL)
@@ -107,7 +108,7 @@ def rename(config: dict[str, Any], kept: Collection[str] = ()) -> bool:
     for section in _sections(config):
         target = section.get("_target_")
         for old, new in TARGETS.items():
-            if isinstance(target, str) and target.startswith(f"{old}."):
+            if isinstance(target, str) and f"{target}.".startswith(f"{old}."):
                 section["_target_"] = new + target.removeprefix(old)
                 found[target] = section["_target_"]
     for old, new in found.items():
