@@ -269,7 +269,7 @@ def test_short_lists_are_counted(small_run, tmp_path, caplog):
         ("+filter.keap=5", "unexpected keyword argument 'keap'"),
         ("filter.keep=few", "filter.keep is 'few'; it must be a whole number or null"),
         ("sample.size=-1", "size"),
-        ("until=mines", "Did you mean 'mine'?"),
+        ("until=mines", "did you mean 'mine'?"),
         ("teacher=fussion", "Did you mean 'fusion'?"),
         ("+teacher.weight=1", "unexpected keyword argument 'weight'"),
         ("queries={../evil: {source: judged}}", "files are called by it"),
