@@ -43,11 +43,11 @@ def check(config: DictConfig) -> None:
     for part in _PARTS:
         if config.get(part) is None:
             raise InputError(f"There is no {part}: a run needs one, say {part}=….")
+    for name, switch in {"early_stopping": "patience", "diagnostics": "every_n_steps"}.items():
+        if config[name] is None:  # before what follows it is looked at
+            raise InputError(f"{name} is null; to switch it off, say {name}.{switch}=null.")
     for key in sorted(OmegaConf.missing_keys(config)):
         raise InputError(f"{key} has no default, and is not set: say {key}=….")
-    for name, switch in {"early_stopping": "patience", "diagnostics": "every_n_steps"}.items():
-        if config[name] is None:  # before the callbacks that follow it are looked at
-            raise InputError(f"{name} is null; to switch it off, say {name}.{switch}=null.")
     check_arguments(config, SPECS)
     plain = OmegaConf.to_container(config, resolve=True)
     settings = read_run_settings(plain)
