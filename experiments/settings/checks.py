@@ -21,11 +21,10 @@ from experiments.cli.targets import check_arguments
 from experiments.settings.encoders import SPECS, outline, with_effective_encoders
 from experiments.settings.older_runs import as_now
 from experiments.settings.run_settings import read_run_settings
-from experiments.settings.trainer_checks import check_trainer
+from experiments.settings.trainer_checks import check_optimizer, check_trainer
 from retriever.encoder.outline import EncoderOutline
 from retriever.encoder.sentence_transformers_layout import read_spec
 from retriever.errors import InputError, choose
-from retriever.optimizer import make_optimizer, make_scheduler
 
 # of a run that goes on, what its checkpoint and its frozen passages were made with
 _MADE_WITH = ("encoder", "module._target_", "module.train_passage_encoder", "module.matryoshka_dimensions")
@@ -51,13 +50,13 @@ def check(config: DictConfig) -> None:
     check_arguments(config, SPECS)
     plain = OmegaConf.to_container(config, resolve=True)
     settings = read_run_settings(plain)
+    check_optimizer(config)
     check_trainer(config.trainer, settings.early_stopping.patience, settings.save_checkpoints or bool(settings.resume))
     monitored, specs = monitored_metrics(config), read_evaluation_specs(plain["evaluation"]["datasets"])
     _check_criterion(monitored, specs, settings.allow_test_selection)
     _check_model(plain["encoder"], plain["module"])
     _check_resumed(plain)
     dev = _dev_metrics(config, outline(plain["encoder"]))
-    _check_optimizer(config)
     metrics = _metrics(plain["evaluation"])
     if dev is not None:
         _check_metrics(monitored, dev, metrics, specs if plain["evaluation"].get("every_validation", True) else None)
@@ -125,14 +124,6 @@ def _dev_metrics(config: DictConfig, encoder: EncoderOutline | None) -> Sequence
         if wrong is not None:  # outside of the except block, or it would become its own context
             raise wrong
     return module.dev_metrics() if hasattr(module, "dev_metrics") else None
-
-
-def _check_optimizer(config: DictConfig) -> None:
-    """Have optimiser and scheduler say what they refuse, on one weight."""
-    make, schedule = (instantiate(config[part], _partial_=True) for part in ("optimizer", "scheduler"))
-    rates = config.module.get("learning_rate", 1e-4), config.module.get("weight_decay", 0.0)
-    optimizer = make_optimizer(make, [torch.nn.Parameter(torch.zeros(1, 1))], *rates, fused=False)
-    make_scheduler(schedule, optimizer, 100, 10)
 
 
 def _try_to_build(part: DictConfig, encoder: EncoderOutline | None) -> tuple[Any, InputError | None]:

@@ -19,6 +19,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from retriever.errors import InputError
+from retriever.optimizer import make_optimizer, make_scheduler
 
 # settings that a run makes itself → what to set in their place
 _SET_BY_RUN = {
@@ -207,6 +208,18 @@ def _is_lightnings(error: BaseException) -> bool:
     """Whether Lightning itself raised it, and no code that it called."""
     raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
     return isinstance(error, MisconfigurationException) or Path(L.__file__).parent in Path(raised_in).parents
+
+
+def check_optimizer(config: DictConfig) -> None:
+    """Have optimiser and scheduler refuse wrong settings, on one weight.
+
+    Raises:
+        InputError: what they say.
+    """
+    make, schedule = (instantiate(config[part], _partial_=True) for part in ("optimizer", "scheduler"))
+    rates = config.module.get("learning_rate", 1e-4), config.module.get("weight_decay", 0.0)
+    optimizer = make_optimizer(make, [torch.nn.Parameter(torch.zeros(1, 1))], *rates, fused=False)
+    make_scheduler(schedule, optimizer, 100, 10)
 
 
 def check_batches(trainer: L.Trainer, train: int, dev: int) -> None:

@@ -23,7 +23,8 @@ from datamodules.caches import embed
 from datamodules.corpus import load_evaluation_set
 from experiments import run as run_module
 from experiments.comparison.tables import compare
-from experiments.run import _slurm, train
+from experiments.run import train
+from experiments.training.train import _slurm
 from helpers.kills import killed_at
 from helpers.plain_evaluation import ndcg_of
 from helpers.processes import PATIENCE, begin, end, finish, free_port, start

@@ -17,7 +17,8 @@ from callbacks.reliability.atomic_checkpoints import LAST, PREVIOUS, AtomicCheck
 from datamodules.storage.files import atomic_path, is_disk_full
 from experiments.comparison.runs import reason
 from experiments.comparison.tables import compare
-from experiments.run import _checkpoint, train
+from experiments.run import train
+from experiments.training.train import _checkpoint
 from helpers.kills import killed_at
 from helpers.processes import free_port, on_two_ranks
 from helpers.run_folders import make_run

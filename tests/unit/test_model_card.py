@@ -5,7 +5,8 @@ from huggingface_hub import ModelCard
 from callbacks.evaluation.history import read_per_query
 from callbacks.reporting.model_card import CardFacts, Figure, model_card
 from callbacks.reporting.statistics import Difference, paired_difference
-from experiments.run import _card_facts, train
+from experiments.run import train
+from experiments.training.callbacks import card_facts
 from helpers.runs import config_of
 from retriever.encoder.text_encoder import TextEncoder
 
@@ -132,7 +133,7 @@ def test_exported_card_has_the_runs_own_figures(small_run, tmp_path):
 
 
 def test_card_says_what_was_not_chosen_and_not_set(small_run, tmp_path):
-    facts = _card_facts(config_of(*small_run, "save_checkpoints=false", "encoder.dropout=null"))
+    facts = card_facts(config_of(*small_run, "save_checkpoints=false", "encoder.dropout=null"))
     assert facts["criterion"] is None and facts["training"]["dropout"] == "the checkpoint's own"
-    facts = _card_facts(config_of(*small_run, "encoder.dropout=0.1"))
+    facts = card_facts(config_of(*small_run, "encoder.dropout=0.1"))
     assert facts["criterion"] == "dev/loss" and facts["training"]["dropout"] == 0.1

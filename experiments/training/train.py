@@ -1,0 +1,150 @@
+"""Train one objective and evaluate it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from omegaconf import DictConfig
+
+from callbacks import (
+    AtomicCheckpoints,
+    AtomicCSVLogger,
+    RunRecord,
+)
+from callbacks.reliability.atomic_checkpoints import LAST, find_checkpoint
+from callbacks.reporting.run_record import environment
+from datamodules.storage.files import remove_leftovers, write_json
+from experiments.cli.ranks import broadcast_from_rank_zero
+from experiments.cli.rerun import save_config, warn_of_changes
+from experiments.plan.plan import print_plan, run_plan
+from experiments.settings.checks import check, monitored_metrics
+from experiments.settings.inputs import input_hashes
+from experiments.settings.trainer_checks import check_batches, lightning_explained
+from experiments.training.callbacks import recorded_settings, run_callbacks, run_reports
+from experiments.training.debug_data import DebugData
+from retriever.errors import choose
+
+log = logging.getLogger(__name__)
+
+
+def train(config: DictConfig, folder: Path, arm: str | None = None) -> dict:
+    """Run one experiment.
+
+    Args:
+        config: as composed from ``experiments/conf/run.yaml``.
+        folder: the run folder.
+        arm: the name under which it is recorded; None takes the configuration's.
+
+    Returns:
+        The content of ``results.json``.
+    """
+    check(config)
+    if config.debug is not None:
+        log.warning("This is a debug run, on a few lists and queries: its figures mean nothing.")
+        config = DebugData(config, folder / "data").cut()
+    checkpoint = _checkpoint(config)
+    arm = arm or config.name
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    encoder = instantiate(config.encoder)
+    optimizer, scheduler = (instantiate(config[part], _partial_=True) for part in ("optimizer", "scheduler"))
+    module = instantiate(config.module, encoder=encoder, optimizer=optimizer, scheduler=scheduler)
+    data = instantiate(config.data, encoder=encoder)
+    data.needs = module.needs
+    evaluation = instantiate(config.evaluation, folder=folder)
+    record = RunRecord(evaluation.history, arm, config.seed, recorded_settings(config))
+    reports = run_reports(config, record, arm)
+    trainer = instantiate(
+        config.trainer,
+        default_root_dir=str(folder),
+        callbacks=run_callbacks(config, folder, evaluation, record, reports),
+        logger=AtomicCSVLogger(folder, name="", version=""),
+        enable_progress_bar=os.isatty(2),
+        enable_checkpointing=config.save_checkpoints,
+        plugins=[*instantiate(config.trainer.get("plugins") or [], _convert_="all"), AtomicCheckpoints(), *_slurm()],
+    )
+    facts = _record_start(config, folder, trainer, encoder) if trainer.is_global_zero else {}
+    data.open()
+    check_batches(trainer, *(len(data.sampler(train=part, world_size=trainer.world_size)) for part in (True, False)))
+    evaluation.open(module, data)
+    with ExitStack() as stack:
+        if trainer.is_global_zero:
+            plan = run_plan(config, trainer, module, data, evaluation, checkpoint)
+            print_plan(plan)
+            write_json(folder / "environment.json", facts | {"plan": plan})
+            _tidy(folder, checkpoint)
+            if config.logger.wandb is not None:
+                from experiments.cli.wandb_run import wandb_logger  # the import takes a second
+
+                trainer.loggers = [*trainer.loggers, stack.enter_context(wandb_logger(config, folder, arm))]
+        with lightning_explained(config.trainer):
+            _fit(trainer, module, data, config, checkpoint)
+            if not record.results:  # cut off behind the last step: Lightning then leaves out what is done at the end
+                for callback in (evaluation, record, *reports):
+                    callback.on_train_end(trainer, module)
+        for logger in trainer.loggers:
+            logger.finalize("success")
+    if trainer.is_global_zero:
+        record.write()
+    return record.results
+
+
+def _fit(
+    trainer: L.Trainer,
+    module: L.LightningModule,
+    data: L.LightningDataModule,
+    config: DictConfig,
+    checkpoint: Path | None,
+) -> None:
+    """Evaluate the base model, train or go on training."""
+    if checkpoint is None:
+        trainer.validate(module, datamodule=data, verbose=False)  # the base model, on the same curves
+        for name, metric in monitored_metrics(config):
+            choose(name, metric, sorted(trainer.callback_metrics))
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint and str(checkpoint), weights_only=True)
+
+
+def _checkpoint(config: DictConfig) -> Path | None:
+    """Find the file to resume from: the first rank checks it, and all take it."""
+    if config.resume is None:
+        return None
+    nodes = config.trainer.get("num_nodes") or 1
+    what = f"checkpoint of {config.resume}"
+    return Path(broadcast_from_rank_zero(what, lambda: str(find_checkpoint(config.resume)), nodes))
+
+
+def _slurm() -> list[SLURMEnvironment]:
+    """Switch Lightning's own requeueing off: its extra checkpoint would be taken for the base model's weights."""
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+
+
+def _tidy(folder: Path, checkpoint: Path | None) -> None:
+    """Rename an earlier part's metrics.csv, which the logger would delete; remove what a kill left incomplete."""
+    old = folder / "metrics.csv"
+    if old.is_file():
+        part = next(n for n in range(1, 10_000) if not (folder / f"metrics-part{n}.csv").exists())
+        old.rename(folder / f"metrics-part{part}.csv")
+    remove_leftovers(folder)
+    if checkpoint is not None and checkpoint.name != LAST:  # an incomplete one must not take the place of this one
+        checkpoint.with_name(LAST).unlink(missing_ok=True)
+
+
+def _record_start(config: DictConfig, folder: Path, trainer: L.Trainer, encoder: torch.nn.Module) -> dict[str, Any]:
+    """Write the configuration, and what it is run on, which is returned; say what has changed since an earlier run."""
+    facts = environment(trainer.strategy.root_device) | {
+        "ranks": trainer.world_size,
+        "inputs": input_hashes(config),
+        "weights": encoder.fingerprint(),  # of the base model: no checkpoint has been read
+    }
+    if config.repeats or config.resume:
+        warn_of_changes(Path(config.repeats or config.resume), facts)
+    save_config(config, folder)
+    write_json(folder / "environment.json", facts)
+    return facts
