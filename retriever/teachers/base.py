@@ -54,7 +54,7 @@ class Teacher(ABC):
     """Scores pairs of a query and a passage. A subclass defines :meth:`score` and :meth:`description`.
 
     Models that read tokens derive from :class:`~retriever.teachers.model_teacher.ModelTeacher`. A teacher that calls a
-    web API needs no more than this::
+    web API of another protocol than :class:`~retriever.teachers.web_api.WebApi` needs no more than this::
 
         class Api(Teacher):
             def __init__(self, url: str, model: str) -> None:

@@ -7,6 +7,8 @@ import math
 import os
 import shutil
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,7 @@ from retriever.teachers.pair_tokens import PairTokenizer
 from retriever.teachers.sequence_classifier import SequenceClassifier
 from retriever.teachers.t5 import MonoT5, RankT5
 from retriever.teachers.vllm_scorer import VllmScorer
+from retriever.teachers.web_api import WebApi
 from retriever.teachers.yes_no import YesNo
 
 CPU = {"device": "cpu"}
@@ -540,6 +543,72 @@ def test_fusion_and_ensemble_are_teachers_like_others():
         Ensemble({"both": both})
     with pytest.raises(InputError, match=r"The teacher is a builtins.dict; it must derive from retriever.teachers"):
         Ensemble.of({})
+
+
+@pytest.fixture
+def web_api():
+    """Address of a server that scores documents by query and length, and what it was asked.
+
+    It answers two requests at a time, every first try of a request with status 503, and nobody without the key.
+    """
+    asked, two = [], threading.Barrier(2)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            status, answer = 200, {"scores": [len(request["query"]) + len(d) / 8 for d in request["documents"]]}
+            if self.headers["Authorization"] != "Bearer a key":
+                status, answer = 401, {"error": "who are you?"}
+            elif self.path == "/wrong":
+                answer = {"scores": answer["scores"][1:]}
+            elif request not in asked:
+                status, answer = 503, {}
+                asked.append(request)
+                two.wait(timeout=10)
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps(answer).encode())
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+        thread.join()
+
+
+def test_a_web_api_scores_in_parallel_and_is_asked_again(web_api, monkeypatch):
+    url, asked = web_api
+    monkeypatch.setenv("SOME_KEY", "a key")
+    queries, passages = ["naïve", "b", "naïve", "naïve", "c"], ["one", "three", "", "日本語 🙂", "two\n"]
+    with initialize_config_module("experiments.conf", version_base="1.3"):
+        settings = [f"teacher.url={url}", "teacher.key_variable=SOME_KEY", "teacher.documents_per_request=2"]
+        config = compose(overrides=["+teacher=web_api", "teacher.parallel=2", "teacher.name=v1", *settings])
+    teacher = instantiate(config.teacher)
+    done = []
+    found = teacher.score_pairs(queries, passages, done.append)
+    assert found.scores.tolist() == [len(q) + len(p) / 8 for q, p in zip(queries, passages, strict=True)]
+    assert sum(done) == 5 and not found.truncated.any()
+    expected = [("b", ["three"]), ("c", ["two\n"]), ("naïve", ["one", ""]), ("naïve", ["日本語 🙂"])]
+    assert sorted((request["query"], request["documents"]) for request in asked) == expected
+    assert teacher.score([], []).tolist() == []
+    assert teacher.description() == {"kind": "web API", "name": "v1", "documents_per_request": 2}
+    assert WebApi(url).description()["name"] == url
+
+    with pytest.raises(InputError, match=r"answered with status 401: .*who are you.*TEACHER_API_KEY is not set"):
+        WebApi(url).score(["a"], ["b"])
+    with pytest.raises(InputError, match=r"answered '\{\"scores\": \[\]\}' for 1 documents"):
+        WebApi(f"{url}/wrong", key_variable="SOME_KEY").score(["a"], ["b"])
+    with pytest.raises(InputError, match=r"\(after 1 retries\)\. Is the server there"):
+        WebApi("http://127.0.0.1:9", retries=1).score(["a"], ["b"])
+    with pytest.raises(InputError, match=r"teacher\.url is an address with a user in it") as refused:
+        WebApi("http://me:secret@host/score")
+    assert "secret" not in str(refused.value)
+    with pytest.raises(InputError, match=r"teacher\.parallel is 0"):
+        WebApi(url, parallel=0)
 
 
 PRESETS = {
