@@ -213,7 +213,9 @@ def _parameters(called: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
     """Parameter → annotation, those of base classes that a constructor passes ``**others`` to included; any other?"""
     functions = [called]
     if inspect.isclass(called):
-        functions = [vars(base)["__init__"] for base in called.__mro__ if "__init__" in vars(base)]
+        functions = [vars(base)["__init__"] for base in called.__mro__[:-1] if "__init__" in vars(base)]
+        if not functions:  # object's takes nothing, whatever its signature says
+            return {}, called.__new__ is not object.__new__
     found: dict[str, Any] = {}
     for function in functions:
         try:

@@ -14,7 +14,7 @@ from rich.table import Table as View
 
 from callbacks.reporting.markdown import markdown_text
 from experiments.comparison.runs import reason
-from experiments.comparison.sheets import Sheet, narrow_sheets, sheets
+from experiments.comparison.sheets import TERMINAL, Sheet, narrow_sheets, sheets
 from experiments.comparison.tables import Comparison, Table
 from retriever.printable import printable
 
@@ -58,7 +58,7 @@ COLUMNS = (
 
 def print_tables(comparison: Comparison) -> None:
     """Print the tables on the terminal, and which runs are not in them."""
-    console = Console(width=None if sys.stdout.isatty() else 132)
+    console = Console(width=None if sys.stdout.isatty() else TERMINAL)
     for sheet in narrow_sheets(comparison):
         view = View(title=escape(printable(f"{sheet.title}: {sheet.caption}")), title_justify="left")
         for number, column in enumerate(sheet.columns):

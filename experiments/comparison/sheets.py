@@ -9,6 +9,7 @@ from callbacks.reporting.statistics import PairedTest
 from experiments.comparison.tables import Arm, Comparison, HomeAndAbroad, Table
 
 CLEAR = 0.05
+TERMINAL = 132  # columns
 PRUNED = "†"  # behind a seed
 
 
@@ -42,7 +43,7 @@ def sheets(comparison: Comparison) -> list[Sheet]:
 
 
 def narrow_sheets(comparison: Comparison) -> list[Sheet]:
-    """The tables as far as they go into the 132 columns of a terminal; without overlap, the difference alone."""
+    """The tables as far as they go into a terminal, with further metrics that fit; of *no overlap*, the difference."""
     found = [_narrow(comparison, table, clean) for table, clean in comparison.all_tables()]
     return found + ([_forgetting(comparison)] if comparison.forgetting else [])
 
@@ -95,7 +96,7 @@ def _narrow(comparison: Comparison, table: Table, clean: Table | None) -> Sheet:
     without = {arm.name: arm.difference for arm in clean.arms} if clean else {}
     columns: tuple[str, ...] = ("run", "seeds", "nDCG@10", f"difference to {comparison.base} [95%]", "p", "W/T/L")
     columns += (("no overlap",) if without else ()) + ("step", "minutes")
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             arm.name,
             _seeds(arm),
@@ -109,6 +110,12 @@ def _narrow(comparison: Comparison, table: Table, clean: Table | None) -> Sheet:
         )
         for arm in table.arms
     ]
+    for name in headings(dict.fromkeys(name for arm in table.arms for name in arm.figures)):
+        width = sum(max(map(len, column)) + 3 for column in zip(columns, *rows, strict=True)) + 1
+        if name != "recall@100" and width + len(name) + 3 <= TERMINAL:
+            columns += (name,)
+            cells = (_number(arm.figures.get(name), ".4f") for arm in table.arms)
+            rows = [(*row, cell) for row, cell in zip(rows, cells, strict=True)]
     caption = _caption(comparison, table)
     if clean is not None and clean.queries:
         caption += f"; no overlap: the difference on the {clean.queries} queries that no training here came close to"

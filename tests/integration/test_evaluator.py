@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from callbacks import DenseRanker, Evaluation, Evaluator, History, Metrics, Ranking, Reading
 from callbacks.evaluation.sets import open_sets
 from datamodules.specs import read_evaluation_specs
-from experiments.comparison.formats import csv_text, markdown
+from experiments.comparison.formats import csv_text, markdown, print_tables
 from experiments.comparison.tables import compare
 from experiments.run import train
 from experiments.settings.checks import check
@@ -153,6 +153,89 @@ def test_own_ranker_and_metric_are_a_class_and_a_file(small_run, small_scifact, 
         train(config(sampled), tmp_path / "wrong")
     with pytest.raises(InputError, match=r"evaluation\.hits is 5; ndcg@10 looks at 10 hits"):
         train(config("evaluation.hits=5"), tmp_path / "wrong")
+
+
+LONG_FIRST = """
+from functools import cached_property
+
+from callbacks import Metric
+from datamodules.corpus import load_corpus
+
+
+class LongFirst(Metric):
+    name = "long_first"
+
+    def __init__(self, corpus, words=20):
+        self.corpus, self.words = corpus, words
+
+    @cached_property
+    def long(self):
+        corpus = load_corpus(self.corpus)
+        texts = zip(corpus.ids.to_pylist(), corpus.passages.to_pylist())
+        return {passage for passage, text in texts if len(text.split()) > self.words}
+
+    def __call__(self, qrels, run):
+        first = {query: max(hits, key=lambda p: (hits[p], p)) for query, hits in run.items() if hits}
+        return {query: float(first.get(query) in self.long) for query in qrels}
+
+
+class Judged(Metric):
+    name = "judged"
+
+    def __call__(self, qrels, run):
+        return {query: 1.0 for query in qrels}
+"""
+
+
+def graded_set(folder, scifact):
+    """40 passages, 24 of them of more than 20 words, and 6 queries; the last one has no judgement of grade 2."""
+    corpus, queries, _ = scifact
+    texts = [
+        " ".join(text.split()[: 12 if row % 5 < 2 else 40]) for row, text in enumerate(corpus.texts[:40].to_pylist())
+    ]
+    (folder / "qrels").mkdir(parents=True)
+    passages = [json.dumps({"_id": f"d{row}", "text": text}) for row, text in enumerate(texts)]
+    (folder / "corpus.jsonl").write_text("\n".join(passages))
+    asked = [json.dumps({"_id": f"g{n}", "text": text}) for n, text in enumerate(list(queries.values())[-6:])]
+    (folder / "queries.jsonl").write_text("\n".join(asked))
+    grades = [
+        (f"g{n}", f"d{6 * n + k}", grade) for n in range(6) for k, grade in enumerate((2, 1, 0) if n < 5 else (1,))
+    ]
+    lines = ["query-id\tcorpus-id\tscore", *("\t".join(map(str, line)) for line in grades)]
+    (folder / "qrels" / "test.tsv").write_text("\n".join(lines))
+    return {f"d{row}": len(text.split()) for row, text in enumerate(texts)}
+
+
+def test_graded_recall_and_the_length_of_first_hits_in_two_runs(small_run, scifact, tmp_path, monkeypatch, capsys):
+    lengths = graded_set(tmp_path / "graded", scifact)
+    (tmp_path / "first_hits.py").write_text(LONG_FIRST)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = f"{{_target_: first_hits.LongFirst, corpus: {tmp_path}/graded}}, {{_target_: first_hits.Judged}}"
+    options = [
+        f"evaluation.datasets=[{{path: {tmp_path}/graded}}]",
+        f"evaluation.metrics=[nDCG@10,'R(rel=2)@1000',{own}]",
+        "export=false",
+    ]
+    check(config_of(*small_run, *options))
+    for module in ("distillation", "infonce"):
+        folder = tmp_path / "runs" / module
+        results = train(config_of(*small_run, *options, f"module={module}", f"name={module}"), folder)
+        assert set(results["datasets"]["graded"]["R(rel=2)@1000"].values()) == {0.83333}  # all are found, g5 has none
+        header = (folder / "metrics.csv").read_text().splitlines()[0].split(",")
+        assert {"val/graded/R(rel=2)@1000", "val/graded/long_first"} <= set(header)
+        for path in (folder / "trec_runs" / "graded").iterdir():
+            lines = [line.split() for line in path.read_text().splitlines()]
+            first = {line[0]: float(lengths[line[2]] > 20) for line in lines if line[3] == "1"}
+            assert (
+                json.loads((folder / "per_query" / "graded" / f"{path.stem}.json").read_text())["long_first"] == first
+            )
+    comparison = compare([tmp_path / "runs"])
+    assert "| R(rel=2)@1000 | long_first | judged |" in markdown(comparison)
+    print_tables(comparison)
+    shown = capsys.readouterr().out
+    assert "R(rel=2)@1000 ┃" in shown and "0.8333 │" in shown
+    with pytest.raises(InputError, match="unexpected keyword argument 'least'"):
+        check(config_of(*small_run, "evaluation.metrics=[nDCG@10,{_target_: first_hits.Judged, least: 3}]"))
 
 
 def test_runs_of_before_are_read(small_run, tmp_path):
