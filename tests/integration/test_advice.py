@@ -265,6 +265,9 @@ CASES: list[tuple[str, Callable, tuple[str, ...]]] = [
     ("dev_lists.py: data.dev_fraction={}", run, (
         "data.train=[{{path: {three}, corpus: {corpus}}}]", "data.dev_fraction=0.1")),
     ("checks.py: allow_test_selection=true", checked, ("criterion=val/small/ndcg@10", "criterion_mode=max")),
+    ("optimizer.py: module.weight_decay=0", checked, (
+        "optimizer._target_=torch.optim.Rprop", "module.weight_decay=0.01")),
+    ("metrics.py: evaluation.hits={}", checked, ("evaluation.metrics=[nDCG@10,R@2000]",)),
     ("module.py: module=reranker", run, ("encoder=cross", "encoder.model={cross}")),
     ("module.py: encoder=cross_minilm", run, ("module=reranker", "evaluation=rerank")),
     ("dense.py: evaluation=rerank", matched, (
@@ -315,6 +318,9 @@ CASES: list[tuple[str, Callable, tuple[str, ...]]] = [
 WORDS = {"score_key=KEY": "--score-key rankt5_score", "queries=FILE": "--queries {root}/queries.tsv"}
 VALUES = {"--corpus": "{corpus}", "--output": "{root}/report"}
 NOT_TYPED = {
+    "optimizer.py: module.{}={}": "in place of optimizer.lr, which was typed; see test_config_groups.py",
+    "metrics.py: rel=2": "a part of a metric's name",
+    "trainer_checks.py: +callbacks.NAME._target_=…": "in place of trainer.callbacks; see test_config_groups.py",
     "compare.py: --wandb": "what was typed",
     "compressed.py: --decompress": "xz's own, and not all machines have it",
     "trec.py: --stable": "see test_a_run_is_sorted_as_advised",

@@ -447,8 +447,15 @@ def is_listed(key: str) -> str:
     return LISTED.get(key, "") or (WANDB if key.startswith("logger.wandb.") else "")
 
 
+FOLLOWS = "follows the setting at the top, which is looked at there"
 LISTED = {
     "group": WANDB,
+    "debug": "a group of its own; test_config_groups.py runs it",
+    "callbacks.learning_rate.logging_interval": "Lightning's; test_config_groups.py switches the callback off",
+    "callbacks.diagnostics.every_n_steps": FOLLOWS,
+    "callbacks.diagnostics.teacher_temperature": FOLLOWS,
+    "callbacks.early_stopping.monitors": FOLLOWS,
+    "callbacks.early_stopping.patience": FOLLOWS,
     "encoder.trust_remote_code": "runs the code of a model folder; tests/unit/test_encoder.py holds that it is off",
     "evaluation.dense.trust_remote_code": "likewise",
     "evaluation.embedding_storage": "same figures, other memory; test_evaluation_at_scale.py counts both",
