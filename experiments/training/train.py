@@ -21,6 +21,7 @@ from callbacks import (
 )
 from callbacks.reliability.atomic_checkpoints import LAST, find_checkpoint
 from callbacks.reporting.run_record import environment
+from datamodules import QueryListDataModule
 from datamodules.storage.files import remove_leftovers, write_json
 from experiments.cli.ranks import broadcast_from_rank_zero
 from experiments.cli.rerun import save_config, warn_of_changes
@@ -31,6 +32,7 @@ from experiments.settings.trainer_checks import check_batches, lightning_explain
 from experiments.training.callbacks import recorded_settings, run_callbacks, run_reports
 from experiments.training.debug_data import DebugData
 from retriever.errors import choose
+from retriever.module import QueryListModule
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +55,7 @@ def train(config: DictConfig, folder: Path, arm: str | None = None) -> dict:
     checkpoint = _checkpoint(config)
     arm = arm or config.name
     L.seed_everything(config.seed, workers=True, verbose=False)
-    encoder = instantiate(config.encoder)
-    optimizer, scheduler = (instantiate(config[part], _partial_=True) for part in ("optimizer", "scheduler"))
-    module = instantiate(config.module, encoder=encoder, optimizer=optimizer, scheduler=scheduler)
-    data = instantiate(config.data, encoder=encoder)
-    data.needs = module.needs
+    module, data = make_module_and_data(config)
     evaluation = instantiate(config.evaluation, folder=folder)
     record = RunRecord(evaluation.history, arm, config.seed, recorded_settings(config))
     reports = run_reports(config, record, arm)
@@ -70,7 +68,7 @@ def train(config: DictConfig, folder: Path, arm: str | None = None) -> dict:
         enable_checkpointing=config.save_checkpoints,
         plugins=[*instantiate(config.trainer.get("plugins") or [], _convert_="all"), AtomicCheckpoints(), *_slurm()],
     )
-    facts = _record_start(config, folder, trainer, encoder) if trainer.is_global_zero else {}
+    facts = _record_start(config, folder, trainer, module.encoder) if trainer.is_global_zero else {}
     data.open()
     check_batches(trainer, *(len(data.sampler(train=part, world_size=trainer.world_size)) for part in (True, False)))
     evaluation.open(module, data)
@@ -94,6 +92,16 @@ def train(config: DictConfig, folder: Path, arm: str | None = None) -> dict:
     if trainer.is_global_zero:
         record.write()
     return record.results
+
+
+def make_module_and_data(config: DictConfig) -> tuple[QueryListModule, QueryListDataModule]:
+    """Build objective and data module on one encoder; the data module is told what the objective needs of a batch."""
+    encoder = instantiate(config.encoder)
+    optimizer, scheduler = (instantiate(config[part], _partial_=True) for part in ("optimizer", "scheduler"))
+    module = instantiate(config.module, encoder=encoder, optimizer=optimizer, scheduler=scheduler)
+    data = instantiate(config.data, encoder=encoder)
+    data.needs = module.needs
+    return module, data
 
 
 def _fit(

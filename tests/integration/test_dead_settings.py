@@ -38,6 +38,7 @@ from experiments.preparation.pipeline import Pipeline
 from experiments.prepare import prepare
 from experiments.run import train
 from experiments.settings.checks import check
+from experiments.training.train import make_module_and_data
 from helpers.runs import CONF
 from retriever.cross_encoder.cross_encoder import CrossEncoder
 from retriever.encoder.text_encoder import TextEncoder
@@ -292,9 +293,7 @@ class World:
         folder = self.folder / f"run{self.number}"
         self.calls.clear()
         torch.manual_seed(0)
-        encoder = instantiate(config.encoder)
-        module = instantiate(config.module, encoder=encoder)
-        data = instantiate(config.data, encoder=encoder)
+        module, data = make_module_and_data(config)
         evaluation = instantiate(config.evaluation, folder=folder)
         off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
         trainer = instantiate(config.trainer, callbacks=[evaluation], **off)
