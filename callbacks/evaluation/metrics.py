@@ -116,7 +116,7 @@ class Metrics:
             for value in _TREC_EVAL.evaluator([asked for asked, _ in ordered], qrels).iter_calc(hits):
                 found.setdefault(measures[value.measure], {})[value.query_id] = value.value
         for name, metric in self._own.items():
-            found[name] = metric(qrels, {query: run.get(query, {}) for query in qrels})
+            found[name] = _checked(name, metric(qrels, {query: run.get(query, {}) for query in qrels}), qrels)
         return {name: found[name] for name in self.names}
 
     def _passes(self) -> dict[int | None, dict[Measure, str]]:
@@ -126,6 +126,20 @@ class Metrics:
             cutoff = measure.params.get("cutoff") if measure.NAME == "RR" else None
             passes[cutoff][_without_cutoff(measure) if cutoff else measure] = name
         return passes
+
+
+def _checked(name: str, values: Mapping[str, float], qrels: Qrels) -> dict[str, float]:
+    """Refuse values of a user's metric that make no mean: of other queries than the judged ones, or not in [0, 1]."""
+    if values.keys() != qrels.keys():
+        raise InputError(
+            f"The metric {name} gives values of {len(values)} queries; {len(qrels)} are judged: give each."
+        )
+    for query, value in values.items():
+        if not 0 <= value <= 1:
+            raise InputError(
+                f"The metric {name} gives {value} for query {shown(query)}; expected a number from 0 to 1."
+            )
+    return dict(values)
 
 
 def _parse(name: Any) -> Measure:

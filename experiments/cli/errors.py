@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import torch
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from callbacks.reliability.termination import terminate_gracefully
@@ -172,6 +172,9 @@ def _full_memory(error: BaseException) -> str:
 
 def _unknown_key(parent: DictConfig, key: Any) -> str:
     place, valid = parent._get_full_key(""), sorted(map(str, parent.keys()))
+    if OmegaConf.is_missing(parent, key):
+        setting = f"{place}.{key}".lstrip(".")
+        return f"{setting} has no default, and is not set: say {setting}=…."
     if place and not valid and place not in OF_ANY_NAME:
         return f"There is no {key!r} in {place}, which follows another section, or is empty: set {key!r} in that one."
     said = f"There is no {key!r} in {place or 'the configuration'}; it has {', '.join(valid)}."

@@ -78,6 +78,9 @@ class Teacher(ABC):
     def score(self, queries: Sequence[str], passages: Sequence[str]) -> ArrayLike:
         """Score n pairs.
 
+        A call gets one block of stage score (``score.block_size`` queries times their candidates), no pair twice, the
+        pairs of a query behind each other: what works in parallel has all of these at once.
+
         Args:
             queries: n texts, without any prompt.
             passages: n texts; ``passages[i]`` goes with ``queries[i]``.
@@ -88,7 +91,11 @@ class Teacher(ABC):
 
     @abstractmethod
     def description(self) -> dict[str, Any]:
-        """Name everything that decides the scores, as JSON values: scores are kept under them and used again."""
+        """Name everything that decides the scores, as JSON values: scores are kept under them and used again.
+
+        A web API's model and version belong in it; its address does only where nothing else tells two models apart. It
+        is written to files: no keys, no passwords.
+        """
 
     def score_pairs(
         self, queries: Sequence[str], passages: Sequence[str], on_batch: Callable[[int], None] | None = None

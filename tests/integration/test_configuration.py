@@ -271,6 +271,7 @@ def test_short_lists_are_counted(small_run, tmp_path, caplog):
         ("sample.size=-1", "size"),
         ("until=mines", "did you mean 'mine'?"),
         ("teacher=fussion", "Did you mean 'fusion'?"),
+        ("teacher=web_api", "teacher.url has no default, and is not set: say teacher.url=…."),
         ("+teacher.weight=1", "unexpected keyword argument 'weight'"),
         ("queries={../evil: {source: judged}}", "files are called by it"),
         ("+teacher.x._target_=os.system", "standard library"),

@@ -112,3 +112,22 @@ def test_a_metric_of_ones_own_stands_beside_the_others():
     assert list(found) == ["ndcg@10", "found@3"] and found["found@3"] == {"a": 2 / 3, "b": 0}
     with pytest.raises(InputError, match=r"evaluation\.hits is 2; found@3 looks at 3 hits of a query"):
         Metrics([Depth(), "nDCG@10"], hits=2)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"q1": 1.0}, "gives values of 1 queries; 2 are judged"),
+        ({"q1": 1.0, "q2": float("nan")}, "gives nan for query 'q2'; expected a number from 0 to 1"),
+        ({"q1": 35.0, "q2": 0.0}, "gives 35.0 for query 'q1'"),
+    ],
+)
+def test_values_of_ones_own_metric_are_checked(values, message):
+    class Given(Metric):
+        name, depth = "given", 1
+
+        def __call__(self, qrels, run):
+            return values
+
+    with pytest.raises(InputError, match=message):
+        Metrics(["nDCG@10", Given()]).score({"q1": {"a": 1}, "q2": {"b": 1}}, {"q1": {"a": 0.5}})
