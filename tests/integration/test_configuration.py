@@ -288,10 +288,10 @@ def test_prepare_names_wrong_settings(small_prepare, monkeypatch, capsys, argume
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("parts=[stepp]", "Did you mean 'step'?"),
+        ("parts=[stepp]", "did you mean 'step'?"),
         ("step.cases=[{list: 64}]", "Did you mean 'lists'?"),
-        ("step.cases=[{lists: 64, systems: [our_infonce]}]", "Did you mean 'ours_infonce'?"),
-        ("evaluation.systems=[bear]", "Did you mean 'beir'?"),
+        ("step.cases=[{lists: 64, rounds: 1, systems: [our_infonce]}]", "Did you mean 'ours_infonce'?"),
+        ("evaluation.systems=[bear]", "did you mean 'beir'?"),
         ("max_lenght=3", "Did you mean 'max_length'?"),
         ("+max_lenght=3; parts=[none]", "Did you mean 'max_length'?"),
         ("allowed_targets=torch", "it must be a list: allowed_targets=[torch]"),

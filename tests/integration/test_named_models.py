@@ -423,5 +423,5 @@ def test_code_of_a_models_own_is_one_sentence_that_names_the_switch(bert, tmp_pa
         "encoder": lambda: TextEncoder.from_pretrained(str(folder), pooling="mean"),
         "teacher": lambda: SequenceClassifier(str(folder)).load(),
     }.items():
-        with pytest.raises(InputError, match=rf"Python code of its own .* say {setting}\.trust_remote_code=true\.$"):
+        with pytest.raises(InputError, match=rf"brings Python code .* say {setting}\.trust_remote_code=true\.$"):
             load()

@@ -8,6 +8,7 @@ import torch
 from experiments import run as run_module
 from experiments.run import train
 from experiments.settings.checks import check
+from experiments.training import train as train_module
 from helpers.runs import config_of, metrics
 from retriever.errors import InputError
 
@@ -92,7 +93,7 @@ def test_what_the_number_of_batches_makes_wrong_is_named_before_anything_is_enco
 
 
 def test_what_lightning_refuses_later_is_a_sentence_too(small_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "check_batches", lambda *_: None)
+    monkeypatch.setattr(train_module, "check_batches", lambda *_: None)
     with pytest.raises(
         InputError, match=r"trainer.val_check_interval is 50.*, which Lightning refuses: .* must be less"
     ):

@@ -96,7 +96,7 @@ def test_code_of_a_model_folder_is_not_run(tiny_model, tmp_path, trace):
     auto = {"AutoModel": "modeling.Model", "AutoConfig": "modeling.Config", "AutoTokenizer": ["modeling.Model", None]}
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "evil", "auto_map": auto}))
     (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": auto, "tokenizer_class": "Model"}))
-    with pytest.raises(InputError, match=r"Python code of its own .* say encoder\.trust_remote_code=true"):
+    with pytest.raises(InputError, match=r"brings Python code .* say encoder\.trust_remote_code=true"):
         TextEncoder.from_pretrained(str(folder), pooling="mean")
     assert not trace.exists()
 
