@@ -69,7 +69,7 @@ def test_every_system_computes_the_same_gradient(results):
         0 < facts["distinct_share"] < 0.6
         and 0 <= facts["padding_share"] < 0.03 < results["plain_infonce"][0]["padding_share"]
     )
-    assert facts["seconds"] > 0 and facts["step_bytes"] > 0 and 0 < facts["rate_share"] < 1
+    assert facts["seconds"] > 0 and 0 < facts["rate_share"] < 1
 
 
 @pytest.mark.parametrize("system", ["ours", "st", "beir"])
