@@ -75,8 +75,8 @@ def sleeps():
     a_name_in_its_stack = [time.sleep(1000)]
 
 def test_that_waits_for_a_lock():
-    subprocess.Popen(["sleep", "1234.5"], start_new_session=True)
-    subprocess.Popen(["sh", "-c", "sleep 1234.5 &"], start_new_session=True)
+    subprocess.Popen(["sleep", "SECONDS"], start_new_session=True)
+    subprocess.Popen(["sh", "-c", "sleep SECONDS &"], start_new_session=True)
     other = threading.Thread(target=sleeps, daemon=True)
     other.start()
     multiprocessing.get_context("fork").Process(target=time.sleep, args=(1000,)).start()
@@ -99,14 +99,15 @@ def test_that_heeds_nothing():
 def hanging(folder, last):
     """What pytest says of tests that hang, and how many of the processes that they leave are left."""
     folder.mkdir()
-    (folder / "test_hanging.py").write_text(HANGING.replace("IN_THE_LAST", str(last)))
+    seconds = f"1234.{os.getpid()}"  # another suite on this machine has processes of its own
+    (folder / "test_hanging.py").write_text(HANGING.replace("IN_THE_LAST", str(last)).replace("SECONDS", seconds))
     root = Path(__file__).parents[2]
     line = ["-c", f"{root}/pyproject.toml", "-p", "no:cacheprovider", "-p", "conftest", "-o", "timeout=1", str(folder)]
     process = start(folder, *line, module="pytest")
     process.join(60)
     ended = process.exitcode is not None
     end(process, hang=True)
-    left = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "1234.5"]]
+    left = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", seconds]]
     for orphan in left:
         orphan.kill()
     [log] = folder.parent.glob(f"{folder.name}.*.log")
