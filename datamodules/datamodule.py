@@ -19,6 +19,7 @@ from datamodules.batches import CANDIDATES, ORDERS, BatchSampler, ListBatches, L
 from datamodules.caches import cached_embeddings, cached_tokens
 from datamodules.corpus import Corpus, EvaluationSet, find_dataset, find_file, load_corpus, load_evaluation_set
 from datamodules.dev_lists import Part, choose_dev, why_none
+from datamodules.held_out import held_out_lists
 from datamodules.leakage.overlap import find_overlap
 from datamodules.leakage.queries import count_reasons, find_leaks
 from datamodules.leakage.same_passages import RelevantPassages, translated
@@ -354,8 +355,7 @@ class QueryListDataModule(L.LightningDataModule):
         """The queries of an evaluation set."""
         corpus = self._corpus(spec.path)
         if spec.lists is not None:
-            lists, _ = open_query_lists(find_file(spec.lists), corpus, self.cache_dir, self.on_bad_list)
-            lists = chosen_lists(lists, f"evaluation.datasets: {spec.lists}", spec.types)
+            lists = held_out_lists(spec.lists, spec.types, corpus, self.cache_dir, self.on_bad_list)
             return self._guarded_lists(spec.name or corpus.name, corpus, lists)
         target = load_evaluation_set(
             spec.path, spec.source, data_dir=self.data_dir, unknown_qrels=self.unknown_qrels, corpus=corpus

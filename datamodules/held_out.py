@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
-from datamodules.corpus import Corpus, EvaluationSet
-from datamodules.query_lists import QueryLists
+from collections.abc import Sequence
+from pathlib import Path
+
+from datamodules.corpus import Corpus, EvaluationSet, find_file
+from datamodules.list_choice import chosen_lists
+from datamodules.query_lists import QueryLists, open_query_lists
 from retriever.errors import InputError
+
+
+def held_out_lists(
+    path: str, types: Sequence[str] | None, corpus: Corpus, cache_dir: str | Path, on_bad_list: str
+) -> QueryLists:
+    """Open the lists that an evaluation set names in place of a split; evaluation and leak guard read the same ones.
+
+    Args:
+        path: the file, or one that is shipped.
+        types: the query types to take; None takes all.
+        corpus: of the lists.
+        cache_dir: as for :func:`~datamodules.query_lists.open_query_lists`.
+        on_bad_list: likewise.
+
+    Raises:
+        InputError: what opening and choosing them refuses.
+    """
+    lists, _ = open_query_lists(find_file(path), corpus, cache_dir, on_bad_list)
+    return chosen_lists(lists, f"evaluation.datasets: {path}", types)
 
 
 def held_out_set(name: str, corpus: Corpus, lists: QueryLists) -> EvaluationSet:

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.corpus import Corpus, EvaluationSet, find_dataset, find_file, load_corpus, load_evaluation_set
-from datamodules.held_out import held_out_set
-from datamodules.list_choice import chosen_lists
-from datamodules.query_lists import open_query_lists
+from datamodules.corpus import Corpus, EvaluationSet, find_dataset, load_corpus, load_evaluation_set
+from datamodules.held_out import held_out_lists, held_out_set
 from datamodules.specs import EvaluationSpec
 from retriever.errors import InputError
 
@@ -35,7 +33,7 @@ class OpenedSet:
             "corpus": self.data.corpus.name,
             "passages": len(self.data.corpus),
             "queries": len(self.data.queries),
-            "from": "dev lists" if spec.chooses else spec.lists or spec.split,
+            "from": spec.source,
             "sample": None if spec.sample is None else spec.sample.size,
         }
 
@@ -94,8 +92,7 @@ def _read(spec: EvaluationSpec, folder: Path, corpus: Corpus, reading: Reading) 
         return load_evaluation_set(
             str(folder), spec.split, name=spec.name, unknown_qrels=reading.unknown_qrels, corpus=corpus
         )
-    lists, _ = open_query_lists(find_file(spec.lists), corpus, reading.cache_dir, reading.on_bad_list)
-    lists = chosen_lists(lists, f"evaluation.datasets: {spec.lists}", spec.types)
+    lists = held_out_lists(spec.lists, spec.types, corpus, reading.cache_dir, reading.on_bad_list)
     return held_out_set(spec.name or corpus.name, corpus, lists)
 
 
