@@ -28,7 +28,7 @@ from experiments.comparison.tables import compare
 from experiments.settings.encoders import with_effective_encoders
 from experiments.settings.renamed import rename_arguments, rename_config
 from experiments.settings.without_effect import OF_RUN, say_what_has_no_effect
-from experiments.training.train import train
+from experiments.training.train import run_experiment
 from retriever.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -64,9 +64,9 @@ def application(config: DictConfig) -> float | None:
         log.info("There is no checkpoint yet: the run begins.")  # one command, to start it and to start it again
         config.resume = None
     if HydraConfig.get().mode == RunMode.MULTIRUN:  # a sweep ends with one table of all
-        results = run_of_sweep(config, folder, partial(train, arm=arm), with_effective_encoders)
+        results = run_of_sweep(config, folder, partial(run_experiment, arm=arm), with_effective_encoders)
     else:
-        results = train(config, folder)
+        results = run_experiment(config, folder)
         if rank_zero_only.rank == 0:
             print_tables(compare([folder]))
     value = None if results is None else results.get("criterion_value")

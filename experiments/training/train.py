@@ -37,8 +37,8 @@ from retriever.module import QueryListModule
 log = logging.getLogger(__name__)
 
 
-def train(config: DictConfig, folder: Path, arm: str | None = None) -> dict:
-    """Run one experiment.
+def run_experiment(config: DictConfig, folder: Path, arm: str | None = None) -> dict:
+    """Check a configuration, then train and evaluate by it.
 
     Args:
         config: as composed from ``experiments/conf/run.yaml``.
@@ -52,8 +52,21 @@ def train(config: DictConfig, folder: Path, arm: str | None = None) -> dict:
     if config.debug is not None:
         log.warning("This is a debug run, on a few lists and queries: its figures mean nothing.")
         config = DebugData(config, folder / "data").cut()
-    checkpoint = _checkpoint(config)
-    arm = arm or config.name
+    return train(config, folder, arm or config.name, _checkpoint(config))
+
+
+def train(config: DictConfig, folder: Path, arm: str, checkpoint: Path | None) -> dict:
+    """Run one experiment by a configuration that :func:`~experiments.settings.checks.check` has passed.
+
+    Args:
+        config: as composed.
+        folder: the run folder.
+        arm: the name under which it is recorded.
+        checkpoint: the file to resume from; None begins with the base model.
+
+    Returns:
+        The content of ``results.json``.
+    """
     L.seed_everything(config.seed, workers=True, verbose=False)
     module, data = make_module_and_data(config)
     evaluation = instantiate(config.evaluation, folder=folder)

@@ -29,7 +29,7 @@ from experiments.benchmarks.training_step import Lists
 from experiments.cli.errors import explain
 from experiments.lists import command as list_files
 from experiments.preparation.pipeline import Pipeline
-from experiments.run import train
+from experiments.run import run_experiment
 from experiments.settings.checks import check
 from helpers.encoders import save_backbone
 from helpers.runs import CONF, config_of
@@ -78,7 +78,7 @@ def evaluated(arguments: list[str], folder: Path) -> None:
 
 
 def whole_run(arguments: list[str], folder: Path) -> None:
-    train(config_of(*arguments, "trainer.max_epochs=1", "trainer.max_steps=1", "export=false"), folder)
+    run_experiment(config_of(*arguments, "trainer.max_epochs=1", "trainer.max_steps=1", "export=false"), folder)
 
 
 def matched(arguments: list[str], folder: Path) -> None:

@@ -28,7 +28,7 @@ from experiments.comparison.page import page
 from experiments.comparison.plots import _short
 from experiments.comparison.runs import find_runs, read_runs
 from experiments.comparison.tables import compare
-from experiments.run import train
+from experiments.run import run_experiment
 from helpers.run_folders import values, write_run
 from helpers.runs import config_of
 from helpers.wandb_files import offline_records
@@ -461,7 +461,7 @@ def test_gain_at_home_and_loss_abroad_stand_side_by_side(
     abroad = foreign_corpus(tmp_path / "abroad", scifact)
     sets = f"evaluation.datasets=[{{path: {small_scifact}}},{{path: {abroad}}}]"
     for seed in (1, 2):
-        train(config_of(*small_run, sets, f"seed={seed}", "export=false"), tmp_path / "sweep" / str(seed))
+        run_experiment(config_of(*small_run, sets, f"seed={seed}", "export=false"), tmp_path / "sweep" / str(seed))
     comparison = compare([tmp_path / "sweep"])
     [row] = comparison.forgetting
     assert (row.name, row.home, row.abroad) == ("small", ["small"], ["abroad"])

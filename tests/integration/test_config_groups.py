@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from experiments.cli.targets import check_arguments
-from experiments.run import train, with_debug_last
+from experiments.run import run_experiment, with_debug_last
 from experiments.settings import renamed
 from experiments.settings.checks import check
 from experiments.settings.encoders import SPECS
@@ -52,13 +52,13 @@ def said(caplog):
 
 def test_another_optimiser_and_schedule_run_and_resume_to_the_same_weights(small_run, tmp_path, capsys):
     options = [*small_run, *OTHERS, "export=false"]
-    train(config_of(*options), tmp_path / "whole")
+    run_experiment(config_of(*options), tmp_path / "whole")
     assert "lr 0.001 by CosineAnnealingLR; SGD; weight decay 0.01" in " ".join(capsys.readouterr().out.split())
     plan = json.loads((tmp_path / "whole" / "environment.json").read_text())["plan"]["steps"]
     assert (plan["optimizer"], plan["scheduler"]["class"]) == ("SGD", "CosineAnnealingLR")
     with killed_at(11):
-        train(config_of(*options), tmp_path / "cut")
-    train(config_of(*options, f"resume={tmp_path}/cut"), tmp_path / "cut")
+        run_experiment(config_of(*options), tmp_path / "cut")
+    run_experiment(config_of(*options, f"resume={tmp_path}/cut"), tmp_path / "cut")
     expected, got = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(expected[key], got[key]) for key in expected)
     last = torch.load(tmp_path / "whole" / "checkpoints" / "last.ckpt", weights_only=True)
@@ -111,7 +111,7 @@ def test_a_users_own_callback_is_called_behind_the_evaluation(small_run, tmp_pat
     )
     monkeypatch.syspath_prepend(tmp_path)
     options = [*small_run, "callbacks=mine", "export=false", f"hydra.searchpath=[file://{tmp_path}/conf]"]
-    train(config_of(*options), tmp_path / "run")
+    run_experiment(config_of(*options), tmp_path / "run")
     assert written.read_text().splitlines() == ["0 True", "4 True", "8 True"]
     assert "lr-AdamW" not in (tmp_path / "run" / "metrics.csv").read_text()
     config = config_of(*small_run, "+callbacks.mine._target_=own_callback.Counts", "+callbacks.mine.path=x")
@@ -121,7 +121,7 @@ def test_a_users_own_callback_is_called_behind_the_evaluation(small_run, tmp_pat
 
 
 def test_a_debug_run_takes_few_lists_queries_and_passages_of_any_run(small_run, tmp_path, said):
-    results = train(config_of(*small_run, "+debug=fast", "debug.lists=3", "debug.queries=2"), tmp_path / "run")
+    results = run_experiment(config_of(*small_run, "+debug=fast", "debug.lists=3", "debug.queries=2"), tmp_path / "run")
     assert "its figures mean nothing" in said.text
     assert results["optimiser_steps"] <= 2 and results["data"]["train_lists"] <= 3
     plan = json.loads((tmp_path / "run" / "environment.json").read_text())["plan"]

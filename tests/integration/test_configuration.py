@@ -27,7 +27,7 @@ from experiments.cli.errors import explain, run_kindly
 from experiments.cli.targets import check_settings
 from experiments.lists import command as list_files
 from experiments.preparation.pipeline import Pipeline
-from experiments.run import train
+from experiments.run import run_experiment
 from experiments.settings.checks import check
 from experiments.settings.without_effect import OF_PREPARE, OF_RUN, say_what_has_no_effect
 from helpers.runs import CONF, config_of, error_of
@@ -195,7 +195,7 @@ def test_a_model_that_is_here_asks_no_hub(small_run, tiny_model, tmp_path, no_hu
     (cached / "refs" / "main").write_text("0" * 40)
     for model in (tiny_model, "someone/some-model"):
         options = [f"encoder.model={model}", "trainer.max_steps=1", "export=false"]
-        assert train(config_of(*small_run, *options), tmp_path / Path(model).name)["datasets"]
+        assert run_experiment(config_of(*small_run, *options), tmp_path / Path(model).name)["datasets"]
 
 
 class OwnWay:
@@ -244,7 +244,7 @@ def test_a_run_goes_on_with_what_it_began_with(small_run, tmp_path):
 
 def test_a_tuned_model_is_read_as_it_was_trained(small_run, tmp_path):
     options = ["module.train_passage_encoder=false", "encoder.query_prompt='query: '", "trainer.max_steps=1"]
-    train(config_of(*small_run, *options), tmp_path / "run")
+    run_experiment(config_of(*small_run, *options), tmp_path / "run")
     model = f"encoder.model={tmp_path}/run/model"
     with pytest.raises(InputError, match=r"encoder.query_prompt is '', and .*/run/model was trained with 'query: '"):
         check(config_of(*small_run, model, "encoder.query_prompt=''"))
@@ -255,10 +255,12 @@ def test_a_tuned_model_is_read_as_it_was_trained(small_run, tmp_path):
 
 
 def test_short_lists_are_counted(small_run, tmp_path, caplog):
-    train(config_of(*small_run, "trainer.max_steps=1", "export=false"), tmp_path / "run")
+    run_experiment(config_of(*small_run, "trainer.max_steps=1", "export=false"), tmp_path / "run")
     assert "data.list_length is 20, but the longest of " in caplog.text and "data.list_length=8" in caplog.text
     caplog.clear()
-    train(config_of(*small_run, "trainer.max_steps=1", "export=false", "data.list_length=8"), tmp_path / "other")
+    run_experiment(
+        config_of(*small_run, "trainer.max_steps=1", "export=false", "data.list_length=8"), tmp_path / "other"
+    )
     assert "data.list_length is" not in caplog.text
 
 

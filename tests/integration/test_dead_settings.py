@@ -36,7 +36,7 @@ from datamodules.batches import ListBatches
 from datamodules.query_lists import read_query_lists, write_query_lists
 from experiments.preparation.pipeline import Pipeline
 from experiments.prepare import prepare
-from experiments.run import train
+from experiments.run import run_experiment
 from experiments.settings.checks import check
 from experiments.training.train import make_module_and_data
 from helpers.runs import CONF
@@ -310,7 +310,7 @@ class World:
         self.number += 1
         folder = self.folder / f"run{self.number}"
         self.calls.clear()
-        results = train(config, folder)
+        results = run_experiment(config, folder)
         for key in ("wall_time_s", "peak_memory_bytes", "criterion", "criterion_mode", "encoder"):  # the last: as typed
             results.pop(key)
         files: dict[str, Any] = {}

@@ -28,7 +28,7 @@ from datamodules.corpus import Corpus, EvaluationSet, load_evaluation_set
 from datamodules.sampled_corpus import draw_sample
 from datamodules.specs import SampleSpec
 from datamodules.storage.made_ahead import made_ahead
-from experiments.run import train
+from experiments.run import run_experiment
 from helpers.kills import killed_at
 from helpers.processes import FORKED, finish, free_port, on_two_ranks, start_ranks
 from helpers.runs import config_of
@@ -289,7 +289,7 @@ def test_embeddings_on_disk_give_the_figures_of_those_in_memory(small_run, tmp_p
         monkeypatch.setattr(dense, "search_blocks", spied)
         options = [f"evaluation.embedding_storage={storage}", f"evaluation.embedding_dtype={dtype}", "export=false"]
         options += ["module=distillation", "trainer.max_epochs=1", f"cache_dir={tmp_path}/cache"]
-        figures[storage] = train(config_of(*small_run, *options), tmp_path / storage)["datasets"]
+        figures[storage] = run_experiment(config_of(*small_run, *options), tmp_path / storage)["datasets"]
     assert figures["memory"] == figures["disk"]
     assert found["memory"] == [(np.memmap, dtype), (np.ndarray, dtype)]
     assert found["disk"] == [(np.memmap, dtype)] * 2
@@ -323,7 +323,7 @@ def sampled_run(small_run, small_scifact, sample, *options):
 @pytest.mark.parametrize("frozen", [False, True])
 def test_sample_of_everything_is_the_whole_corpus(small_run, small_scifact, tmp_path, frozen):
     options = [f"module.train_passage_encoder={not frozen}", "export=false"]
-    results = train(sampled_run(small_run, small_scifact, "{size: 500}", *options), tmp_path / "run")
+    results = run_experiment(sampled_run(small_run, small_scifact, "{size: 500}", *options), tmp_path / "run")
     sample = results["samples"]["small"]
     assert sample["passages"] == sample["of"] == 120
     for metric, figures in sample["figures"].items():
@@ -345,8 +345,10 @@ def test_sampled_runs_report_the_whole_corpus_and_validate_on_the_sample(
     monkeypatch.setattr(RunRecord, "on_train_end", spied)
     # the dev loss is lowest long before the end
     options = ["trainer.max_epochs=4", "module.learning_rate=3e-2"]
-    plain = train(config_of("module=distillation", *small_run, *options), tmp_path / "plain")
-    sampled = train(sampled_run(small_run, small_scifact, "{size: 60, depth: 1}", *options), tmp_path / "sampled")
+    plain = run_experiment(config_of("module=distillation", *small_run, *options), tmp_path / "plain")
+    sampled = run_experiment(
+        sampled_run(small_run, small_scifact, "{size: 60, depth: 1}", *options), tmp_path / "sampled"
+    )
     assert plain["steps"]["best"] < plain["steps"]["last"] == 16
     assert sampled["datasets"] == plain["datasets"] and sampled["steps"] == plain["steps"]
     assert plain["samples"] == {}
@@ -382,7 +384,7 @@ def test_two_ranks_draw_one_sample_and_have_the_figures_of_one(small_run, small_
         folder = tmp_path / f"devices{devices}"
         own = [*small_run, datasets, *extra, f"cache_dir={folder}/cache"]
         if devices == 1:
-            train(config_of(*own), folder)
+            run_experiment(config_of(*own), folder)
         else:
             finish(folder, *start_ranks(folder, *own, f"hydra.run.dir={folder}"))
             assert not any("Traceback" in log.read_text() for log in tmp_path.glob("*.log"))
@@ -398,12 +400,12 @@ def test_two_ranks_draw_one_sample_and_have_the_figures_of_one(small_run, small_
 def test_resumed_run_keeps_its_sample(small_run, small_scifact, tmp_path):
     sample = "{size: 60, depth: 1}"
     options = ["trainer.max_epochs=3", "export=false"]
-    whole = train(sampled_run(small_run, small_scifact, sample, *options), tmp_path / "whole")
+    whole = run_experiment(sampled_run(small_run, small_scifact, sample, *options), tmp_path / "whole")
     drawn = {path.name for path in (tmp_path / "cache" / "samples").glob("*.npz")}
     with killed_at(6):
-        train(sampled_run(small_run, small_scifact, sample, *options), tmp_path / "cut")
+        run_experiment(sampled_run(small_run, small_scifact, sample, *options), tmp_path / "cut")
     config = sampled_run(small_run, small_scifact, sample, *options, f"resume={tmp_path}/cut")
-    resumed = train(config, tmp_path / "cut")
+    resumed = run_experiment(config, tmp_path / "cut")
     assert resumed["samples"] == whole["samples"] and resumed["datasets"] == whole["datasets"]
     assert {path.name for path in (tmp_path / "cache" / "samples").glob("*.npz")} == drawn and len(drawn) == 1
 
@@ -442,9 +444,9 @@ def test_a_sampled_dev_set_chooses_by_its_sample(small_run, small_scifact, tmp_p
     dev = f"{{path: {small_scifact}, split: train, name: dev, queries: dev, sample: {{size: 60, depth: 5}}}}"
     options = [o for o in small_run if not o.startswith("evaluation")] + [f"evaluation.datasets=[{dev}]"]
     with pytest.raises(InputError, match="Choose by 'val/dev-sample/ndcg@10'"):
-        train(config_of(*options, "criterion=val/dev/ndcg@10", "criterion_mode=max"), tmp_path / "run")
+        run_experiment(config_of(*options, "criterion=val/dev/ndcg@10", "criterion_mode=max"), tmp_path / "run")
     chosen = ["criterion=val/dev-sample/ndcg@10", "criterion_mode=max", "export=false"]
-    assert train(config_of(*options, *chosen), tmp_path / "run")["samples"]["dev"]["passages"] >= 60
+    assert run_experiment(config_of(*options, *chosen), tmp_path / "run")["samples"]["dev"]["passages"] >= 60
 
 
 def test_a_sample_depends_on_whether_own_ids_are_hits(small_run, small_scifact, tmp_path):
@@ -454,7 +456,7 @@ def test_a_sample_depends_on_whether_own_ids_are_hits(small_run, small_scifact, 
         "export=false",
     ]
     for ignore in (True, False):
-        train(config_of(*options, f"evaluation.ignore_identical_ids={ignore}"), tmp_path / str(ignore))
+        run_experiment(config_of(*options, f"evaluation.ignore_identical_ids={ignore}"), tmp_path / str(ignore))
     samples = sorted((tmp_path / "cache" / "samples").glob("*.npz"))
     assert len(samples) == 2
 
@@ -462,4 +464,4 @@ def test_a_sample_depends_on_whether_own_ids_are_hits(small_run, small_scifact, 
 def test_the_sample_of_a_test_set_chooses_no_checkpoint(small_run, small_scifact, tmp_path):
     config = sampled_run(small_run, small_scifact, "{size: 60}", "criterion=val/small-sample/ndcg@10")
     with pytest.raises(InputError, match="the queries that are reported would choose the checkpoint"):
-        train(config, tmp_path / "run")
+        run_experiment(config, tmp_path / "run")

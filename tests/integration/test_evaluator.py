@@ -13,7 +13,7 @@ from callbacks.evaluation.sets import open_sets
 from datamodules.specs import read_evaluation_specs
 from experiments.comparison.formats import csv_text, markdown, print_tables
 from experiments.comparison.tables import compare
-from experiments.run import train
+from experiments.run import run_experiment
 from experiments.settings.checks import check
 from experiments.settings.older_runs import as_now
 from helpers.runs import CONF, config_of
@@ -37,7 +37,7 @@ def evaluator_of(folder, ranker, encoder, corpus, metrics=NAMES, **spec):
 def test_a_figure_without_a_trainer_is_that_of_the_run(small_run, small_scifact, tmp_path):
     sample = f"evaluation.datasets=[{{path: {small_scifact}, sample: {{size: 60, depth: 1}}}}]"
     folder = tmp_path / "run"
-    results = train(config_of("module=distillation", *small_run, sample), folder)
+    results = run_experiment(config_of("module=distillation", *small_run, sample), folder)
     for point, model in {"base": config_of(*small_run).encoder.model, "best": str(folder / "model")}.items():
         encoder = TextEncoder.from_pretrained(model, passage_max_length=64)
         evaluator = evaluator_of(tmp_path / point, DenseRanker(), encoder, small_scifact)
@@ -67,7 +67,7 @@ def test_metrics_by_name_are_in_everything_that_a_run_leaves(small_run, tmp_path
     check(config_of(*small_run, metrics, *criterion, "criterion='val/small/R(rel=2)@1000'"))
     with pytest.raises(InputError, match=r"valid values are .*'val/small/P@5'"):
         check(config_of(*small_run, metrics, *criterion, "criterion=val/small/mrr@10"))
-    results = train(config_of(*small_run, metrics, *criterion), tmp_path / "runs" / "a")
+    results = run_experiment(config_of(*small_run, metrics, *criterion), tmp_path / "runs" / "a")
     names = ["ndcg@10", "R(rel=2)@1000", "P@5"]
     assert list(results["datasets"]["small"]) == names
     assert results["datasets"]["small"]["R(rel=2)@1000"]["best"] == 0 < results["datasets"]["small"]["P@5"]["best"]
@@ -83,7 +83,7 @@ def test_metrics_by_name_are_in_everything_that_a_run_leaves(small_run, tmp_path
     assert csv_text(alone).splitlines()[0].endswith(",pruned,R(rel=2)@1000,P@5")
     # a seed that reports other metrics is another seed of the same arm; tables show what all of them have
     other = ["seed=2", "evaluation.metrics=[nDCG@10,P@5,R@100]", "export=false"]
-    train(config_of(*small_run, *other, *criterion), tmp_path / "runs" / "b")
+    run_experiment(config_of(*small_run, *other, *criterion), tmp_path / "runs" / "b")
     [_, arm] = compare([tmp_path / "runs"])["small"]
     assert (arm.seeds, list(arm.figures)) == ([1, 2], ["P@5"])
 
@@ -137,7 +137,7 @@ def test_own_ranker_and_metric_are_a_class_and_a_file(small_run, small_scifact, 
             path = f"hydra.searchpath=[file://{tmp_path}/my_conf]"
             return compose("run", ["evaluation=longest", *small_run, path, *options])
 
-    results = train(config(), tmp_path / "run")
+    results = run_experiment(config(), tmp_path / "run")
     found = results["datasets"]["small"]
     assert list(found) == ["ndcg@10", "found"] and set(found["found"].values()) == {1.0}
     assert len(set(found["ndcg@10"].values())) == 1 and results["steps"]["last"] == 8
@@ -147,12 +147,12 @@ def test_own_ranker_and_metric_are_a_class_and_a_file(small_run, small_scifact, 
     first = (tmp_path / "run" / "trec_runs" / "small" / "step-000004.trec").read_text().splitlines()
     assert len(first) == 20 * 30 and float(first[0].split()[4]) > float(first[29].split()[4])
     with pytest.raises(InputError, match="unexpected keyword argument 'shortst'"):
-        train(config("+evaluation.ranker.shortst=true"), tmp_path / "wrong")
+        run_experiment(config("+evaluation.ranker.shortst=true"), tmp_path / "wrong")
     with pytest.raises(InstantiationException, match="small has a sample, and Longest searches none"):
         sampled = f"evaluation.datasets=[{{path: {small_scifact}, sample: {{size: 9}}}}]"
-        train(config(sampled), tmp_path / "wrong")
+        run_experiment(config(sampled), tmp_path / "wrong")
     with pytest.raises(InputError, match=r"evaluation\.hits is 5; ndcg@10 looks at 10 hits"):
-        train(config("evaluation.hits=5"), tmp_path / "wrong")
+        run_experiment(config("evaluation.hits=5"), tmp_path / "wrong")
 
 
 LONG_FIRST = """
@@ -219,7 +219,7 @@ def test_graded_recall_and_the_length_of_first_hits_in_two_runs(small_run, scifa
     check(config_of(*small_run, *options))
     for module in ("distillation", "infonce"):
         folder = tmp_path / "runs" / module
-        results = train(config_of(*small_run, *options, f"module={module}", f"name={module}"), folder)
+        results = run_experiment(config_of(*small_run, *options, f"module={module}", f"name={module}"), folder)
         assert set(results["datasets"]["graded"]["R(rel=2)@1000"].values()) == {0.83333}  # all are found, g5 has none
         header = (folder / "metrics.csv").read_text().splitlines()[0].split(",")
         assert {"val/graded/R(rel=2)@1000", "val/graded/long_first"} <= set(header)

@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from experiments.run import train
+from experiments.run import run_experiment
 from helpers.runs import CONF
 
 pytestmark = pytest.mark.slow
@@ -54,4 +54,4 @@ def test_every_experiment_starts_and_makes_a_step(
             instantiate(config.module, encoder=tiny_encoder)
     settings = {OmegaConf.to_yaml(config) for config in configs}
     assert len(settings) == len(configs), "two arms are the same"
-    assert train(first, tmp_path / "run")["optimiser_steps"] == 1
+    assert run_experiment(first, tmp_path / "run")["optimiser_steps"] == 1

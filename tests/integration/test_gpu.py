@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 from datamodules.caches import embed
 from datamodules.pipeline.engines.transformers import TransformersEngine
 from experiments import run as run_module
-from experiments.run import train
+from experiments.run import run_experiment
 from helpers.encoders import LENGTHS, TEXTS, gradients, save_backbone
 from helpers.kills import killed_at
 from helpers.processes import finish, start
@@ -124,8 +124,8 @@ def test_compiled_backbone_gives_the_same_gradients(tiny_model):
 @pytest.mark.parametrize("frozen", [False, True])
 def test_run_has_the_cpus_losses_and_says_where_it_ran(small_run, gpu_run, tmp_path, frozen):
     options = ["module=combined", f"module.train_passage_encoder={not frozen}"]
-    expected = train(config_of(*small_run, *options, "export=false"), tmp_path / "cpu")
-    found = train(config_of(*gpu_run, *options), tmp_path / "gpu")
+    expected = run_experiment(config_of(*small_run, *options, "export=false"), tmp_path / "cpu")
+    found = run_experiment(config_of(*gpu_run, *options), tmp_path / "gpu")
     assert train_losses(tmp_path / "gpu") == pytest.approx(train_losses(tmp_path / "cpu"), rel=1e-3)
     for which in ("base", "last"):
         figures = [r["datasets"]["small"]["ndcg@10"][which] for r in (expected, found)]
@@ -138,7 +138,7 @@ def test_run_has_the_cpus_losses_and_says_where_it_ran(small_run, gpu_run, tmp_p
 
 @pytest.mark.parametrize("more", [[], ["encoder.attention=packed"], ["trainer=fsdp"]], ids=["sdpa", "packed", "fsdp"])
 def test_bfloat16_run_has_nearly_the_losses_of_float32(small_run, gpu_run, tmp_path, more):
-    train(config_of(*small_run, "export=false"), tmp_path / "cpu")
+    run_experiment(config_of(*small_run, "export=false"), tmp_path / "cpu")
     folder = tmp_path / "gpu"
     finish(folder, start(folder, "trainer=gpu", *gpu_run, *more, "export=true", f"hydra.run.dir={folder}"))
     results = json.loads((folder / "results.json").read_text())
@@ -149,26 +149,28 @@ def test_bfloat16_run_has_nearly_the_losses_of_float32(small_run, gpu_run, tmp_p
 
 
 def test_float16_run_ends(gpu_run, tmp_path):
-    results = train(config_of(*gpu_run, "trainer.precision=16-mixed", "trainer.max_epochs=1"), tmp_path / "run")
+    results = run_experiment(
+        config_of(*gpu_run, "trainer.precision=16-mixed", "trainer.max_epochs=1"), tmp_path / "run"
+    )
     assert results["steps"]["last"] == 4 and np.isfinite(train_losses(tmp_path / "run")).all()
 
 
 def test_same_seed_gives_the_same_weights(gpu_run, tmp_path):
     options = ["encoder.dropout=0.1", "trainer.precision=bf16-mixed", "trainer.deterministic=true"]
     for name, seed in {"a": 1, "b": 1, "c": 2}.items():
-        train(config_of(*gpu_run, *options, f"seed={seed}"), tmp_path / name)
+        run_experiment(config_of(*gpu_run, *options, f"seed={seed}"), tmp_path / name)
     a, b, c = (weights(tmp_path / name) for name in "abc")
     assert same(a, b) and not same(a, c)
 
 
 def test_killed_run_resumes_to_the_same_weights_or_goes_on_on_the_cpu(gpu_run, tmp_path):
     options = [*gpu_run, "encoder.dropout=0.1", "trainer.max_epochs=4", "trainer.deterministic=true"]
-    whole = train(config_of(*options), tmp_path / "whole")
+    whole = run_experiment(config_of(*options), tmp_path / "whole")
     for name, device in {"cut": "gpu", "moved": "cpu"}.items():
         with killed_at(11):
-            train(config_of(*options), tmp_path / name)
+            run_experiment(config_of(*options), tmp_path / name)
         more = [f"resume={tmp_path / name}", f"trainer.accelerator={device}"]
-        resumed = train(config_of(*options, *more), tmp_path / name)
+        resumed = run_experiment(config_of(*options, *more), tmp_path / name)
         assert resumed["steps"]["last"] == whole["steps"]["last"] == 16
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
     moved = weights(tmp_path / "moved")

@@ -7,7 +7,7 @@ import pytest
 
 from datamodules.corpus import SHIPPED, load_corpus, load_evaluation_set, load_qrels, load_queries
 from experiments import mteb as command
-from experiments.run import train
+from experiments.run import run_experiment
 from helpers.plain_evaluation import ndcg_of
 from helpers.runs import config_of
 from retriever.encoder.text_encoder import TextEncoder
@@ -22,7 +22,7 @@ needs_mteb = pytest.mark.skipif(not importlib.util.find_spec("mteb"), reason="th
 @pytest.mark.parametrize("prompts", [("", ""), ("query: ", "passage: ")])
 def test_mteb_and_the_run_agree_on_the_exported_folder(small_run, small_scifact, tmp_path, capsys, prompts):
     options = [f"encoder.query_prompt='{prompts[0]}'", f"encoder.passage_prompt='{prompts[1]}'"]
-    results = train(config_of(*small_run, *options), tmp_path / "run")
+    results = run_experiment(config_of(*small_run, *options), tmp_path / "run")
     command.main([str(tmp_path / "run" / "model"), "--dataset", str(small_scifact)])
     printed = capsys.readouterr().out
     for metric in command.FIGURES:
@@ -33,7 +33,7 @@ def test_mteb_and_the_run_agree_on_the_exported_folder(small_run, small_scifact,
 
 @needs_mteb
 def test_mteb_takes_the_base_model_for_the_passages(small_run, small_scifact, tiny_encoder, tmp_path):
-    results = train(config_of(*small_run, "module.train_passage_encoder=false"), tmp_path / "run")
+    results = run_experiment(config_of(*small_run, "module.train_passage_encoder=false"), tmp_path / "run")
     base = tiny_encoder.save(tmp_path / "base")
     data = load_evaluation_set(str(small_scifact))
     best = results["datasets"]["small"]["ndcg@10"]["best"]

@@ -25,7 +25,7 @@ from transformers import (
 
 from datamodules.caches import embed
 from datamodules.pipeline.engines.choice import choose_engine
-from experiments.run import train
+from experiments.run import run_experiment
 from experiments.settings.older_runs import as_now
 from helpers.runs import config_of
 from helpers.tiny_models import backbone_of, tokenizer_of, write_model
@@ -100,7 +100,7 @@ def test_a_folder_on_top_of_a_preset_is_what_is_trained(small_run, sentence_mode
         prompts={"query": "query: ", "document": "passage: "}, processor_kwargs={"model_max_length": 40}
     )
     options = [f"encoder={name}", *(o for o in small_run if not o.startswith("encoder."))]
-    train(config_of(*options, f"encoder.model={folder}", "trainer.max_steps=1"), tmp_path / "run")
+    run_experiment(config_of(*options, f"encoder.model={folder}", "trainer.max_steps=1"), tmp_path / "run")
     weights = TextEncoder.from_pretrained(str(folder)).fingerprint()
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["weights"] == weights
     spec = TextEncoder.from_pretrained(str(tmp_path / "run" / "model")).spec

@@ -20,7 +20,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from callbacks.reporting.diagnostics import measure
 from datamodules import QueryListDataModule
 from datamodules.batches import BatchSampler, ListBatches
-from experiments.run import train
+from experiments.run import run_experiment
 from helpers.kills import killed_at
 from helpers.objectives import CONTRASTIVE, OBJECTIVES
 from helpers.processes import free_port, on_two_ranks
@@ -167,10 +167,10 @@ def run_with_workers(folder, overrides, trainer):
         options += ["trainer.max_steps=6", "trainer.val_check_interval=2"]  # ends between two validations
         config = compose("run", ["module=combined", *overrides, *options])
         resumed = compose("run", ["module=combined", *overrides, *options, f"resume={folder}/cut"])
-    train(config, folder / "whole")
+    run_experiment(config, folder / "whole")
     with killed_at(4):  # the last checkpoint is at 2
-        train(config, folder / "cut")
-    train(resumed, folder / "cut")
+        run_experiment(config, folder / "cut")
+    run_experiment(resumed, folder / "cut")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from datamodules.query_lists import read_query_lists, write_query_lists
 from datamodules.storage import input_hashes
 from experiments import run as run_module
 from experiments.cli.rerun import changes, follows, read_run
-from experiments.run import train
+from experiments.run import run_experiment
 from helpers.processes import finish, start
 from helpers.runs import config_of, metrics, weights
 from retriever.errors import InputError
@@ -27,7 +27,7 @@ TIMES = {"wall_time_s", "peak_memory_bytes"}
 def original(small_run, tmp_path):
     """A finished run with dropout and two workers, and what came out."""
     options = ["encoder.dropout=0.1", "data.num_workers=2", "module=distillation", "export=false"]
-    return tmp_path / "original", train(config_of(*small_run, *options), tmp_path / "original")
+    return tmp_path / "original", run_experiment(config_of(*small_run, *options), tmp_path / "original")
 
 
 def again(monkeypatch, *arguments):
@@ -91,7 +91,7 @@ def test_a_repeated_run_sweeps(original, monkeypatch, tmp_path):
 
 def test_other_ranks_repeat_it_too(small_run, tmp_path):
     options = [*small_run, "encoder.dropout=0", "export=false", "trainer.max_epochs=1"]
-    train(config_of(*options), tmp_path / "one")
+    run_experiment(config_of(*options), tmp_path / "one")
     folder = tmp_path / "two"
     arguments = ["--from", str(tmp_path / "one"), "trainer.devices=2", f"hydra.run.dir={folder}"]
     finish(folder, start(folder, *arguments))  # Lightning starts the other rank with what was typed
@@ -108,7 +108,7 @@ def test_what_has_changed_since_is_said(small_run, small_lists, tmp_path, monkey
     monkeypatch.setattr(input_hashes, "file_sha256", lambda path: read.append(str(path)) or file_sha256(path))
     monkeypatch.setattr(input_hashes, "_COARSEST_NS", 0)
     monkeypatch.setattr(input_hashes, "_known", {})
-    train(config_of(*options), tmp_path / "run")
+    run_experiment(config_of(*options), tmp_path / "run")
     assert str(lists) in read and any(path.endswith("corpus.jsonl") for path in read)
     assert sorted(read) == sorted(set(read)), "each file is read once"
     facts = json.loads((tmp_path / "run" / "environment.json").read_text())

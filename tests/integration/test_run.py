@@ -23,7 +23,7 @@ from datamodules.caches import embed
 from datamodules.corpus import load_evaluation_set
 from experiments import run as run_module
 from experiments.comparison.tables import compare
-from experiments.run import train
+from experiments.run import run_experiment
 from experiments.training.train import _slurm
 from helpers.kills import killed_at
 from helpers.plain_evaluation import ndcg_of
@@ -43,7 +43,7 @@ MODULES = [*(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_MODULES
 @pytest.mark.parametrize("module", MODULES)
 def test_run_folder_tells_the_whole_story(small_run, small_scifact, tiny_encoder, tmp_path, module):
     folder = tmp_path / "run"
-    results = train(config_of(f"module={module}", *small_run), folder)
+    results = run_experiment(config_of(f"module={module}", *small_run), folder)
     assert results == json.loads((folder / "results.json").read_text())
     data = load_evaluation_set(str(small_scifact))
     figures = results["datasets"]["small"]["ndcg@10"]
@@ -77,7 +77,7 @@ def test_run_folder_tells_the_whole_story(small_run, small_scifact, tiny_encoder
 @pytest.mark.slow
 def test_same_seed_same_weights_other_seed_others(small_run, tmp_path):
     for name, seed in {"a": 1, "b": 1, "c": 2}.items():
-        train(config_of(*small_run, f"seed={seed}", "export=false", "encoder.dropout=0.1"), tmp_path / name)
+        run_experiment(config_of(*small_run, f"seed={seed}", "export=false", "encoder.dropout=0.1"), tmp_path / name)
     a, b, c = (weights(tmp_path / name) for name in "abc")
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert any(not torch.equal(a[key], c[key]) for key in a)
@@ -85,7 +85,9 @@ def test_same_seed_same_weights_other_seed_others(small_run, tmp_path):
 
 @pytest.mark.slow
 def test_distillation_learns_the_teachers_order(small_run, tmp_path):
-    train(config_of("module=distillation", *small_run, "trainer.max_epochs=15", "export=false"), tmp_path / "run")
+    run_experiment(
+        config_of("module=distillation", *small_run, "trainer.max_epochs=15", "export=false"), tmp_path / "run"
+    )
     rows = [r for r in metrics(tmp_path / "run") if r["dev/kl"]]
     losses = [float(r["train/loss"]) for r in metrics(tmp_path / "run") if r["train/loss"]]
     assert np.mean(losses[-4:]) < 0.5 * np.mean(losses[:4])
@@ -95,7 +97,7 @@ def test_distillation_learns_the_teachers_order(small_run, tmp_path):
 @pytest.mark.slow
 def test_index_preserving_run_keeps_the_passages(small_run, small_scifact, tiny_encoder, tmp_path):
     folder = tmp_path / "run"
-    results = train(config_of(*small_run, "module.train_passage_encoder=false"), folder)
+    results = run_experiment(config_of(*small_run, "module.train_passage_encoder=false"), folder)
     exported = TextEncoder.from_pretrained(str(folder / "model"), passage_max_length=64)
     data = load_evaluation_set(str(small_scifact))
     best = results["datasets"]["small"]["ndcg@10"]["best"]
@@ -114,11 +116,11 @@ def test_killed_run_resumes_to_the_same_weights_and_figures(small_run, tmp_path,
         f"module.train_passage_encoder={not frozen}",
         "encoder.dropout=0.1",
     ]
-    whole = train(config_of(*options), tmp_path / "whole")
+    whole = run_experiment(config_of(*options), tmp_path / "whole")
     with killed_at(11):  # the last checkpoint is at 8 of 4 steps an epoch, or (in mid-epoch) at 10
-        train(config_of(*options), tmp_path / "cut")
+        run_experiment(config_of(*options), tmp_path / "cut")
     before = metrics(tmp_path / "cut")
-    resumed = train(config_of(*options, f"resume={tmp_path}/cut"), tmp_path / "cut")
+    resumed = run_experiment(config_of(*options, f"resume={tmp_path}/cut"), tmp_path / "cut")
     expected, got = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(expected[key], got[key]) for key in expected)
     assert resumed["datasets"] == whole["datasets"] and resumed["steps"] == whole["steps"]
@@ -129,12 +131,12 @@ def test_killed_run_resumes_to_the_same_weights_and_figures(small_run, tmp_path,
 
 @pytest.mark.slow
 def test_last_steps_are_evaluated_where_training_ends_between_validations(small_run, small_scifact, tmp_path):
-    results = train(config_of(*small_run, "trainer.max_steps=3"), tmp_path / "run")
+    results = run_experiment(config_of(*small_run, "trainer.max_steps=3"), tmp_path / "run")
     assert results["steps"] == {"base": 0, "best": 3, "last": 3}
     exported = TextEncoder.from_pretrained(str(tmp_path / "run" / "model"), passage_max_length=64)
     figure = results["datasets"]["small"]["ndcg@10"]["last"]
     assert figure == pytest.approx(ndcg_of(exported, exported, load_evaluation_set(str(small_scifact))), abs=2e-5)
-    kept = train(config_of(*small_run, "save_checkpoints=false"), tmp_path / "kept")
+    kept = run_experiment(config_of(*small_run, "save_checkpoints=false"), tmp_path / "kept")
     assert kept["steps"]["best"] == 8 and not (tmp_path / "kept" / "checkpoints").exists()
 
 
@@ -142,7 +144,7 @@ def test_last_steps_are_evaluated_where_training_ends_between_validations(small_
 def test_killed_process_resumes_to_the_same_bits(small_run, tmp_path):
     options = [*small_run, "trainer.max_epochs=10", "trainer.val_check_interval=2", "encoder.dropout=0.1"]
     options.append("export=false")
-    whole = train(config_of(*options), tmp_path / "whole")
+    whole = run_experiment(config_of(*options), tmp_path / "whole")
     folder = tmp_path / "cut"
     last = folder / "checkpoints" / "last.ckpt"
     moments, seen, resume = random.Random(7), 0, []
@@ -210,7 +212,7 @@ def test_checkpoint_is_whole_whenever_the_process_is_killed(tmp_path):
 def test_two_processes_give_the_figures_of_one_however_they_are_started(small_run, tmp_path):
     options = [*small_run, "encoder.dropout=0", "export=false"]
     folder = tmp_path / "one"
-    record = train(config_of(*options), folder)
+    record = run_experiment(config_of(*options), folder)
     one, figure = weights(folder), record["datasets"]["small"]["ndcg@10"]
     folder = tmp_path / "lightning"
     finish(folder, start(folder, *options, "trainer.devices=2", f"hydra.run.dir={folder}"))
@@ -261,7 +263,7 @@ def test_dev_figures_are_float32_under_bfloat16(small_run, tmp_path, monkeypatch
 
     monkeypatch.setattr("retriever.module.listwise_distillation", watched)
     options = ["module=infonce", "trainer.precision=bf16-mixed", "trainer.max_epochs=1", "export=false"]
-    train(config_of(*small_run, *options), tmp_path / "run")
+    run_experiment(config_of(*small_run, *options), tmp_path / "run")
     assert seen and all(scores.dtype == torch.float32 for scores in seen)
     assert all((scores.bfloat16().float() != scores).any() for scores in seen)
 
@@ -278,7 +280,7 @@ def test_bfloat16_trains_to_nearly_the_same_losses_which_are_float32(small_run, 
 
     monkeypatch.setattr(RetrieverModule, "training_step", watched)
     for precision in ("32-true", "bf16-mixed"):
-        train(config_of(*small_run, f"trainer.precision={precision}", "export=false"), tmp_path / precision)
+        run_experiment(config_of(*small_run, f"trainer.precision={precision}", "export=false"), tmp_path / precision)
         losses[precision] = [float(row["train/loss"]) for row in metrics(tmp_path / precision) if row["train/loss"]]
     assert types == {(None, torch.float32), (torch.bfloat16, torch.float32)}
     assert losses["bf16-mixed"] != losses["32-true"]
@@ -287,13 +289,13 @@ def test_bfloat16_trains_to_nearly_the_same_losses_which_are_float32(small_run, 
 
 def test_nan_loss_stops_the_run_and_names_the_queries(small_run, tmp_path):
     with pytest.raises(InputError, match=r"loss is nan at step [1-8], on the queries \d+, \d+"):
-        train(config_of(*small_run, "module.learning_rate=1e30", "scheduler.warmup_steps=1"), tmp_path / "run")
+        run_experiment(config_of(*small_run, "module.learning_rate=1e30", "scheduler.warmup_steps=1"), tmp_path / "run")
 
 
 @pytest.mark.slow
 def test_early_stopping_waits_for_all_metrics_and_the_best_step_is_chosen(small_run, tmp_path):
     options = ["trainer.max_epochs=40", "early_stopping.patience=2", "module.learning_rate=3e-2", "export=false"]
-    results = train(config_of("module=distillation", *small_run, *options), tmp_path / "run")
+    results = run_experiment(config_of("module=distillation", *small_run, *options), tmp_path / "run")
     rows = [r for r in metrics(tmp_path / "run") if r["dev/loss"]][1:]
     kl, loss = ([float(r[f"dev/{name}"]) for r in rows] for name in ("kl", "loss"))
     assert len(rows) < 40
@@ -402,7 +404,7 @@ def test_sweep_on_ray_whose_worker_is_killed_keeps_what_is_finished_and_goes_on(
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert "| small | 1, 2 |" in (sweep / "comparison.md").read_text()
     struck = next(sweep.glob("001_*"))
-    whole = train(config_of(*options, "seed=2"), tmp_path / "whole")
+    whole = run_experiment(config_of(*options, "seed=2"), tmp_path / "whole")
     assert json.loads((struck / "results.json").read_text())["datasets"] == whole["datasets"]
     assert all(torch.equal(weight, weights(struck)[name]) for name, weight in weights(tmp_path / "whole").items())
 

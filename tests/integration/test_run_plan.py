@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 
 from experiments.plan.plan import plan_lines, run_plan
 from experiments.plan.steps import Steps
-from experiments.run import train
+from experiments.run import run_experiment
 from helpers.runs import config_of
 
 
@@ -28,7 +28,7 @@ def test_a_run_says_what_it_runs_before_it_encodes(small_run, small_scifact, tin
     config = config_of(
         "module=combined", *small_run, "encoder.query_prompt='find: '", "early_stopping.patience=5", "export=false"
     )
-    results = train(config, folder)
+    results = run_experiment(config, folder)
     said = capsys.readouterr().out
     lines = [line for line in said.splitlines() if line]
     block = lines[: next(i for i, line in enumerate(lines) if line.startswith("time ")) + 1]

@@ -11,7 +11,7 @@ import pytest
 from datamodules.corpus import SHIPPED
 from datamodules.query_lists import read_query_lists, write_query_lists
 from datamodules.small_corpus import cut_data_set
-from experiments.run import train
+from experiments.run import run_experiment
 from helpers.runs import config_of
 
 pytestmark = pytest.mark.slow
@@ -22,7 +22,7 @@ def trained(folder, *overrides):
     once = ["trainer.max_steps=1", "trainer.val_check_interval=1", "trainer.limit_train_batches=1"]
     small = ["logger=csv", "save_checkpoints=false", "export=false", f"output_dir={folder}"]
     config = config_of("+exp=quickstart", "module=distillation", "name=real", *once, *small, *overrides)
-    results = train(config, folder / "run")
+    results = run_experiment(config, folder / "run")
     return results, next(iter(results["datasets"].values()))
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from experiments import run as run_module
-from experiments.run import train
+from experiments.run import run_experiment
 from experiments.settings.checks import check
 from experiments.training import train as train_module
 from helpers.runs import config_of, metrics
@@ -88,7 +88,7 @@ def test_what_the_number_of_batches_makes_wrong_is_named_before_anything_is_enco
     small_run, tmp_path, override, words
 ):
     with pytest.raises(InputError, match=words):
-        train(config_of(*small_run, override), tmp_path / "run")
+        run_experiment(config_of(*small_run, override), tmp_path / "run")
     assert not list((tmp_path / "run").rglob("step-*"))
 
 
@@ -97,7 +97,7 @@ def test_what_lightning_refuses_later_is_a_sentence_too(small_run, tmp_path, mon
     with pytest.raises(
         InputError, match=r"trainer.val_check_interval is 50.*, which Lightning refuses: .* must be less"
     ):
-        train(config_of(*small_run, "trainer.val_check_interval=50"), tmp_path / "run")
+        run_experiment(config_of(*small_run, "trainer.val_check_interval=50"), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_train_metrics_are_means_over_the_batches_of_a_step(small_run, tmp_path)
     losses = {}
     for batches in (1, 2):
         folder = tmp_path / str(batches)
-        train(config_of(*small_run, *still, f"trainer.accumulate_grad_batches={batches}"), folder)
+        run_experiment(config_of(*small_run, *still, f"trainer.accumulate_grad_batches={batches}"), folder)
         losses[batches] = [float(row["train/loss"]) for row in metrics(folder) if row["train/loss"]]
     assert len(losses[1]) == 4 and len(losses[2]) == 2
     for mean, *pair in zip(losses[2], losses[1][::2], losses[1][1::2], strict=True):

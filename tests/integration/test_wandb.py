@@ -12,7 +12,7 @@ from datamodules.corpus import load_queries
 from experiments import dashboard
 from experiments.cli.redact import redact, redact_arguments
 from experiments.cli.wandb_run import module_file, source_files
-from experiments.run import train
+from experiments.run import run_experiment
 from helpers.kills import killed_at
 from helpers.processes import finish, start
 from helpers.runs import config_of
@@ -33,7 +33,7 @@ def to_wandb(small_run):
 @pytest.fixture
 def recorded(to_wandb, tmp_path):
     """A run's folder, its results and the records of its offline file."""
-    results = train(config_of(*to_wandb, "group=ablation", "logger.wandb.per_query_rows=6"), tmp_path / "run")
+    results = run_experiment(config_of(*to_wandb, "group=ablation", "logger.wandb.per_query_rows=6"), tmp_path / "run")
     [folder] = (tmp_path / "run" / "wandb").glob("offline-run-*")
     return folder, results, offline_records(folder)
 
@@ -101,9 +101,9 @@ def test_code_settings_and_queries_lie_in_the_run_folder(recorded, small_scifact
 
 def test_resumed_run_goes_on_under_its_id(to_wandb, tmp_path):
     with killed_at(6):
-        train(config_of(*to_wandb), tmp_path / "run")
+        run_experiment(config_of(*to_wandb), tmp_path / "run")
     assert wandb.run is None  # the next job of a sweep begins one of its own
-    results = train(config_of(*to_wandb, f"resume={tmp_path}/run"), tmp_path / "run")
+    results = run_experiment(config_of(*to_wandb, f"resume={tmp_path}/run"), tmp_path / "run")
     folders = sorted((tmp_path / "run" / "wandb").glob("offline-run-*"), key=lambda p: p.stat().st_ctime)
     first, second = (offline_records(folder) for folder in folders)
     assert [next(r.exit.exit_code for r in part if r.HasField("exit")) for part in (first, second)] == [1, 0]
@@ -112,7 +112,7 @@ def test_resumed_run_goes_on_under_its_id(to_wandb, tmp_path):
     assert {row["trainer/global_step"] for row in history(second) if "val/small/ndcg@10" in row} == {8}
     assert summary(second)["base/dev/loss"] == next(row["dev/loss"] for row in history(first) if "dev/loss" in row)
     assert summary(second)["base/small/ndcg@10"] == results["datasets"]["small"]["ndcg@10"]["base"]
-    train(config_of(*to_wandb, "trainer.max_steps=1"), tmp_path / "run")  # anew in the old folder
+    run_experiment(config_of(*to_wandb, "trainer.max_steps=1"), tmp_path / "run")  # anew in the old folder
     assert (tmp_path / "run" / "wandb_id.txt").read_text().strip() not in ids
 
 
@@ -171,7 +171,7 @@ def test_code_is_the_projects_and_the_users_own(tmp_path, monkeypatch):
 
 def test_negative_number_of_rows_is_refused(to_wandb, tmp_path):
     with pytest.raises(InputError, match="per_query_rows is -1"):
-        train(config_of(*to_wandb, "logger.wandb.per_query_rows=-1"), tmp_path / "run")
+        run_experiment(config_of(*to_wandb, "logger.wandb.per_query_rows=-1"), tmp_path / "run")
 
 
 def test_dashboard_shows_its_panels_without_a_server(capsys):

@@ -16,7 +16,7 @@ import tqdm.rich
 import transformers.utils.logging
 
 from datamodules.storage.progress import progress_bar
-from experiments.run import train
+from experiments.run import run_experiment
 from helpers.processes import PATIENCE, apart, end, start
 from helpers.runs import config_of
 
@@ -56,7 +56,7 @@ def test_no_bar_waits_for_a_process_that_was_killed_while_it_drew_one():
 
 
 def semaphores_of_a_run(options, folder):
-    train(config_of(*options), folder)
+    run_experiment(config_of(*options), folder)
     return [repr(found) for found in gc.get_objects() if isinstance(found, SemLock)], psutil.Process().children()
 
 

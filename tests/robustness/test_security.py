@@ -38,7 +38,7 @@ from experiments.comparison.report import write_report
 from experiments.comparison.sheets import Sheet
 from experiments.comparison.tables import compare
 from experiments.lists import command as list_files
-from experiments.run import train
+from experiments.run import run_experiment
 from experiments.settings.encoders import SPECS
 from helpers.run_folders import values, write_run
 from helpers.runs import CONF, config_of
@@ -106,7 +106,7 @@ def test_a_checkpoint_is_never_unpickled(small_run, tmp_path, trace):
     (folder / "checkpoints").mkdir(parents=True)
     torch.save({"state_dict": Payload(trace), "epoch": 0, "global_step": 1}, folder / "checkpoints" / "last.ckpt")
     with pytest.raises(Exception, match=r"(?i)weights.only|incomplete|checkpoint"):
-        train(config_of(*small_run, f"resume={folder}"), folder)
+        run_experiment(config_of(*small_run, f"resume={folder}"), folder)
     assert not trace.exists()
 
 
@@ -232,11 +232,11 @@ def test_a_name_that_is_a_path_is_refused(small_run, small_scifact, tmp_path, na
     with pytest.raises(InputError, match="files are called by it"):
         config = config_of(*small_run)
         config.name = name
-        train(config, tmp_path)
+        run_experiment(config, tmp_path)
     config = config_of(*small_run)
     config.evaluation.datasets = [{"path": str(small_scifact), "name": name or "."}]
     with pytest.raises(InputError, match="files are called by it"):
-        train(config, tmp_path)
+        run_experiment(config, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == []
 
 
@@ -256,7 +256,7 @@ def test_an_id_that_is_a_path_names_no_file(small_run, small_scifact, small_list
         "export=false",
         "data.leak_guard=off",
     ]
-    train(config_of(*options), tmp_path / "run")
+    run_experiment(config_of(*options), tmp_path / "run")
     assert evil in (tmp_path / "run" / "queries" / "small.json").read_text()
     assert not [p for p in tmp_path.parent.rglob("evil*") if p.stem == "evil"]
 
@@ -380,7 +380,7 @@ def hostile_comparison(small_run, small_scifact, small_lists, tmp_path):
     options += ["encoder.passage_max_length=128"]  # the markup does not crowd out the text
     options += [f"evaluation.datasets=[{{path: {folder}, name: 'x<script>|'}}]", "trainer.max_epochs=4"]
     options += [f"data.train=[{{path: {lists}, corpus: {folder}}}]", "module.learning_rate=3e-2"]
-    train(config_of(*options), tmp_path / "run")
+    run_experiment(config_of(*options), tmp_path / "run")
     write_report(compare([tmp_path / "run"], "last"), tmp_path / "report")
     return tmp_path / "report", (tmp_path / "run" / "model" / "README.md").read_text()
 

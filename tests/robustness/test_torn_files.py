@@ -17,7 +17,7 @@ from callbacks.reliability.atomic_checkpoints import LAST, PREVIOUS, AtomicCheck
 from datamodules.storage.files import atomic_path, is_disk_full
 from experiments.comparison.runs import reason
 from experiments.comparison.tables import compare
-from experiments.run import train
+from experiments.run import run_experiment
 from experiments.training.train import _checkpoint
 from helpers.kills import killed_at
 from helpers.processes import free_port, on_two_ranks
@@ -49,7 +49,7 @@ def cut(small_run, tmp_path):
     """The overrides and the folder of a run that was cut off at step 6, with checkpoints at 2 and 4 (the best at 2)."""
     options = [*small_run, "trainer.val_check_interval=2", "export=false"]
     with killed_at(5):
-        train(config_of(*options), tmp_path / "cut")
+        run_experiment(config_of(*options), tmp_path / "cut")
     return options, tmp_path / "cut"
 
 
@@ -76,8 +76,8 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before(cut, tmp_path, caplog):
     ):
         find_checkpoint(folder)
 
-    whole = train(config_of(*options), tmp_path / "whole")
-    resumed = train(config_of(*options, f"resume={tmp_path}/copy2"), tmp_path / "copy2")
+    whole = run_experiment(config_of(*options), tmp_path / "whole")
+    resumed = run_experiment(config_of(*options, f"resume={tmp_path}/copy2"), tmp_path / "copy2")
     expected, got = weights(tmp_path / "whole"), weights(tmp_path / "copy2")
     assert all(torch.equal(expected[key], got[key]) for key in expected)
     assert resumed["datasets"] == whole["datasets"] and resumed["steps"] == whole["steps"]

@@ -35,7 +35,7 @@ from datamodules.corpus import load_evaluation_set
 from datamodules.datamodule import QueryListDataModule
 from datamodules.hits import bm25_search
 from datamodules.specs import read_evaluation_specs
-from experiments.run import train
+from experiments.run import run_experiment
 from helpers.kills import killed_at
 from helpers.processes import finish, start_ranks
 from helpers.runs import config_of, metrics, weights
@@ -361,7 +361,7 @@ def read_trec(path):
 def test_run_folder_tells_the_whole_story(teacher_run, small_scifact, tmp_path, capsys):
     folder = tmp_path / "run"
     lengths = ["query_max_length=90", "passage_max_length=128", "pair_max_length=120"]
-    results = train(config_of(*teacher_run, *(f"encoder.{length}" for length in lengths)), folder)
+    results = run_experiment(config_of(*teacher_run, *(f"encoder.{length}" for length in lengths)), folder)
     assert results == json.loads((folder / "results.json").read_text())
     data = load_evaluation_set(str(small_scifact))
     figures, best = results["datasets"]["small"], results["steps"]["best"]
@@ -405,7 +405,7 @@ def test_run_folder_tells_the_whole_story(teacher_run, small_scifact, tmp_path, 
 def test_a_cross_encoder_is_evaluated_without_a_trainer(teacher_run, small_scifact, tmp_path):
     lengths = {"query_max_length": 90, "passage_max_length": 128, "pair_max_length": 120}
     options = [*(f"encoder.{name}={length}" for name, length in lengths.items()), "evaluation.dense=null"]
-    results = train(config_of(*teacher_run, *options, "trainer.max_epochs=1"), tmp_path / "run")
+    results = run_experiment(config_of(*teacher_run, *options, "trainer.max_epochs=1"), tmp_path / "run")
     encoder = CrossEncoder.from_pretrained(str(tmp_path / "run" / "model"), **lengths)
     history = History(tmp_path / "alone", Metrics())
     history.sets = open_sets(read_evaluation_specs([{"path": str(small_scifact)}]), Reading(cache_dir=tmp_path / "own"))
@@ -421,7 +421,7 @@ def test_a_cross_encoder_is_evaluated_without_a_trainer(teacher_run, small_scifa
 
 @pytest.mark.slow
 def test_dense_and_fused_orders_are_those_of_the_embeddings(teacher_run, small_scifact, tiny_encoder, tmp_path):
-    train(config_of(*teacher_run, "trainer.max_epochs=1", "evaluation.depth=120"), tmp_path / "run")
+    run_experiment(config_of(*teacher_run, "trainer.max_epochs=1", "evaluation.depth=120"), tmp_path / "run")
     data = load_evaluation_set(str(small_scifact))
     queries = embed(tiny_encoder.tokenize(list(data.queries.values()), "query"), tiny_encoder, 4096)
     passages = embed(tiny_encoder.tokenize(data.corpus.passages.to_pylist(), "passage"), tiny_encoder, 4096)
@@ -451,11 +451,11 @@ def test_training_puts_the_labelled_first_and_keeps_to_its_seed(teacher_run, tmp
     options = ["evaluation.dense=null", "evaluation.depth=2", "export=false", "encoder.dropout=0.1"]
     long = ["trainer.max_epochs=15", "trainer.check_val_every_n_epoch=15", "module.learning_rate=3e-3"]
     long += ["data.dev_fraction=0.1"]
-    train(config_of(*teacher_run, *options, *long), tmp_path / "long")
+    run_experiment(config_of(*teacher_run, *options, *long), tmp_path / "long")
     losses = [float(r["train/loss"]) for r in metrics(tmp_path / "long") if r["train/loss"]]
     assert losses[0] > 1 and np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
     for name, seed in {"a": 1, "b": 1, "c": 2}.items():
-        train(config_of(*teacher_run, *options, f"seed={seed}", "module.negatives=2"), tmp_path / name)
+        run_experiment(config_of(*teacher_run, *options, f"seed={seed}", "module.negatives=2"), tmp_path / name)
     a, b, c = (weights(tmp_path / name) for name in "abc")
     assert all(torch.equal(a[key], b[key]) for key in a) and any(not torch.equal(a[key], c[key]) for key in a)
 
@@ -470,10 +470,10 @@ def test_killed_training_resumes_to_the_same_weights(teacher_run, tmp_path, vali
         f"trainer.val_check_interval={validate_every}",
     ]
     options += ["trainer.max_epochs=3", "encoder.dropout=0.1"]
-    whole = train(config_of(*options), tmp_path / "whole")
+    whole = run_experiment(config_of(*options), tmp_path / "whole")
     with killed_at(7, QueryListModule):
-        train(config_of(*options), tmp_path / "cut")
-    resumed = train(config_of(*options, f"resume={tmp_path}/cut"), tmp_path / "cut")
+        run_experiment(config_of(*options), tmp_path / "cut")
+    resumed = run_experiment(config_of(*options, f"resume={tmp_path}/cut"), tmp_path / "cut")
     expected, got = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(expected[key], got[key]) for key in expected)
     assert resumed["datasets"] == whole["datasets"] and resumed["steps"] == whole["steps"]
@@ -482,7 +482,7 @@ def test_killed_training_resumes_to_the_same_weights(teacher_run, tmp_path, vali
 @pytest.mark.slow
 def test_killed_evaluation_resumes_with_the_blocks_it_has(teacher_run, tmp_path, monkeypatch):
     options = [*teacher_run, "evaluation.dense=null"]
-    whole = train(config_of(*options, f"cache_dir={tmp_path}/other"), tmp_path / "whole")
+    whole = run_experiment(config_of(*options, f"cache_dir={tmp_path}/other"), tmp_path / "whole")
     monkeypatch.setattr(reranking, "_BLOCK", 3)
     score, done = reranking.score_pairs, []
 
@@ -495,11 +495,11 @@ def test_killed_evaluation_resumes_with_the_blocks_it_has(teacher_run, tmp_path,
     with monkeypatch.context() as patch:
         patch.setattr(reranking, "score_pairs", counted)
         with pytest.raises(RuntimeError, match="killed"):
-            train(config_of(*options), tmp_path / "cut")
+            run_experiment(config_of(*options), tmp_path / "cut")
     assert len(list(tmp_path.glob("cache/reranking/*/block-*.npy"))) == 4 and not (tmp_path / "cut/model").exists()
     done.clear()
     monkeypatch.setattr(reranking, "score_pairs", lambda *a, **k: done.append(1) or score(*a, **k))
-    resumed = train(config_of(*options, f"resume={tmp_path}/cut"), tmp_path / "cut")
+    resumed = run_experiment(config_of(*options, f"resume={tmp_path}/cut"), tmp_path / "cut")
     assert len(done) == 7 - 4  # blocks of 3 of 20 queries
     assert resumed["datasets"] == whole["datasets"] and resumed["steps"] == whole["steps"]
     assert (tmp_path / "cut" / "model" / "model.safetensors").is_file()
@@ -517,7 +517,7 @@ def test_distillation_share_moves_the_loss(teacher_run, tmp_path, monkeypatch):
 
     monkeypatch.setattr("retriever.cross_encoder.module.score_pairs", counted)
     options += ["module.distillation_weight=0.5", "diagnostics.every_n_steps=2"]
-    results = train(config_of(*teacher_run, *options), tmp_path / "run")
+    results = run_experiment(config_of(*teacher_run, *options), tmp_path / "run")
     assert results["passages_encoded"] == results["texts_encoded"] == len(lengths) > 0
     assert results["tokens_encoded"] == sum(lengths)
     diagnosed = {
@@ -535,7 +535,7 @@ def test_distillation_share_moves_the_loss(teacher_run, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_reranking_at_every_validation_is_logged(teacher_run, tmp_path):
     options = ["evaluation.dense=null", "evaluation.every_validation=true", "export=false"]
-    results = train(config_of(*teacher_run, *options), tmp_path / "run")
+    results = run_experiment(config_of(*teacher_run, *options), tmp_path / "run")
     rows = [r for r in metrics(tmp_path / "run") if r["val/small/ndcg@10"]]
     assert {4, 8} <= {int(p.stem[-6:]) for p in (tmp_path / "run" / "per_query" / "small").glob("step-*.json")}
     assert len(rows) >= 2 and results["steps"]["last"] == 8
@@ -594,7 +594,7 @@ def test_wrong_settings_are_explained(tiny_model, tiny_encoder, tmp_path):
 
 def test_ranks_beyond_the_lists_are_refused(teacher_run, tmp_path):
     with pytest.raises(InputError, match="at the ranks 40 to 50"):
-        train(config_of(*teacher_run, "module.negative_ranks=[40, 50]"), tmp_path / "run")
+        run_experiment(config_of(*teacher_run, "module.negative_ranks=[40, 50]"), tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -606,7 +606,7 @@ def test_two_processes_train_and_rerank_as_one(teacher_run, tmp_path):
         folder = tmp_path / f"devices{devices}"
         own = [*teacher_run, *options, f"cache_dir={folder}/cache"]
         if devices == 1:
-            train(config_of(*own), folder)
+            run_experiment(config_of(*own), folder)
         else:
             finish(folder, *start_ranks(folder, *own, f"hydra.run.dir={folder}"))
             assert not any("Traceback" in log.read_text() for log in tmp_path.glob("*.log"))
@@ -631,4 +631,4 @@ def test_parts_that_do_not_fit_together_are_named(small_run, tmp_path, options, 
     fixed = [o for o in small_run if not o.startswith(("module.", "evaluation.", "encoder."))]
     config = config_of("+exp=teacher/scifact", *fixed, *options, "evaluation.datasets=[{path: scifact}]")
     with pytest.raises((InputError, InstantiationException), match=words):
-        train(config, tmp_path / "run")
+        run_experiment(config, tmp_path / "run")

@@ -11,7 +11,7 @@ from scipy.stats import kendalltau
 from torch.utils.checkpoint import checkpoint
 
 from callbacks.reporting.diagnostics import measure
-from experiments.run import train
+from experiments.run import run_experiment
 from helpers.loss_examples import Example, encoded, module, random_example
 from helpers.loss_references import reference_distillation_objective, reference_infonce_objective
 from helpers.runs import config_of, metrics, weights
@@ -285,7 +285,7 @@ def test_watched_run_is_the_unwatched_one_to_the_bit_and_counts_what_it_encodes(
     results = {}
     for every in ("null", "1"):
         encoded_texts.clear(), queries.clear()
-        results[every] = train(config_of(*options, f"diagnostics.every_n_steps={every}"), tmp_path / every)
+        results[every] = run_experiment(config_of(*options, f"diagnostics.every_n_steps={every}"), tmp_path / every)
         counts = [results[every][f"{what}_encoded"] for what in ("passages", "texts", "tokens")]
         assert counts == [len(encoded_texts) - sum(queries), len(encoded_texts), sum(encoded_texts)]
         assert (counts[0] == 0) == frozen and sum(queries) == 2 * results[every]["data"]["train_lists"]
@@ -312,7 +312,7 @@ def test_watched_run_is_the_unwatched_one_to_the_bit_and_counts_what_it_encodes(
 def test_every_nth_step_is_measured_once_also_where_gradients_are_accumulated(small_run, tmp_path):
     options = [*small_run, "module=distillation", "trainer.accumulate_grad_batches=2", "diagnostics.every_n_steps=3"]
     options += ["trainer.max_epochs=4", "export=false", "save_checkpoints=false"]
-    assert train(config_of(*options), tmp_path / "run")["optimiser_steps"] == 8
+    assert run_experiment(config_of(*options), tmp_path / "run")["optimiser_steps"] == 8
     rows = [row for row in metrics(tmp_path / "run") if row["diagnostics/kendall_tau"]]
     assert [int(row["step"]) for row in rows] == [0, 3, 6]
     assert not any("cosine" in name or "masked" in name for name in rows[0])

@@ -5,7 +5,7 @@ from huggingface_hub import ModelCard
 from callbacks.evaluation.history import read_per_query
 from callbacks.reporting.model_card import CardFacts, Figure, model_card
 from callbacks.reporting.statistics import Difference, paired_difference
-from experiments.run import train
+from experiments.run import run_experiment
 from experiments.training.callbacks import card_facts
 from helpers.runs import config_of
 from retriever.encoder.text_encoder import TextEncoder
@@ -115,7 +115,7 @@ def test_folder_of_a_local_base_model_is_nobodys_business(tiny_encoder, tiny_mod
 
 def test_exported_card_has_the_runs_own_figures(small_run, tmp_path):
     folder = tmp_path / "run"
-    results = train(config_of("module=distillation", *small_run), folder)
+    results = run_experiment(config_of("module=distillation", *small_run), folder)
     card = ModelCard.load(folder / "model" / "README.md")
     figures = results["datasets"]["small"]["ndcg@10"]
     assert card.data.eval_results[0].metric_value == figures["best"]
