@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ REMOVED = pa.schema([("passage_id", pa.string()), ("reason", pa.string()), ("kep
 _BLOCK = 10_000
 
 
+@dataclass(eq=False)
 class Deduplicate(Stage):
     """Exact, contained and near duplicates.
 
@@ -46,29 +48,22 @@ class Deduplicate(Stage):
     name = "deduplicate"
     unit = "passages"
 
-    def __init__(
-        self,
-        corpus: Corpus,
-        corpus_sha256: str,
-        *,
-        min_characters: int = 10,
-        ignore_digits: bool = False,
-        near_jaccard: float | None = 0.8,
-        permutations: int = 128,
-    ) -> None:
-        require_positive(permutations=permutations)
-        checked_threshold("deduplicate.near_jaccard", near_jaccard)
-        self.corpus = corpus
-        self.corpus_sha256 = corpus_sha256
-        self.min_characters = min_characters
-        self.ignore_digits = ignore_digits
-        self.near_jaccard = near_jaccard
-        self.permutations = permutations
+    corpus: Corpus
+    corpus_sha256: str
+    _: KW_ONLY
+    min_characters: int = 10
+    ignore_digits: bool = False
+    near_jaccard: float | None = 0.8
+    permutations: int = 128
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        require_positive(permutations=self.permutations)
+        checked_threshold("deduplicate.near_jaccard", self.near_jaccard)
 
     def settings(self) -> dict[str, Any]:
         """See :class:`Stage`."""
-        names = ("min_characters", "ignore_digits", "near_jaccard", "permutations")
-        return {**{name: getattr(self, name) for name in names}, "words": METHOD}
+        return self.fields("min_characters", "ignore_digits", "near_jaccard", "permutations") | {"words": METHOD}
 
     def inputs(self) -> dict[str, str]:
         """See :class:`Stage`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import KW_ONLY, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from datamodules.storage.parquet import read_parquet
 from retriever.errors import InputError, choose, require_positive
 
 
+@dataclass(eq=False)
 class Filter(Stage):
     """The paper's filters, each switchable; what each takes is counted by group and query type.
 
@@ -40,38 +42,30 @@ class Filter(Stage):
     name = "filter"
     unit = "lists"
 
-    def __init__(
-        self,
-        scored: Output,
-        *,
-        consistency_rank: int | None = 20,
-        consistency_retrievers: Collection[str] | None = None,
-        consistency_require: str = "any",
-        teacher_first: bool = True,
-        min_length: int = 20,
-        min_top_quantile: float | None = 0.25,
-        keep: int | None = 20,
-        exempt: Collection[str] = (),
-    ) -> None:
-        choose("filter.consistency_require", consistency_require, ("any", "all"))
-        require_positive(min_length=min_length, keep=keep or 1, consistency_rank=consistency_rank or 1)
-        if min_top_quantile is not None and not 0 <= min_top_quantile <= 1:
-            raise InputError(f"filter.min_top_quantile is {min_top_quantile}; it must be in [0, 1], or null.")
-        if keep is not None and keep < 2:
-            raise InputError(f"filter.keep is {keep}; a list needs at least 2 candidates.")
-        self.scored = scored
-        self.consistency_rank = consistency_rank
-        self.consistency_retrievers = None if consistency_retrievers is None else list(consistency_retrievers)
-        self.consistency_require = consistency_require
-        self.teacher_first = teacher_first
-        self.min_length = min_length
-        self.min_top_quantile = min_top_quantile
-        self.keep = keep
-        self.exempt = sorted(exempt)
+    scored: Output
+    _: KW_ONLY
+    consistency_rank: int | None = 20
+    consistency_retrievers: Collection[str] | None = None
+    consistency_require: str = "any"
+    teacher_first: bool = True
+    min_length: int = 20
+    min_top_quantile: float | None = 0.25
+    keep: int | None = 20
+    exempt: Collection[str] = ()
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        choose("filter.consistency_require", self.consistency_require, ("any", "all"))
+        require_positive(min_length=self.min_length, keep=self.keep or 1, consistency_rank=self.consistency_rank or 1)
+        if self.min_top_quantile is not None and not 0 <= self.min_top_quantile <= 1:
+            raise InputError(f"filter.min_top_quantile is {self.min_top_quantile}; it must be in [0, 1], or null.")
+        if self.keep is not None and self.keep < 2:
+            raise InputError(f"filter.keep is {self.keep}; a list needs at least 2 candidates.")
+        self.exempt = sorted(self.exempt)
 
     def settings(self) -> dict[str, Any]:
         """See :class:`Stage`."""
-        return {k: v for k, v in vars(self).items() if k not in ("scored", "_table")}
+        return self.fields(*(field.name for field in fields(self) if field.name != "scored"))
 
     def inputs(self) -> dict[str, str]:
         """See :class:`Stage`."""

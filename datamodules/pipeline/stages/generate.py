@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ DUPLICATE = "another passage has this query"
 _LOOKED_AT = 50  # passages by which the corpus' language is told
 
 
+@dataclass(eq=False)
 class Generate(Stage):
     """Queries from passages.
 
@@ -51,42 +53,30 @@ class Generate(Stage):
     name = "generate"
     unit = "queries"
 
-    def __init__(
-        self,
-        corpus: Corpus,
-        corpus_sha256: str,
-        sample: Output,
-        engine: Engine,
-        types: Sequence[QueryType],
-        *,
-        system: str | None = None,
-        max_characters: int = 2048,
-        block_size: int = 256,
-        attempts: int = 1,
-        language: str | None = "en",
-        seed: int = 1,
-    ) -> None:
-        require_positive(max_characters=max_characters, block_size=block_size, attempts=attempts)
-        if not types:
+    corpus: Corpus
+    corpus_sha256: str
+    sample: Output
+    engine: Engine
+    types: Sequence[QueryType]
+    _: KW_ONLY
+    system: str | None = None
+    max_characters: int = 2048
+    block_size: int = 256
+    attempts: int = 1
+    language: str | None = "en"
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        require_positive(max_characters=self.max_characters, block_size=self.block_size, attempts=self.attempts)
+        if not self.types:
             raise InputError("generate.types is empty; name at least one query type.")
-        self.corpus = corpus
-        self.corpus_sha256 = corpus_sha256
-        self.sample = sample
-        self.engine = engine
-        self.types = list(types)
-        self.system = system
-        self.max_characters = max_characters
-        self.block_size = block_size
-        self.attempts = attempts
-        self.language = language
-        self.seed = seed
 
     def settings(self) -> dict[str, Any]:
         """See :class:`Stage`."""
         types = {t.name: hashlib.sha256(repr(t).encode()).hexdigest() for t in self.types}
-        own = ("system", "max_characters", "block_size", "attempts", "language", "seed")
-        settings = {name: getattr(self, name) for name in own}
-        return {"types": types, "engine": self.engine.settings(), **settings, "words": METHOD}
+        own = self.fields("system", "max_characters", "block_size", "attempts", "language", "seed")
+        return {"types": types, "engine": self.engine.settings(), **own, "words": METHOD}
 
     def notes(self) -> list[str]:
         """What to know before it runs, see :func:`~datamodules.pipeline.query_cleaning.language_notes`."""

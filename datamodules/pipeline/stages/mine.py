@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,7 @@ class Dense(Searcher):
         return cached_embeddings(tokens, self.encoder, self.cache_dir, self.token_budget, title)
 
 
+@dataclass(eq=False)
 class Mine(Stage):
     """Hits of every retriever, and the fused candidates.
 
@@ -159,43 +161,36 @@ class Mine(Stage):
     name = "mine"
     unit = "passages"
 
-    def __init__(
-        self,
-        corpus: Corpus,
-        corpus_sha256: str,
-        collected: Output,
-        deduplicated: Output | None,
-        retrievers: Mapping[str, Searcher],
-        *,
-        depth: int = 100,
-        candidates: int = 100,
-        fusion: str = "reciprocal_rank",
-        weights: Mapping[str, float] | None = None,
-        drop_near_duplicates: bool = True,
-        drop_identical_ids: bool = True,
-    ) -> None:
-        require_positive(depth=depth, candidates=candidates)
-        choose("mine.fusion", fusion, FUSIONS)
-        if not retrievers:
+    corpus: Corpus
+    corpus_sha256: str
+    collected: Output
+    deduplicated: Output | None
+    retrievers: Mapping[str, Searcher]
+    _: KW_ONLY
+    depth: int = 100
+    candidates: int = 100
+    fusion: str = "reciprocal_rank"
+    weights: Mapping[str, float] | None = None
+    drop_near_duplicates: bool = True
+    drop_identical_ids: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the values, and give each retriever its weight."""
+        require_positive(depth=self.depth, candidates=self.candidates)
+        choose("mine.fusion", self.fusion, FUSIONS)
+        if not self.retrievers:
             raise InputError("mine.retrievers is empty; name at least one.")
-        for name in weights or {}:
-            choose("mine.weights: the retriever", name, retrievers)
-        self.corpus = corpus
-        self.corpus_sha256 = corpus_sha256
-        self.collected = collected
-        self.deduplicated = deduplicated if drop_near_duplicates else None
-        self.retrievers = dict(retrievers)
-        self.depth = depth
-        self.candidates = candidates
-        self.fusion = fusion
-        self.weights = {name: (weights or {}).get(name, 1.0) for name in retrievers}
-        self.drop_identical_ids = drop_identical_ids
+        given = self.weights or {}
+        for name in given:
+            choose("mine.weights: the retriever", name, self.retrievers)
+        self.weights = {name: given.get(name, 1.0) for name in self.retrievers}
+        self.deduplicated = self.deduplicated if self.drop_near_duplicates else None
 
     def settings(self) -> dict[str, Any]:
         """See :class:`Stage`."""
-        own = ("depth", "candidates", "fusion", "weights", "drop_identical_ids")
+        own = self.fields("depth", "candidates", "fusion", "weights", "drop_identical_ids")
         searchers = {name: r.settings() for name, r in self.retrievers.items()}
-        return {"retrievers": searchers, **{name: getattr(self, name) for name in own}, "method": _METHOD}
+        return {"retrievers": searchers, **own, "method": _METHOD}
 
     def inputs(self) -> dict[str, str]:
         """See :class:`Stage`."""
@@ -239,7 +234,7 @@ class Mine(Stage):
     def _write_candidates(self, runs: Mapping[str, Hits], path: Path) -> np.ndarray:
         """Fuse and write some queries at a time; return how many candidates each has."""
         fuse = fuse_ranks if self.fusion == "reciprocal_rank" else fuse_scores
-        weights, lengths = [self.weights[name] for name in runs], []
+        weights, lengths = [(self.weights or {})[name] for name in runs], []
         with table_writer(path, RUN) as append:
             for part in _slices(len(self._positives)):
                 # dropped passages leave gaps, so more are fused than are kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ QUERIES = pa.schema(
 SOURCES = (*QUERY_SOURCES, "generated", "file")
 
 
+@dataclass(eq=False)
 class CollectQueries(Stage):
     """Queries with their positives.
 
@@ -43,33 +45,27 @@ class CollectQueries(Stage):
     name = "queries"
     unit = "groups"
 
-    def __init__(
-        self,
-        corpus: Corpus,
-        corpus_sha256: str,
-        dataset: str,
-        data_dir: str | Path,
-        groups: Mapping[str, Mapping[str, Any]],
-        generated: Output | None,
-        unknown_qrels: str = "error",
-    ) -> None:
-        if not groups:
+    corpus: Corpus
+    corpus_sha256: str
+    dataset: str
+    data_dir: str | Path
+    groups: Mapping[str, Mapping[str, Any]]
+    generated: Output | None
+    unknown_qrels: str = "error"
+
+    def __post_init__(self) -> None:
+        """Check the groups."""
+        if not self.groups:
             raise InputError("queries is empty; name at least one group: queries='{human: {source: judged}}'.")
-        for name, options in groups.items():
+        for name, options in self.groups.items():
             choose(f"queries.{name}.source", options.get("source"), SOURCES)
-            if options["source"] == "generated" and generated is None:
+            if options["source"] == "generated" and self.generated is None:
                 raise InputError(f"queries.{name}: source is generated, but stage generate is switched off.")
             if options["source"] == "file" and not options.get("path"):
                 raise InputError(f"queries.{name}: source is file; name it in queries.{name}.path.")
             if options["source"] == "file" and not Path(options["path"]).is_file():
                 raise InputError(f"queries.{name}: {options['path']}: no such file.")
-        self.corpus = corpus
-        self.corpus_sha256 = corpus_sha256
-        self.dataset = dataset
-        self.data_dir = data_dir
-        self.groups = {name: dict(options) for name, options in groups.items()}
-        self.generated = generated
-        self.unknown_qrels = choose("unknown_qrels", unknown_qrels, ("error", "keep"))
+        choose("unknown_qrels", self.unknown_qrels, ("error", "keep"))
 
     def settings(self) -> dict[str, Any]:
         """See :class:`Stage`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from datamodules.storage.parquet import read_parquet
 from retriever.errors import InputError, require_positive
 
 
+@dataclass(eq=False)
 class Sample(Stage):
     """Uniformly, or so that every length is there alike.
 
@@ -41,33 +43,28 @@ class Sample(Stage):
     name = "sample"
     unit = "passages"
 
-    def __init__(
-        self,
-        corpus: Corpus,
-        corpus_sha256: str,
-        deduplicated: Output,
-        *,
-        size: int | None = 100_000,
-        strata: int = 1,
-        exclude: str | Path | Sequence[str] = (),
-        seed: int = 1,
-    ) -> None:
-        require_positive(strata=strata, size=1 if size is None else size)
-        self.corpus = corpus
-        self.corpus_sha256 = corpus_sha256
-        self.deduplicated = deduplicated
-        self.size = size
-        self.strata = strata
-        listed = [line.strip() for _, line in lines(Path(exclude))] if isinstance(exclude, str | Path) else exclude
-        self.exclude = sorted(map(str, listed))
-        self.seed = seed
-        unknown = [i for i, row in zip(self.exclude, corpus.rows(self.exclude), strict=True) if row < 0]
+    corpus: Corpus
+    corpus_sha256: str
+    deduplicated: Output
+    _: KW_ONLY
+    size: int | None = 100_000
+    strata: int = 1
+    exclude: str | Path | Sequence[str] = ()
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the values, and read the ids that are left out."""
+        require_positive(strata=self.strata, size=1 if self.size is None else self.size)
+        named = self.exclude
+        listed = [line.strip() for _, line in lines(Path(named))] if isinstance(named, str | Path) else named
+        self.excluded = sorted(map(str, listed))
+        unknown = [i for i, row in zip(self.excluded, self.corpus.rows(self.excluded), strict=True) if row < 0]
         if unknown:
-            raise InputError(f"sample.exclude: the passage {unknown[0]!r} is not in the corpus {corpus.name!r}.")
+            raise InputError(f"sample.exclude: the passage {unknown[0]!r} is not in the corpus {self.corpus.name!r}.")
 
     def settings(self) -> dict[str, Any]:
         """See :class:`Stage`."""
-        return {name: getattr(self, name) for name in ("size", "strata", "exclude", "seed")}
+        return {"size": self.size, "strata": self.strata, "exclude": self.excluded, "seed": self.seed}
 
     def inputs(self) -> dict[str, str]:
         """See :class:`Stage`."""
@@ -81,7 +78,7 @@ class Sample(Stage):
     def run_block(self, number: int, advance: Callable[[int], None]) -> pa.Table:
         """The ids that are drawn."""
         ids = self._ids()
-        allowed = ids.filter(pc.invert(pc.is_in(ids, value_set=pa.array(self.exclude, pa.string()))))
+        allowed = ids.filter(pc.invert(pc.is_in(ids, value_set=pa.array(self.excluded, pa.string()))))
         size = len(allowed) if self.size is None else min(self.size, len(allowed))
         place = np.array([_hash(i, self.seed) for i in allowed.to_pylist()])
         rows = self.corpus.rows(allowed)
@@ -101,7 +98,7 @@ class Sample(Stage):
             for table in blocks:
                 append(table)
                 count += len(table)
-        return {"passages": len(self._ids()), "excluded": len(self.exclude), "drawn": count}
+        return {"passages": len(self._ids()), "excluded": len(self.excluded), "drawn": count}
 
     def _ids(self) -> pa.Array:
         return read_parquet(self.deduplicated.file("passages.parquet"))["passage_id"].combine_chunks()

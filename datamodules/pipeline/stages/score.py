@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from retriever.errors import require_positive
 from retriever.teachers import Ensemble, PairScores, RetrievedPassages, Teacher
 
 
+@dataclass(eq=False)
 class Score(Stage):
     """Raw teacher scores of the candidates.
 
@@ -40,29 +42,23 @@ class Score(Stage):
     name = "score"
     unit = "pairs"
 
-    def __init__(
-        self,
-        corpus: Corpus,
-        corpus_sha256: str,
-        collected: Output,
-        mined: Output,
-        teacher: Teacher,
-        *,
-        candidates: int | None = None,
-        block_size: int = 32,
-    ) -> None:
-        require_positive(block_size=block_size, candidates=candidates or 1)
-        self.corpus = corpus
-        self.corpus_sha256 = corpus_sha256
-        self.collected = collected
-        self.mined = mined
-        self.teacher = Ensemble.of(teacher)
-        self.candidates = candidates
-        self.block_size = block_size
+    corpus: Corpus
+    corpus_sha256: str
+    collected: Output
+    mined: Output
+    teacher: Teacher
+    _: KW_ONLY
+    candidates: int | None = None
+    block_size: int = 32
+
+    def __post_init__(self) -> None:
+        """Check the values, and take one teacher as an ensemble of one."""
+        require_positive(block_size=self.block_size, candidates=self.candidates or 1)
+        self.ensemble = Ensemble.of(self.teacher)
 
     def settings(self) -> dict[str, Any]:
         """See :class:`Stage`."""
-        return {**self.teacher.description(), "candidates": self.candidates, "block_size": self.block_size}
+        return {**self.ensemble.description(), "candidates": self.candidates, "block_size": self.block_size}
 
     def inputs(self) -> dict[str, str]:
         """See :class:`Stage`."""
@@ -73,7 +69,7 @@ class Score(Stage):
         """Pairs of each block, times the teachers."""
         pairs = (self._candidates.rows >= 0).sum(1)
         starts = range(0, len(pairs), self.block_size)
-        return [int(pairs[s : s + self.block_size].sum()) * len(self.teacher.members) for s in starts]
+        return [int(pairs[s : s + self.block_size].sum()) * len(self.ensemble.members) for s in starts]
 
     def run_block(self, number: int, advance: Callable[[int], None]) -> pa.Table:
         """Score the candidates of some queries by every member, in the candidates' order."""
@@ -81,7 +77,7 @@ class Score(Stage):
         lengths = (self._candidates.rows[block] >= 0).sum(1)
         offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
         columns: dict[str, pa.Array] = {}
-        for name, teacher in self.teacher.members.items():
+        for name, teacher in self.ensemble.members.items():
             found = self._scored(teacher, block, advance)
             columns[f"scores.{name}"] = pa.ListArray.from_arrays(offsets, pa.array(found.scores, pa.float32()))
             columns[f"truncated.{name}"] = pa.ListArray.from_arrays(offsets, pa.array(found.truncated))
@@ -92,9 +88,9 @@ class Score(Stage):
         tables = list(blocks)
         raw = {
             name: np.concatenate([_flat(t[f"scores.{name}"]) for t in tables]).astype(np.float32)
-            for name in self.teacher.members
+            for name in self.ensemble.members
         }
-        final = self.teacher.combine(raw)
+        final = self.ensemble.combine(raw)
         lengths = (self._candidates.rows >= 0).sum(1)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         order = np.lexsort((-final, np.repeat(np.arange(len(lengths)), lengths)))  # stable: ties in the fused order
@@ -112,7 +108,7 @@ class Score(Stage):
         with table_writer(folder / "scored.parquet", table.schema) as append:
             for start in range(0, len(table), 10_000):
                 append(table.slice(start, 10_000))
-        truncated = {n: sum(int(_flat(t[f"truncated.{n}"]).sum()) for t in tables) for n in self.teacher.members}
+        truncated = {n: sum(int(_flat(t[f"truncated.{n}"]).sum()) for t in tables) for n in self.ensemble.members}
         return {
             "queries": len(table),
             "pairs": len(final),

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ GUARDS = ("drop", "fail", "off")
 _VERDICT = pa.schema([("verdict", pa.string()), ("evaluation_query", pa.string()), ("similarity", pa.float64())])
 
 
+@dataclass(eq=False)
 class Split(Stage):
     """Train and dev by source passage, by a hash and so the same everywhere; behind the leak guard.
 
@@ -66,55 +68,42 @@ class Split(Stage):
     name = "split"
     unit = "lists"
 
-    def __init__(
-        self,
-        filtered: Output,
-        scored: Output,
-        corpus_name: str,
-        evaluation: Sequence[tuple[EvaluationSet, str]],
-        *,
-        dev_fraction: float = 0.1,
-        guards: Mapping[str, str],
-        judged: Sequence[str] = (),
-        judgements: Sequence[Sequence[str]] = (),
-        jaccard: float = 0.6,
-        cosine: float | None = None,
-        encoder: TextEncoder | None = None,
-        cache_dir: str | Path = "cache",
-        near_passages: float | None = None,
-        corpus: Corpus | None = None,
-        corpus_sha256: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-    ) -> None:
-        if not 0 <= dev_fraction <= 1:
-            raise InputError(f"split.dev_fraction is {dev_fraction}; it must be in [0, 1].")
-        for name, guard in guards.items():
+    filtered: Output
+    scored: Output
+    corpus_name: str
+    evaluation: Sequence[tuple[EvaluationSet, str]]
+    _: KW_ONLY
+    guards: Mapping[str, str]
+    dev_fraction: float = 0.1
+    judged: Sequence[str] = ()
+    judgements: Sequence[Sequence[str]] = ()
+    jaccard: float = 0.6
+    cosine: float | None = None
+    encoder: TextEncoder | None = None
+    cache_dir: str | Path = "cache"
+    near_passages: float | None = None
+    corpus: Corpus | None = None
+    corpus_sha256: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if not 0 <= self.dev_fraction <= 1:
+            raise InputError(f"split.dev_fraction is {self.dev_fraction}; it must be in [0, 1].")
+        for name, guard in self.guards.items():
             choose(f"the leak guard of {name}", guard, GUARDS)
-        require_positive(jaccard=jaccard, cosine=cosine or 1)
-        self.near_passages = checked_threshold("split.leak_near_passages", near_passages)
-        self.corpus = corpus
-        self.corpus_sha256 = corpus_sha256
-        self.filtered = filtered
-        self.scored = scored
-        self.corpus_name = corpus_name
-        self.evaluation = list(evaluation)
-        self.dev_fraction = dev_fraction
-        self.guards = dict(guards)
-        self.judged = sorted(judged)
-        self.judgements = [list(ids) for ids in judgements]
-        self.jaccard = jaccard
-        self.cosine = cosine
-        self.encoder = encoder
-        self.cache_dir = cache_dir
-        self.metadata = dict(metadata or {})
+        require_positive(jaccard=self.jaccard, cosine=self.cosine or 1)
+        checked_threshold("split.leak_near_passages", self.near_passages)
+        self.judged = sorted(self.judged)
 
     def settings(self) -> dict[str, Any]:
         """See :class:`Stage`."""
-        own = ("corpus_name", "dev_fraction", "guards", "judged", "jaccard", "cosine", "near_passages", "metadata")
         encoder = self.encoder.fingerprint() if self.cosine and self.encoder else None
         bound = hashlib.sha256(json.dumps(self.judgements).encode()).hexdigest()
-        settings = {name: getattr(self, name) for name in own}
-        return {**settings, **self._teacher, "encoder": encoder, "judgements": bound, "words": METHOD}
+        own = self.fields(
+            "corpus_name", "dev_fraction", "guards", "judged", "jaccard", "cosine", "near_passages", "metadata"
+        )
+        return {**own, **self._teacher, "encoder": encoder, "judgements": bound, "words": METHOD}
 
     def inputs(self) -> dict[str, str]:
         """See :class:`Stage`."""

@@ -65,6 +65,10 @@ class Stage(ABC):
     def finish(self, blocks: Iterator[pa.Table], folder: Path) -> dict[str, Any]:
         """Write the output files from the blocks, in their order; return counts (JSON values) for the manifest."""
 
+    def fields(self, *names: str) -> dict[str, Any]:
+        """Attributes of these names, for :meth:`settings`."""
+        return {name: getattr(self, name) for name in names}
+
     def key(self) -> str:
         """What the output is known by: SHA-256 over name, version, settings and inputs.
 
