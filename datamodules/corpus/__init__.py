@@ -3,7 +3,7 @@
 from datamodules.corpus.corpus import Corpus, corpus_files, corpus_sha256, load_corpus
 from datamodules.corpus.data_sets import BEIR_NAMES, SHIPPED, find_dataset, find_file
 from datamodules.corpus.evaluation_set import EvaluationSet, load_evaluation_set
-from datamodules.corpus.qrels import judgement_files, load_qrels, qrels_file, qrels_splits, whole_grade
+from datamodules.corpus.qrels import judgement_files, load_qrels, qrels_file, qrels_splits, read_qrels
 from datamodules.corpus.queries import load_queries, read_queries
 
 __all__ = [
@@ -22,6 +22,6 @@ __all__ = [
     "load_queries",
     "qrels_file",
     "qrels_splits",
+    "read_qrels",
     "read_queries",
-    "whole_grade",
 ]

@@ -16,19 +16,28 @@ _BEIR, _TREC = (0, 1, 2), (0, 2, 3)  # the columns of query, passage and grade
 
 
 def load_qrels(folder: str | Path, split: str) -> tuple[Path, dict[str, dict[str, tuple[int, int]]]]:
-    """Read ``qrels/<split>.tsv``: the path, and query id → passage id → (grade, line number).
+    """Read ``qrels/<split>.tsv``: the path, and what :func:`read_qrels` finds in it.
+
+    Raises:
+        InputError: no such split, or as :func:`read_qrels`.
+    """
+    path = qrels_file(Path(folder), split)
+    if path is None:
+        splits = ", ".join(qrels_splits(Path(folder))) or "none"
+        raise InputError(f"{Path(folder) / 'qrels' / split}.tsv: no such file. The splits of {folder} are {splits}.")
+    return path, read_qrels(path)
+
+
+def read_qrels(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
+    """Read judgements: query id → passage id → (grade, line number).
 
     A line is BEIR's ``query-id <tab> corpus-id <tab> score`` or TREC's ``qid 0 docid grade``, with tabs or spaces.
     A first line that names ``score`` third, or ``corpus-id`` and ``score`` anywhere, says where they stand; without
     one, columns behind BEIR's three are left out where none is a number.
 
     Raises:
-        InputError: no such split, a line of neither form, or not of the first line's, or a pair judged twice.
+        InputError: a line of neither form, or not of the first line's, or a pair judged twice.
     """
-    path = qrels_file(Path(folder), split)
-    if path is None:
-        splits = ", ".join(qrels_splits(Path(folder))) or "none"
-        raise InputError(f"{Path(folder) / 'qrels' / split}.tsv: no such file. The splits of {folder} are {splits}.")
     qrels: dict[str, dict[str, tuple[int, int]]] = {}
     for number, query_id, passage_id, grade in _judgements(path):
         judged = qrels.setdefault(query_id, {})
@@ -38,7 +47,7 @@ def load_qrels(folder: str | Path, split: str) -> tuple[Path, dict[str, dict[str
                 f"{judged[passage_id][1]}. Keep one of the two lines."
             )
         judged[passage_id] = (grade, number)
-    return path, qrels
+    return qrels
 
 
 def _judgements(path: Path) -> Iterator[tuple[int, str, str, int]]:
@@ -46,7 +55,7 @@ def _judgements(path: Path) -> Iterator[tuple[int, str, str, int]]:
     named, first = None, None
     for number, line in lines(path):
         columns = line.split("\t")
-        if len(columns) == 1 and len(line.split()) == 4:  # as TREC's are written
+        if len(columns) == 1 and len(line.split()) in (3, 4):  # as TREC's are written
             columns = line.split()
         while len(columns) > 3 and not columns[-1].strip():  # a tab at the end
             columns.pop()

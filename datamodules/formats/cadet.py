@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from datamodules.formats.layout import Layout
 from datamodules.formats.passages import CorpusPassages
 from datamodules.formats.raw_lists import (
     RawPassage,
@@ -20,14 +19,12 @@ from datamodules.formats.raw_lists import (
     text_of,
     title_of,
 )
-from datamodules.formats.records import records
 from datamodules.query_lists import QueryList
-from datamodules.storage.files import write_json_lines
 from retriever.errors import InputError, shown
 
 
 @dataclass(frozen=True)
-class Cadet:
+class Cadet(Layout):
     """``{"qid", "query", "passages": [{"docid", "text", "score"}, …]}``, one query a line.
 
     Read: ``qid`` or ``query_id``, ``query_type`` or ``type``, ``positive_ids`` (or one ``positive_docid`` or
@@ -42,12 +39,8 @@ class Cadet:
 
     score_key: str = "score"
 
-    def records(self, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Number and object of every line (or row of a table)."""
-        return records(path)
-
     def parse(self, where: str, record: dict[str, Any]) -> RawQueryList:
-        """What a line states."""
+        """See :class:`Layout`."""
         passages, scores = [], []
         for entry in list_of(where, record, "passages"):
             if not isinstance(entry, dict):
@@ -73,7 +66,7 @@ class Cadet:
         )
 
     def encode(self, where: str, query_list: QueryList, passages: CorpusPassages) -> dict[str, Any]:
-        """A line."""
+        """See :class:`Layout`."""
         return {
             "qid": query_list.query_id,
             "query": query_list.query,
@@ -85,10 +78,6 @@ class Cadet:
                 for passage_id, score in zip(query_list.passage_ids, query_list.teacher_scores, strict=True)
             ],
         }
-
-    def write(self, lines: Iterable[dict[str, Any]], path: Path) -> int:
-        """Write the lines; return how many."""
-        return write_json_lines(path, lines)
 
 
 def _positive_ids(where: str, record: dict[str, Any]) -> list[str]:

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from datamodules.formats.layout import SidedLayout, no_score
 from datamodules.formats.passages import CorpusPassages
-from datamodules.formats.raw_lists import (
-    RawPassage,
-    RawQueryList,
-    ids_of,
-    in_order,
-    label_scores,
-    list_of,
-    no_score,
-    own_keys,
-    raw_positives,
-    raw_query_list,
-    required_text,
-    sides,
-)
-from datamodules.formats.records import records
+from datamodules.formats.raw_lists import RawPassage, ids_of, list_of
 from datamodules.query_lists import QueryList
-from datamodules.storage.files import write_json_lines
 from retriever.errors import InputError, shown
 
 
 @dataclass(frozen=True)
-class FlagEmbedding:
+class FlagEmbedding(SidedLayout):
     """``{"query", "pos": [texts], "neg": [texts], "pos_scores", "neg_scores"}``, one query a line.
 
     Read: the texts of ``pos`` are the labelled positives. Written: ``pos`` has the labelled positives that stand in
@@ -44,29 +28,32 @@ class FlagEmbedding:
             that reads labels alone.
     """
 
+    tool = "FlagEmbedding"
+    sides = "pos", "neg"
+    queries = ("query",)
     scores: str = "stated"
 
-    def records(self, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Number and object of every line (or row of a table)."""
-        return records(path)
-
-    def parse(self, where: str, record: dict[str, Any]) -> RawQueryList:
-        """What a line states."""
-        by_label = label_scores(self.scores)
-        positives, positive_scores = _side(where, record, "pos", 1.0 if by_label else None)
-        negatives, negative_scores = _side(where, record, "neg", 0.0 if by_label else None)
-        passages, scores = in_order(where, record, positives + negatives, positive_scores + negative_scores)
-        labelled = raw_positives(where, record, positives)
-        return raw_query_list(where, record, required_text(where, record, "query"), passages, scores, labelled)
+    def read_side(
+        self, where: str, record: dict[str, Any], side: str, score: float | None
+    ) -> tuple[list[RawPassage], list[Any]]:
+        """See :class:`SidedLayout`."""
+        texts = list_of(where, record, side)
+        for text in texts:
+            if not isinstance(text, str) or not text.strip():
+                raise InputError(f"{where}: {shown(text)} in {side!r}; expected a text that is not empty.")
+        if score is None and record.get(f"{side}_scores") is None:
+            raise no_score(where, f"no '{side}_scores'")
+        scores = list_of(where, record, f"{side}_scores") if score is None else [score] * len(texts)
+        ids: list[str] | list[None] = ids_of(where, record, f"{side}_ids") or [None] * len(texts)
+        for name, values in ((f"{side}_scores", scores), (f"{side}_ids", ids)):
+            if len(values) != len(texts):
+                raise InputError(f"{where}: {len(texts)} texts in {side!r} but {len(values)} in {name!r}.")
+        return [RawPassage(where, *pair) for pair in zip(ids, texts, strict=True)], scores
 
     def encode(self, where: str, query_list: QueryList, passages: CorpusPassages) -> dict[str, Any]:
-        """A line.
-
-        Raises:
-            InputError: every candidate is a labelled positive; FlagEmbedding fails without a negative.
-        """
+        """See :class:`Layout`."""
         scores = dict(zip(query_list.passage_ids, query_list.teacher_scores, strict=True))
-        positive, negative = sides(where, query_list, "FlagEmbedding")
+        positive, negative = self.divided(where, query_list)
         return {
             "query": query_list.query,
             "pos": [passages.text(p, where) for p in positive],
@@ -74,27 +61,7 @@ class FlagEmbedding:
             "pos_scores": [scores[p] for p in positive],
             "neg_scores": [scores[p] for p in negative],
             "query_id": query_list.query_id,
-            **own_keys(query_list),
+            **self.own_keys(query_list),
             "pos_ids": positive,
             "neg_ids": negative,
         }
-
-    def write(self, lines: Iterable[dict[str, Any]], path: Path) -> int:
-        """Write the lines; return how many."""
-        return write_json_lines(path, lines)
-
-
-def _side(where: str, record: dict[str, Any], side: str, score: float | None) -> tuple[list[RawPassage], list[Any]]:
-    """Passages and scores of ``pos`` or ``neg``; ``score`` for all of them, None for those that are stated."""
-    texts = list_of(where, record, side)
-    for text in texts:
-        if not isinstance(text, str) or not text.strip():
-            raise InputError(f"{where}: {shown(text)} in {side!r}; expected a text that is not empty.")
-    if score is None and record.get(f"{side}_scores") is None:
-        raise no_score(where, f"no '{side}_scores'")
-    scores = list_of(where, record, f"{side}_scores") if score is None else [score] * len(texts)
-    ids: list[str] | list[None] = ids_of(where, record, f"{side}_ids") or [None] * len(texts)
-    for name, values in ((f"{side}_scores", scores), (f"{side}_ids", ids)):
-        if len(values) != len(texts):
-            raise InputError(f"{where}: {len(texts)} texts in {side!r} but {len(values)} in {name!r}.")
-    return [RawPassage(where, *pair) for pair in zip(ids, texts, strict=True)], scores

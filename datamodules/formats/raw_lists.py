@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from datamodules.query_lists import QueryList
-from retriever.errors import InputError, choose, shown
-
-_SCORES = ("stated", "labels")
+from retriever.errors import InputError, shown
 
 
 @dataclass(frozen=True)
@@ -156,66 +153,3 @@ def id_of(where: str, name: str, value: Any) -> str:
 def keys(record: dict[str, Any]) -> str:
     """The keys of a line, for messages."""
     return ", ".join(map(repr, list(record)[:12])) or "no key"
-
-
-def label_scores(scores: str) -> bool:
-    """Whether the option ``scores`` says to take labels for scores (``labels``) or what a file states (``stated``)."""
-    return choose("scores", scores, _SCORES) == "labels"
-
-
-def no_score(where: str, what: str) -> InputError:
-    """What to say where passages have labels and no scores."""
-    return InputError(
-        f"{where}: {what}. A query list needs the teacher's score of every passage: score the pairs first; or, for an "
-        "objective that reads labels alone (module=infonce_conventional), take 1 for positives and 0 for negatives: "
-        "scores=labels."
-    )
-
-
-def sides(where: str, query_list: QueryList, tool: str) -> tuple[list[str], list[str]]:
-    """The labelled positives that are in the list or, where none is, the teacher's first; and the other candidates.
-
-    Raises:
-        InputError: every candidate is a labelled positive; ``tool`` needs a negative.
-    """
-    scores = dict(zip(query_list.passage_ids, query_list.teacher_scores, strict=True))
-    labelled = set(query_list.positive_ids)
-    positive = [p for p in query_list.passage_ids if p in labelled] or [max(scores, key=scores.__getitem__)]
-    negative = [p for p in query_list.passage_ids if p not in positive]
-    if not negative:
-        raise InputError(f"{where}: every candidate is a labelled positive; {tool} needs a negative.")
-    return positive, negative
-
-
-def in_order(
-    where: str, record: dict[str, Any], passages: list[RawPassage], scores: list[Any]
-) -> tuple[list[RawPassage], list[Any]]:
-    """Passages and scores in the order of ``passage_ids``, where a line has it (export writes it).
-
-    Raises:
-        InputError: these are other ids.
-    """
-    order = ids_of(where, record, "passage_ids")
-    if order is None:
-        return passages, scores
-    place = {passage.id: at for at, passage in enumerate(passages)}
-    stated = [passage.id for passage in passages if passage.id is not None]
-    if len(stated) < len(passages) or sorted(order) != sorted(stated):
-        raise InputError(f"{where}: 'passage_ids' are not those of the positives and negatives. Correct or remove it.")
-    return [passages[place[passage_id]] for passage_id in order], [scores[place[passage_id]] for passage_id in order]
-
-
-def raw_positives(where: str, record: dict[str, Any], positives: list[RawPassage]) -> list[RawPassage]:
-    """Those that ``positive_ids`` names, where a line has it (export writes it), else ``positives``."""
-    labelled = ids_of(where, record, "positive_ids")
-    return positives if labelled is None else [RawPassage(where, passage_id, None) for passage_id in labelled]
-
-
-def own_keys(query_list: QueryList) -> dict[str, Any]:
-    """What a layout of positives and negatives has no place for, under keys that its tool does not read."""
-    return {
-        "query_type": query_list.query_type,
-        "corpus": query_list.corpus,
-        "positive_ids": query_list.positive_ids,
-        "passage_ids": query_list.passage_ids,
-    }

@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from datamodules.formats.layout import Layout
 from datamodules.formats.passages import CorpusPassages
 from datamodules.formats.raw_lists import RawPassage, RawQueryList, keys, raw_query_list, required_text
-from datamodules.formats.records import records
 from datamodules.query_lists import QueryList
-from datamodules.storage.files import atomic_path, write_json_lines
+from datamodules.storage.files import atomic_path
 from datamodules.storage.parquet import PARQUET
 from retriever.errors import InputError, choose, shown
 
@@ -27,7 +27,7 @@ _BLOCK = 1_000
 
 
 @dataclass(frozen=True)
-class SentenceTransformers:
+class SentenceTransformers(Layout):
     """A table (``.parquet``, ``.arrow``, else JSON Lines) of queries, passage texts and scores.
 
     Two forms are written, and their reader tells them apart by itself:
@@ -58,12 +58,8 @@ class SentenceTransformers:
         if self.list_length is not None and self.list_length < 2:
             raise InputError(f"list_length is {self.list_length}; a list needs at least 2 passages.")
 
-    def records(self, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Number and content of every row."""
-        return records(path)
-
     def parse(self, where: str, record: dict[str, Any]) -> RawQueryList:
-        """What a row states."""
+        """See :class:`Layout`."""
         query = required_text(where, record, *_QUERY)
         passages, positives = [], []
         for name, value in record.items():
@@ -116,7 +112,7 @@ class SentenceTransformers:
         """
         rows = self._alike(iter(lines)) if self.form == "columns" else iter(lines)
         if path.suffix != ".parquet":
-            return write_json_lines(path, rows)
+            return super().write(rows, path)
         first = next(rows, None)
         if first is None:
             return 0

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from datamodules.formats.cadet import Cadet
 from datamodules.formats.flag_embedding import FlagEmbedding
+from datamodules.formats.layout import Layout
 from datamodules.formats.passages import CorpusPassages, NewCorpus
 from datamodules.formats.raw_lists import RawQueryList
 from datamodules.formats.sentence_transformers import SentenceTransformers
@@ -22,9 +23,10 @@ from datamodules.query_lists import QueryList
 from retriever.errors import InputError, choose, shown
 
 log = logging.getLogger(__name__)
-Layout = Cadet | SentenceTransformers | FlagEmbedding | Tevatron | Trec
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 _LARGEST = float(np.finfo(np.float32).max)
-LAYOUTS = {
+LAYOUTS: dict[str, type[Any]] = {
     "cadet": Cadet,
     "sentence_transformers": SentenceTransformers,
     "flag_embedding": FlagEmbedding,
@@ -63,9 +65,16 @@ def import_lists(
             id twice. Lines
             that cannot be read at all are errors also under ``drop``.
     """
-    reader = _layout(layout, options)
-    choose("on_bad_list", on_bad_list, ("error", "drop"))
-    return _import(Path(path), reader, passages, query_type, on_bad_list)
+    path, reader = Path(path), _layout(layout, options)
+
+    def checked(where: str, record: tuple[int, dict[str, Any]]) -> tuple[str, QueryList]:
+        number, content = record
+        stated = reader.parse(where, content)
+        query_list = _checked(stated, passages, query_type, f"{path.name.split('.')[0]}-{number}")
+        return query_list.query_id, query_list
+
+    numbered = ((f"{path}:{number}", (number, record)) for number, record in reader.records(path))
+    return _passing(numbered, checked, on_bad_list, f"{path}: no list in it")
 
 
 def export_lists(
@@ -92,8 +101,21 @@ def export_lists(
             id of an earlier one, or is one that the layout cannot hold; or there is no list.
     """
     writer = _layout(layout, options)
-    choose("on_bad_list", on_bad_list, ("error", "drop"))
-    return writer.write(_encoded(query_lists, writer, passages, on_bad_list), Path(path))
+
+    def encoded(where: str, query_list: QueryList) -> tuple[str, dict[str, Any]]:
+        if query_list.corpus != passages.name:
+            raise InputError(
+                f"{where}: a list of the corpus {shown(query_list.corpus)}, but the corpus given is "
+                f"{shown(passages.name)}."
+            )
+        if not query_list.passage_ids:
+            raise InputError(f"{where}: no candidate is in it.")
+        if not all(map(math.isfinite, query_list.teacher_scores)):
+            raise InputError(f"{where}: a teacher score of it is not finite, so no tool can learn from it.")
+        return query_list.query_id, writer.encode(where, query_list, passages)
+
+    numbered = ((f"list {n} (query {shown(q.query_id)})", q) for n, q in enumerate(query_lists, 1))
+    return writer.write(_passing(numbered, encoded, on_bad_list, "There is no list to write"), Path(path))
 
 
 def _layout(name: str, options: dict[str, Any]) -> Layout:
@@ -107,54 +129,37 @@ def _layout(name: str, options: dict[str, Any]) -> Layout:
     return kind(**options)
 
 
-def _import(
-    path: Path, layout: Layout, passages: CorpusPassages | NewCorpus, query_type: str, on_bad_list: str
-) -> Iterator[QueryList]:
+def _passing(
+    items: Iterable[tuple[str, Item]], convert: Callable[[str, Item], tuple[str, Result]], on_bad_list: str, none: str
+) -> Iterator[Result]:
+    """Convert lists, and leave out or refuse those that fail a check or have the query id of one before.
+
+    Args:
+        items: where each list is, and the list.
+        convert: gives its query id, and what it becomes.
+        on_bad_list: ``error`` or ``drop``.
+        none: what to say where no list passes.
+    """
+    choose("on_bad_list", on_bad_list, ("error", "drop"))
     seen: dict[str, str] = {}
     dropped: list[str] = []
-    for number, record in layout.records(path):
-        where = f"{path}:{number}"
+    for where, item in items:
         try:
-            stated = layout.parse(where, record)
-            query_list = _checked(stated, passages, query_type, f"{path.name.split('.')[0]}-{number}")
-            if query_list.query_id in seen:
-                raise InputError(
-                    f"{where}: the query id {shown(query_list.query_id)} is already at {seen[query_list.query_id]}."
-                )
+            query_id, result = convert(where, item)
+            if query_id in seen:
+                raise InputError(f"{where}: the query id {shown(query_id)} is already at {seen[query_id]}.")
         except InputError as error:
-            _drop_or_raise(error, on_bad_list, dropped)
+            if on_bad_list == "error":
+                raise InputError(f"{error} (Lists like this are left out with on_bad_list=drop.)") from error
+            dropped.append(str(error))
             continue
-        seen[query_list.query_id] = where
-        yield query_list
-    _report(f"{path}: no list in it", len(seen), dropped)
-
-
-def _encoded(
-    query_lists: Iterable[QueryList], layout: Layout, passages: CorpusPassages, on_bad_list: str
-) -> Iterator[dict[str, Any]]:
-    seen: dict[str, int] = {}
-    dropped: list[str] = []
-    for number, query_list in enumerate(query_lists, 1):
-        where = f"list {number} (query {shown(query_list.query_id)})"
-        try:
-            if query_list.corpus != passages.name:
-                raise InputError(
-                    f"{where}: a list of the corpus {shown(query_list.corpus)}, but the corpus given is "
-                    f"{shown(passages.name)}."
-                )
-            if not query_list.passage_ids:
-                raise InputError(f"{where}: no candidate is in it.")
-            if not all(map(math.isfinite, query_list.teacher_scores)):
-                raise InputError(f"{where}: a teacher score of it is not finite, so no tool can learn from it.")
-            if query_list.query_id in seen:
-                raise InputError(f"{where}: its query id is already in list {seen[query_list.query_id]}.")
-            entry = layout.encode(where, query_list, passages)
-        except InputError as error:
-            _drop_or_raise(error, on_bad_list, dropped)
-            continue
-        seen[query_list.query_id] = number
-        yield entry
-    _report("There is no list to write", len(seen), dropped)
+        seen[query_id] = where
+        yield result
+    if not seen:
+        failed = f", but {len(dropped)} that fail a check; the first: {dropped[0]}" if dropped else "."
+        raise InputError(f"{none}{failed}")
+    if dropped:
+        log.warning("%d list(s) left out, %d kept. The first: %s", len(dropped), len(seen), dropped[0])
 
 
 def _checked(stated: RawQueryList, passages: CorpusPassages | NewCorpus, query_type: str, default_id: str) -> QueryList:
@@ -198,18 +203,3 @@ def _score(value: Any, where: str) -> float:
     if not number or not abs(value) <= _LARGEST:  # false for nan too
         raise InputError(f"{where}: the score {shown(value)}; expected a number, finite in 32 bits.")
     return float(value)
-
-
-def _drop_or_raise(error: InputError, on_bad_list: str, dropped: list[str]) -> None:
-    if on_bad_list == "error":
-        raise InputError(f"{error} (Lists like this are left out with on_bad_list=drop.)") from error
-    dropped.append(str(error))
-
-
-def _report(none: str, kept: int, dropped: list[str]) -> None:
-    if not kept:
-        raise InputError(
-            f"{none}{f', but {len(dropped)} that fail a check; the first: {dropped[0]}' if dropped else '.'}"
-        )
-    if dropped:
-        log.warning("%d list(s) left out, %d kept. The first: %s", len(dropped), kept, dropped[0])

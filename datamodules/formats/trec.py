@@ -10,7 +10,8 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-from datamodules.corpus import read_queries, whole_grade
+from datamodules.corpus import read_qrels, read_queries
+from datamodules.formats.layout import Layout
 from datamodules.formats.passages import CorpusPassages
 from datamodules.formats.raw_lists import (
     RawPassage,
@@ -38,7 +39,7 @@ _TREC = {"qid": 0, "docid": 2, "rank": 3, "score": 4}
 
 
 @dataclass(frozen=True)
-class Trec:
+class Trec(Layout):
     """``qid Q0 docid rank score tag``, the lines of a query together; texts in a file of queries, labels in qrels.
 
     Read:
@@ -91,7 +92,7 @@ class Trec:
             yield first, {"id": query_id, "lines": members, "query": query, "positives": qrels.get(query_id, [])}
 
     def parse(self, where: str, record: dict[str, Any]) -> RawQueryList:
-        """What the lines of a query state."""
+        """See :class:`Layout`; the lines of a query."""
         if record["query"] is None:
             raise InputError(f"{where}: the query {shown(record['id'])} is not in the file of queries.")
         passages, scores, positives = [], [], list(record["positives"])
@@ -189,27 +190,10 @@ class Trec:
         path = Path(self.qrels or _qrels_of(run))
         if self.qrels is None and not is_file(path):
             return {}
-        qrels: dict[str, list[RawPassage]] = {}
-        seen: dict[tuple[str, str], int] = {}
-        for number, line in lines(path):
-            columns = line.split()
-            if number == 1 and columns[-1] == "score":
-                continue
-            grade = whole_grade(columns[-1])
-            if len(columns) not in (3, 4) or grade is None:
-                raise InputError(
-                    f"{path}:{number}: {shown(line)} is neither 'query-id corpus-id grade' nor 'qid 0 docid grade'."
-                )
-            query_id, passage_id = columns[0], columns[-2]
-            if (query_id, passage_id) in seen:
-                raise InputError(
-                    f"{path}:{number}: query {shown(query_id)} and passage {shown(passage_id)} were judged already in "
-                    f"line {seen[query_id, passage_id]}. Keep one of the two lines."
-                )
-            seen[query_id, passage_id] = number
-            if grade > 0:
-                qrels.setdefault(query_id, []).append(RawPassage(f"{path}:{number}", passage_id, None))
-        return qrels
+        return {
+            query_id: [RawPassage(f"{path}:{line}", p, None) for p, (grade, line) in judged.items() if grade > 0]
+            for query_id, judged in read_qrels(path).items()
+        }
 
 
 def queries_beside(run: Path) -> list[Path]:

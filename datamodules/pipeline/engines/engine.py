@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
-from retriever.errors import InputError
+from retriever.errors import InputError, choose
 from retriever.hashing import file_sha256
 from retriever.pretrained.source import local_folder
 
@@ -32,10 +32,31 @@ class Engine(ABC):
     """A chat model that answers conversations. Nothing is loaded before the first call of :meth:`answer`.
 
     Attributes:
+        sampling_keys: what ``sampling`` may hold.
         asked: what the configuration leaves to the machine (engine ``auto``, a packaged model), in its own words.
+
+    Args:
+        model: folder, hub name, or what a server calls it.
+        sampling: how tokens are drawn.
+        chat_template: variables of the model's chat template.
+        revision: on the hub.
+        trust_remote_code: run code that the model brings.
     """
 
-    def __init__(self) -> None:
+    sampling_keys: ClassVar[Collection[str]]
+
+    def __init__(
+        self,
+        model: str,
+        sampling: Mapping[str, Any],
+        chat_template: Mapping[str, Any] | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        for key in sampling:
+            choose("generator.sampling: the key", key, self.sampling_keys)
+        self.model, self.revision, self.trust_remote_code = model, revision, trust_remote_code
+        self.sampling, self.chat_template = dict(sampling), dict(chat_template or {})
         self.asked: dict[str, Any] = {}
 
     def settings(self) -> dict[str, Any]:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from typing import Any
 
 from datamodules.pipeline.engines.engine import Answer, Conversation, Engine
-from retriever.errors import InputError, choose, require_positive
-
-_SAMPLING = ("temperature", "top_p", "max_tokens", "frequency_penalty", "stop")
+from retriever.errors import InputError, shown
+from retriever.web import WebClient
 
 
 class ServerEngine(Engine):
@@ -22,11 +18,13 @@ class ServerEngine(Engine):
         sampling: of the chat completion.
         chat_template: variables of the chat template, for servers that take ``chat_template_kwargs``, as vLLM does.
         base_url: for example ``http://host:8000/v1``.
-        key_variable: environment variable that holds the key; the key itself stands in no file.
+        key_variable: as for :class:`~retriever.web.WebClient`, as are the others.
         parallel: requests under way at once.
-        retries: of one request, with growing pauses.
+        retries: of one request.
         timeout: of one request, in seconds.
     """
+
+    sampling_keys = ("temperature", "top_p", "max_tokens", "frequency_penalty", "stop")
 
     def __init__(
         self,
@@ -40,39 +38,18 @@ class ServerEngine(Engine):
         retries: int = 5,
         timeout: float = 600.0,
     ) -> None:
-        super().__init__()
-        for key in sampling:
-            choose("generator.sampling: the key", key, _SAMPLING)
-        require_positive(parallel=parallel, timeout=timeout)
+        super().__init__(model, sampling, chat_template)
         if not base_url:
             raise InputError("generator.server.base_url is not set; name the server, as in http://host:8000/v1.")
-        self.model = model
-        self.sampling = dict(sampling)
-        self.chat_template = dict(chat_template or {})
-        self.base_url = base_url
-        self.key_variable = key_variable
-        self.parallel = parallel
-        self.retries = retries
-        self.timeout = timeout
+        address = f"{base_url.rstrip('/')}/chat/completions"
+        doubt = f"Is the server there, and does it serve {model!r}?"
+        self.client = WebClient(address, "generator.server", key_variable, parallel, retries, timeout, doubt)
 
     @property
     def _settings(self) -> dict[str, Any]:
         # the address does not decide what is answered
         own = {"sampling": self.sampling, "chat_template": self.chat_template}
         return {"engine": "server", "model": self.model, **own}
-
-    @cached_property
-    def _client(self) -> Any:
-        try:
-            from openai import OpenAI
-        except ImportError as error:
-            raise InputError("generator.engine is server, which needs a package: pip install '.[server]'") from error
-        return OpenAI(
-            base_url=self.base_url,
-            api_key=os.environ.get(self.key_variable, "none"),
-            max_retries=self.retries,
-            timeout=self.timeout,
-        )
 
     def release(self) -> None:
         """Nothing is held here."""
@@ -81,22 +58,18 @@ class ServerEngine(Engine):
         self, conversations: Sequence[Conversation], seeds: Sequence[int], advance: Callable[[int], None]
     ) -> list[Answer]:
         """See :class:`Engine`."""
-        client = self._client
-        from openai import OpenAIError
-
-        def ask(conversation: Conversation, seed: int) -> Answer:
-            extra = {"extra_body": {"chat_template_kwargs": self.chat_template}} if self.chat_template else {}
-            done = client.chat.completions.create(
-                model=self.model, messages=conversation, seed=seed, **self.sampling, **extra
-            ).choices[0]
+        same = {"model": self.model, **self.sampling}
+        if self.chat_template:
+            same["chat_template_kwargs"] = self.chat_template
+        asked = [same | {"messages": c, "seed": seed} for c, seed in zip(conversations, seeds, strict=True)]
+        found = []
+        for answer in self.client.post(asked):
+            try:
+                choice = answer.json()["choices"][0]
+                found.append(Answer(choice["message"]["content"] or "", choice["finish_reason"] != "length"))
+            except (ValueError, LookupError, TypeError) as error:
+                raise InputError(
+                    f"{self.client.url} answered {shown(answer.text)}; expected a chat completion. {self.client.doubt}"
+                ) from error
             advance(1)
-            return Answer(done.message.content or "", done.finish_reason != "length")
-
-        try:
-            with ThreadPoolExecutor(self.parallel) as pool:
-                return list(pool.map(ask, conversations, seeds))
-        except OpenAIError as error:
-            raise InputError(
-                f"{self.base_url}: {' '.join(str(error).split())[:300]} (after {self.retries} retries). Is the server "
-                f"there, and does it serve {self.model!r}? What is done so far is kept; start again to go on."
-            ) from error
+        return found

@@ -10,7 +10,7 @@ import torch
 from jinja2 import TemplateError
 
 from datamodules.pipeline.engines.engine import Answer, Conversation, Engine, model_identity, refused
-from retriever.errors import choose, require_positive
+from retriever.errors import require_positive
 from retriever.pretrained.loading import load
 
 _SAMPLING = {"temperature": 0.8, "top_p": 1.0, "max_tokens": 50, "frequency_penalty": 0.0, "stop": ()}
@@ -23,34 +23,25 @@ class TransformersEngine(Engine):
         model: folder or hub name.
         sampling: ``temperature`` (0 is greedy), ``top_p``, ``max_tokens``, ``stop``. ``frequency_penalty`` is vLLM's
             and left out here.
-        revision: on the hub.
-        trust_remote_code: run code that the model brings.
-        chat_template: variables of its chat template.
         batch_size: conversations at a time.
         dtype: of the weights; None takes float32 on a CPU, else what the model was saved in.
+        **common: arguments of :class:`Engine`.
     """
+
+    sampling_keys = _SAMPLING.keys()
 
     def __init__(
         self,
         model: str,
         sampling: Mapping[str, Any],
         *,
-        revision: str | None = None,
-        trust_remote_code: bool = False,
-        chat_template: Mapping[str, Any] | None = None,
         batch_size: int = 16,
         dtype: str | None = None,
+        **common: Any,
     ) -> None:
-        super().__init__()
-        for key in sampling:
-            choose("generator.sampling: the key", key, _SAMPLING)
+        super().__init__(model, _SAMPLING | dict(sampling), **common)
         require_positive(batch_size=batch_size)
-        self.chat_template = dict(chat_template or {})
         self.asked_dtype = dtype
-        self.model = model
-        self.sampling: dict[str, Any] = _SAMPLING | dict(sampling)
-        self.revision = revision
-        self.trust_remote_code = trust_remote_code
         self.batch_size = batch_size
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.dtype = dtype or ("float32" if self.device == "cpu" else "auto")

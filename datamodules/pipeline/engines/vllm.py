@@ -22,36 +22,31 @@ class VllmEngine(Engine):
     """vLLM's offline engine.
 
     Args:
-        model: folder or hub name.
+        model: as for :class:`Engine`, as are the next four.
         sampling: of ``vllm.SamplingParams``.
+        chat_template: variables of the model's chat template.
         revision: on the hub.
         trust_remote_code: run code that the model brings.
-        chat_template: variables of its chat template.
         seeds: ``request``: each conversation has a seed of its own; ``block``: one seed for all conversations of a
             call, by which they come out alike as long as the call holds the same ones (vLLM 0.32 crashes on seeded
             requests on a CPU); ``auto``: by the device.
         **options: of ``vllm.LLM``: tensor_parallel_size, data_parallel_size, max_model_len, gpu_memory_utilization, …
     """
 
+    sampling_keys = _SAMPLING
+
     def __init__(
         self,
         model: str,
         sampling: Mapping[str, Any],
         *,
+        chat_template: Mapping[str, Any] | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
-        chat_template: Mapping[str, Any] | None = None,
         seeds: str = "auto",
         **options: Any,
     ) -> None:
-        super().__init__()
-        for key in sampling:
-            choose("generator.sampling: the key", key, _SAMPLING)
-        self.model = model
-        self.sampling = dict(sampling)
-        self.revision = revision
-        self.trust_remote_code = trust_remote_code
-        self.chat_template = dict(chat_template or {})
+        super().__init__(model, sampling, chat_template, revision, trust_remote_code)
         self.asked_seeds = choose("generator.vllm.seeds", seeds, ("auto", "request", "block"))
         self.seeds = ("request" if torch.cuda.is_available() else "block") if seeds == "auto" else seeds
         self.options = {k: v for k, v in options.items() if v is not None}

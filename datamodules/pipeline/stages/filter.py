@@ -81,7 +81,7 @@ class Filter(Stage):
         group = np.array(table["group"].to_pylist(), dtype=object)
         kind = np.array(table["query_type"].to_pylist(), dtype=object)
         verdict = np.full(len(table), None, dtype=object)
-        exempt = np.isin(group, self.exempt)
+        exempt = np.isin(group, list(self.exempt))
         for rule, fails in self._rules(table):
             verdict[fails & ~exempt & _alive(verdict)] = rule
         if self.min_top_quantile is not None:

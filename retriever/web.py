@@ -1,0 +1,101 @@
+"""Posts JSON to a web API, many requests at a time, and again where the server is out of reach, busy or failing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3 import Retry
+
+from retriever.errors import InputError, require_positive, shown
+
+_PASSING = (408, 409, 429, 500, 502, 503, 504)  # statuses that may be gone at the next try
+_GO_ON = "What is done so far is kept; start again to go on."
+
+
+@dataclass(frozen=True)
+class WebClient:
+    """One address of a web API.
+
+    Attributes:
+        url: where to post.
+        group: the settings that these are, for messages: ``teacher`` or ``generator.server``.
+        key_variable: environment variable that holds the key, sent as ``Authorization: Bearer …`` where it is set; the
+            key itself stands in no file.
+        parallel: requests under way at once.
+        retries: of one request, with growing pauses.
+        timeout: of one try, in seconds without a byte of an answer.
+        doubt: what to ask oneself where no good answer comes, a sentence.
+    """
+
+    url: str
+    group: str
+    key_variable: str
+    parallel: int
+    retries: int
+    timeout: float
+    doubt: str = "Is the server there?"
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        require_positive(**{f"{self.group}.{name}": getattr(self, name) for name in ("parallel", "timeout")})
+        if self.retries < 0:
+            raise InputError(f"{self.group}.retries is {self.retries}; it must be at least 0.")
+
+    def post(self, bodies: Sequence[Any]) -> Iterator[requests.Response]:
+        """Post each of some JSON values; yield the answers, all of status 200, in this order.
+
+        Raises:
+            InputError: no answer after all retries, or one of another status.
+        """
+        with self._session() as session, ThreadPoolExecutor(self.parallel) as pool:
+            yield from pool.map(lambda body: self._ask(session, body), bodies)
+
+    def _session(self) -> requests.Session:
+        retry = Retry(
+            self.retries,
+            allowed_methods=None,  # a POST, too: to ask twice does no harm
+            status_forcelist=_PASSING,
+            backoff_factor=0.5,
+            raise_on_status=False,
+        )
+        session = requests.Session()
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, HTTPAdapter(pool_maxsize=self.parallel, max_retries=retry))
+        key = os.environ.get(self.key_variable)
+        if key:
+            session.auth = _Bearer(key)
+        return session
+
+    def _ask(self, session: requests.Session, body: Any) -> requests.Response:
+        try:
+            # a POST that is redirected becomes a GET
+            answer = session.post(self.url, json=body, timeout=self.timeout, allow_redirects=False)
+        except requests.RequestException as error:
+            raise InputError(
+                f"{self.url}: {' '.join(str(error).split())[:300]} (after {self.retries} retries). "
+                f"{self.doubt} {_GO_ON}"
+            ) from error
+        if answer.status_code != 200:
+            key = "is set" if os.environ.get(self.key_variable) else "is not set"
+            raise InputError(
+                f"{self.url} answered with status {answer.status_code}: {shown(answer.text)} (the key's variable "
+                f"{self.key_variable} {key}). {self.doubt} {_GO_ON}"
+            )
+        return answer
+
+
+class _Bearer(requests.auth.AuthBase):
+    """The key of a request; as ``auth``, for else requests takes what ~/.netrc says of that host."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self.key}"
+        return request
