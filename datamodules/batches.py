@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -60,6 +60,7 @@ class Draw:
     seed: tuple[int, ...]
 
 
+@dataclass(eq=False)
 class BatchSampler(Sampler[Draw]):
     """Batches of lists of one corpus each; another seeded order every epoch; no list left over.
 
@@ -81,29 +82,24 @@ class BatchSampler(Sampler[Draw]):
             corpus.
     """
 
-    def __init__(
-        self,
-        sources: Sequence[WeightedLists],
-        batch_size: int,
-        seed: int,
-        order: str | None = "shuffle",
-        rank: int = 0,
-        world_size: int = 1,
-        group_overlapping_lists: bool = False,
-    ) -> None:
-        if order is not None:
-            choose("data.order", order, ORDERS)
-        if batch_size < world_size:
-            raise InputError(f"data.batch_size is {batch_size}, less than one list for each of {world_size} ranks.")
-        self.sources = sources
-        self.batch_size = batch_size
-        self.seed = seed
-        self.order = order
-        self.rank = rank
-        self.world_size = world_size
-        self.group_overlapping_lists = group_overlapping_lists
-        self.epoch = 0
-        self.done: tuple[int, int] | None = None  # (epoch, batches) that a resumed run has behind it
+    sources: Sequence[WeightedLists]
+    batch_size: int
+    seed: int
+    order: str | None = "shuffle"
+    rank: int = 0
+    world_size: int = 1
+    group_overlapping_lists: bool = False
+    epoch: int = field(default=0, init=False)
+    done: tuple[int, int] | None = field(default=None, init=False)  # (epoch, batches) that a resumed run has behind it
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.order is not None:
+            choose("data.order", self.order, ORDERS)
+        if self.batch_size < self.world_size:
+            raise InputError(
+                f"data.batch_size is {self.batch_size}, less than one list for each of {self.world_size} ranks."
+            )
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch the next iteration is; Lightning does."""
@@ -237,6 +233,7 @@ def gathered(rows: np.ndarray, offsets: np.ndarray, parts: int, random: np.rando
     return order
 
 
+@dataclass(eq=False)
 class ListBatches(Dataset):
     """Makes the batch of a draw.
 
@@ -248,19 +245,16 @@ class ListBatches(Dataset):
         needs: what else batches hold.
     """
 
-    def __init__(
-        self,
-        sources: list[ListSource],
-        list_length: int,
-        candidates: str,
-        needs: BatchNeeds,
-    ) -> None:
-        if list_length < 2:
-            raise InputError(f"data.list_length is {list_length}; a list needs at least 2 candidates.")
-        self.sources = sources
-        self.list_length = list_length
-        self.candidates = choose("data.candidates", candidates, CANDIDATES)
-        self.needs = needs
+    sources: list[ListSource]
+    list_length: int
+    candidates: str
+    needs: BatchNeeds
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.list_length < 2:
+            raise InputError(f"data.list_length is {self.list_length}; a list needs at least 2 candidates.")
+        choose("data.candidates", self.candidates, CANDIDATES)
 
     def __getitem__(self, draw: Draw) -> RetrievalBatch:
         """The batch of a draw; the same draw gives the same batch."""

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from torch.utils.data import DataLoader
 
 from datamodules.batches import CANDIDATES, ORDERS, BatchSampler, ListBatches, ListSource, WeightedLists
@@ -20,12 +18,11 @@ from datamodules.caches import cached_embeddings, cached_tokens
 from datamodules.corpus import Corpus, EvaluationSet, find_dataset, find_file, load_corpus, load_evaluation_set
 from datamodules.dev_lists import Part, choose_dev, why_none
 from datamodules.held_out import held_out_lists
+from datamodules.leakage.guard import Guarded, LeakGuard
 from datamodules.leakage.overlap import find_overlap
-from datamodules.leakage.queries import count_reasons, find_leaks
-from datamodules.leakage.same_passages import RelevantPassages, translated
 from datamodules.list_choice import by_type, chosen_lists
 from datamodules.normalization import NORMALIZATIONS, confident, normalize_scores
-from datamodules.query_lists import QueryLists, open_query_lists, ragged_take
+from datamodules.query_lists import QueryLists, open_query_lists
 from datamodules.specs import EvaluationSpec, ListFile, TrainFile, read_evaluation_specs, read_list_files
 from datamodules.storage.made_ahead import made_ahead
 from datamodules.text.near_texts import checked_threshold
@@ -39,15 +36,6 @@ log = logging.getLogger(__name__)
 # Whatever the train batch: dev losses of runs with other batch sizes compare, and shared passages are encoded once.
 DEV_BATCH_SIZE = 4096
 LEAK_ACTIONS = ("drop", "fail", "off")
-
-
-@dataclass(frozen=True)
-class _Guarded:
-    """Queries (id → text) that train queries must not give away, and the passages that they are about."""
-
-    name: str
-    queries: dict[str, str]
-    passages: RelevantPassages
 
 
 class _ThreadedLoader(DataLoader):
@@ -74,6 +62,7 @@ class _ThreadedLoader(DataLoader):
             yield from super().__iter__()
 
 
+@dataclass(eq=False, repr=False)
 class QueryListDataModule(L.LightningDataModule):
     """Train and dev query lists of one or several corpora.
 
@@ -119,70 +108,61 @@ class QueryListDataModule(L.LightningDataModule):
         seed: of order, sampling and the choice among labels.
     """
 
-    def __init__(
-        self,
-        encoder: TextEncoder,
-        train: Sequence[Mapping | TrainFile],
-        dev: Sequence[Mapping | ListFile] | None = None,
-        *,
-        dev_fraction: float | None = None,
-        batch_size: int = 4096,
-        list_length: int = 20,
-        candidates: str = "top",
-        normalization: str = "percentile",
-        min_top_quantile: float | None = None,
-        order: str = "shuffle",
-        group_overlapping_lists: bool = False,
-        on_bad_list: str = "error",
-        leak_guard: str = "drop",
-        leak_jaccard: float = 0.6,
-        leak_near_passages: float | None = None,
-        human_types: Sequence[str] = ("human",),
-        evaluation: Sequence[Mapping | EvaluationSpec] = (),
-        empty_passages: str = "error",
-        unknown_qrels: str = "error",
-        cache_dir: str | Path = "outputs/cache",
-        data_dir: str | Path = "data",
-        token_budget: int = 16_384,
-        num_workers: int = 0,
-        seed: int = 1,
-    ) -> None:
+    encoder: TextEncoder
+    train: Sequence[Mapping | TrainFile]
+    dev: Sequence[Mapping | ListFile] | None = None
+    _: KW_ONLY
+    dev_fraction: float | None = None
+    batch_size: int = 4096
+    list_length: int = 20
+    candidates: str = "top"
+    normalization: str = "percentile"
+    min_top_quantile: float | None = None
+    order: str = "shuffle"
+    group_overlapping_lists: bool = False
+    on_bad_list: str = "error"
+    leak_guard: str = "drop"
+    leak_jaccard: float = 0.6
+    leak_near_passages: float | None = None
+    human_types: Sequence[str] = ("human",)
+    evaluation: Sequence[Mapping | EvaluationSpec] = ()
+    empty_passages: str = "error"
+    unknown_qrels: str = "error"
+    cache_dir: str | Path = "outputs/cache"
+    data_dir: str | Path = "data"
+    token_budget: int = 16_384
+    num_workers: int = 0
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the values; nothing is opened."""
         super().__init__()
-        require_positive(
-            batch_size=batch_size, list_length=list_length, token_budget=token_budget, leak_jaccard=leak_jaccard
-        )
-        choose("data.leak_guard", leak_guard, LEAK_ACTIONS)
-        checked_threshold("data.leak_near_passages", leak_near_passages)
-        choose("data.candidates", candidates, CANDIDATES)
-        choose("data.normalization", normalization, NORMALIZATIONS)
-        choose("data.order", order, ORDERS)
-        choose("on_bad_list", on_bad_list, ("error", "drop"))
-        choose("empty_passages", empty_passages, ("error", "keep"))
-        choose("unknown_qrels", unknown_qrels, ("error", "keep"))
-        if num_workers < 0:
-            raise InputError(f"data.num_workers is {num_workers}; it must not be negative.")
-        if dev is None and dev_fraction is not None and not 0 < dev_fraction < 1:
+        numbers = ("batch_size", "list_length", "token_budget", "leak_jaccard")
+        require_positive(**{name: getattr(self, name) for name in numbers})
+        checked_threshold("data.leak_near_passages", self.leak_near_passages)
+        choose("data.leak_guard", self.leak_guard, LEAK_ACTIONS)
+        choose("data.candidates", self.candidates, CANDIDATES)
+        choose("data.normalization", self.normalization, NORMALIZATIONS)
+        choose("data.order", self.order, ORDERS)
+        choose("on_bad_list", self.on_bad_list, ("error", "drop"))
+        choose("empty_passages", self.empty_passages, ("error", "keep"))
+        choose("unknown_qrels", self.unknown_qrels, ("error", "keep"))
+        if self.num_workers < 0:
+            raise InputError(f"data.num_workers is {self.num_workers}; it must not be negative.")
+        if self.dev is None and self.dev_fraction is not None and not 0 < self.dev_fraction < 1:
             raise InputError(
-                f"data.dev_fraction is {dev_fraction}; without data.dev it must be above 0 and below 1: settings and "
-                "checkpoints are chosen on dev lists."
+                f"data.dev_fraction is {self.dev_fraction}; without data.dev it must be above 0 and below 1: settings "
+                "and checkpoints are chosen on dev lists."
             )
-        if min_top_quantile is not None and not 0 <= min_top_quantile < 1:
-            raise InputError(f"data.min_top_quantile is {min_top_quantile}; it must be in [0, 1), or null.")
-        if not train:
+        if self.min_top_quantile is not None and not 0 <= self.min_top_quantile < 1:
+            raise InputError(f"data.min_top_quantile is {self.min_top_quantile}; it must be in [0, 1), or null.")
+        if not self.train:
             raise InputError("data.train names no file of query lists.")
-        self.encoder = encoder
-        self.train_files: list[TrainFile] = read_list_files(TrainFile, train, "data.train")
-        self.dev_files: list[ListFile] | None = None if dev is None else read_list_files(ListFile, dev, "data.dev")
-        self.dev_fraction = dev_fraction
-        self.batch_size, self.list_length, self.candidates = batch_size, list_length, candidates
-        self.normalization, self.min_top_quantile, self.order = normalization, min_top_quantile, order
-        self.group_overlapping_lists = group_overlapping_lists
-        self.on_bad_list, self.leak_guard, self.leak_jaccard = on_bad_list, leak_guard, leak_jaccard
-        self.leak_near_passages = leak_near_passages
-        self.human_types, self.evaluation = tuple(human_types), read_evaluation_specs(evaluation)
-        self.empty_passages, self.unknown_qrels = empty_passages, unknown_qrels
-        self.cache_dir, self.data_dir = Path(cache_dir), data_dir
-        self.token_budget, self.num_workers, self.seed = token_budget, num_workers, seed
+        self.train_files: list[TrainFile] = read_list_files(TrainFile, self.train, "data.train")
+        self.dev_files: list[ListFile] | None = (
+            None if self.dev is None else read_list_files(ListFile, self.dev, "data.dev")
+        )
+        self.evaluation_specs = read_evaluation_specs(self.evaluation)
         self.needs = BatchNeeds(labels=True)
         self.report: dict[str, Any] = {}
         self._done: tuple[int, int] | None = None
@@ -255,9 +235,8 @@ class QueryListDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """One item is one batch of this rank."""
         loader = self._loader(self._train, train=True)
-        sampler: BatchSampler = loader.sampler
-        sampler.done = self._done
-        self._sampler = sampler
+        self._sampler = loader.sampler
+        self._sampler.done = self._done
         return loader
 
     def state_dict(self) -> dict[str, int]:
@@ -294,24 +273,21 @@ class QueryListDataModule(L.LightningDataModule):
             world_size: number of processes.
             group_overlapping_lists: None as the settings say.
         """
-        if group_overlapping_lists is None:
-            group_overlapping_lists = self.group_overlapping_lists
+        grouped = self.group_overlapping_lists if group_overlapping_lists is None else group_overlapping_lists
         return BatchSampler(
             self.train_lists if train else self.dev_lists,
             self.batch_size if train else DEV_BATCH_SIZE,
             self.seed,
             self.order if train else None,
-            rank=rank,
-            world_size=world_size,
-            group_overlapping_lists=group_overlapping_lists,
+            rank,
+            world_size,
+            grouped,
         )
 
-    def _loader(self, sources: list[ListSource], train: bool) -> DataLoader:
+    def _loader(self, sources: list[ListSource], train: bool) -> _ThreadedLoader:
         dataset = ListBatches(sources, self.list_length, self.candidates if train else "top", self.needs)
-        trainer = self.trainer
-        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        sampler = self.sampler(train, rank, world_size)
-        return _ThreadedLoader(dataset, sampler, self.num_workers)
+        ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else ()
+        return _ThreadedLoader(dataset, self.sampler(train, *ranks), self.num_workers)
 
     def _open(self, spec: ListFile) -> Part:
         corpus = self._corpus(spec.corpus)
@@ -340,82 +316,31 @@ class QueryListDataModule(L.LightningDataModule):
 
     def _guard(self, train: list[Part], dev: list[Part]) -> tuple[list[Part], list[Part]]:
         """Leave out lists that give away an evaluation query, then train lists that give away a dev query."""
-        for spec in self.evaluation:
-            if spec.chooses:  # these are guarded below, as dev lists
-                continue
-            against = self._guarded_set(spec)
-            train = [self._without_leaks(*part, against=against) for part in train]
-            dev = [self._without_leaks(*part, against=against) for part in dev]
+        guard = LeakGuard(self.leak_guard, self.leak_jaccard, self.leak_near_passages, self.human_types)
+
+        def checked(parts: list[Part], against: Guarded) -> list[Part]:
+            return [(spec, corpus, guard.without_leaks(corpus, lists, against)) for spec, corpus, lists in parts]
+
+        for spec in self.evaluation_specs:
+            if not spec.chooses:  # the others are guarded below, as dev lists
+                against = self._guarded(guard, spec)
+                train, dev = checked(train, against), checked(dev, against)
         for _, corpus, lists in dev:
-            against = self._guarded_lists("the dev lists", corpus, lists)
-            train = [self._without_leaks(*part, against=against) for part in train]
+            train = checked(train, guard.lists("the dev lists", corpus, lists))
+        if guard.left_out:
+            self.report["leak_guard"] = guard.left_out
         return train, dev
 
-    def _guarded_set(self, spec: EvaluationSpec) -> _Guarded:
+    def _guarded(self, guard: LeakGuard, spec: EvaluationSpec) -> Guarded:
         """The queries of an evaluation set."""
         corpus = self._corpus(spec.path)
         if spec.lists is not None:
             lists = held_out_lists(spec.lists, spec.types, corpus, self.cache_dir, self.on_bad_list)
-            return self._guarded_lists(spec.name or corpus.name, corpus, lists)
+            return guard.lists(spec.name or corpus.name, corpus, lists)
         target = load_evaluation_set(
             spec.path, spec.source, data_dir=self.data_dir, unknown_qrels=self.unknown_qrels, corpus=corpus
         )
-        return self._guarded(f"{target.name}/{spec.source}", target.corpus, target.queries, target.relevant())
-
-    def _guarded_lists(self, name: str, corpus: Corpus, lists: QueryLists) -> _Guarded:
-        """The queries of lists that are not trained on; the passages of those that humans judged."""
-        queries = dict(zip(lists.query_ids.to_pylist(), lists.queries.to_pylist(), strict=True))
-        human = lists.select(self._human(lists))
-        relevant = dict(zip(human.query_ids.to_pylist(), human.positive_ids(corpus), strict=True))
-        return self._guarded(name, corpus, queries, relevant)
-
-    def _guarded(
-        self, name: str, corpus: Corpus, queries: dict[str, str], relevant: Mapping[str, Collection[str]]
-    ) -> _Guarded:
-        return _Guarded(name, queries, RelevantPassages(corpus, relevant, self.leak_near_passages))
-
-    def _human(self, lists: QueryLists) -> np.ndarray:
-        human = pa.array(self.human_types, lists.query_types.type)
-        return pc.is_in(lists.query_types, value_set=human).to_numpy(zero_copy_only=False)
-
-    def _without_leaks(self, spec: ListFile, corpus: Corpus, lists: QueryLists, against: _Guarded) -> Part:
-        judged: list[Collection[str]] = [()] * len(lists)
-        human = np.flatnonzero(self._human(lists))
-        positives, _ = ragged_take(lists.positive_rows, lists.positive_offsets, human)
-        copies = against.passages.among(corpus, np.unique(positives))
-        shared = corpus.rows(sorted(copies))
-        number = np.repeat(np.arange(len(lists)), np.diff(lists.positive_offsets))
-        sharing = np.bincount(number, np.isin(lists.positive_rows, shared), len(lists)) > 0
-        concerned = human[sharing[human]]
-        for position, ids in zip(concerned, lists.select(concerned).positive_ids(corpus), strict=True):
-            judged[position] = ids
-        relevant = translated(against.passages.relevant, copies)
-        leaks = find_leaks(lists.queries, judged, against.queries, relevant, self.leak_jaccard, copies)
-        if not leaks:
-            return spec, corpus, lists
-        first = leaks[0]
-        if self.leak_guard == "fail":
-            raise InputError(
-                f"{lists.source}:{lists.line[first.position]}: {lists.queries[first.position].as_py()!r} "
-                f"{first.reason} the query "
-                f"{first.evaluation_query!r} of {against.name} ({len(leaks)} lists like this). Remove them, or set "
-                "data.leak_guard=drop."
-            )
-        reasons = count_reasons(leaks)
-        log.info(
-            "Leak guard: %d of %d lists of %s left out (%s a query of %s)",
-            len(leaks),
-            len(lists),
-            lists.source.name,
-            ", ".join(f"{n} {why}" for why, n in reasons.items()),
-            against.name,
-        )
-        self.report.setdefault("leak_guard", []).append(
-            {"lists": lists.source.name, "against": against.name, "of": len(lists), **reasons}
-        )
-        keep = np.ones(len(lists), dtype=bool)
-        keep[[leak.position for leak in leaks]] = False
-        return spec, corpus, lists.select(keep)
+        return guard.queries(f"{target.name}/{spec.source}", target.corpus, target.queries, target.relevant())
 
     def _chosen(self, spec: ListFile, corpus: Corpus, lists: QueryLists) -> Part:
         """What a train file's ``types`` and ``draw`` take of the lists that are left."""
@@ -440,16 +365,16 @@ class QueryListDataModule(L.LightningDataModule):
         )
 
     def _passages(self, corpus: Corpus) -> tuple[TokenizedTexts, np.ndarray | None]:
-        """Token ids and, where frozen, embeddings of a corpus; looked up once, however many files name it."""
+        """Token ids of a corpus and, where the objective needs them, embeddings by the base weights; looked up once."""
         if corpus.name not in self._encoded:
             tokens = cached_tokens(corpus.passages, self.encoder, "passage", self.cache_dir)
-            self._encoded[corpus.name] = tokens, self._frozen_embeddings(corpus, tokens)
+            self._encoded[corpus.name] = (
+                tokens,
+                self._embeddings(corpus, tokens) if self.needs.frozen_passages else None,
+            )
         return self._encoded[corpus.name]
 
-    def _frozen_embeddings(self, corpus: Corpus, tokens: TokenizedTexts) -> np.ndarray | None:
-        """Encode a corpus by the base weights where the objective needs that; else return None."""
-        if not self.needs.frozen_passages:
-            return None
+    def _embeddings(self, corpus: Corpus, tokens: TokenizedTexts) -> np.ndarray:
         if self.trainer is None:
             raise InputError("Passages are encoded on the trainer's device; open this data module by a trainer.")
         self.encoder.to(self.trainer.strategy.root_device)

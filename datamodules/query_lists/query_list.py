@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -91,19 +91,15 @@ class QueryLists:
         rows, offsets = ragged_take(self.rows, self.offsets, keep)
         scores, _ = ragged_take(self.scores, self.offsets, keep)
         positive_rows, positive_offsets = ragged_take(self.positive_rows, self.positive_offsets, keep)
-        query_ids, queries, query_types = (getattr(self, name).take(pa.array(keep)) for name in STRINGS)
-        return QueryLists(
-            self.source,
-            self.line[keep],
-            query_ids,
-            queries,
-            query_types,
-            rows,
-            scores,
-            offsets,
-            positive_rows,
-            positive_offsets,
-            self.metadata,
+        return replace(
+            self,
+            line=self.line[keep],
+            **{name: getattr(self, name).take(pa.array(keep)) for name in STRINGS},
+            rows=rows,
+            scores=scores,
+            offsets=offsets,
+            positive_rows=positive_rows,
+            positive_offsets=positive_offsets,
         )
 
     def positive_ids(self, corpus: Corpus) -> list[list[str]]:
