@@ -1,7 +1,5 @@
 """Which lists a batch holds (seeded, by epoch and rank), and the batch made of them: each distinct passage once."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """QueryListDataModule: query lists with precomputed teacher scores, as batches for any objective."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Dev lists where no file of them is named: those beside lists that are split already, or a share of them."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """An evaluation set of query lists: their queries, judged by the passages that they were written from."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Candidates for queries: BM25, and the fusion of several retrievers' hits by score or by rank."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Which lists of a file are taken: those of some query types, or a seeded draw of so many."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What stands in a file of query lists: counts, lengths, scores, and how often the teacher agrees with the labels."""
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """Raw teacher scores to [0, 1], on reading, so that another normalisation needs no new scoring."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from retriever.errors import choose

@@ -1,7 +1,5 @@
 """A data set cut down to few passages, among them the relevant ones of as many evaluation queries as fit."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from pathlib import Path
 

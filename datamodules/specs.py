@@ -1,7 +1,5 @@
 """What a configuration may say of a file of query lists and of an evaluation set."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

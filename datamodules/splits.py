@@ -1,7 +1,5 @@
 """Train and dev by source passage, by a hash and so the same everywhere."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 

@@ -4,8 +4,6 @@ Pure functions, and :class:`WholeBatch`, which puts the rows of all ranks togeth
 list, ``D`` dimensions. Nothing here draws from torch's global generator or changes a gradient.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from itertools import combinations
 

@@ -1,7 +1,5 @@
 """QueryListModule trains anything on query lists; RetrieverModule adds what all objectives of text encoders share."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """Makes the optimiser and its schedule: any of torch's classes, with the facts of the run that it takes."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Sequence
 from functools import partial

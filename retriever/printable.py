@@ -1,7 +1,5 @@
 """Makes texts from elsewhere safe to print: control characters are shown, and do not reach the terminal."""
 
-from __future__ import annotations
-
 import logging
 import re
 

@@ -1,7 +1,5 @@
 """Exact top-k search by inner product, streamed over chunks of passages (faiss)."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Settings as dataclasses: a mapping is read once, and what is wrong in it is said in one sentence."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import types

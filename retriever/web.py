@@ -1,7 +1,5 @@
 """Posts JSON to a web API, many requests at a time, and again where the server is out of reach, busy or failing."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor

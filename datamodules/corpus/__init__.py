@@ -5,23 +5,3 @@ from datamodules.corpus.data_sets import BEIR_NAMES, SHIPPED, find_dataset, find
 from datamodules.corpus.evaluation_set import EvaluationSet, load_evaluation_set
 from datamodules.corpus.qrels import judgement_files, load_qrels, qrels_file, qrels_splits, read_qrels
 from datamodules.corpus.queries import load_queries, read_queries
-
-__all__ = [
-    "BEIR_NAMES",
-    "SHIPPED",
-    "Corpus",
-    "EvaluationSet",
-    "corpus_files",
-    "corpus_sha256",
-    "find_dataset",
-    "find_file",
-    "judgement_files",
-    "load_corpus",
-    "load_evaluation_set",
-    "load_qrels",
-    "load_queries",
-    "qrels_file",
-    "qrels_splits",
-    "read_qrels",
-    "read_queries",
-]

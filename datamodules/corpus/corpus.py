@@ -1,7 +1,5 @@
 """A corpus: N passages, read once into memory-mapped columns."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """Where a data set is: a folder, shipped with the project, or downloaded by its BEIR name."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from datamodules.storage.archives import BEIR, download_beir

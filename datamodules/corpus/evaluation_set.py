@@ -1,7 +1,5 @@
 """Queries with judgements over a corpus."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Judgements: qrels files of BEIR and of TREC."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Queries of a data set: id and text."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

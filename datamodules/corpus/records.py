@@ -1,7 +1,5 @@
 """What corpus and query files have in common: where they are, and their ids."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from datamodules.formats.records import Columns, find_records

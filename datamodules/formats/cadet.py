@@ -1,7 +1,5 @@
 """CADET's layout: JSON Lines, one query a line with its passages, each with id, text and score."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

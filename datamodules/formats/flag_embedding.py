@@ -1,7 +1,5 @@
 """FlagEmbedding's layout: JSON Lines with the texts of positives and negatives and the teacher's scores of both."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What layouts of other tools' files have in common: how they are read and written, and positives beside negatives."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Passages that a file names by id or by text: found in a corpus, or gathered into a new one."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator

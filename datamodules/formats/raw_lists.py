@@ -1,7 +1,5 @@
 """What a line of another tool's file states of a query list, before anything of it is checked or looked up."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Records of a file, whatever its format: JSON Lines, CSV, TSV, Parquet or Arrow; and which columns hold what."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

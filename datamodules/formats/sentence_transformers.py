@@ -1,7 +1,5 @@
 """The layouts of sentence-transformers' distillation data sets: query, passages, and a list of scores."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice

@@ -1,7 +1,5 @@
 """Tevatron's layout: JSON Lines with the passages of positives and negatives, each with id, title, text and score."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Read query lists out of another tool's file, and write them into one."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator

@@ -1,7 +1,5 @@
 """Run files as teacher scores: TREC's, MS MARCO's, and tables of pairs; queries' texts and judgements beside them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack

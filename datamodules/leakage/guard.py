@@ -1,7 +1,5 @@
 """The leak guard of a training: lists whose query gives away an evaluation or a dev query are left out, or refused."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field

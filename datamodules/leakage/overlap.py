@@ -1,7 +1,5 @@
 """Evaluation queries that training came close to, whatever the leak guard let through."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

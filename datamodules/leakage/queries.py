@@ -1,7 +1,5 @@
 """The leak guard: training queries that give away an evaluation query."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass

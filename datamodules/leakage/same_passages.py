@@ -1,7 +1,5 @@
 """The passages that evaluation queries are about, found again under whatever id: by their text, in any corpus."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Queries that need no generation: judged ones, titles, and claims that a passage makes."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a language model answered, as a query; or the reason why it is none."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Query types that an LLM writes: instruction and examples, each type a file that a user can edit or add to."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -3,14 +3,3 @@
 from datamodules.query_lists.files import read_metadata, read_query_lists, write_query_lists
 from datamodules.query_lists.opened import open_query_lists
 from datamodules.query_lists.query_list import SCHEMA, QueryList, QueryLists, ragged_take
-
-__all__ = [
-    "SCHEMA",
-    "QueryList",
-    "QueryLists",
-    "open_query_lists",
-    "ragged_take",
-    "read_metadata",
-    "read_query_lists",
-    "write_query_lists",
-]

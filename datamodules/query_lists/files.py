@@ -1,7 +1,5 @@
 """Files of query lists: Parquet, Arrow and JSON Lines, written whole and read block by block."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping

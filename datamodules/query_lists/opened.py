@@ -1,7 +1,5 @@
 """Query lists opened for training: checked, and their ids resolved to rows of the corpus, once."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Mapping

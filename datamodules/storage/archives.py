@@ -1,7 +1,5 @@
 """BEIR's data sets as zip archives: downloaded, checked and unpacked without leaving their folder."""
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 import stat

@@ -1,7 +1,5 @@
 """Blocks of work that any number of processes share: each takes those that nobody holds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from pathlib import Path
 

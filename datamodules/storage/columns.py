@@ -1,7 +1,5 @@
 """Columns of strings and numbers on disk: written block by block, whole or not there, opened memory-mapped."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence

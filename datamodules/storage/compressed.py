@@ -1,7 +1,5 @@
 """Reading compressed files in a stream, and telling by its first bytes what a file is."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import zlib

@@ -1,7 +1,5 @@
 """Reading lines with their numbers, and writing files that are whole or not there."""
 
-from __future__ import annotations
-
 import errno
 import io
 import json

@@ -1,7 +1,5 @@
 """Hashes of input files, which several parts of a run ask for: each file is read once."""
 
-from __future__ import annotations
-
 import os
 import time
 from pathlib import Path

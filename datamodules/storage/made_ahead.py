@@ -1,7 +1,5 @@
 """The next pieces of work, done in threads while the caller is busy with this one."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor

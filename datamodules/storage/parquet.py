@@ -1,7 +1,5 @@
 """Reading tables, Parquet and Arrow files: whole, valid, and what is wrong with them in words."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Where strings stand in an Arrow array, without a dictionary that holds them all again."""
 
-from __future__ import annotations
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc

@@ -1,7 +1,5 @@
 """Reading YAML files, with what is wrong with them in words."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Texts that nearly equal another one: MinHash finds them, the exact similarity of their shingles decides."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

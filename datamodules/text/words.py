@@ -1,7 +1,5 @@
 """What a word is, in any script: one definition for the leak guard, BM25, query cleaning and the search for copies."""
 
-from __future__ import annotations
-
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence

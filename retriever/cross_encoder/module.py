@@ -1,7 +1,5 @@
 """CrossEncoderModule: a cross-encoder trained on labelled positives against mined negatives of each list."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Sums over ranks, and rows of all ranks with gradient, where ranks may hold different numbers of rows."""
 
-from __future__ import annotations
-
 from typing import TypeVar
 
 import torch

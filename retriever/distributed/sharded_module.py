@@ -1,7 +1,5 @@
 """When an encoder's weights are whole and when they are shared out, over a training under FSDP (``trainer=fsdp``)."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

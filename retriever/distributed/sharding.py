@@ -5,8 +5,6 @@ are therefore gathered once, before a step or an evaluation. A layer's gradient 
 after all micro-batches have added to it, in the same order on every rank.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

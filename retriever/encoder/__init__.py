@@ -1,5 +1,3 @@
 """The text encoder: tokens, micro-batches, pooling, packing, and the layout of sentence-transformers."""
 
 from retriever.encoder.text_encoder import EncoderSpec, TextEncoder
-
-__all__ = ["EncoderSpec", "TextEncoder"]

@@ -1,7 +1,5 @@
 """Encodes many texts under a token budget, with gradient (checkpointed micro-batches, gradient caching) or without."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Settings of the C library on Linux: whether it keeps freed memory or gives it back."""
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import sys

@@ -5,8 +5,6 @@ through that registry and that takes ``position_ids``. A micro-batch of n texts 
 is computed for padding, and attention needs no mask.
 """
 
-from __future__ import annotations
-
 import inspect
 from itertools import groupby
 

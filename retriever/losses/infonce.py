@@ -4,8 +4,6 @@
 divided by a temperature.
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from retriever.losses.listwise import at_least_float32

@@ -4,8 +4,6 @@
 divided by a temperature.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Matryoshka representation learning: any objective, on prefixes of the embeddings as well as the whole."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import inf

@@ -1,7 +1,5 @@
 """Computes a function of many queries block by block, so that only one block's matrices are in memory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -4,8 +4,6 @@
 temperature; values where ``list_mask`` is False are ignored. All are 0 for a list of one passage.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -5,14 +5,3 @@ from retriever.objectives.distillation import ListwiseDistillation
 from retriever.objectives.in_batch_distillation import InBatchDistillation
 from retriever.objectives.infonce import InfoNCE
 from retriever.objectives.ranking import ApproxNDCG, LambdaLoss, MarginMSE, RankNet
-
-__all__ = [
-    "ApproxNDCG",
-    "CombinedObjective",
-    "InBatchDistillation",
-    "InfoNCE",
-    "LambdaLoss",
-    "ListwiseDistillation",
-    "MarginMSE",
-    "RankNet",
-]

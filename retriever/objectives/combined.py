@@ -1,7 +1,5 @@
 """Listwise distillation plus a little InfoNCE."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Listwise distillation: bring the student's distribution over each list near the teacher's."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

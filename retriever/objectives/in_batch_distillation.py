@@ -1,7 +1,5 @@
 """Distillation over a list and the other passages of the batch, which have no teacher score."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

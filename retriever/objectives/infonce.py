@@ -1,7 +1,5 @@
 """InfoNCE: the conventional objective, and the paper's, with the teacher's positive and fewer false negatives."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

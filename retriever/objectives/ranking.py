@@ -1,7 +1,5 @@
 """Objectives over the pairs and positions of each list: margins, orders, nDCG."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from retriever.batch import EncodedBatch

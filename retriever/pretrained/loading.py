@@ -1,7 +1,5 @@
 """Loads what ``transformers`` saved; a damaged, incomplete or foreign folder ends in one sentence."""
 
-from __future__ import annotations
-
 import logging
 import re
 import textwrap

@@ -1,7 +1,5 @@
 """Finds where a named model is loaded from: an installed package, a folder, or the hub at one commit."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Starts vLLM: its environment, and its defaults without a GPU."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator, Mapping

@@ -3,5 +3,3 @@
 from retriever.teachers.base import PairScores, RetrievedPassages, Teacher
 from retriever.teachers.ensemble import Ensemble
 from retriever.teachers.run_fusion import RunFusion
-
-__all__ = ["Ensemble", "PairScores", "RetrievedPassages", "RunFusion", "Teacher"]

@@ -1,7 +1,5 @@
 """What every teacher does: score pairs of a query and a passage, and say what decides its scores."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """BAAI's layered Gemma reranker, which stops at a layer and averages passage tokens on the way."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """ModelTeacher: a teacher that is a model, and reads a query and a passage together as tokens."""
 
-from __future__ import annotations
-
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Tokenises pairs: a template around query and passage, of which only the passage is cut."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

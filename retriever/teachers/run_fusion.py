@@ -1,7 +1,5 @@
 """A teacher without a model: the weighted sum of retrievers' scores."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

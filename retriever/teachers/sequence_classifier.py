@@ -1,7 +1,5 @@
 """Cross-encoders with a classification head: one logit, or the log-odds of two classes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """RankT5 and monoT5: encoder-decoders that answer at their first decoder step."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from typing import Any
 

@@ -1,7 +1,5 @@
 """TransformersTeacher: loading, micro-batches and a last projection in float32, for teachers under transformers."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property

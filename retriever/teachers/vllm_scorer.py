@@ -1,7 +1,5 @@
 """VllmScorer: classifiers with one logit, scored by vLLM."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any

@@ -1,7 +1,5 @@
 """A teacher behind a web API, which scores the documents of one query in one request."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

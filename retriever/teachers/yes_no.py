@@ -1,7 +1,5 @@
 """YesNo: causal language models that are asked whether a passage fits, like Qwen3-Reranker."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

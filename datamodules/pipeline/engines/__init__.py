@@ -5,5 +5,3 @@ from datamodules.pipeline.engines.engine import Answer, Engine
 from datamodules.pipeline.engines.server import ServerEngine
 from datamodules.pipeline.engines.transformers import TransformersEngine
 from datamodules.pipeline.engines.vllm import VllmEngine
-
-__all__ = ["Answer", "Engine", "ServerEngine", "TransformersEngine", "VllmEngine", "choose_engine"]

@@ -1,7 +1,5 @@
 """Which engine a configuration asks for."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A server that speaks OpenAI's protocol: a vLLM cluster, or any other."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """transformers' own generation: slower than vLLM, and there wherever torch is."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any

@@ -1,7 +1,5 @@
 """vLLM in this process."""
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property

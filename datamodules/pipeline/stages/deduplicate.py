@@ -1,7 +1,5 @@
 """Stage deduplicate: passages that say the same as another one are left out of what queries are written from."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass

@@ -1,7 +1,5 @@
 """Stage filter: queries and lists that are worth learning from."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import KW_ONLY, dataclass, fields
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Stage generate: an LLM writes queries of several types for each sampled passage."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence

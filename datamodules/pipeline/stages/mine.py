@@ -1,7 +1,5 @@
 """Stage mine: candidates of every query, from any number of retrievers, fused into one list."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass

@@ -1,7 +1,5 @@
 """Stage queries: all queries that lists are made for, human and synthetic, in one table."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass

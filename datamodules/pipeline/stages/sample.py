@@ -1,7 +1,5 @@
 """Stage sample: the passages that queries are written from."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass

@@ -1,7 +1,5 @@
 """Stage score: one or several teachers score each candidate of each query, once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property

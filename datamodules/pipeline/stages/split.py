@@ -1,7 +1,5 @@
 """Stage split: train and dev lists, without what gives away an evaluation query."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
