@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import torch
@@ -28,16 +28,11 @@ class BatchNeeds:
     frozen_passages: bool = False
 
 
-@dataclass
-class RetrievalBatch:
-    """Q query lists over P distinct passages of one corpus.
+@dataclass(frozen=True, kw_only=True)
+class ListTensors:
+    """What Q query lists over P distinct passages of one corpus say, whether as token ids or as embeddings.
 
     Attributes:
-        corpus: the corpus's name.
-        query_ids: Q ids, for messages.
-        queries: token ids of the Q queries.
-        passages: token ids of the P distinct passages; None where their embeddings are given.
-        passage_embeddings: float32 [P, D] of a frozen passage encoder; None where passages are encoded.
         passage_keys: int64 [P], equal for equal passages, also between ranks (the passage's row in its corpus).
         list_index: int64 [Q, K] into the P passages, best first by the teacher.
         list_mask: bool [Q, K], False where a list is shorter than K.
@@ -47,11 +42,6 @@ class RetrievalBatch:
         labelled_keys: int64 [Q, M], the passage keys of all labelled positives, padded with −1.
     """
 
-    corpus: str
-    query_ids: list[str]
-    queries: TokenizedTexts
-    passages: TokenizedTexts | None
-    passage_embeddings: Tensor | None
     passage_keys: Tensor
     list_index: Tensor
     list_mask: Tensor
@@ -59,16 +49,37 @@ class RetrievalBatch:
     positive_index: Tensor
     labelled_keys: Tensor
 
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalBatch(ListTensors):
+    """Q query lists over P distinct passages of one corpus.
+
+    Attributes:
+        corpus: the corpus's name.
+        query_ids: Q ids, for messages.
+        queries: token ids of the Q queries.
+        passages: token ids of the P distinct passages; None where their embeddings are given.
+        passage_embeddings: float32 [P, D] of a frozen passage encoder; None where passages are encoded.
+    """
+
+    corpus: str
+    query_ids: list[str]
+    queries: TokenizedTexts
+    passages: TokenizedTexts | None
+    passage_embeddings: Tensor | None
+
     def __len__(self) -> int:
         return len(self.query_ids)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> RetrievalBatch:
         """Move the tensors; token ids stay where they are until their micro-batch is encoded."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                setattr(self, field.name, value.to(device, non_blocking=non_blocking))
-        return self
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: t.to(device, non_blocking=non_blocking) for name, t in tensors.items()})
+
+    def encoded(self, queries: Tensor, passages: Tensor) -> EncodedBatch:
+        """The same lists over embeddings, [Q, D] and [P, D]."""
+        lists = {field.name: getattr(self, field.name) for field in fields(ListTensors)}
+        return EncodedBatch(queries=queries, passages=passages, **lists)
 
 
 @dataclass(frozen=True)
@@ -100,24 +111,17 @@ class Pool:
         return present[column_of] / rows[column_of]
 
 
-@dataclass(frozen=True)
-class EncodedBatch:
-    """A batch as an objective gets it: the fields of :class:`RetrievalBatch`, with embeddings in place of tokens.
+@dataclass(frozen=True, kw_only=True)
+class EncodedBatch(ListTensors):
+    """A batch as an objective gets it: with embeddings in place of tokens.
 
     Attributes:
         queries: float32 [Q, D].
         passages: float32 [P, D], this rank's distinct passages.
-        passage_keys, list_index, list_mask, teacher_scores, positive_index, labelled_keys: as in RetrievalBatch.
     """
 
     queries: Tensor
     passages: Tensor
-    passage_keys: Tensor
-    list_index: Tensor
-    list_mask: Tensor
-    teacher_scores: Tensor
-    positive_index: Tensor
-    labelled_keys: Tensor
 
     @cached_property
     def list_scores(self) -> Tensor:

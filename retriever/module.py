@@ -322,16 +322,7 @@ class RetrieverModule(QueryListModule):
         queries, passages = embeddings[: len(batch)], embeddings[len(batch) :]
         if batch.passage_embeddings is not None:
             passages = batch.passage_embeddings.to(queries.device)
-        return EncodedBatch(
-            queries=queries,
-            passages=passages,
-            passage_keys=batch.passage_keys,
-            list_index=batch.list_index,
-            list_mask=batch.list_mask,
-            teacher_scores=batch.teacher_scores,
-            positive_index=batch.positive_index,
-            labelled_keys=batch.labelled_keys,
-        )
+        return batch.encoded(queries, passages)
 
     def encode(self, texts: TokenizedTexts) -> Tensor:
         """Embed texts in micro-batches, float32 [n, D]."""

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,10 @@ from retriever.encoder import packing
 from retriever.encoder import sentence_transformers_layout as layout
 from retriever.encoder.pooling import POOLINGS, pool
 from retriever.encoder.tokens import TokenizedTexts, lower_case, padding_token, to_be_saved
-from retriever.errors import InputError, choose, shown
+from retriever.errors import InputError, choose
 from retriever.pretrained.loading import NO_LIMIT, load, load_backbone, readable_length
 from retriever.pretrained.source import find_model, with_preset
+from retriever.typed import check_value
 
 _log = logging.getLogger(__name__)
 KINDS = ("query", "passage")
@@ -30,15 +31,6 @@ _ADVICE = (
     "Name a folder that holds config.json, model.safetensors and tokenizer.json, or a model on the hub that this "
     "machine can reach."
 )
-_KINDS_OF_VALUES = {
-    "pooling": (str,),
-    "query_prompt": (str,),
-    "passage_prompt": (str,),
-    "query_max_length": (int,),
-    "passage_max_length": (int,),
-    "normalize": (bool,),
-    "truncate_dim": (int, type(None)),
-}
 _POSITIONS_BEHIND_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "mpnet", "camembert")
 # a fast tokenizer keeps the last call's truncation, so two threads must not be in one at once
 _TOKENIZER_LOCK = threading.Lock()
@@ -68,12 +60,8 @@ class EncoderSpec:
 
     def __post_init__(self) -> None:
         """Check the values, which may come from a model's files."""
-        for name, kinds in _KINDS_OF_VALUES.items():
-            value = getattr(self, name)
-            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-                raise InputError(
-                    f"encoder.{name} is {shown(value)}; expected {' or '.join(k.__name__ for k in kinds)}."
-                )
+        for name, hint in get_type_hints(EncoderSpec).items():
+            check_value(f"encoder.{name}", hint, getattr(self, name))
         choose("encoder.pooling", self.pooling, POOLINGS)
         for name in ("query_max_length", "passage_max_length"):
             if getattr(self, name) < 3:

