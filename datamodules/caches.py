@@ -131,7 +131,7 @@ def _make_in_blocks(
             held = run_free_blocks(folder / "locks", range(len(parts)), run)
             # by now only others are at work: wait for them, and do what a killed one left undone
             run_free_blocks(folder / "locks", held, run, wait_for_others=True)
-        with FileLock(folder / "merge.lock"):
+        with FileLock(folder / "lock"):
             if not is_whole():
                 remove_leftovers(folder)
                 merge(blocks)

@@ -1,5 +1,6 @@
 """What stands in a file of query lists: counts, lengths, scores, and how often the teacher agrees with the labels."""
 
+import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -65,22 +66,25 @@ def summarise(query_lists: Iterable[QueryList], examples: int = 5) -> ListSummar
     Raises:
         InputError: there is no list.
     """
-    tallies: dict[str, _Tally] = {}
+    of_type: dict[str, tuple[list[tuple[float, ...]], list[np.ndarray]]] = {}
     corpora: Counter[str] = Counter()
     drawn: list[tuple[int, QueryList]] = []
     draw = random.Random(0)
     texts: set[int] = set()
     for number, query_list in enumerate(query_lists):
-        tallies.setdefault(query_list.query_type, _Tally()).add(query_list, hash(query_list.query) in texts)
+        facts, scores = of_type.setdefault(query_list.query_type, ([], []))
+        finite = np.array([score for score in query_list.teacher_scores if math.isfinite(score)], np.float32)
+        facts.append((*_facts(query_list, finite), hash(query_list.query) in texts))
+        scores.append(finite)
         texts.add(hash(query_list.query))
         corpora[query_list.corpus] += 1
         if number < examples:
             drawn.append((number, query_list))
         elif (place := draw.randrange(number + 1)) < examples:  # every list has the same chance in the end
             drawn[place] = (number, query_list)
-    if not tallies:
+    if not of_type:
         raise InputError("There is no list in it.")
-    types = [tally.summary(query_type) for query_type, tally in tallies.items()]
+    types = [_summary(query_type, *columns) for query_type, columns in of_type.items()]
     return ListSummary(types, corpora, [query_list for _, query_list in sorted(drawn, key=lambda pair: pair[0])])
 
 
@@ -91,37 +95,27 @@ def merge(types: Sequence[TypeSummary], name: str = "all") -> TypeSummary:
     return TypeSummary(name, *arrays, *(sum(getattr(t, n) for t in types) for n in counts))
 
 
-class _Tally:
-    """Counts of one type while the lists go by."""
+def _facts(query_list: QueryList, finite: np.ndarray) -> tuple[float, ...]:
+    """Length, words, best score (nan without any); whether a positive is labelled, comes first, and is a candidate."""
+    positives = set(query_list.positive_ids)
+    ranked = sorted(zip(query_list.teacher_scores, query_list.passage_ids, strict=False), key=lambda pair: -pair[0])
+    return (
+        len(query_list.passage_ids),
+        count_words(query_list.query),
+        finite.max() if len(finite) else math.nan,
+        bool(positives),
+        bool(ranked) and ranked[0][1] in positives,
+        not positives.isdisjoint(query_list.passage_ids),
+    )
 
-    def __init__(self) -> None:
-        self.lengths: list[int] = []
-        self.words: list[int] = []
-        self.scores: list[np.ndarray] = []
-        self.best: list[float] = []
-        self.counts: Counter[str] = Counter()
 
-    def add(self, query_list: QueryList, repeated: bool) -> None:
-        scores = np.asarray(query_list.teacher_scores, np.float64)
-        finite = scores[np.isfinite(scores)]
-        self.lengths.append(len(query_list.passage_ids))
-        self.words.append(count_words(query_list.query))
-        self.scores.append(finite.astype(np.float32))
-        if len(finite):
-            self.best.append(finite.max())
-        positives = set(query_list.positive_ids)
-        ranked = sorted(zip(query_list.teacher_scores, query_list.passage_ids, strict=False), key=lambda pair: -pair[0])
-        self.counts["labelled"] += bool(positives)
-        self.counts["positive_first"] += bool(ranked) and ranked[0][1] in positives
-        self.counts["positive_listed"] += not positives.isdisjoint(query_list.passage_ids)
-        self.counts["repeated"] += repeated
-
-    def summary(self, query_type: str) -> TypeSummary:
-        return TypeSummary(
-            query_type=query_type,
-            lengths=np.array(self.lengths, np.int64),
-            words=np.array(self.words, np.int64),
-            scores=np.concatenate(self.scores),
-            best=np.array(self.best, np.float32),
-            **{name: self.counts[name] for name in ("labelled", "positive_first", "positive_listed", "repeated")},
-        )
+def _summary(query_type: str, facts: list[tuple[float, ...]], scores: list[np.ndarray]) -> TypeSummary:
+    lengths, words, best, *counts = np.array(facts, np.float64).T
+    return TypeSummary(
+        query_type,
+        lengths.astype(np.int64),
+        words.astype(np.int64),
+        np.concatenate(scores),
+        best[~np.isnan(best)].astype(np.float32),
+        *(int(count.sum()) for count in counts),
+    )

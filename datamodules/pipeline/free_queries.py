@@ -1,8 +1,7 @@
 """Queries that need no generation: judged ones, titles, and claims that a passage makes."""
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +20,6 @@ _CLAIM = re.compile(
 _WORDS = range(5, 31)
 
 
-@dataclass(frozen=True)
-class SourceQueries:
-    """Queries that lists are made for.
-
-    Attributes:
-        query_type: ``human``, ``title`` or ``claim``.
-        queries: id → text.
-        positive_ids: id → labelled positives.
-    """
-
-    query_type: str
-    queries: dict[str, str]
-    positive_ids: dict[str, list[str]]
-
-
 def collect_queries(
     source: str,
     dataset: str,
@@ -43,8 +27,8 @@ def collect_queries(
     split: str = "train",
     data_dir: str | Path = "data",
     unknown_qrels: str = "error",
-) -> SourceQueries:
-    """Queries without any generation.
+) -> Iterator[tuple[str, str, str, list[str]]]:
+    """Queries without any generation: id, text, type (``human``, ``title`` or ``claim``), and ids of the positives.
 
     Args:
         source: ``judged``: the queries of a split with their relevant passages; ``titles``: each passage's title;
@@ -60,20 +44,21 @@ def collect_queries(
     if choose("queries.source", source, QUERY_SOURCES) == "judged":
         folder = str(find_dataset(dataset, data_dir))
         judged = load_evaluation_set(folder, split, corpus=corpus, unknown_qrels=unknown_qrels)
-        relevant = {q: sorted(ids) for q, ids in judged.relevant().items()}
-        if unknown_qrels == "keep":
-            relevant = {q: [p for p in ids if corpus.rows([p])[0] >= 0] for q, ids in relevant.items()}
-            relevant = {q: ids for q, ids in relevant.items() if ids}
-        return SourceQueries("human", {q: judged.queries[q] for q in relevant}, relevant)
+        for query_id, relevant in judged.relevant().items():
+            ids = sorted(relevant)
+            if unknown_qrels == "keep":
+                ids = [passage for passage, row in zip(ids, corpus.rows(ids), strict=True) if row >= 0]
+            if ids or unknown_qrels == "error":
+                yield query_id, judged.queries[query_id], "human", ids
+        return
     ways: dict[str, tuple[str, Any, Callable[[str], str | None]]] = {
         "titles": ("title", corpus.titles, str.strip),
         "claims": ("claim", corpus.texts, claim),
     }
     query_type, texts, make = ways[source]
-    # a title or a claim that a passage lacks makes no query
-    found = zip(corpus.ids.to_pylist(), map(make, texts.to_pylist()), strict=True)
-    queries = {f"{query_type}-{passage_id}": text for passage_id, text in found if text}
-    return SourceQueries(query_type, queries, {q: [q.removeprefix(f"{query_type}-")] for q in queries})
+    for passage_id, text in zip(corpus.ids.to_pylist(), map(make, texts.to_pylist()), strict=True):
+        if text:  # a title or a claim that a passage lacks makes no query
+            yield f"{query_type}-{passage_id}", text, query_type, [passage_id]
 
 
 def claim(text: str) -> str | None:

@@ -25,18 +25,6 @@ _SPEAKS_OF_ITSELF = re.compile(
     r"as an ai\b|i am an ai\b|text:|answer:)",
     re.IGNORECASE,
 )
-REASONS = (
-    "empty",
-    "cut off",
-    "speaks of itself",
-    "too long",
-    "too short",
-    "repeats itself",
-    "copied from the passage",
-    "copied from an example",
-    "leans on the text",
-    "wrong language",
-)
 
 
 def clean_query(
@@ -53,7 +41,7 @@ def clean_query(
         language: ISO 639-1 code that queries must be in; None takes any in the passage's script.
 
     Returns:
-        The query, and None or why it is rejected (one of :data:`REASONS`).
+        The query, and None or why it is rejected.
     """
     query, several = _first_line(raw, kind.labels)
     finished = finished or several  # what was cut off is a later line

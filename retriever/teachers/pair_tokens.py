@@ -12,6 +12,15 @@ from retriever.errors import InputError
 
 _FIXED, _QUERY, _PASSAGE = 0, 1, 2
 _OWNERS = {"{query}": _QUERY, "{passage}": _PASSAGE}
+# of each pair, see TokenizedPairs
+_FACTS = {
+    "truncated": bool,
+    "before": np.int64,
+    "after": np.int64,
+    "passage_ends": np.int64,
+    "query_truncated": bool,
+    "query_ends": np.int64,
+}
 _BLOCK = 1_000  # pairs whose character offsets are held at a time
 
 
@@ -48,20 +57,6 @@ class _Encoded:
     types: np.ndarray | None
     owners: np.ndarray
     ends: np.ndarray
-
-
-@dataclass(frozen=True)
-class _Fitted:
-    """One pair, cut: a row of :class:`TokenizedPairs`."""
-
-    ids: np.ndarray
-    types: np.ndarray | None
-    truncated: bool
-    before: int
-    after: int
-    passage_end: int
-    query_truncated: bool
-    query_end: int
 
 
 class PairTokenizer:
@@ -118,16 +113,12 @@ class PairTokenizer:
         for start in range(0, len(queries), _BLOCK):
             block = slice(start, start + _BLOCK)
             pairs += [self._fit(parts) for parts in self._encode(list(queries[block]), list(passages[block]))]
-        types = [p.types for p in pairs if p.types is not None]  # of all pairs or of none
+        types = [types for _, types, _ in pairs if types is not None]  # of all pairs or of none
+        facts = np.array([facts for _, _, facts in pairs], dtype=list(_FACTS.items()))
         return TokenizedPairs(
-            tokens=_ragged([p.ids for p in pairs]),
+            tokens=_ragged([ids for ids, _, _ in pairs]),
             types=_ragged(types) if types else None,
-            truncated=np.array([p.truncated for p in pairs], dtype=bool),
-            before=np.array([p.before for p in pairs], dtype=np.int64),
-            after=np.array([p.after for p in pairs], dtype=np.int64),
-            passage_ends=np.array([p.passage_end for p in pairs], dtype=np.int64),
-            query_truncated=np.array([p.query_truncated for p in pairs], dtype=bool),
-            query_ends=np.array([p.query_end for p in pairs], dtype=np.int64),
+            **{name: facts[name] for name in _FACTS},
         )
 
     def _encode(self, queries: list[str], passages: list[str]) -> list[list[_Encoded]]:
@@ -174,7 +165,8 @@ class PairTokenizer:
             encoded.append(_Encoded(np.array(row.ids, dtype=np.int32), None, owners, within))
         return encoded * len(queries) if len(encoded) < len(queries) else encoded
 
-    def _fit(self, parts: list[_Encoded]) -> _Fitted:
+    def _fit(self, parts: list[_Encoded]) -> tuple[np.ndarray, np.ndarray | None, tuple]:
+        """Cut a pair: its ids, types, and ``_FACTS``."""
         owners = np.concatenate([p.owners for p in parts])
         ends = np.concatenate([p.ends for p in parts])
         query, passage = np.flatnonzero(owners == _QUERY), np.flatnonzero(owners == _PASSAGE)
@@ -185,16 +177,16 @@ class PairTokenizer:
         keep[passage[room:]] = False
         kept = [int(k.sum()) for k in np.split(keep, np.cumsum([len(p.ids) for p in parts])[:-1])]
         middle = 0 if self._parts is None else self._passage_part
-        return _Fitted(
-            ids=np.concatenate([p.ids for p in parts])[keep],
-            types=None if parts[0].types is None else parts[0].types[keep],
-            truncated=len(passage) > room,
-            before=sum(kept[:middle]),
-            after=sum(kept[middle + 1 :]),
-            passage_end=ends[passage[:room]].max(initial=0),
-            query_truncated=len(query) > queried,
-            query_end=ends[query[:queried]].max(initial=0),
+        facts = (
+            len(passage) > room,
+            sum(kept[:middle]),
+            sum(kept[middle + 1 :]),
+            ends[passage[:room]].max(initial=0),
+            len(query) > queried,
+            ends[query[:queried]].max(initial=0),
         )
+        types = None if parts[0].types is None else parts[0].types[keep]
+        return np.concatenate([p.ids for p in parts])[keep], types, facts
 
 
 def _fill(pieces: list[str], query: str, passage: str) -> tuple[str, dict[int, tuple[int, int]]]:

@@ -509,7 +509,7 @@ def test_files_beside_a_run_are_checked(tmp_path):
     qrels = tmp_path / "x.run.qrels.tsv"
     for text, message in {
         "query-id\tcorpus-id\tscore\n1\tzz\t1\n": r"qrels\.tsv:2: the passage 'zz'",
-        "query-id\tcorpus-id\tscore\n1\ta\tyes\n": r"qrels\.tsv:2: '1\\ta\\tyes' is neither",
+        "query-id\tcorpus-id\tscore\n1\ta\tyes\n": r"qrels\.tsv:2: '1\\ta\\tyes' is not 'query-id <tab> corpus-id <tab> whole number'",
     }.items():
         qrels.write_text(text)
         with pytest.raises(InputError, match=message):
@@ -521,7 +521,7 @@ def test_files_beside_a_run_are_checked(tmp_path):
     [
         ("cadet", {}, replace(OTHER, passage_ids=["a", "zz"]), "'zz' is not in the corpus"),
         ("cadet", {}, replace(OTHER, corpus="nq"), "corpus 'nq'"),
-        ("cadet", {}, GOOD, "its query id is already in list 1"),
+        ("cadet", {}, GOOD, "the query id 'q1' is already at list 1"),
         ("trec", {}, replace(OTHER, query_id="q 2"), "the id 'q 2' has a space"),
         ("flag_embedding", {}, replace(OTHER, positive_ids=["a", "b"]), "needs a negative"),
         ("sentence_transformers", {"list_length": 3}, OTHER, "2 passages, fewer than list_length=3"),

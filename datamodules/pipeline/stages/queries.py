@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from datamodules.corpus import Corpus, find_dataset, judgement_files
+from datamodules.formats.raw_lists import required_text
 from datamodules.pipeline.free_queries import QUERY_SOURCES, collect_queries
 from datamodules.pipeline.stages.stage import Output, Stage, table_writer
 from datamodules.storage.files import json_lines
@@ -121,11 +122,8 @@ class CollectQueries(Stage):
             yield from self._from_file(Path(options["path"]))
         else:
             split = options.get("split", "train")
-            found = collect_queries(
-                options["source"], self.dataset, self.corpus, split, self.data_dir, self.unknown_qrels
-            )
-            for query_id, query in found.queries.items():
-                yield query_id, query, found.query_type, found.positive_ids[query_id]
+            data = self.dataset, self.corpus, split, self.data_dir, self.unknown_qrels
+            yield from collect_queries(options["source"], *data)
 
     def _from_file(self, path: Path) -> Iterator[tuple[str, str, str, list[str]]]:
         records = [(number, *_own_query(path, number, record)) for number, record in json_lines(path)]
@@ -144,11 +142,8 @@ class CollectQueries(Stage):
 
 
 def _own_query(path: Path, number: int, record: dict[str, Any]) -> tuple[str, str, str, list[str]]:
-    for key in ("query_id", "query", "query_type"):
-        value = record.get(key)
-        if not isinstance(value, str) or not value.strip():
-            raise InputError(f"{path}:{number}: {key!r} is {value!r}; expected a string that is not empty.")
+    query_id, query, kind = (required_text(f"{path}:{number}", record, k) for k in ("query_id", "query", "query_type"))
     positives = record.get("positive_ids", [])
     if not isinstance(positives, list) or not all(isinstance(p, str) for p in positives):
         raise InputError(f"{path}:{number}: 'positive_ids' is {str(positives)[:80]}; expected a list of strings.")
-    return record["query_id"], record["query"], record["query_type"], positives
+    return query_id, query, kind, positives
