@@ -15,10 +15,9 @@ from datamodules.batches import CANDIDATES, ORDERS, BatchSampler, ListBatches, L
 from datamodules.caches import cached_embeddings, cached_tokens
 from datamodules.corpus import Corpus, EvaluationSet, find_dataset, find_file, load_corpus, load_evaluation_set
 from datamodules.dev_lists import Part, choose_dev, why_none
-from datamodules.held_out import held_out_lists
 from datamodules.leakage.guard import Guarded, LeakGuard
 from datamodules.leakage.overlap import find_overlap
-from datamodules.list_choice import by_type, chosen_lists
+from datamodules.list_choice import by_type, chosen_lists, held_out_lists
 from datamodules.normalization import NORMALIZATIONS, confident, normalize_scores
 from datamodules.query_lists import QueryLists, open_query_lists
 from datamodules.specs import EvaluationSpec, ListFile, TrainFile, read_evaluation_specs, read_list_files

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.corpus import Corpus, EvaluationSet, find_dataset, load_corpus, load_evaluation_set
-from datamodules.held_out import held_out_lists, held_out_set
+from datamodules.list_choice import held_out_lists, held_out_set
 from datamodules.specs import EvaluationSpec
 from retriever.errors import InputError
 

@@ -12,8 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datamodules.corpus.records import record_files, record_id
-from datamodules.formats.records import IDS, TEXTS, Columns, records
+from datamodules.formats.records import IDS, TEXTS, Columns, record_files, record_id, records
 from datamodules.storage.columns import ColumnWriter, cached_columns, mapped_strings, update_digest
 from datamodules.storage.compressed import split_ending
 from datamodules.storage.input_hashes import input_sha256

@@ -1,7 +1,7 @@
 """Judgements: qrels files of BEIR and of TREC."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from datamodules.formats.records import find_records
@@ -26,18 +26,22 @@ def load_qrels(folder: str | Path, split: str) -> tuple[Path, dict[str, dict[str
     return path, read_qrels(path)
 
 
-def read_qrels(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
+def read_qrels(path: Path, spaced: Collection[int] = (4,)) -> dict[str, dict[str, tuple[int, int]]]:
     """Read judgements: query id → passage id → (grade, line number).
 
     A line is BEIR's ``query-id <tab> corpus-id <tab> score`` or TREC's ``qid 0 docid grade``, with tabs or spaces.
     A first line that names ``score`` third, or ``corpus-id`` and ``score`` anywhere, says where they stand; without
     one, columns behind BEIR's three are left out where none is a number.
 
+    Args:
+        path: the file.
+        spaced: how many columns a line without tabs may have.
+
     Raises:
         InputError: a line of neither form, or not of the first line's, or a pair judged twice.
     """
     qrels: dict[str, dict[str, tuple[int, int]]] = {}
-    for number, query_id, passage_id, grade in _judgements(path):
+    for number, query_id, passage_id, grade in _judgements(path, spaced):
         judged = qrels.setdefault(query_id, {})
         if passage_id in judged:
             raise InputError(
@@ -48,12 +52,12 @@ def read_qrels(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
     return qrels
 
 
-def _judgements(path: Path) -> Iterator[tuple[int, str, str, int]]:
+def _judgements(path: Path, spaced: Collection[int]) -> Iterator[tuple[int, str, str, int]]:
     """Number, query id, passage id and grade of every line."""
     named, first = None, None
     for number, line in lines(path):
         columns = line.split("\t")
-        if len(columns) == 1 and len(line.split()) in (3, 4):  # as TREC's are written
+        if len(columns) == 1 and len(line.split()) in spaced:  # as TREC's are written
             columns = line.split()
         while len(columns) > 3 and not columns[-1].strip():  # a tab at the end
             columns.pop()

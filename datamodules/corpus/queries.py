@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from datamodules.corpus.records import record_files, record_id
-from datamodules.formats.records import QUERY_IDS, QUERY_TEXTS, Columns, records
+from datamodules.formats.records import QUERY_IDS, QUERY_TEXTS, Columns, record_files, record_id, records
 from retriever.errors import InputError, shown
 
 

@@ -3,20 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
+from datamodules.formats import raw_lists
 from datamodules.formats.layout import Layout
 from datamodules.formats.passages import CorpusPassages
-from datamodules.formats.raw_lists import (
-    RawPassage,
-    RawQueryList,
-    id_of,
-    ids_of,
-    keys,
-    list_of,
-    passage_text,
-    required_text,
-    text_of,
-    title_of,
-)
+from datamodules.formats.raw_lists import RawPassage, RawQueryList
 from datamodules.query_lists import QueryList
 from retriever.errors import InputError, shown
 
@@ -40,27 +30,27 @@ class Cadet(Layout):
     def parse(self, where: str, record: dict[str, Any]) -> RawQueryList:
         """See :class:`Layout`."""
         passages, scores = [], []
-        for entry in list_of(where, record, "passages"):
+        for entry in raw_lists.list_of(where, record, "passages"):
             if not isinstance(entry, dict):
                 raise InputError(f"{where}: {shown(entry)} in 'passages'; expected an object with docid and score.")
             if self.score_key not in entry:
                 raise InputError(
-                    f"{where}: a passage without {self.score_key!r}; it has {keys(entry)}. If the score is under "
-                    "another key, name it: score_key=KEY."
+                    f"{where}: a passage without {self.score_key!r}; it has {raw_lists.keys(entry)}. If the score is "
+                    "under another key, name it: score_key=KEY."
                 )
-            passage_id = id_of(where, "docid", entry.get("docid"))
-            text = passage_text(where, entry, passage_id, "text")
-            passages.append(RawPassage(where, passage_id, text, title_of(where, entry)))
+            passage_id = raw_lists.id_of(where, "docid", entry.get("docid"))
+            text = raw_lists.passage_text(where, entry, passage_id, "text")
+            passages.append(RawPassage(where, passage_id, text, raw_lists.title_of(where, entry)))
             scores.append(entry[self.score_key])
         return RawQueryList(
             where=where,
-            query=required_text(where, record, "query"),
+            query=raw_lists.required_text(where, record, "query"),
             passages=passages,
             scores=scores,
             positives=[RawPassage(where, passage_id, None) for passage_id in _positive_ids(where, record)],
-            query_id=text_of(where, record, "query_id", "qid", numbers=True),
-            query_type=text_of(where, record, "query_type", "type"),
-            corpus=text_of(where, record, "corpus"),
+            query_id=raw_lists.text_of(where, record, "query_id", "qid", numbers=True),
+            query_type=raw_lists.text_of(where, record, "query_type", "type"),
+            corpus=raw_lists.text_of(where, record, "corpus"),
         )
 
     def encode(self, where: str, query_list: QueryList, passages: CorpusPassages) -> dict[str, Any]:
@@ -79,5 +69,5 @@ class Cadet(Layout):
 
 
 def _positive_ids(where: str, record: dict[str, Any]) -> list[str]:
-    one = text_of(where, record, "positive_docid", "positive_id", numbers=True)
-    return ids_of(where, record, "positive_ids") or ([one] if one is not None else [])
+    one = raw_lists.text_of(where, record, "positive_docid", "positive_id", numbers=True)
+    return raw_lists.ids_of(where, record, "positive_ids") or ([one] if one is not None else [])

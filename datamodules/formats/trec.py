@@ -9,18 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.corpus import read_qrels, read_queries
+from datamodules.formats import raw_lists
 from datamodules.formats.layout import Layout
 from datamodules.formats.passages import CorpusPassages
-from datamodules.formats.raw_lists import (
-    RawPassage,
-    RawQueryList,
-    id_of,
-    keys,
-    passage_text,
-    required_text,
-    text_of,
-    title_of,
-)
+from datamodules.formats.raw_lists import RawPassage, RawQueryList
 from datamodules.formats.records import find_records, records
 from datamodules.query_lists import QueryList
 from datamodules.storage.files import atomic_path, is_file, json_lines, lines
@@ -96,9 +88,11 @@ class Trec(Layout):
         passages, scores, positives = [], [], list(record["positives"])
         for at, row in record["lines"]:
             row = _columns(at, row) if isinstance(row, str) else row
-            passage_id = id_of(at, "docid", next((row[n] for n in _PASSAGE_IDS if row.get(n) is not None), None))
-            text = passage_text(at, row, passage_id, *_TEXTS)
-            passage = RawPassage(at, passage_id, text, title_of(at, row))
+            passage_id = raw_lists.id_of(
+                at, "docid", next((row[n] for n in _PASSAGE_IDS if row.get(n) is not None), None)
+            )
+            text = raw_lists.passage_text(at, row, passage_id, *_TEXTS)
+            passage = RawPassage(at, passage_id, text, raw_lists.title_of(at, row))
             passages.append(passage)
             scores.append(self._score(at, row))
             grade = row.get("relevance")
@@ -107,13 +101,13 @@ class Trec(Layout):
         place, query = record["query"]
         return RawQueryList(
             where=where,
-            query=required_text(place, query, "text", "query"),
+            query=raw_lists.required_text(place, query, "text", "query"),
             passages=passages,
             scores=scores,
             positives=positives,
             query_id=record["id"],
-            query_type=text_of(place, query, "query_type"),
-            corpus=text_of(place, query, "corpus"),
+            query_type=raw_lists.text_of(place, query, "query_type"),
+            corpus=raw_lists.text_of(place, query, "corpus"),
         )
 
     def _score(self, at: str, row: Mapping[str, Any]) -> Any:
@@ -126,7 +120,7 @@ class Trec(Layout):
                     "A query list needs the teacher's score of every passage: write the run with scores (TREC's six "
                     "columns), or take the ranks for scores: scores=ranks."
                     if name == "score"
-                    else f"This line has {keys(dict(row))}."
+                    else f"This line has {raw_lists.keys(dict(row))}."
                 )
             )
         if isinstance(value, str):
@@ -190,7 +184,7 @@ class Trec(Layout):
             return {}
         return {
             query_id: [RawPassage(f"{path}:{line}", p, None) for p, (grade, line) in judged.items() if grade > 0]
-            for query_id, judged in read_qrels(path).items()
+            for query_id, judged in read_qrels(path, spaced=(3, 4)).items()
         }
 
 
@@ -232,15 +226,17 @@ def _rows(path: Path) -> Iterator[tuple[int, str, Any]]:
                     )
                 document = entry.get("doc")
                 texts = document if isinstance(document, dict) else {"text": document}
-                yield number, query_id, {**texts, **entry, "query": text_of(where, query, "text")}
+                yield number, query_id, {**texts, **entry, "query": raw_lists.text_of(where, query, "text")}
         else:
             yield number, _query_id(where, record), record
 
 
 def _query_id(where: str, record: dict[str, Any]) -> str:
-    found = text_of(where, record, *_QUERY_IDS, numbers=True)
+    found = raw_lists.text_of(where, record, *_QUERY_IDS, numbers=True)
     if found is None:
-        raise InputError(f"{where}: no {' or '.join(map(repr, _QUERY_IDS[:2]))}; this line has {keys(record)}.")
+        raise InputError(
+            f"{where}: no {' or '.join(map(repr, _QUERY_IDS[:2]))}; this line has {raw_lists.keys(record)}."
+        )
     return found
 
 

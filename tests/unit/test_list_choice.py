@@ -10,8 +10,7 @@ import pytest
 from callbacks.evaluation.sets import Reading, open_sets
 from datamodules import QueryListDataModule
 from datamodules.corpus import load_corpus, load_qrels
-from datamodules.held_out import held_out_set
-from datamodules.list_choice import chosen_lists
+from datamodules.list_choice import chosen_lists, held_out_set
 from datamodules.query_lists import QueryList, open_query_lists, read_query_lists, write_query_lists
 from datamodules.small_corpus import cut_data_set
 from datamodules.specs import read_evaluation_specs

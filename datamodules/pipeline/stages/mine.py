@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,19 +49,21 @@ class Searcher(ABC):
         """The best ``k`` of a part, as rows of the whole corpus."""
 
 
+@dataclass(frozen=True)
 class Bm25(Searcher):
     """BM25 over the whole corpus at once, for its term weights need all passages."""
 
-    def __init__(self, k1: float = 0.9, b: float = 0.4, language: str = "english") -> None:
-        self.options: dict[str, Any] = {"k1": k1, "b": b, "language": language}
+    k1: float = 0.9
+    b: float = 0.4
+    language: str = "english"
 
     def settings(self) -> dict[str, Any]:
         """See :class:`Searcher`."""
-        return {"bm25": self.options, "words": METHOD}
+        return {"bm25": asdict(self), "words": METHOD}
 
     def describe(self) -> str:
         """See :class:`Searcher`."""
-        return f"BM25, {', '.join(f'{name} {value}' for name, value in self.options.items())}"
+        return f"BM25, {', '.join(f'{name} {value}' for name, value in asdict(self).items())}"
 
     def parts(self, passages: int) -> list[range]:
         """See :class:`Searcher`."""
@@ -69,9 +71,10 @@ class Bm25(Searcher):
 
     def search(self, corpus: Corpus, part: range, queries: pa.Array, k: int) -> Hits:
         """See :class:`Searcher`."""
-        return bm25_search(corpus.passages.to_pylist(), queries.to_pylist(), k, **self.options)
+        return bm25_search(corpus.passages.to_pylist(), queries.to_pylist(), k, **asdict(self))
 
 
+@dataclass(eq=False)
 class Dense(Searcher):
     """Exact search with an encoder, chunk by chunk: encode, search, forget.
 
@@ -83,21 +86,16 @@ class Dense(Searcher):
         keep_embeddings: whether passage embeddings stay in the cache, for training and evaluation to find.
     """
 
-    def __init__(
-        self,
-        encoder: TextEncoder,
-        cache_dir: str | Path,
-        *,
-        chunk: int = 100_000,
-        token_budget: int = 16_384,
-        keep_embeddings: bool = True,
-    ) -> None:
-        require_positive(chunk=chunk, token_budget=token_budget)
-        self.encoder = encoder
-        self.cache_dir = cache_dir
-        self.chunk = chunk
-        self.token_budget = token_budget
-        self.keep_embeddings = keep_embeddings
+    encoder: TextEncoder
+    cache_dir: str | Path
+    _: KW_ONLY
+    chunk: int = 100_000
+    token_budget: int = 16_384
+    keep_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        require_positive(chunk=self.chunk, token_budget=self.token_budget)
 
     def settings(self) -> dict[str, Any]:
         """See :class:`Searcher`."""
