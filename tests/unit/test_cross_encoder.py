@@ -302,7 +302,7 @@ def test_candidates_are_all_positives_and_unlabelled_passages_of_the_ranks():
         choose_candidates(batch_of([[1], []], [[1, 2], [3, 4]]), 1, (1, 2), sample=False)
     with pytest.raises(InputError, match="lacks labelled positives"):
         lacking = batch_of([[1]], [[1, 2]])
-        lacking.labelled_keys = torch.tensor([[7]])
+        lacking = replace(lacking, labelled_keys=torch.tensor([[7]]))
         choose_candidates(lacking, 1, (1, 2), sample=False)
 
 
