@@ -258,7 +258,7 @@ CASES: list[tuple[str, Callable, tuple[str, ...]]] = [
     ("evaluation_set.py: unknown_qrels=keep", bench, ("parts=[evaluation]", "evaluation.dataset={unknown}")),
     ("opened.py: on_bad_list=drop", run, ("data.train=[{{path: {bad}, corpus: {corpus}}}]",)),
     ("opened.py: on_bad_list=drop", bench, ("parts=[step]", "corpus={corpus}", "files=[{bad}]")),
-    ("datamodule.py: data.leak_guard=drop", run, (
+    ("guard.py: data.leak_guard=drop", run, (
         "data.train=[{{path: {lists}, corpus: {leak}}}]", "evaluation.datasets=[{{path: {leak}}}]",
         "data.leak_guard=fail")),
     ("datamodule.py: data.list_length=%d", run, (TRAIN, "data.list_length=20")),
@@ -288,7 +288,7 @@ CASES: list[tuple[str, Callable, tuple[str, ...]]] = [
     ("transfer.py: on_bad_list=drop", lists, (IMPORT.format("{bad_other}", "cadet"),)),
     ("passages.py: --ignore-texts", lists, (IMPORT.format("{other_texts}", "cadet"),)),
     ("cadet.py: score_key=KEY", lists, (IMPORT.format("{other_key}", "cadet"),)),
-    ("raw_lists.py: scores=labels", lists, (IMPORT.format("{without_scores}", "flag_embedding"),)),
+    ("layout.py: scores=labels", lists, (IMPORT.format("{without_scores}", "flag_embedding"),)),
     ("trec.py: scores=ranks", lists, (IMPORT.format("{ranks_tsv}", "pyserini"),)),
     ("trec.py: queries=FILE", lists, (
         "import {far}/run.txt --layout trec --corpus {no_queries} --output {root}/o.parquet",)),
@@ -327,7 +327,7 @@ NOT_TYPED = {
     "trec.py: --key": "see test_a_run_is_sorted_as_advised",
     "passages.py: check_texts=False": "for those who call it from Python; --ignore-texts is beside it",
     "sentence_transformers.py: list_length={}": "what was typed",
-    "raw_lists.py: module=infonce_conventional": "which objective takes such lists; a run of it is in test_run.py",
+    "layout.py: module=infonce_conventional": "which objective takes such lists; a run of it is in test_run.py",
     "dev_lists.py: data.dev_fraction=null": "see test_split_lists.py",
     "run_record.py: trainer.deterministic=true": "a note for a GPU, in environment.json; see test_gpu.py",
     "vllm.py: generator.engine=transformers": "needs an environment without vLLM; test_prepare.py runs it",
@@ -365,10 +365,8 @@ NOT_TYPED = {
     "query_cleaning.py: generate.language={}": "a warning about scripts, not an error",
     "older_runs.py: encoder.model=%s": "says what was recorded",
     "packing.py: encoder.attention=sdpa": "needs a GPU and an older torch",
-    "gguf.py: --no-deps": "pip's own",
     "packaged.py: --force-reinstall": "pip's own",
     "packaged.py: --no-deps": "pip's own",
-    "packaged.py: encoder.model=…": "a model of one's own; every other test names one",
 }
 
 
