@@ -27,8 +27,10 @@ os.environ.setdefault("WANDB_MODE", "offline")
 torch.set_num_threads(1)  # tiny models are slower on two
 # two processes share the files out in this order: a long one that came last would run alone
 LONG_FILES = (
-    *("dead_settings", "run", "engines", "ranks", "readme", "scifact", "prepare", "cross_encoder", "advice", "faults"),
-    *("documented_commands", "sweeps", "experiments", "configuration", "compare"),
+    *("faults", "ray", "dead_settings", "vllm", "bad_input", "launchers", "sweeps", "prepare", "experiments", "readme"),
+    *("run", "ranks", "cross_encoder", "security", "configuration", "documented_commands", "evaluation_at_scale"),
+    *("bench", "dead_settings_of_rerankers", "killed_runs", "dead_settings_of_prepare", "mutants", "repeat", "wandb"),
+    *("advice", "torn_files", "scifact"),
 )
 
 STDERR = os.dup(2)  # replaced by the terminal's below
@@ -64,9 +66,10 @@ def pytest_runtest_protocol(item):
 
 @pytest.fixture(autouse=True)
 def nothing_is_left_running():
-    """End what a test that failed has left."""
+    """End what a test that failed has left; not what a fixture of a module keeps for the tests that follow."""
+    before = set(multiprocessing.active_children())
     yield
-    end(*multiprocessing.active_children())
+    end(*set(multiprocessing.active_children()) - before)
 
 
 def pytest_collection_modifyitems(items):
@@ -225,8 +228,8 @@ def typed_lists(small_lists, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def small_run(tiny_model, small_scifact, small_lists, tmp_path):
+@pytest.fixture(scope="session")
+def run_options(tiny_model, small_scifact, small_lists):
     """Overrides for a run of seconds."""
     return [
         "name=small",
@@ -241,13 +244,18 @@ def small_run(tiny_model, small_scifact, small_lists, tmp_path):
         "trainer.max_epochs=2",
         "trainer.accelerator=cpu",
         "early_stopping.patience=null",
-        f"output_dir={tmp_path}",
         "logger=csv",
     ]
 
 
 @pytest.fixture
-def small_prepare(tiny_model, tiny_chat_model, small_scifact, tmp_path):
+def small_run(run_options, tmp_path):
+    """The same, with what is cached in a folder of the test."""
+    return [*run_options, f"output_dir={tmp_path}"]
+
+
+@pytest.fixture(scope="session")
+def pipeline_options(tiny_model, tiny_chat_model, small_scifact):
     """Overrides for a whole pipeline of seconds: a random chat model whose scraps of words pass for queries."""
     return [
         f"corpus={small_scifact}",
@@ -267,8 +275,41 @@ def small_prepare(tiny_model, tiny_chat_model, small_scifact, tmp_path):
         "score.block_size=16",
         "filter={consistency_rank: null, teacher_first: false, min_length: 10, min_top_quantile: 0.1, keep: 10}",
         "split.dev_fraction=0.3",
-        f"output_dir={tmp_path}",
     ]
+
+
+@pytest.fixture
+def small_prepare(pipeline_options, tmp_path):
+    """The same, into a folder of the test."""
+    return [*pipeline_options, f"output_dir={tmp_path}"]
+
+
+@pytest.fixture(scope="session")
+def whole_lists(pipeline_options, tmp_path_factory):
+    """The lists of one undisturbed run of it."""
+    from helpers.runs import lists_in, prepare  # with all that a run needs, which a unit has no need of
+
+    folder = tmp_path_factory.mktemp("whole")
+    prepare([*pipeline_options, f"output_dir={folder}"])
+    return lists_in(folder / "lists")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, tiny_model, small_scifact, small_lists):
+    """Small data and models, by which what a configuration does is observed."""
+    from helpers.observed_settings import opened_world
+
+    with opened_world(tmp_path_factory.mktemp("world"), tiny_model, small_scifact, small_lists) as opened:
+        yield opened
+
+
+@pytest.fixture
+def said():
+    """Every warning of a logger, as it is told."""
+    from helpers.observed_settings import warnings_told
+
+    with warnings_told() as lines:
+        yield lines
 
 
 @pytest.fixture

@@ -43,6 +43,7 @@ def command(module: str, arguments, log, variables) -> None:
     out = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     os.dup2(out, 1), os.dup2(out, 2)
     os.environ |= variables
+    importlib.import_module("helpers.short_estimates")
     sys.modules["__main__"] = importlib.import_module(module)  # what launchers start again
     sys.argv = [sys.modules["__main__"].__file__, *arguments]
     try:
@@ -58,6 +59,22 @@ def start(folder, *arguments, module="experiments.run", **variables):
     process = FORKED.Process(target=command, args=(module, arguments, log, environment))
     process.start()
     return process
+
+
+def _inside(folder, *rest):
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    command(*rest, {"OMP_NUM_THREADS": "1"})
+
+
+def run_in(folder, module, *arguments):
+    """Exit status and output of a command in a folder, whose modules it can import, as with ``python -m``."""
+    log = Path(folder) / f"{time.monotonic_ns()}.log"
+    process = FORKED.Process(target=_inside, args=(folder, module, arguments, log))
+    process.start()
+    process.join(PATIENCE)
+    end(process, hang=process.exitcode is None)
+    return process.exitcode, log.read_text()
 
 
 def start_ranks(folder, *arguments):
@@ -136,6 +153,54 @@ def apart(function, *arguments):
     finally:
         process.join(timeout=30)
         end(process)
+
+
+def _fork_each(modules, pipe, variables):
+    """Import modules; then run each function that is sent in a process forked from this one, which answers."""
+    for name, value in variables.items():
+        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+    for module in modules:
+        importlib.import_module(module)
+    forked = multiprocessing.get_context("fork")
+    while True:
+        forked.Process(target=_answer, args=(*pipe.recv(), pipe)).start()
+
+
+def _answer(function, arguments, pipe):
+    pipe.send(os.getpid())
+    pipe.send(function(*arguments))
+
+
+class Forks:
+    """A process that imports modules of its own, once, and is forked for each function that is to run apart."""
+
+    def __init__(self, *modules, **variables):
+        self.pipe, theirs = FORKED.Pipe()
+        self.process = FORKED.Process(target=_fork_each, args=(modules, theirs, variables))
+        self.process.start()
+        theirs.close()
+
+    def begin(self, function, *arguments):
+        """The process that has begun to run ``function(*arguments)``."""
+        self.pipe.send((function, arguments))
+        return psutil.Process(self._received())
+
+    def apart(self, function, *arguments):
+        """What ``function(*arguments)`` returns, in a process of its own."""
+        self.begin(function, *arguments)
+        return self._received()
+
+    def _received(self):
+        if not self.pipe.poll(PATIENCE):
+            end(self.process, hang=True)
+            raise AssertionError(f"no answer in {PATIENCE:.0f} s")
+        return self.pipe.recv()  # EOFError: it has ended without one, and said why on stderr
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        end(self.process)
 
 
 def on_two_ranks(function, *arguments):

@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 
 import experiments
 from experiments import prepare as prepare_module
+from helpers import short_estimates  # noqa: F401
 
 CONF = Path(experiments.__file__).parent / "conf"
 
@@ -31,6 +32,14 @@ def prepare_config_of(*overrides):
 def prepare(overrides):
     """The lists that ``experiments.prepare`` writes with these overrides."""
     return prepare_module.prepare(prepare_config_of(*overrides))
+
+
+LISTS = ("human.dev", "human.train", "synthetic.dev", "synthetic.train")
+
+
+def lists_in(folder):
+    """Name → bytes of the lists that ``prepare`` wrote into a folder."""
+    return {name: (Path(folder) / f"{name}.parquet").read_bytes() for name in LISTS}
 
 
 def weights(folder):

@@ -112,3 +112,26 @@ def save_model(folder, name, config, spread=1.0, **settings):
                 weight.mul_(spread)
     model.save_pretrained(folder)
     return str(folder)
+
+
+def bert_classifier(folder, texts, labels):
+    """The folder of a BERT with so many logits."""
+    tokenizer = word_pieces(folder, texts)
+    sizes = size(vocab_size=len(tokenizer), num_labels=labels, hidden_size=64)  # vLLM wants heads of 32 on a CPU
+    return save_model(folder, "BertForSequenceClassification", "BertConfig", 15.0, **sizes)
+
+
+def real_and_odd_pairs(scifact):
+    """Real queries and passages of all lengths, and the odd ones."""
+    corpus, queries, _ = scifact
+    asked = list(queries.values())[:24]
+    told = [t[: 30 + 40 * i] for i, t in enumerate(corpus.texts.slice(0, 24).to_pylist())]
+    odd = [
+        (asked[0], ""),
+        ("", "A passage without a query."),
+        ("Is {passage} a {query}?", "{query} and {passage} Relevant: true"),
+        ("naïve  café ﬁ", "  two  spaces, a tab\tand\na line — 日本語 🙂 " * 12),
+        ("<Document>: x", "ends in a space "),
+        (asked[1], told[1]),
+    ]
+    return asked + [q for q, _ in odd], told + [p for _, p in odd]

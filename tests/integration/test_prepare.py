@@ -1,8 +1,6 @@
 """python -m experiments.prepare: from a corpus to query lists, whole, in parts, on several processes, through kills."""
 
-import importlib.util
 import json
-import os
 import random
 import signal
 import subprocess
@@ -10,7 +8,6 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,26 +18,13 @@ from datamodules.corpus import load_corpus
 from datamodules.query_lists import open_query_lists, read_metadata, read_query_lists
 from experiments.preparation.pipeline import Pipeline
 from experiments.preparation.settings import STAGES
-from helpers.processes import begin, end, finish, start
-from helpers.ray_sweeps import start_on_ray
-from helpers.runs import CONF, prepare, prepare_config_of
+from helpers.processes import begin, end, finish, run_in, start
+from helpers.runs import CONF, LISTS, lists_in, prepare, prepare_config_of
 from retriever.errors import InputError
 
 pytestmark = pytest.mark.slow
 
 ROOT = CONF.parents[1]
-LISTS = ("human.dev", "human.train", "synthetic.dev", "synthetic.train")
-
-
-def content(folder):
-    return {name: (Path(folder) / f"{name}.parquet").read_bytes() for name in LISTS}
-
-
-@pytest.fixture
-def whole(small_prepare, tmp_path):
-    """The lists of one undisturbed run."""
-    prepare([*small_prepare, f"output_dir={tmp_path / 'whole'}"])
-    return content(tmp_path / "whole" / "lists")
 
 
 def test_the_texts_of_an_evaluation_corpus_decide_the_split_in_any_format(small_prepare, tmp_path):
@@ -93,7 +77,7 @@ def test_a_corpus_becomes_lists_that_training_reads(
     assert "Answers by query type" in printed and "Teacher card: human" in printed and "Lists by filter" in printed
 
 
-def test_stages_run_alone_and_as_far_as_named_and_only_once(small_prepare, whole, tmp_path):
+def test_stages_run_alone_and_as_far_as_named_and_only_once(small_prepare, whole_lists, tmp_path):
     with pytest.raises(InputError, match=r"Stage mine needs the output of stage deduplicate.*until=deduplicate"):
         prepare([*small_prepare, "stage=mine"])
     assert prepare([*small_prepare, "until=sample"]) == []
@@ -103,7 +87,7 @@ def test_stages_run_alone_and_as_far_as_named_and_only_once(small_prepare, whole
         prepare([*small_prepare, f"stage={stage}"])
     times = {p: p.stat().st_mtime_ns for p in work.rglob("manifest.json")}
     prepare(small_prepare)
-    assert content(tmp_path / "lists") == whole
+    assert lists_in(tmp_path / "lists") == whole_lists
     assert {p: p.stat().st_mtime_ns for p in times} == times  # nothing was done again
     prepare([*small_prepare, "score.candidates=12"])
     assert sum(p.name.startswith("score-") for p in work.iterdir()) == 2
@@ -112,13 +96,13 @@ def test_stages_run_alone_and_as_far_as_named_and_only_once(small_prepare, whole
         prepare([*small_prepare, "stage=scoer"])
 
 
-def test_shards_on_two_processes_leave_the_same_lists(small_prepare, whole, tmp_path):
+def test_shards_on_two_processes_leave_the_same_lists(small_prepare, whole_lists, tmp_path):
     prepare([*small_prepare, "until=sample"])
     for stage in STAGES[2:]:
         for shard in ("1/2", "0/2"):
             prepare([*small_prepare, f"stage={stage}", f"shard={shard}"])
     prepare(small_prepare)
-    assert content(tmp_path / "lists") == whole
+    assert lists_in(tmp_path / "lists") == whole_lists
 
 
 def test_a_cross_encoder_teacher_is_one_override(small_prepare, tiny_model, tmp_path):
@@ -197,16 +181,12 @@ def test_a_teacher_of_the_users_own_calls_a_web_api(small_prepare, small_scifact
     queries = "queries={human: {source: judged, filter: false}}"
     options = [o for o in small_prepare if not o.startswith("queries")]
     options += [queries, "teacher=api", f"teacher.url={url}", "until=score"]
-    line = [sys.executable, "-m", "experiments.prepare", "--config-dir", str(tmp_path / "conf")]
-    paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
 
     def command(*more):
-        return subprocess.run(
-            [*line, *options, *more], cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, **paths}
-        )
+        return run_in(tmp_path, "experiments.prepare", "--config-dir", str(tmp_path / "conf"), *options, *more)
 
-    done = command()
-    assert done.returncode == 0, done.stderr
+    status, said = command()
+    assert status == 0, said
     [scored] = tmp_path.glob("prepare/score-*/scored.parquet")
     texts = load_corpus(small_scifact)
     texts = dict(zip(texts.ids.to_pylist(), texts.passages.to_pylist(), strict=True))
@@ -218,9 +198,9 @@ def test_a_teacher_of_the_users_own_calls_a_web_api(small_prepare, small_scifact
     manifest = json.loads(scored.with_name("manifest.json").read_text())
     assert manifest["settings"]["members"] == {"teacher": {"kind": "api", "model": "words-1"}}
     before = len(asked)
-    assert command().returncode == 0 and len(asked) == before  # the scores are there already
-    broken = command("teacher.model=broken")
-    assert broken.returncode == 2 and "Api.score gave what is no list of numbers" in broken.stderr
+    assert command()[0] == 0 and len(asked) == before  # the scores are there already
+    status, said = command("teacher.model=broken")
+    assert status == 2 and "Api.score gave what is no list of numbers" in said
 
 
 @pytest.mark.parametrize(
@@ -268,13 +248,13 @@ def test_the_shipped_configurations_compose(name):
     assert config.corpus == "scifact" and config.queries.human.leak_guard == "off"
 
 
-def test_kills_at_random_moments_leave_the_same_lists(small_prepare, whole, tmp_path):
+def test_kills_at_random_moments_leave_the_same_lists(small_prepare, whole_lists, tmp_path):
     """Ten SIGKILLs spread over the time that a whole run takes, then one run to the end."""
     undisturbed, _ = begin(prepare, [*small_prepare, f"output_dir={tmp_path / 'timed'}"])
     began = time.monotonic()
     undisturbed.join()
     duration = time.monotonic() - began
-    assert undisturbed.exitcode == 0 and content(tmp_path / "timed" / "lists") == whole
+    assert undisturbed.exitcode == 0 and lists_in(tmp_path / "timed" / "lists") == whole_lists
     moments = random.Random(0)
     killed = 0
     for _ in range(10):
@@ -284,16 +264,5 @@ def test_kills_at_random_moments_leave_the_same_lists(small_prepare, whole, tmp_
         killed += process.exitcode == -signal.SIGKILL
     assert killed >= 3
     finish(tmp_path / "last", start(tmp_path / "last", *small_prepare, module="experiments.prepare"))
-    assert content(tmp_path / "lists") == whole
+    assert lists_in(tmp_path / "lists") == whole_lists
     assert not list((tmp_path / "prepare").rglob("blocks")) and not list((tmp_path / "lists").glob(".*"))
-
-
-@pytest.mark.skipif(not importlib.util.find_spec("hydra_plugins.hydra_ray_launcher"), reason="hydra-ray-launcher")
-def test_a_stage_on_a_local_ray_with_two_workers_leaves_the_same_lists(small_prepare, whole, tmp_path):
-    prepare([*small_prepare, "until=mine"])
-    two = ["hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2"]
-    arguments = ["-m", *small_prepare, "stage=score", "shard=0,1", *two]
-    finish(tmp_path / "score", start_on_ray(tmp_path / "score", *arguments, module="experiments.prepare"))
-    assert not list((tmp_path / "prepare").glob("score-*/blocks"))  # the last of the two has merged
-    prepare(small_prepare)
-    assert content(tmp_path / "lists") == whole

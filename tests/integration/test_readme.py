@@ -3,11 +3,9 @@
 import csv
 import dataclasses
 import json
-import os
 import re
 import shlex
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from datamodules.query_lists import read_query_lists, write_query_lists
-from helpers.processes import FORKED, PATIENCE, command
+from helpers.processes import run_in
 from helpers.runs import CONF
 
 pytestmark = pytest.mark.slow
@@ -69,21 +67,10 @@ def words(line: str) -> list[str]:
     return shlex.split(re.sub(r"\[key=value …\]", "", line), comments=True)
 
 
-def inside(folder, module, arguments, log):
-    """The process of a command in a folder, whose modules it can import, as with ``python -m``."""
-    os.chdir(folder)
-    sys.path.insert(0, str(folder))
-    command(module, arguments, log, {"OMP_NUM_THREADS": "1"})
-
-
-def run_in(folder: Path, module: str, *arguments: str) -> None:
+def run(folder: Path, module: str, *arguments: str) -> None:
     """Run a command in a folder, and have it end well."""
-    log = folder / "log.txt"
-    log.unlink(missing_ok=True)
-    process = FORKED.Process(target=inside, args=(folder, module, arguments, log))
-    process.start()
-    process.join(PATIENCE)
-    assert process.exitcode == 0, f"{module} {shlex.join(arguments)}: {log.read_text()[-3000:]}"
+    status, said = run_in(folder, module, *arguments)
+    assert status == 0, f"{module} {shlex.join(arguments)}: {said[-3000:]}"
 
 
 def test_own_loss_needs_one_class_and_one_file(tmp_path, small_run):
@@ -94,7 +81,7 @@ def test_own_loss_needs_one_class_and_one_file(tmp_path, small_run):
     module, *typed = re.search(r"PYTHONPATH=\. python -m (.*)", README)[1].split()
     own = ("name=", "trainer.max_epochs=")
     small = [option for option in small_run if not option.startswith(own)]
-    run_in(tmp_path, module, *typed, *small, "trainer.max_epochs=6", "hydra.run.dir=run")
+    run(tmp_path, module, *typed, *small, "trainer.max_epochs=6", "hydra.run.dir=run")
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["objective"] == "ListMLE" and results["name"] == "list_mle"
     with open(tmp_path / "run" / "metrics.csv") as file:
@@ -162,7 +149,7 @@ def check_composes(arguments: list[str], name: str) -> None:
 
 def test_every_command_works_on_a_corpus_of_ones_own(own_corpus, tiny_model, tiny_chat_model, t5):
     to_cadet = ["--layout", "cadet", "--corpus", "path/to/my_corpus", "--output", "scores.jsonl"]
-    run_in(own_corpus, "experiments.prepare", "export", "train.parquet", *to_cadet)
+    run(own_corpus, "experiments.prepare", "export", "train.parquet", *to_cadet)
     runs, counts = 0, {"run": 0, "composed": 0, "listed": 0}
     every = commands()
     for line in sorted(every, key=lambda line: ("--from" in line, "experiments.compare" in line)):
@@ -187,7 +174,7 @@ def test_every_command_works_on_a_corpus_of_ones_own(own_corpus, tiny_model, tin
             runs += 1
         elif module == "experiments.prepare" and arguments[0] not in ("import", "export", "inspect"):
             options = small(module, line, tiny_model, tiny_chat_model, t5)
-        run_in(own_corpus, module, *arguments, *options)
+        run(own_corpus, module, *arguments, *options)
         counts["run"] += 1
         if not (own_corpus / "RUN").exists() and (own_corpus / "outputs/runs/2026-01-01_0").exists():
             shutil.copytree(own_corpus / "outputs/runs/2026-01-01_0", own_corpus / "RUN")

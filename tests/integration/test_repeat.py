@@ -23,11 +23,12 @@ pytestmark = pytest.mark.slow
 TIMES = {"wall_time_s", "peak_memory_bytes"}
 
 
-@pytest.fixture
-def original(small_run, tmp_path):
+@pytest.fixture(scope="module")
+def original(run_options, tmp_path_factory):
     """A finished run with dropout and two workers, and what came out."""
+    folder = tmp_path_factory.mktemp("original")
     options = ["encoder.dropout=0.1", "data.num_workers=2", "module=distillation", "export=false"]
-    return tmp_path / "original", run_experiment(config_of(*small_run, *options), tmp_path / "original")
+    return folder / "run", run_experiment(config_of(*run_options, *options, f"output_dir={folder}"), folder / "run")
 
 
 def again(monkeypatch, *arguments):

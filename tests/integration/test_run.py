@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-import csv
-import importlib.util
 import json
-import os
-import random
-import signal
 import sys
-import time
 
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from sentence_transformers import SentenceTransformer
 
-from callbacks import AtomicCheckpoints
 from datamodules.caches import embed
 from datamodules.corpus import load_evaluation_set
 from experiments import run as run_module
-from experiments.comparison.tables import compare
 from experiments.run import run_experiment
-from experiments.training.train import _slurm
-from helpers.kills import killed_at
 from helpers.plain_evaluation import ndcg_of
-from helpers.processes import PATIENCE, begin, end, finish, free_port, start
-from helpers.ray_sweeps import ray_worker, start_on_ray
 from helpers.runs import CONF, config_of, error_of, metrics, weights
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError
 from retriever.losses.listwise import listwise_distillation
 from retriever.module import RetrieverModule
 
-KILLS = int(os.environ.get("FAULT_KILLS", 1))
 SLOW_MODULES = ("infonce_conventional", "infonce", "distillation")
 MODULES = [*(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_MODULES), "combined"]
 
@@ -107,29 +93,6 @@ def test_index_preserving_run_keeps_the_passages(small_run, small_scifact, tiny_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("frozen", "validate_every"), [(False, 1.0), (True, 1.0), (False, 0.5)])
-def test_killed_run_resumes_to_the_same_weights_and_figures(small_run, tmp_path, frozen, validate_every):
-    options = [
-        *small_run,
-        "trainer.max_epochs=4",
-        f"trainer.val_check_interval={validate_every}",
-        f"module.train_passage_encoder={not frozen}",
-        "encoder.dropout=0.1",
-    ]
-    whole = run_experiment(config_of(*options), tmp_path / "whole")
-    with killed_at(11):  # the last checkpoint is at 8 of 4 steps an epoch, or (in mid-epoch) at 10
-        run_experiment(config_of(*options), tmp_path / "cut")
-    before = metrics(tmp_path / "cut")
-    resumed = run_experiment(config_of(*options, f"resume={tmp_path}/cut"), tmp_path / "cut")
-    expected, got = weights(tmp_path / "whole"), weights(tmp_path / "cut")
-    assert all(torch.equal(expected[key], got[key]) for key in expected)
-    assert resumed["datasets"] == whole["datasets"] and resumed["steps"] == whole["steps"]
-    with open(tmp_path / "cut" / "metrics-part1.csv") as file:
-        assert list(csv.DictReader(file)) == before
-    assert compare([tmp_path / "cut"])["small"][1].ndcg == pytest.approx(compare([tmp_path / "whole"])["small"][1].ndcg)
-
-
-@pytest.mark.slow
 def test_last_steps_are_evaluated_where_training_ends_between_validations(small_run, small_scifact, tmp_path):
     results = run_experiment(config_of(*small_run, "trainer.max_steps=3"), tmp_path / "run")
     assert results["steps"] == {"base": 0, "best": 3, "last": 3}
@@ -138,119 +101,6 @@ def test_last_steps_are_evaluated_where_training_ends_between_validations(small_
     assert figure == pytest.approx(ndcg_of(exported, exported, load_evaluation_set(str(small_scifact))), abs=2e-5)
     kept = run_experiment(config_of(*small_run, "save_checkpoints=false"), tmp_path / "kept")
     assert kept["steps"]["best"] == 8 and not (tmp_path / "kept" / "checkpoints").exists()
-
-
-@pytest.mark.slow
-def test_killed_process_resumes_to_the_same_bits(small_run, tmp_path):
-    options = [*small_run, "trainer.max_epochs=10", "trainer.val_check_interval=2", "encoder.dropout=0.1"]
-    options.append("export=false")
-    whole = run_experiment(config_of(*options), tmp_path / "whole")
-    folder = tmp_path / "cut"
-    last = folder / "checkpoints" / "last.ckpt"
-    moments, seen, resume = random.Random(7), 0, []
-    for _ in range(2):
-        process = start(folder, *options, f"hydra.run.dir={folder}", *resume)
-        deadline = time.monotonic() + 120
-        while (not last.is_file() or last.stat().st_mtime_ns == seen) and time.monotonic() < deadline:
-            time.sleep(0.005)
-        time.sleep(moments.uniform(0, 0.3))
-        end(process)
-        assert process.exitcode == -signal.SIGKILL
-        seen, resume = last.stat().st_mtime_ns, [f"resume={folder}"]
-    assert 0 < torch.load(last, weights_only=True)["global_step"] < 40
-    finish(folder, start(folder, *options, *resume))
-    expected, got = (
-        torch.load(tmp_path / run / "checkpoints" / "last.ckpt", weights_only=True) for run in ("whole", "cut")
-    )
-    assert expected["global_step"] == 40  # though the best step was long before
-    for part in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step"):
-        torch.testing.assert_close(got[part], expected[part], rtol=0, atol=0)
-    assert rows_by_step(folder) == rows_by_step(tmp_path / "whole")
-    differing = {"wall_time_s", "peak_memory_bytes"}
-    resumed = json.loads((folder / "results.json").read_text())
-    assert {k: v for k, v in resumed.items() if k not in differing} == {
-        k: v for k, v in whole.items() if k not in differing
-    }
-    for kind in ("trec_runs", "per_query"):
-        files = sorted(p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole" / kind).rglob("step-*"))
-        assert len(files) == 21
-        assert all((folder / file).read_bytes() == (tmp_path / "whole" / file).read_bytes() for file in files)
-
-
-def rows_by_step(folder):
-    """(step, columns) → the row of the last part that has one."""
-    parts = [*sorted(folder.glob("metrics-part*.csv"), key=lambda p: int(p.stem[12:])), folder / "metrics.csv"]
-    rows = {}
-    for part in parts:
-        with open(part) as file:
-            for row in csv.DictReader(file):
-                row.pop("diagnostics/tokens_per_second", None)  # a time
-                filled = {column: value for column, value in row.items() if value}
-                rows[row["step"], frozenset(filled)] = filled
-    return rows
-
-
-def save_again_and_again(path):
-    weights = torch.zeros(2_000_000)
-    for number in range(10_000):
-        AtomicCheckpoints().save_checkpoint({"weights": weights, "number": torch.tensor(number)}, path)
-
-
-@pytest.mark.slow
-def test_checkpoint_is_whole_whenever_the_process_is_killed(tmp_path):
-    path, moments = tmp_path / "last.ckpt", random.Random(3)
-    for _ in range(10):
-        process, _ = begin(save_again_and_again, path)
-        while not path.is_file():
-            time.sleep(0.001)
-        time.sleep(moments.uniform(0, 0.1))
-        end(process)
-        assert torch.load(path, weights_only=True)["weights"].shape == (2_000_000,)
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_figures_of_one_however_they_are_started(small_run, tmp_path):
-    options = [*small_run, "encoder.dropout=0", "export=false"]
-    folder = tmp_path / "one"
-    record = run_experiment(config_of(*options), folder)
-    one, figure = weights(folder), record["datasets"]["small"]["ndcg@10"]
-    folder = tmp_path / "lightning"
-    finish(folder, start(folder, *options, "trainer.devices=2", f"hydra.run.dir={folder}"))
-    of_two = json.loads((folder / "results.json").read_text())
-    two, figures = weights(folder), of_two["datasets"]
-    # each query once an epoch; but passages that both ranks need are encoded by both
-    for found in (record, of_two):
-        assert found["texts_encoded"] - found["passages_encoded"] == 2 * found["data"]["train_lists"]
-    assert record["passages_encoded"] < of_two["passages_encoded"] < 2 * record["passages_encoded"]
-    assert record["tokens_encoded"] < of_two["tokens_encoded"]
-    # Adam divides by the root of the squared gradient: where that is nearly 0, rounding moves a weight by up to lr
-    close = torch.cat([((one[key] - two[key]).abs() < 1e-4).float().flatten() for key in one])
-    assert close.mean() > 0.999
-    assert figures["small"]["ndcg@10"]["base"] == figure["base"]
-    assert figures["small"]["ndcg@10"]["last"] == pytest.approx(figure["last"], abs=0.03)
-
-    def two_nodes(folder, rank):
-        torchrun = ["--nnodes=2", f"--node_rank={rank}", f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_backend=c10d"]
-        torchrun += ["--rdzv_id=test", "-m", "experiments.run"]
-        return start(folder, *torchrun, *named, "trainer.num_nodes=2", module="torch.distributed.run")
-
-    def slurm_tasks(folder, rank):
-        variables = {"NTASKS": 2, "NTASKS_PER_NODE": 2, "NNODES": 1, "PROCID": rank, "LOCALID": rank, "NODEID": 0}
-        variables |= {"JOB_ID": port - 15000, "JOB_NAME": "train", "NODELIST": "127.0.0.1"}
-        environment = {f"SLURM_{name}": str(value) for name, value in variables.items()}
-        return start(folder, *named, "trainer.devices=2", MASTER_PORT=str(port), **environment)
-
-    for launch in (two_nodes, slurm_tasks):
-        folder = tmp_path / launch.__name__
-        named = [*options, f"hydra.run.dir={folder}/${{now:%S}}"]
-        port = free_port()
-        first = launch(folder, 0)
-        time.sleep(1.1)  # the ranks would name their folders differently
-        finish(folder, first, launch(folder, 1))
-        [run] = folder.iterdir()
-        assert json.loads((run / "results.json").read_text())["datasets"] == figures
-        torch.testing.assert_close(weights(run), two, rtol=0, atol=0)
-        assert not list(run.glob("metrics-part*"))  # one rank kept the record
 
 
 @pytest.mark.slow
@@ -353,65 +203,3 @@ def test_sweep_trains_every_arm_and_ends_with_a_table(small_run, monkeypatch, ca
     assert "| infonce | 1, 2 |" in table and "| distillation | 1, 2 |" in table and "| base |" in table
     assert len(list((tmp_path / "sweep").glob("*/results.json"))) == 4
     assert "difference to base" in capsys.readouterr().out
-
-
-LAUNCHERS = sorted(path.stem for path in (CONF / "hydra" / "launcher").glob("*.yaml"))
-
-
-@pytest.mark.skipif(not importlib.util.find_spec("submitit"), reason="the extra 'cluster'")
-@pytest.mark.parametrize("name", LAUNCHERS)
-def test_every_launcher_composes(name):
-    options = ["trainer=gpu", "trainer.devices=4", "trainer.num_nodes=2", f"hydra/launcher={name}"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        launcher = compose("run", options, return_hydra_config=True).hydra.launcher
-    assert launcher._target_.startswith("hydra_plugins.")
-    if name == "slurm_gpu":
-        assert (launcher.nodes, launcher.tasks_per_node, launcher.gpus_per_node) == (2, 4, 4)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not importlib.util.find_spec("submitit"), reason="the extra 'cluster'")
-def test_sweep_on_other_processes_ends_with_the_table(small_run, tmp_path):
-    options = ["trainer.max_epochs=1", "seed=1,2", "export=false", f"hydra.sweep.dir={tmp_path}/sweep"]
-    finish(tmp_path / "sweep", start(tmp_path / "sweep", "-m", *small_run, *options, "hydra/launcher=local_processes"))
-    assert "| small | 1, 2 |" in (tmp_path / "sweep" / "comparison.md").read_text()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(420 * KILLS)
-@pytest.mark.skipif(not importlib.util.find_spec("hydra_plugins.hydra_ray_launcher"), reason="the extra 'cluster'")
-@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked for in /proc")
-def test_sweep_on_ray_whose_worker_is_killed_keeps_what_is_finished_and_goes_on(small_run, tmp_path):
-    """``FAULT_KILLS=n``: n workers are killed."""
-    kills, moments, sweep = KILLS, random.Random(1), tmp_path / "sweep"
-    options = [*small_run, "trainer.max_epochs=4", "trainer.val_check_interval=2", "export=false"]
-    line = ["-m", *options, "seed=1,2", f"hydra.sweep.dir={sweep}", "hydra/launcher=ray_cpu"]
-    line += ["+hydra.launcher.ray.init.num_cpus=1", "+hydra.launcher.ray.remote.max_retries=0"]
-    for number in range(kills):
-        process = start_on_ray(sweep, *line)
-        while not list(sweep.glob("001_*/checkpoints/last.ckpt")) or ray_worker(process.pid) is None:
-            assert process.is_alive(), "it must not end before it is struck"
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0, 0.5) if number else 0)
-        os.kill(ray_worker(process.pid), signal.SIGKILL)
-        process.join(timeout=PATIENCE)
-        assert process.exitcode == 1
-        log = sorted(tmp_path.glob("sweep.*.log"))[-1].read_text()
-        assert "error: Ray lost a job's process (The worker died unexpectedly" in log and "Traceback" not in log
-    before = {path: path.stat().st_mtime_ns for path in sweep.glob("*/results.json")}
-    assert [path.parent.name[:4] for path in before] == ["000_"]
-    finish(sweep, start_on_ray(sweep, *line))
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert "| small | 1, 2 |" in (sweep / "comparison.md").read_text()
-    struck = next(sweep.glob("001_*"))
-    whole = run_experiment(config_of(*options, "seed=2"), tmp_path / "whole")
-    assert json.loads((struck / "results.json").read_text())["datasets"] == whole["datasets"]
-    assert all(torch.equal(weight, weights(struck)[name]) for name, weight in weights(tmp_path / "whole").items())
-
-
-def test_lightning_does_not_requeue_beside_slurm(monkeypatch):
-    """Its own checkpoint would be loaded where the base model is to be measured."""
-    assert _slurm() == []
-    for name in ("NTASKS", "JOB_ID", "PROCID", "LOCALID", "NODEID", "JOB_NAME"):
-        monkeypatch.setenv(f"SLURM_{name}", "train" if name == "JOB_NAME" else "1")
-    assert [environment.auto_requeue for environment in _slurm()] == [False]

@@ -24,17 +24,25 @@ pytestmark = pytest.mark.slow
 SECRET = "9f8e7d6c5b4a39281706f5e4d3c2b1a09f8e7d6c"
 
 
-@pytest.fixture
-def to_wandb(small_run):
+@pytest.fixture(scope="module")
+def offline(run_options):
     """Overrides for a run of seconds that is logged offline."""
-    return [option for option in small_run if option != "logger=csv"] + ["logger.wandb.offline=true", "export=false"]
+    return [option for option in run_options if option != "logger=csv"] + ["logger.wandb.offline=true", "export=false"]
 
 
 @pytest.fixture
-def recorded(to_wandb, tmp_path):
+def to_wandb(offline, tmp_path):
+    """The same, into a folder of the test."""
+    return [*offline, f"output_dir={tmp_path}"]
+
+
+@pytest.fixture(scope="module")
+def recorded(offline, tmp_path_factory):
     """A run's folder, its results and the records of its offline file."""
-    results = run_experiment(config_of(*to_wandb, "group=ablation", "logger.wandb.per_query_rows=6"), tmp_path / "run")
-    [folder] = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    place = tmp_path_factory.mktemp("recorded")
+    own = ["group=ablation", "logger.wandb.per_query_rows=6", f"output_dir={place}"]
+    results = run_experiment(config_of(*offline, *own), place / "run")
+    [folder] = (place / "run" / "wandb").glob("offline-run-*")
     return folder, results, offline_records(folder)
 
 

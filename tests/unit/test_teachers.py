@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import sys
 import threading
@@ -23,8 +22,15 @@ from transformers import (
     AutoTokenizer,
 )
 
-from helpers.processes import apart
-from helpers.teacher_models import byte_pairs, save_model, size, unigrams, word_pieces
+from helpers.teacher_models import (
+    bert_classifier,
+    byte_pairs,
+    real_and_odd_pairs,
+    save_model,
+    size,
+    unigrams,
+    word_pieces,
+)
 from retriever.errors import InputError
 from retriever.teachers import Ensemble, RetrievedPassages, RunFusion, Teacher
 from retriever.teachers.layered_gemma import LayeredGemma
@@ -41,35 +47,14 @@ TEMPLATE = ["<|im_start|>judge\n", "<Instruct>: {instruction}\n<Query>: {query}\
 
 @pytest.fixture(scope="module")
 def pairs(scifact):
-    """Real queries and passages of all lengths, and the odd ones."""
-    corpus, queries, _ = scifact
-    asked = list(queries.values())[:24]
-    told = [t[: 30 + 40 * i] for i, t in enumerate(corpus.texts.slice(0, 24).to_pylist())]
-    odd = [
-        (asked[0], ""),
-        ("", "A passage without a query."),
-        ("Is {passage} a {query}?", "{query} and {passage} Relevant: true"),
-        ("naïve  café ﬁ", "  two  spaces, a tab\tand\na line — 日本語 🙂 " * 12),
-        ("<Document>: x", "ends in a space "),
-        (asked[1], told[1]),
-    ]
-    return asked + [q for q, _ in odd], told + [p for _, p in odd]
+    return real_and_odd_pairs(scifact)
 
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory, texts):
     """One-logit, two-class and three-class BERTs, and one without a head, on one tokenizer."""
     base = tmp_path_factory.mktemp("bert")
-    folders = {}
-    for labels in (1, 2, 3):
-        tokenizer = word_pieces(base / str(labels), texts)
-        folders[labels] = save_model(
-            base / str(labels),
-            "BertForSequenceClassification",
-            "BertConfig",
-            15.0,
-            **size(vocab_size=len(tokenizer), num_labels=labels, hidden_size=64),  # vLLM wants heads of 32 on a CPU
-        )
+    folders = {labels: bert_classifier(base / str(labels), texts, labels) for labels in (1, 2, 3)}
     tokenizer = word_pieces(base / "none", texts)
     folders["none"] = save_model(base / "none", "BertModel", "BertConfig", **size(vocab_size=len(tokenizer)))
     return folders
@@ -639,22 +624,6 @@ def test_presets(preset):
         assert "Instruct provided. Note that" in known["template"][0]
         assert "retrieve relevant passages that answer the query\n<Query>: {query}" in known["template"][1]
         assert known["template"][2] == "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
-
-
-def scores_in_both(folder, queries, passages):
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    os.environ.pop("OMP_NUM_THREADS", None)  # vLLM binds its own
-    lengths = {"max_length": 128, "query_max_length": 40}
-    return [teacher(folder, **lengths).score_pairs(queries, passages) for teacher in (VllmScorer, SequenceClassifier)]
-
-
-@pytest.mark.slow
-def test_vllm_equals_transformers(bert, pairs):
-    pytest.importorskip("vllm")
-    ours, expected = apart(scores_in_both, bert[1], *pairs)
-    np.testing.assert_allclose(ours.scores, expected.scores, atol=1e-3)
-    assert np.array_equal(ours.truncated, expected.truncated) and 0 < ours.truncated.sum() < len(ours.truncated)
-    assert ours.scores.std() > 0.05
 
 
 def test_vllm_refuses_two_classes(bert):
