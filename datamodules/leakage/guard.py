@@ -1,6 +1,7 @@
 """The leak guard of a training: lists whose query gives away an evaluation or a dev query are left out, or refused."""
 
 import logging
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datamodules.corpus import Corpus
-from datamodules.leakage.queries import count_reasons, find_leaks
+from datamodules.leakage.queries import find_leaks
 from datamodules.leakage.same_passages import RelevantPassages, translated
 from datamodules.query_lists import QueryLists, ragged_take
 from retriever.errors import InputError
@@ -85,7 +86,7 @@ class LeakGuard:
                 f"query {first.evaluation_query!r} of {against.name} ({len(leaks)} lists like this). Remove them, or "
                 "set data.leak_guard=drop."
             )
-        reasons = count_reasons(leaks)
+        reasons = Counter(leak.reason for leak in leaks)
         said = ", ".join(f"{n} {why}" for why, n in reasons.items())
         counts = len(leaks), len(lists), source.name, said, against.name
         log.info("Leak guard: %d of %d lists of %s left out (%s a query of %s)", *counts)

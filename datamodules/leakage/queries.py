@@ -73,11 +73,6 @@ def find_leaks(
     return [leaks[position] for position in sorted(leaks)]
 
 
-def count_reasons(leaks: Sequence[Leak]) -> dict[str, int]:
-    """Reason → number of leaks."""
-    return dict(Counter(leak.reason for leak in leaks))
-
-
 def _nearest(queries: Sequence[str] | pa.Array, others: Sequence[str], jaccard: float):
     """Position, nearest of the others, token Jaccard similarity; for queries with at least ``jaccard`` to one.
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +59,13 @@ def open_query_lists(
 def _resolve(path: Path, corpus: Corpus, on_bad_list: str, writer: ColumnWriter) -> dict[str, Any]:
     """Check and resolve a file block by block; write the good lists, and say how many each check dropped."""
     row_type = np.int32 if len(corpus) <= np.iinfo(np.int32).max else np.int64
-    hashes, failures, kept = [], _Failures(), 0
+    hashes, kept = [], 0
+    failures: dict[str, _Failure] = {}
     for table, numbers in list_tables(path):
         _refuse_other_corpora(path, table, corpus)
         hashes.append(string_hashes(table["query_id"]))
         lists, candidate_ids, positive_ids = _resolved(path, corpus, table, np.array(numbers, np.int64), row_type)
-        bad = failures.add(lists, _check(lists, candidate_ids, positive_ids))
+        bad = _add_failures(failures, lists, _check(lists, candidate_ids, positive_ids))
         lists = _best_first(lists.select(~bad) if bad.any() else lists)
         writer.append("line", lists.line)
         for name in STRINGS:
@@ -78,48 +79,44 @@ def _resolve(path: Path, corpus: Corpus, on_bad_list: str, writer: ColumnWriter)
     hashes = np.concatenate(hashes)
     if len(np.unique(hashes)) < len(hashes):
         _refuse_repeated_query_ids(path)
-    if on_bad_list == "error":
-        failures.refuse()
+    failed = next((failure for failure in failures.values() if failure.lists), None)
+    if failed is not None and on_bad_list == "error":
+        raise InputError(
+            f"{failed.first}({failed.lists} list(s) like this.) Correct the file, or leave them out with "
+            "on_bad_list=drop."
+        )
+    dropped = {name: failure.dropped for name, failure in failures.items() if failure.dropped}
     if not kept:
-        raise InputError(f"{path}: every list fails a check ({failures.dropped()}).")
-    return {"dropped": failures.dropped()}
+        raise InputError(f"{path}: every list fails a check ({dropped}).")
+    return {"dropped": dropped}
 
 
-class _Failures:
-    """What the blocks of a file failed: per check the first message, how many lists, and how many it drops."""
+@dataclass
+class _Failure:
+    """Lists that fail a check: what to say of the first, how many there are, and how many no check before drops."""
 
-    def __init__(self) -> None:
-        self._first: dict[str, str] = {}
-        self._failing: dict[str, int] = {}
-        self._dropped: dict[str, int] = {}
+    first: str = ""
+    lists: int = 0
+    dropped: int = 0
 
-    def add(self, lists: QueryLists, checks: Mapping[str, tuple[np.ndarray, Callable[[int], str]]]) -> np.ndarray:
-        """Take a block's checks; return which of its lists are bad, bool [N]."""
-        bad = np.zeros(len(lists), dtype=bool)
-        for name, (failing, say) in checks.items():
-            if len(failing) and not self._failing.get(name):
-                at = int(failing[0])
-                self._first[name] = (
-                    f"{lists.source}:{lists.line[at]}: list of query {shown(lists.query_ids[at].as_py())}: {say(at)}. "
-                )
-            self._failing[name] = self._failing.get(name, 0) + len(failing)
-            # a list that fails two checks is dropped by the first
-            self._dropped[name] = self._dropped.get(name, 0) + int((~bad[failing]).sum())
-            bad[failing] = True
-        return bad
 
-    def dropped(self) -> dict[str, int]:
-        """Check → how many lists it drops."""
-        return {name: count for name, count in self._dropped.items() if count}
-
-    def refuse(self) -> None:
-        """Raise an error for the first check that a list fails."""
-        for name, count in self._failing.items():
-            if count:
-                raise InputError(
-                    f"{self._first[name]}({count} list(s) like this.) Correct the file, or leave them out with "
-                    "on_bad_list=drop."
-                )
+def _add_failures(
+    failures: dict[str, _Failure],
+    lists: QueryLists,
+    checks: Mapping[str, tuple[np.ndarray, Callable[[int], str]]],
+) -> np.ndarray:
+    """Add what a block's lists fail; return which of them are bad, bool [N]."""
+    bad = np.zeros(len(lists), dtype=bool)
+    for name, (failing, say) in checks.items():
+        failure = failures.setdefault(name, _Failure())
+        if len(failing) and not failure.lists:
+            at = int(failing[0])
+            query = shown(lists.query_ids[at].as_py())
+            failure.first = f"{lists.source}:{lists.line[at]}: list of query {query}: {say(at)}. "
+        failure.lists += len(failing)
+        failure.dropped += int((~bad[failing]).sum())
+        bad[failing] = True
+    return bad
 
 
 def _resolved(

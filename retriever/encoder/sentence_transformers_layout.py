@@ -55,39 +55,24 @@ def write_spec(folder: Path, spec: dict[str, Any], width: int, lower_case: bool 
     if spec["truncate_dim"]:
         modules.append(("2_Dense", "Dense"))
         dense = {"in_features": width, "out_features": spec["truncate_dim"], "bias": False}
-        _write(
-            folder / "2_Dense" / "config.json",
-            {**dense, "activation_function": _IDENTITY},
-        )
+        _write(folder / "2_Dense" / "config.json", {**dense, "activation_function": _IDENTITY})
         weight = torch.eye(spec["truncate_dim"], width)
         save_file({"linear.weight": weight}, folder / "2_Dense" / "model.safetensors")
     if spec["normalize"]:
         modules.append((f"{len(modules)}_Normalize", "Normalize"))
         (folder / modules[-1][0]).mkdir(exist_ok=True)
-    _write(
-        folder / "modules.json",
-        [
-            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-            for i, (path, kind) in enumerate(modules)
-        ],
-    )
+    of_type = "sentence_transformers.models."
+    listed = [
+        {"idx": i, "name": str(i), "path": path, "type": of_type + kind} for i, (path, kind) in enumerate(modules)
+    ]
+    _write(folder / "modules.json", listed)
     # encode_query and encode_document cut at the lengths of their kind, encode at max_seq_length
-    _write(
-        folder / "sentence_bert_config.json",
-        {
-            "max_seq_length": spec["passage_max_length"],
-            "query_length": spec["query_max_length"],
-            "do_lower_case": lower_case,
-        },
-    )
-    _write(
-        folder / _MAIN_FILE,
-        {
-            "prompts": {"query": spec["query_prompt"], "document": spec["passage_prompt"]},
-            "default_prompt_name": None,
-            "similarity_fn_name": "cosine" if spec["normalize"] else "dot",
-        },
-    )
+    lengths = {"max_seq_length": spec["passage_max_length"], "query_length": spec["query_max_length"]}
+    _write(folder / "sentence_bert_config.json", {**lengths, "do_lower_case": lower_case})
+    prompts = {"query": spec["query_prompt"], "document": spec["passage_prompt"]}
+    similarity = "cosine" if spec["normalize"] else "dot"
+    main = {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": similarity}
+    _write(folder / _MAIN_FILE, main)
 
 
 def read_spec(folder: Path) -> dict[str, Any]:

@@ -99,12 +99,8 @@ class ModelTeacher(Teacher):
             truncated[block] = pairs.truncated
             cut_queries += int(pairs.query_truncated.sum())
         self._warn_of_cut_queries(cut_queries, len(queries))
-        advice = (
-            "."
-            if self.dtype == "float32"
-            else f", or the numbers too large for {self.dtype}: say teacher.dtype=float32."
-        )
-        check_finite(scores, self.name, f"The weights are broken{advice}")
+        too_large = f", or the numbers too large for {self.dtype}: say teacher.dtype=float32."
+        check_finite(scores, self.name, f"The weights are broken{'.' if self.dtype == 'float32' else too_large}")
         return PairScores(scores, truncated)
 
     @abstractmethod

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datamodules.pipeline.stages.stage import Output, Stage, table_writer
+from datamodules.query_lists.files import to_ragged
+from datamodules.query_lists.query_list import to_offsets
 from datamodules.storage.parquet import read_parquet
 from retriever.errors import InputError, choose, require_positive
 
@@ -121,8 +123,8 @@ class Filter(Stage):
             whole = np.any if self.consistency_require == "any" else np.all
             yield "inconsistent", ~whole(inside, axis=0)
         if self.teacher_first:
-            ids, starts = _flat(table["passage_ids"])
-            full = _lengths(table) > 0
+            ids, lengths = to_ragged(table["passage_ids"])
+            full, starts = lengths > 0, to_offsets(lengths)[:-1]
             firsts = np.full(len(table), None, dtype=object)
             firsts[full] = ids.take(pa.array(starts[full])).to_pylist()
             positives = table["positive_ids"].to_pylist()
@@ -137,9 +139,9 @@ def _alive(verdict: np.ndarray) -> np.ndarray:
 
 def _low(table: pa.Table, groups: list[str], alive: np.ndarray, quantile: float) -> np.ndarray:
     """Lists whose best score is below the quantile of all scores of the lists that are alive in their group."""
-    scores, starts = _flat(table["teacher_scores"])
-    scores = scores.to_numpy(zero_copy_only=False).astype(np.float64)
-    number = np.repeat(np.arange(len(table)), _lengths(table))
+    values, lengths = to_ragged(table["teacher_scores"])
+    scores, starts = values.to_numpy(zero_copy_only=False).astype(np.float64), to_offsets(lengths)[:-1]
+    number = np.repeat(np.arange(len(table)), lengths)
     low = np.zeros(len(table), dtype=bool)
     for name in sorted(set(groups)):
         inside = alive & (np.array(groups, dtype=object) == name)
@@ -161,10 +163,3 @@ def _cut(table: pa.Table, keep: int | None) -> pa.Table:
             cut = pc.list_slice(table[name], 0, keep, return_fixed_size_list=False).cast(table[name].type)
             table = table.set_column(table.schema.get_field_index(name), name, cut)
     return table
-
-
-def _flat(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
-    """The values of all lists one after the other, and where each list begins."""
-    merged = column.combine_chunks()
-    lengths = merged.value_lengths().to_numpy(zero_copy_only=False)
-    return merged.flatten(), np.concatenate([[0], np.cumsum(lengths)])[:-1].astype(np.int64)

@@ -14,6 +14,7 @@ from datamodules.caches import cached_embeddings, cached_tokens, embed
 from datamodules.corpus import Corpus
 from datamodules.hits import Hits, bm25_search, fuse_ranks, fuse_scores
 from datamodules.pipeline.stages.stage import Output, Stage, table_writer
+from datamodules.query_lists.files import to_ragged
 from datamodules.storage.parquet import read_parquet
 from datamodules.text.words import METHOD
 from retriever.encoder.encoding import device_of
@@ -296,10 +297,8 @@ def _part(hits: Hits, part: slice) -> Hits:
 
 def positive_rows(queries: pa.Table, corpus: Corpus) -> list[np.ndarray]:
     """Rows of each query's positives that are in the corpus."""
-    column = queries["positive_ids"].combine_chunks()
-    rows = corpus.rows(column.flatten())
-    found = np.split(rows, np.cumsum(column.value_lengths().to_numpy(zero_copy_only=False))[:-1].astype(np.int64))
-    return [r[r >= 0] for r in found]
+    ids, lengths = to_ragged(queries["positive_ids"])
+    return [rows[rows >= 0] for rows in np.split(corpus.rows(ids), np.cumsum(lengths)[:-1])]
 
 
 def first_ranks(hits: Hits, positives: list[np.ndarray]) -> np.ndarray:
@@ -325,9 +324,8 @@ def hits_to_table(hits: Hits) -> pa.Table:
 
 def table_to_hits(table: pa.Table) -> Hits:
     """The reverse of :func:`hits_to_table`."""
-    rows, scores = table["rows"].combine_chunks(), table["scores"].combine_chunks()
-    lengths = rows.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+    (rows, lengths), (scores, _) = to_ragged(table["rows"]), to_ragged(table["scores"])
     there = np.arange(lengths.max(initial=0))[None, :] < lengths[:, None]
     hits = Hits(np.full(there.shape, -np.inf, np.float32), np.full(there.shape, -1, np.int64))
-    hits.rows[there], hits.scores[there] = rows.flatten().to_numpy(), scores.flatten().to_numpy()
+    hits.rows[there], hits.scores[there] = rows.to_numpy(), scores.to_numpy()
     return hits

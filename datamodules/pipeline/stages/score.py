@@ -14,6 +14,7 @@ from datamodules.hits import Hits, min_max
 from datamodules.pipeline.stages.mine import NOWHERE, first_ranks, positive_rows, table_to_hits
 from datamodules.pipeline.stages.queries import QUERIES
 from datamodules.pipeline.stages.stage import Output, Stage, table_writer
+from datamodules.query_lists.files import to_ragged
 from datamodules.storage.parquet import read_parquet
 from retriever.errors import require_positive
 from retriever.teachers import Ensemble, PairScores, RetrievedPassages, Teacher
@@ -171,4 +172,4 @@ class Score(Stage):
 
 
 def _flat(column: pa.ChunkedArray) -> np.ndarray:
-    return column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return to_ragged(column)[0].to_numpy(zero_copy_only=False)
