@@ -1,7 +1,5 @@
 """Two caches on disk, by content: token ids of texts, and embeddings of token ids."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil
@@ -233,7 +231,7 @@ def token_range(tokens: TokenizedTexts, start: int, stop: int) -> TokenizedTexts
     return TokenizedTexts(tokens.ids[offsets[0] : offsets[-1]], offsets - offsets[0])
 
 
-def update_with_tokens(digest: hashlib._Hash, tokens: TokenizedTexts) -> None:
+def update_with_tokens(digest: "hashlib._Hash", tokens: TokenizedTexts) -> None:
     """Feed texts' token ids to a hash, some at a time: they may be more than the memory holds."""
     digest.update(np.ascontiguousarray(tokens.offsets).data)
     for start in range(0, len(tokens.ids), _HASHED_IDS):

@@ -1,7 +1,5 @@
 """A sample of a corpus that validations can search: what is judged, what two retrievers find, and a random rest."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 
@@ -55,7 +53,7 @@ def sampled_set(data: EvaluationSet, rows: np.ndarray) -> EvaluationSet:
     return EvaluationSet(f"{data.name}-sample", Corpus(data.corpus.name, *columns), data.queries, data.qrels)
 
 
-def update_with_evaluation_set(digest: hashlib._Hash, data: EvaluationSet) -> None:
+def update_with_evaluation_set(digest: "hashlib._Hash", data: EvaluationSet) -> None:
     """Feed ids and texts of passages, queries and judgements to a hash."""
     for column in (data.corpus.ids, data.corpus.titles, data.corpus.texts):
         update_digest(digest, column)

@@ -1,7 +1,5 @@
 """Batches of query lists: as a training step gets them (token ids) and as an objective gets them (embeddings)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
@@ -71,12 +69,12 @@ class RetrievalBatch(ListTensors):
     def __len__(self) -> int:
         return len(self.query_ids)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> RetrievalBatch:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "RetrievalBatch":
         """Move the tensors; token ids stay where they are until their micro-batch is encoded."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **{name: t.to(device, non_blocking=non_blocking) for name, t in tensors.items()})
 
-    def encoded(self, queries: Tensor, passages: Tensor) -> EncodedBatch:
+    def encoded(self, queries: Tensor, passages: Tensor) -> "EncodedBatch":
         """The same lists over embeddings, [Q, D] and [P, D]."""
         lists = {field.name: getattr(self, field.name) for field in fields(ListTensors)}
         return EncodedBatch(queries=queries, passages=passages, **lists)

@@ -1,7 +1,5 @@
 """Counts of work: what was encoded in a step, and what is to be encoded, scored and searched."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 
@@ -27,6 +25,6 @@ class Work(NamedTuple):
     pairs: float = 0
     products: float = 0
 
-    def __add__(self, other: Work) -> Work:  # type: ignore[override]
+    def __add__(self, other: "Work") -> "Work":  # type: ignore[override]
         """Add the numbers one by one."""
         return Work(*map(sum, zip(self, other, strict=True)))

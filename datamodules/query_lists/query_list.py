@@ -1,7 +1,5 @@
 """The query list, the unit of training data: its schema, and many of them as columns."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -85,7 +83,7 @@ class QueryLists:
     def __len__(self) -> int:
         return len(self.line)
 
-    def select(self, keep: np.ndarray) -> QueryLists:
+    def select(self, keep: np.ndarray) -> "QueryLists":
         """Return the lists in ``keep`` (bool [N] or row numbers), in order."""
         keep = np.flatnonzero(keep) if keep.dtype == bool else keep
         rows, offsets = ragged_take(self.rows, self.offsets, keep)

@@ -1,7 +1,5 @@
 """CrossEncoder: a Hugging Face sequence classifier with one logit that reads a query and a passage together."""
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 import json
@@ -143,7 +141,7 @@ class CrossEncoder(nn.Module):
         attention: str | None = None,
         dropout: float | None = None,
         **spec: int | None,
-    ) -> CrossEncoder:
+    ) -> "CrossEncoder":
         """Load a sequence classifier with one logit, or a plain backbone, which gets a new head.
 
         Args:

@@ -1,7 +1,5 @@
 """TextEncoder: a Hugging Face backbone with pooling, prompts and lengths, the same for the base and the tuned model."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import json
@@ -132,7 +130,7 @@ class TextEncoder(nn.Module):
         dropout: float | None = 0.0,
         lora: Mapping[str, object] | None = None,
         **spec: object,
-    ) -> TextEncoder:
+    ) -> "TextEncoder":
         """Load a backbone and its tokenizer, from a folder, an installed package or the hub.
 
         Each field of :class:`EncoderSpec` is what ``spec`` states; else what the preset states, where it is about
@@ -203,7 +201,7 @@ class TextEncoder(nn.Module):
             encoder.backbone.compile(**compile)
         return encoder
 
-    def add_lora(self, options: Mapping[str, object]) -> TextEncoder:
+    def add_lora(self, options: Mapping[str, object]) -> "TextEncoder":
         """Freeze the backbone and put trainable low-rank adapters on it (peft)."""
         try:
             from peft import LoraConfig, get_peft_model
@@ -306,7 +304,7 @@ def _packs(backbone: nn.Module) -> bool:
     return torch.allclose(packed[mask], alone[mask], rtol=1e-3, atol=1e-3)
 
 
-def update_with_weights(digest: hashlib._Hash, module: nn.Module) -> None:
+def update_with_weights(digest: "hashlib._Hash", module: nn.Module) -> None:
     """Feed a module's names, types, shapes and weights to a hash."""
     # no state_dict(), which has the same tensors, and no NumPy views of them: with these, FSDP cannot free its weights
     tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))

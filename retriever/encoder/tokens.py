@@ -1,7 +1,5 @@
 """Texts as token ids without padding, and how they are cut into micro-batches."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +35,7 @@ class TokenizedTexts:
         return np.diff(self.offsets)
 
     @classmethod
-    def from_lists(cls, sequences: Sequence[Sequence[int]]) -> TokenizedTexts:
+    def from_lists(cls, sequences: Sequence[Sequence[int]]) -> "TokenizedTexts":
         """Build from one list of token ids per text."""
         offsets = np.zeros(len(sequences) + 1, dtype=np.int64)
         np.cumsum([len(s) for s in sequences], out=offsets[1:])
@@ -45,7 +43,7 @@ class TokenizedTexts:
         return cls(flat, offsets)
 
     @classmethod
-    def from_texts(cls, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> TokenizedTexts:
+    def from_texts(cls, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> "TokenizedTexts":
         """Tokenise, special tokens included, cutting at ``max_length`` tokens; ids int32."""
 
         def call(some: Sequence[str]) -> list[list[int]]:
@@ -60,12 +58,12 @@ class TokenizedTexts:
         return cls.from_lists([e.ids for e in backend.encode_batch_fast(list(texts))])
 
     @classmethod
-    def concatenate(cls, parts: Sequence[TokenizedTexts]) -> TokenizedTexts:
+    def concatenate(cls, parts: Sequence["TokenizedTexts"]) -> "TokenizedTexts":
         """Concatenate several sets of texts."""
         offsets = np.concatenate([[0], *(p.lengths for p in parts)]).cumsum().astype(np.int64)
         return cls(np.concatenate([p.ids for p in parts]), offsets)
 
-    def select(self, rows: np.ndarray) -> TokenizedTexts:
+    def select(self, rows: np.ndarray) -> "TokenizedTexts":
         """Copy the texts in ``rows`` (integers [n]) into a new set, in that order."""
         rows, lengths = self._lengths_of(rows)
         offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int64)

@@ -1,7 +1,5 @@
 """Several teachers as one."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,7 +37,7 @@ class Ensemble(Teacher):
         self.weights = {name: w / sum(given.values()) for name, w in given.items()}
 
     @classmethod
-    def of(cls, teacher: Teacher) -> Ensemble:
+    def of(cls, teacher: Teacher) -> "Ensemble":
         """Return an ensemble as it is, and make one of any other teacher, whose scores stay raw."""
         return teacher if isinstance(teacher, cls) else cls({"teacher": teacher})
 

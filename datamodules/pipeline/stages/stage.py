@@ -1,7 +1,5 @@
 """A stage of the pipeline: its key, its blocks that any process may take, its manifest, and when it is skipped."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
@@ -95,7 +93,7 @@ class Shard:
     count: int | None = None
 
     @classmethod
-    def parse(cls, text: str | int | None) -> Shard:
+    def parse(cls, text: str | int | None) -> "Shard":
         """From ``null``, ``i`` or ``i/n``.
 
         Raises:
