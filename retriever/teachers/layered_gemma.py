@@ -32,6 +32,7 @@ class LayeredGemma(TransformersTeacher):
 
     kind = "layered_gemma"
     meaning = "the logit at the cutoff layer's head, at the last token"
+    decides = ("cutoff_layer", "compress_ratio", "compress_layers")
 
     def __init__(
         self,
@@ -109,11 +110,3 @@ class LayeredGemma(TransformersTeacher):
         )
         # compression shortens the rows; the mask that comes back says where they end
         return last_real(output.logits[0], output.attention_masks[0])
-
-    def description(self) -> dict[str, Any]:
-        """See :class:`ModelTeacher`."""
-        return super().description() | {
-            "cutoff_layer": self.cutoff_layer,
-            "compress_ratio": self.compress_ratio,
-            "compress_layers": self.compress_layers,
-        }

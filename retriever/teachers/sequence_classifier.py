@@ -25,6 +25,7 @@ class SequenceClassifier(TransformersTeacher):
 
     kind = "sequence_classifier"
     meaning = "the logit of the one class, or the positive class's logit minus the other's"
+    decides = ("positive_label",)
 
     def __init__(
         self, model: str, *, positive_label: int = 1, template: str | Sequence[str] | None = None, **common: Any
@@ -64,7 +65,3 @@ class SequenceClassifier(TransformersTeacher):
         if logits.shape[1] == 1:
             return logits[:, 0]
         return logits[:, self.positive_label] - logits[:, 1 - self.positive_label]
-
-    def description(self) -> dict[str, Any]:
-        """See :class:`ModelTeacher`."""
-        return super().description() | {"positive_label": self.positive_label}

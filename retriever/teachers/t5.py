@@ -49,6 +49,7 @@ class RankT5(_FirstStep):
 
     kind = "rankt5"
     meaning = "the score token's logit at the first decoder step"
+    decides = ("score_token",)
 
     def __init__(
         self,
@@ -67,10 +68,6 @@ class RankT5(_FirstStep):
     def _logits(self, ids: Tensor, mask: Tensor, pairs: TokenizedPairs, rows: np.ndarray) -> Tensor:
         return self._answer_logits(ids, mask)[:, 0]
 
-    def description(self) -> dict[str, Any]:
-        """See :class:`ModelTeacher`."""
-        return super().description() | {"score_token": self.score_token}
-
 
 class MonoT5(_FirstStep):
     """monoT5 (Nogueira et al. 2020, arXiv 2003.06713): the log-probability of "true" against "false".
@@ -85,6 +82,7 @@ class MonoT5(_FirstStep):
 
     kind = "monot5"
     meaning = "log p(true), of true and false alone, at the first decoder step"
+    decides = ("true_token", "false_token")
 
     def __init__(
         self,
@@ -104,7 +102,3 @@ class MonoT5(_FirstStep):
 
     def _logits(self, ids: Tensor, mask: Tensor, pairs: TokenizedPairs, rows: np.ndarray) -> Tensor:
         return self._answer_logits(ids, mask).log_softmax(-1)[:, 0]
-
-    def description(self) -> dict[str, Any]:
-        """See :class:`ModelTeacher`."""
-        return super().description() | {"true_token": self.true_token, "false_token": self.false_token}

@@ -41,6 +41,7 @@ class TransformersTeacher(ModelTeacher):
 
     block = 65_536  # also sorted by length together
     template: str | Sequence[str] | None = None
+    decides: tuple[str, ...] = ()  # attributes of a subclass that decide its scores, too
 
     def __init__(
         self,
@@ -118,7 +119,7 @@ class TransformersTeacher(ModelTeacher):
 
     def description(self) -> dict[str, Any]:
         """See :class:`ModelTeacher`."""
-        return super().description() | {"template": self.template, "dtype": self.dtype}
+        return super().description() | {name: getattr(self, name) for name in ("template", "dtype", *self.decides)}
 
     def _pretrained(self, auto_class: Any, what: str) -> PreTrainedModel:
         """Load the model by one of transformers' Auto classes; refuse it where a weight is not in its files."""

@@ -26,6 +26,7 @@ class YesNo(TransformersTeacher):
 
     kind = "yes_no"
     meaning = "log p(yes), of yes and no alone, as the next token"
+    decides = ("yes_token", "no_token")
 
     def __init__(
         self,
@@ -59,7 +60,3 @@ class YesNo(TransformersTeacher):
         # padded on the right: no real token attends to the padding after it, and positions begin at 0
         logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         return last_real(logits, mask).float().log_softmax(-1)[:, 0]
-
-    def description(self) -> dict[str, Any]:
-        """See :class:`ModelTeacher`."""
-        return super().description() | {"yes_token": self.yes_token, "no_token": self.no_token}
