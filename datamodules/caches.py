@@ -45,7 +45,8 @@ def cached_tokens(texts: Sequence[str], encoder: TextEncoder, kind: str, cache_d
     folder, dtype = _tokens_folder(texts, encoder, kind, cache_dir)
 
     def tokenize(part: range, advance: Callable[[int], None]) -> list[np.ndarray]:
-        tokens = encoder.tokenize(_strings(texts[part.start : part.stop]), kind)
+        block = texts[part.start : part.stop]
+        tokens = encoder.tokenize(block.to_pylist() if hasattr(block, "to_pylist") else list(block), kind)
         advance(len(part))
         return [tokens.lengths, tokens.ids]
 
@@ -263,7 +264,3 @@ def _tokenizer_fingerprint(encoder: TextEncoder, kind: str) -> str:
         # truncation and padding are what the last call left behind
         content = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
     return json.dumps([content, type(tokenizer).__name__, encoder.spec.prompt(kind), encoder.spec.max_length(kind)])
-
-
-def _strings(texts: Sequence[str]) -> list[str]:
-    return texts.to_pylist() if hasattr(texts, "to_pylist") else list(texts)

@@ -68,12 +68,13 @@ def _chances(places: np.ndarray, offsets: np.ndarray, passages: list[str]) -> np
     graph = coo_array((np.ones(len(places)), (left, n + places)), shape=(n + len(passages),) * 2)
     _, component = connected_components(graph, directed=False)
     smallest = np.ones(component.max() + 1)
-    np.minimum.at(smallest, component[n:], [_hash(p) for p in passages])
+    np.minimum.at(smallest, component[n:], [unit_hash(p) for p in passages])
     # the minimum of m uniform hashes is below x with probability 1 − (1 − x)^m: undo that, to keep to the fraction
     size = np.bincount(component[n:], minlength=len(smallest))
     chance = 1 - (1 - smallest) ** np.maximum(size, 1)
     return np.where(lengths > 0, chance[component[:n]], np.inf)
 
 
-def _hash(passage_id: str) -> float:
-    return int.from_bytes(hashlib.sha256(passage_id.encode()).digest()[:8], "big") / 2**64
+def unit_hash(text: str) -> float:
+    """A number in [0, 1) for a text, uniform over texts, by SHA-256."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64

@@ -6,7 +6,7 @@ import numpy as np
 
 from datamodules.batches import WeightedLists
 from datamodules.corpus import EvaluationSet
-from datamodules.leakage.queries import Leak, find_leaks
+from datamodules.leakage.queries import find_leaks
 from datamodules.leakage.same_passages import RelevantPassages, translated
 from datamodules.query_lists import ragged_take
 
@@ -45,13 +45,10 @@ def find_overlap(data: EvaluationSet, sources: Sequence[WeightedLists]) -> dict[
             for leak in find_leaks(texts, judged, queries, labels, NEARLY_EQUAL, copies):
                 known = reasons.get(ids[leak.position])
                 if known is None or (_shares(leak.reason) and not _shares(known)):
-                    reasons[ids[leak.position]] = _sentence(leak, source)
+                    named = f"the train query {leak.evaluation_query} of {source.lists.source.name}"
+                    reasons[ids[leak.position]] = f"{leak.reason} {named}"
     return {query: reasons[query] for query in ids if query in reasons}
 
 
 def _shares(reason: str) -> bool:
     return reason.startswith("shares")
-
-
-def _sentence(leak: Leak, source: WeightedLists) -> str:
-    return f"{leak.reason} the train query {leak.evaluation_query} of {source.lists.source.name}"

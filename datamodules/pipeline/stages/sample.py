@@ -1,6 +1,5 @@
 """Stage sample: the passages that queries are written from."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import pyarrow.compute as pc
 from datamodules.corpus import Corpus
 from datamodules.pipeline.stages.deduplicate import KEPT
 from datamodules.pipeline.stages.stage import Output, Stage, table_writer
+from datamodules.splits import unit_hash
 from datamodules.storage.files import lines
 from datamodules.storage.parquet import read_parquet
 from retriever.errors import InputError, require_positive
@@ -78,7 +78,7 @@ class Sample(Stage):
         ids = self._ids()
         allowed = ids.filter(pc.invert(pc.is_in(ids, value_set=pa.array(self.excluded, pa.string()))))
         size = len(allowed) if self.size is None else min(self.size, len(allowed))
-        place = np.array([_hash(i, self.seed) for i in allowed.to_pylist()])
+        place = np.array([unit_hash(f"{self.seed} {i}") for i in allowed.to_pylist()])
         rows = self.corpus.rows(allowed)
         length = pc.utf8_length(self.corpus.passages).to_numpy(zero_copy_only=False)[rows]
         by_length = np.array_split(np.lexsort((rows, length)), self.strata)
@@ -100,7 +100,3 @@ class Sample(Stage):
 
     def _ids(self) -> pa.Array:
         return read_parquet(self.deduplicated.file("passages.parquet"))["passage_id"].combine_chunks()
-
-
-def _hash(passage_id: str, seed: int) -> float:
-    return int.from_bytes(hashlib.sha256(f"{seed} {passage_id}".encode()).digest()[:8], "big") / 2**64
