@@ -92,6 +92,7 @@ class EvaluationSpec:
         lists: a file of query lists whose queries are evaluated in place of a split's.
         types: the query types among these lists; None takes all.
         sample: validate on a sample of the corpus.
+        part_of: in averages it counts as a part of that set, as CQADupStack's forums do, which count as one set.
     """
 
     path: str
@@ -101,6 +102,7 @@ class EvaluationSpec:
     lists: str | None = None
     types: Sequence[str] | None = None
     sample: SampleSpec | None = None
+    part_of: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse contradictions; fill in the split."""

@@ -43,7 +43,7 @@ class CompareSweep(Callback):
             log.error("No comparison: %s", printable(str(error)))
             return
         try:
-            _show_and_write(comparison, folder)
+            show_and_write(comparison, folder)
         except Exception as error:  # a full disk, say; Hydra would make a warning of it, and exit with status 0
             kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
             sys.exit(printable(f"error: No comparison: {kind}{error}"))
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _compare(options: argparse.Namespace) -> None:
     comparison = compare(options.runs, options.which, options.base)
     if options.output:
-        files = _show_and_write(comparison, Path(options.output))
+        files = show_and_write(comparison, Path(options.output))
     else:
         print_tables(comparison)
     if options.markdown:
@@ -92,7 +92,8 @@ def _compare(options: argparse.Namespace) -> None:
         log_comparison(comparison, files, Path(options.output), options.wandb)
 
 
-def _show_and_write(comparison: Comparison, folder: Path) -> list[Path]:
+def show_and_write(comparison: Comparison, folder: Path) -> list[Path]:
+    """Print the tables; write tables, plots and a page to a folder, and return the paths, the page first."""
     from experiments.comparison.report import write_report  # the import of matplotlib takes a second
 
     print_tables(comparison)

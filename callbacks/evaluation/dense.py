@@ -64,17 +64,23 @@ class DenseRanker(Ranker):
         embedding_storage: where passage embeddings of tuned weights are while they are searched: ``memory``, or
             ``disk``: a temporary file in the cache. Those of base weights are in the cache on disk anyway.
         frozen_passages: whether passages keep the base model's embeddings; a module that trains says so itself.
+        passage_encoder: encodes the passages, once, in place of the encoder that is evaluated; None: that one does.
     """
 
     draws_samples = True
 
     def __init__(
-        self, embedding_dtype: str = "float32", embedding_storage: str = "memory", frozen_passages: bool = False
+        self,
+        embedding_dtype: str = "float32",
+        embedding_storage: str = "memory",
+        frozen_passages: bool = False,
+        passage_encoder: TextEncoder | None = None,
     ) -> None:
         super().__init__()
         self.embedding_dtype = choose("evaluation.embedding_dtype", embedding_dtype, DTYPES)
         self.embedding_storage = choose("evaluation.embedding_storage", embedding_storage, STORAGES)
-        self.frozen_passages = frozen_passages
+        self.frozen_passages = frozen_passages or passage_encoder is not None
+        self.passage_encoder = passage_encoder
         self._prepared: dict[str, _Prepared] = {}
 
     def check(self, module: L.LightningModule) -> None:
@@ -87,15 +93,16 @@ class DenseRanker(Ranker):
 
     def prepare(self, sets: Sequence[OpenedSet], encoder: TextEncoder, how: Ranking) -> list[EvaluationSet]:
         """Tokenise and encode; one set is tokenised while the one before it is encoded."""
+        of_passages = self.passage_encoder or encoder
 
         def tokenize(opened: OpenedSet) -> tuple[TokenizedTexts, TokenizedTexts]:
             queries = cached_tokens(list(opened.data.queries.values()), encoder, "query", how.cache_dir)
-            return queries, cached_tokens(opened.data.corpus.passages, encoder, "passage", how.cache_dir)
+            return queries, cached_tokens(opened.data.corpus.passages, of_passages, "passage", how.cache_dir)
 
         found = []
         for opened, (queries, passages) in zip(sets, made_ahead(tokenize, sets), strict=True):
             data, spec = opened.data, opened.spec.sample
-            base = self._cached(passages, encoder, f"encode {data.name}", self.embedding_dtype, how)
+            base = self._cached(passages, of_passages, f"encode {data.name}", self.embedding_dtype, how)
             whole = self._prepared[data.name] = _Prepared(queries, passages, base)
             found.append(data)
             if spec is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from rich.console import Console
@@ -19,6 +19,8 @@ from retriever.encoder.text_encoder import TextEncoder
 from retriever.printable import printable
 from retriever.search import exact_search
 
+_QUERIES = 512  # whose hits are Python objects at a time
+
 
 def without_own(data: EvaluationSet, hits: Hits, depth: int, ignore_identical_ids: bool) -> Hits:
     """The best ``depth`` hits, the query's own passage taken out where ``ignore_identical_ids`` asks for it."""
@@ -33,12 +35,19 @@ def without_own(data: EvaluationSet, hits: Hits, depth: int, ignore_identical_id
 
 def run_of(data: EvaluationSet, hits: Hits) -> Run:
     """Query id → passage id → score."""
-    run = {}
-    for number, query in enumerate(data.queries):
-        real = hits.rows[number] >= 0
-        ids = data.corpus.ids.take(hits.rows[number][real]).to_pylist()
-        run[query] = dict(zip(ids, hits.scores[number][real].tolist(), strict=True))
-    return run
+    return {query: found for run in runs_of(data, hits) for query, found in run.items()}
+
+
+def runs_of(data: EvaluationSet, hits: Hits) -> Iterator[Run]:
+    """Query id → passage id → score, of some queries at a time; ``hits`` are those of all, in their order."""
+    names = list(data.queries)
+    for start in range(0, len(names), _QUERIES):
+        run = {}
+        for number, query in enumerate(names[start : start + _QUERIES], start):
+            real = hits.rows[number] >= 0
+            ids = data.corpus.ids.take(hits.rows[number][real]).to_pylist()
+            run[query] = dict(zip(ids, hits.scores[number][real].tolist(), strict=True))
+        yield run
 
 
 def dense_orders(

@@ -37,12 +37,13 @@ class QueryRecord(L.Callback):
         folder = self.history.folder
         for data in (opened.data for opened in self.history.sets):
             overlap = trainer.datamodule.overlap(data)
-            write_json(folder / "queries" / f"{data.name}.json", _in_words(data))
+            write_json(folder / "queries" / f"{data.name}.json", in_words(data))
             write_json(folder / "overlap" / f"{data.name}.json", overlap)
             log.info("%s: training comes close to %d of %d queries", data.name, len(overlap), len(data.queries))
 
 
-def _in_words(data: EvaluationSet) -> dict[str, dict[str, str | list[str]]]:
+def in_words(data: EvaluationSet) -> dict[str, dict[str, str | list[str]]]:
+    """Write out queries: id → ``query`` and ``relevant``, see :class:`QueryRecord`."""
     relevant = {query: sorted(passages)[:_PASSAGES] for query, passages in data.relevant().items()}
     wanted = sorted(set().union(*relevant.values()))
     rows = dict(zip(wanted, data.corpus.rows(wanted).tolist(), strict=True))

@@ -76,6 +76,7 @@ def paired_test(
     base: Sequence[np.ndarray] | None = None,
     confidence: float = 0.95,
     resamples: int = 10_000,
+    weights: Sequence[float] | None = None,
 ) -> PairedTest:
     """Mean difference over data sets, queries and seeds, with its interval, its test, and wins, ties and losses.
 
@@ -85,6 +86,7 @@ def paired_test(
         base: per data set [T, Q_k], the same queries, where seeds have no partner; None: ``values`` are differences.
         confidence: of the interval.
         resamples: of the bootstrap and of the test; their seeds are fixed.
+        weights: one per data set; None weighs all alike.
 
     Returns:
         The mean is that over data sets of the means over queries (a macro average).
@@ -96,14 +98,14 @@ def paired_test(
     if not values or not all(v.size for v in values):
         raise InputError("A difference over no queries means nothing; compare on sets that have some.")
     differences = [v.mean(axis=0) - b.mean(axis=0) for v, b in zip(values, base, strict=True)]
-    low, high = two_way_interval(values, base, confidence, resamples)
+    low, high = two_way_interval(values, base, confidence, resamples, weights)
     flat = np.concatenate(differences)
     return PairedTest(
-        mean=float(np.mean([d.mean() for d in differences])),
+        mean=float(np.average([d.mean() for d in differences], weights=weights)),
         low=low,
         high=high,
         queries=len(flat),
-        p=sign_flip_p(differences, resamples),
+        p=sign_flip_p(differences, resamples, weights),
         wins=int((flat > _TIE).sum()),
         ties=int((np.abs(flat) <= _TIE).sum()),
         losses=int((flat < -_TIE).sum()),
@@ -111,7 +113,11 @@ def paired_test(
 
 
 def two_way_interval(
-    values: Sequence[np.ndarray], base: Sequence[np.ndarray], confidence: float = 0.95, resamples: int = 10_000
+    values: Sequence[np.ndarray],
+    base: Sequence[np.ndarray],
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    weights: Sequence[float] | None = None,
 ) -> tuple[float, float]:
     """Percentile interval of the mean difference, seeds and queries both drawn with replacement.
 
@@ -128,20 +134,24 @@ def two_way_interval(
         base: per data set [T, Q_k]; its seeds are drawn on their own.
         confidence: of the interval.
         resamples: bootstrap samples.
+        weights: one per data set; None weighs all alike.
     """
     of_seeds, of_queries = np.random.default_rng(1), np.random.default_rng(0)
     ours, theirs = (_draws(of_seeds, len(side[0]), resamples) for side in (values, base))
     means = np.zeros(resamples)
-    for own, other in zip(values, base, strict=True):
+    weights = [1.0] * len(values) if weights is None else weights
+    for own, other, weight in zip(values, base, weights, strict=True):
         for part in _parts(resamples, own.shape[1]):
             differences = ours[part] @ own - theirs[part] @ other
             queries = of_queries.integers(0, own.shape[1], differences.shape)
-            means[part] += np.take_along_axis(differences, queries, axis=1).mean(axis=1)
-    low, high = np.quantile(means / len(values), [(1 - confidence) / 2, (1 + confidence) / 2])
+            means[part] += weight * np.take_along_axis(differences, queries, axis=1).mean(axis=1)
+    low, high = np.quantile(means / sum(weights), [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
 
-def sign_flip_p(differences: Sequence[np.ndarray], resamples: int = 10_000) -> float:
+def sign_flip_p(
+    differences: Sequence[np.ndarray], resamples: int = 10_000, weights: Sequence[float] | None = None
+) -> float:
     """Two-sided p-value of a paired randomisation test over queries (Fisher 1935; Smucker et al. 2007).
 
     Where the two sides are exchangeable on each query, any query's difference could as well have the other sign. All
@@ -152,14 +162,16 @@ def sign_flip_p(differences: Sequence[np.ndarray], resamples: int = 10_000) -> f
     Args:
         differences: per data set [Q_k], averaged over seeds.
         resamples: random draws of the signs; the observed signs are counted in, so p is at least 1/(resamples + 1).
+        weights: one per data set; None weighs all alike.
     """
     random = np.random.default_rng(0)
     means = np.zeros(resamples)
-    for values in differences:
+    weights = [1.0] * len(differences) if weights is None else weights
+    for values, weight in zip(differences, weights, strict=True):
         for part in _parts(resamples, len(values)):
             flip = random.integers(0, 2, (part.stop - part.start, len(values)), dtype=np.int8)
-            means[part] += values.mean() - 2 * (flip @ values) / len(values)
-    observed = abs(sum(values.mean() for values in differences))
+            means[part] += weight * (values.mean() - 2 * (flip @ values) / len(values))
+    observed = abs(sum(weight * values.mean() for values, weight in zip(differences, weights, strict=True)))
     return float((1 + (np.abs(means) >= observed - 1e-12).sum()) / (1 + resamples))
 
 

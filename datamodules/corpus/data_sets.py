@@ -19,12 +19,13 @@ def find_dataset(name: str | Path, data_dir: str | Path = "data") -> Path:
     for folder in (Path(name), SHIPPED / name, Path(data_dir) / name):
         if is_folder(folder):
             return folder
-    if str(name) not in BEIR_NAMES:
-        raise InputError(
-            f"There is no data set {shown(str(name))}: it is no folder, none in {data_dir}, not shipped, and no BEIR "
-            f"name. BEIR names are {', '.join(BEIR_NAMES)}."
-        )
-    return download_beir(str(name), data_dir)
+    first, *inner = Path(name).parts or ("",)
+    if first in BEIR_NAMES and is_folder(download_beir(first, data_dir).joinpath(*inner)):  # a forum of CQADupStack
+        return Path(data_dir).joinpath(first, *inner)
+    raise InputError(
+        f"There is no data set {shown(str(name))}: it is no folder, none in {data_dir}, not shipped, and no BEIR "
+        f"name. BEIR names are {', '.join(BEIR_NAMES)}."
+    )
 
 
 def find_file(path: str | Path) -> Path:

@@ -89,7 +89,7 @@ def run_of_sweep(
     if damaged:
         what = "results" if results is not None else "a checkpoint"
         message = f"{folder} holds {what} and no config.yaml. Remove the folder, and the same command runs it again."
-        _keep_error(InputError(message), folder)
+        keep_error(InputError(message), folder)
         return None
     if results is not None:
         log.info("%s is finished, and not run again", folder)
@@ -100,7 +100,7 @@ def run_of_sweep(
     try:
         return train(config, folder)
     except Exception as error:  # whatever it is, the other runs can do without this one
-        _keep_error(error, folder)
+        keep_error(error, folder)
         if world_size() > 1:  # the other ranks wait for this one
             raise
         return None
@@ -210,7 +210,8 @@ def _refuse_other_configuration(config: DictConfig, folder: Path, in_effect: Cal
         )
 
 
-def _keep_error(error: Exception, folder: Path) -> None:
+def keep_error(error: Exception, folder: Path) -> None:
+    """Log why a job failed, and write ``error.txt``, on the first rank."""
     mendable = isinstance(error, InputError | HydraException | OmegaConfBaseException)
     message = " ".join((explain(error) if mendable else f"{type(error).__name__}: {error}").split())
     log.error("%s failed: %s", folder, message)

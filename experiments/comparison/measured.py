@@ -26,7 +26,7 @@ class Measured:
         values: arm → [S, Q], the models before training first, as arms without seeds.
         bases: their names (``base``, or, where runs began with several models, ``base of`` the first arm of each) → a
             run that began with it.
-        before: arm → [S, Q] of each run's own model before training.
+        before: arm → [S, Q] of each run's own model before training; without arms that were evaluated, not trained.
         seeds: arm → its S seeds.
         runs: arm → its S runs.
         texts: query id → ``query`` and ``relevant`` in words, as far as runs wrote them down.
@@ -81,7 +81,7 @@ def read_measured(groups: Sequence[Group], dataset: str, which: str, base: str) 
     runs = {g.name: [run for run in g.runs if dataset in run.datasets] for g in groups}
     runs = {name: members for name, members in runs.items() if members}
     first = next(run for members in runs.values() for run in members)
-    query_ids = sorted(first.values(dataset, "base"))
+    query_ids = sorted(first.values(dataset, which))
 
     def read(run: Run, point: str) -> list[float]:
         values = run.values(dataset, point)
@@ -93,7 +93,11 @@ def read_measured(groups: Sequence[Group], dataset: str, which: str, base: str) 
             )
         return [values[query] for query in query_ids]
 
-    before = {name: np.array([read(run, "base") for run in members]) for name, members in runs.items()}
+    before = {
+        name: np.array([read(run, "base") for run in members])
+        for name, members in runs.items()
+        if all(run.is_trained for run in members)
+    }
     trained = {name: np.array([read(run, which) for run in members]) for name, members in runs.items()}
     bases = _bases(runs, before, dataset, base)
     overlaps = [run.overlap(dataset) for members in runs.values() for run in members]
@@ -113,7 +117,11 @@ def read_measured(groups: Sequence[Group], dataset: str, which: str, base: str) 
 
 
 def tested(
-    parts: Sequence[Measured], arm: str, base: str, keep: Sequence[np.ndarray | None] | None = None
+    parts: Sequence[Measured],
+    arm: str,
+    base: str,
+    keep: Sequence[np.ndarray | None] | None = None,
+    weights: Sequence[float] | None = None,
 ) -> PairedTest:
     """An arm's paired difference to a base, averaged over data sets.
 
@@ -122,12 +130,13 @@ def tested(
         arm: its name.
         base: that of the base.
         keep: per data set which queries to look at, bool [Q]; None: all.
+        weights: one per data set; None weighs all alike.
     """
     contrasts = [part.contrast(arm, base) for part in parts]
     masks = [slice(None) if mask is None else mask for mask in keep or [None] * len(parts)]
     ours = [values[:, mask] for (values, _), mask in zip(contrasts, masks, strict=True)]
     theirs = [other[:, mask] for (_, other), mask in zip(contrasts, masks, strict=True) if other is not None]
-    return paired_test(ours, theirs or None)
+    return paired_test(ours, theirs or None, weights=weights)
 
 
 def _bases(
@@ -138,8 +147,8 @@ def _bases(
     There are none where one encoder gave several, and an arm is the base.
     """
     found: list[tuple[str, Run, np.ndarray]] = []
-    for arm, members in runs.items():
-        for run, values in zip(members, before[arm], strict=True):
+    for arm in before:
+        for run, values in zip(runs[arm], before[arm], strict=True):
             if any(_is_same(run, values, other, known) for _, other, known in found):
                 continue
             twin = next((item for item in found if item[1].encoder() == run.encoder()), None)

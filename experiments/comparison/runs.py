@@ -67,6 +67,11 @@ class Run:
         """The run's seed."""
         return self.results["seed"]
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether it is a training run, with a base model; not where ``experiments.evaluate`` evaluated a model."""
+        return "base" in self.results["steps"]
+
     def mean(self, dataset: str, metric: str, point: str) -> float:
         """A metric's mean over the queries at a point (``base``, ``best``, ``last``)."""
         path, own = self.folder / RESULTS, self.datasets[dataset]
@@ -128,6 +133,11 @@ class Run:
         """Whether the data set's queries are those of the dev lists, by which settings may be chosen."""
         spec = _spec(self.config, self.datasets[dataset])
         return spec is not None and spec.chooses
+
+    def part_of(self, dataset: str) -> str:
+        """The set as whose part it counts in averages; most count as themselves."""
+        spec = _spec(self.config, self.datasets[dataset])
+        return (spec.part_of if spec else None) or dataset
 
     def encoder(self) -> dict[str, Any]:
         """How the configuration describes the model."""

@@ -81,7 +81,7 @@ def _sheet(comparison: Comparison, table: Table) -> Sheet:
         )
         for arm in table.arms
     ]
-    kept = [i for i in range(len(columns)) if i < 7 or any(row[i] for row in rows)]
+    kept = [i for i, name in enumerate(columns) if (i < 7 and name != "seeds") or any(row[i] for row in rows)]
     part = table.of is not None
     return Sheet(
         f"{table.title}, without overlap" if part else table.title,
@@ -116,6 +116,8 @@ def _narrow(comparison: Comparison, table: Table, clean: Table | None) -> Sheet:
             columns += (name,)
             cells = (_number(arm.figures.get(name), ".4f") for arm in table.arms)
             rows = [(*row, cell) for row, cell in zip(rows, cells, strict=True)]
+    kept = [i for i, name in enumerate(columns) if name not in ("seeds", "step") or any(row[i] for row in rows)]
+    columns, rows = tuple(columns[i] for i in kept), [tuple(row[i] for i in kept) for row in rows]
     caption = _caption(comparison, table)
     if clean is not None and clean.queries:
         caption += f"; no overlap: the difference on the {clean.queries} queries that no training here came close to"
@@ -167,7 +169,8 @@ def _caption(comparison: Comparison, table: Table) -> str:
             "wording with the training of any run compared"
         )
     step = "the step that its dev lists chose" if comparison.which == "best" else "its last step"
-    parts = [what, f"each model at {step}"]
+    trained = any(run.is_trained for group in comparison.groups for run in group.runs)
+    parts = [what, f"each model at {step}"] if trained else [what]
     if table.comparisons:
         most = max((len(arm.seeds) for arm in table.arms), default=0)
         parts.append(
@@ -199,6 +202,8 @@ def _forgotten(row: HomeAndAbroad) -> int:
 
 
 def _seeds(arm: Arm) -> str:
+    if not arm.steps and len(arm.seeds) == 1:  # a model that was evaluated, not trained
+        return ""
     return ", ".join(f"{seed}{PRUNED if seed in arm.pruned else ''}" for seed in arm.seeds)
 
 

@@ -148,23 +148,27 @@ def compare(paths: Iterable[str | Path], which: str = "best", base: str = BASE) 
     finished, unfinished = find_runs(paths)
     groups = group_runs(read_runs(finished))
     choose("--base", base, [BASE, *(group.name for group in groups)])
+    if base == BASE and not any(run.is_trained for group in groups for run in group.runs):
+        base = groups[0].name  # models that were evaluated, not trained: the first one
     runs = [run for group in groups for run in group.runs]
     datasets = dict.fromkeys(name for run in runs for name in run.datasets)
     measured = {name: read_measured(groups, name, which, base) for name in datasets}
     general = [m for m in measured.values() if _runs(m) == len(runs) and not any(_is_aside(r, m.dataset) for r in runs)]
     average, clean_average = None, None
     if len(general) > 1:
-        title = f"average of {', '.join(m.dataset for m in general)}"
-        average = _table(title, general, which, base)
+        counted_as = [runs[0].part_of(m.dataset) for m in general]
+        weights = [1 / counted_as.count(name) for name in counted_as]
+        title = f"average of {', '.join(dict.fromkeys(counted_as))}"
+        average = _table(title, general, which, base, weights)
         if all(m.clean is not None and m.clean.any() for m in general):
-            clean_average = _table(title, general, which, base, clean=True)
+            clean_average = _table(title, general, which, base, weights, clean=True)
     return Comparison(
         which=which,
         base=base,
         groups=groups,
         measured=measured,
-        tables={name: _table(name, [m], which, base) for name, m in measured.items()},
-        clean={name: _table(name, [m], which, base, clean=True) for name, m in measured.items() if m.clean is not None},
+        tables={name: _table(name, [m], which, base, [1]) for name, m in measured.items()},
+        clean={n: _table(n, [m], which, base, [1], clean=True) for n, m in measured.items() if m.clean is not None},
         average=average,
         clean_average=clean_average,
         forgetting=_forgetting(groups, measured, base),
@@ -177,22 +181,30 @@ def _is_aside(run: Run, dataset: str) -> bool:
     return run.is_dev(dataset) or run.is_held_out(dataset)
 
 
-def _table(title: str, parts: Sequence[Measured], which: str, base: str, clean: bool = False) -> Table:
-    """One table; ``clean``: on the queries without overlap."""
+def _table(
+    title: str, parts: Sequence[Measured], which: str, base: str, weights: Sequence[float], clean: bool = False
+) -> Table:
+    """One table, an average by weights; ``clean``: on the queries without overlap."""
     keep = [part.clean if clean else None for part in parts]
     total = sum(len(part.query_ids) for part in parts)
     left = sum(int(mask.sum()) for mask in keep if mask is not None) if clean else total
     if not left:
         return Table(title, 0, total, 0, [])
     names = [name for name in parts[0].values if all(name in part.values for part in parts)]
-    arms = [_arm(name, parts, which, base, keep, clean) for name in names]
+    arms = [_arm(name, parts, which, base, keep, weights, clean) for name in names]
     corrected = _corrected([arm.difference for arm in arms])
     arms = [replace(arm, p_holm=p) for arm, p in zip(arms, corrected, strict=True)]
     return Table(title, left, total if clean else None, sum(p is not None for p in corrected), arms)
 
 
 def _arm(
-    name: str, parts: Sequence[Measured], which: str, base: str, keep: Sequence[np.ndarray | None], clean: bool
+    name: str,
+    parts: Sequence[Measured],
+    which: str,
+    base: str,
+    keep: Sequence[np.ndarray | None],
+    weights: Sequence[float],
+    clean: bool,
 ) -> Arm:
     first = parts[0]
     untrained = name in first.bases
@@ -200,25 +212,26 @@ def _arm(
     point = "base" if untrained else which
     means = [part.values[name][:, slice(None) if m is None else m].mean() for part, m in zip(parts, keep, strict=True)]
     # the model before training has no base; nor has an arm on a data set that none of the base's runs has
-    differs = not untrained if base == BASE else name != base and base in first.values
+    differs = name in first.before if base == BASE else name != base and base in first.values
     return Arm(
         name=name,
         seeds=first.seeds[name],
-        ndcg=float(np.mean(means)),
-        difference=tested(parts, name, base, keep) if differs else None,
-        figures={} if clean else _figures(parts, runs, point),
-        steps=[run.results["steps"][point] for run in runs],
+        ndcg=float(np.average(means, weights=weights)),
+        difference=tested(parts, name, base, keep, weights) if differs else None,
+        figures={} if clean else _figures(parts, runs, point, weights),
+        steps=[run.results["steps"][point] for run in runs if run.is_trained],
         pruned=[] if untrained else [run.seed for run in runs if run.results.get("pruned")],
         paired=_paired(first, name, base) if differs else None,
         **({} if untrained else _costs(runs)),
     )
 
 
-def _figures(parts: Sequence[Measured], runs: Sequence[Run], point: str) -> dict[str, float]:
+def _figures(parts: Sequence[Measured], runs: Sequence[Run], point: str, weights: Sequence[float]) -> dict[str, float]:
     """Metric → mean over data sets and runs."""
     of_each = [run.metrics(part.dataset) for part in parts for run in runs]
     shared = [name for name in headings(of_each[0]) if all(name in names for names in of_each)]
-    return {m: float(np.mean([run.mean(part.dataset, m, point) for part in parts for run in runs])) for m in shared}
+    means = {m: [np.mean([run.mean(part.dataset, m, point) for run in runs]) for part in parts] for m in shared}
+    return {metric: float(np.average(values, weights=weights)) for metric, values in means.items()}
 
 
 def _paired(measured: Measured, arm: str, base: str) -> list[int] | None:
@@ -248,7 +261,7 @@ def _forgetting(groups: Sequence[Group], measured: dict[str, Measured], base: st
     """Every arm but the base; empty where no arm has a data set abroad."""
     rows = []
     for group in groups:
-        if group.name == base:
+        if group.name == base or (base == BASE and not group.runs[0].is_trained):
             continue
         both = [group.name] if base == BASE else [group.name, base]
         needed = [run for other in groups if other.name in both for run in other.runs]

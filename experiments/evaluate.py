@@ -1,0 +1,192 @@
+"""Evaluate models without training: python -m experiments.evaluate RUN minilm bm25 bm25+minilm sets=scifact,cranfield.
+
+A model is a run's folder, a model's folder, a name on the hub, an encoder preset, bm25, or a sum of these.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from lightning.fabric import Fabric
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+from transformers.utils.logging import disable_progress_bar
+
+from callbacks.evaluation.metrics import Metrics
+from callbacks.evaluation.ranker import Ranking
+from callbacks.evaluation.sets import Reading
+from callbacks.reporting.results import read_results
+from datamodules.specs import EvaluationSpec, read_evaluation_specs
+from datamodules.storage.files import write_json
+from experiments.cli.arguments import check_added, say_what_is_kept
+from experiments.cli.errors import run_kindly
+from experiments.cli.sweep import keep_error
+from experiments.cli.targets import check_arguments
+from experiments.compare import show_and_write
+from experiments.comparison.tables import compare
+from experiments.evaluation.models import Depths, Model, read_models
+from experiments.evaluation.settings import EvaluateSettings
+from experiments.evaluation.summary import as_json, print_summary, summarise
+from experiments.evaluation.typed import as_overrides
+from experiments.evaluation.work import Wanted, evaluate_model
+from experiments.settings.encoders import SPECS
+from retriever.errors import InputError, choose
+from retriever.typed import read_top
+
+log = logging.getLogger(__name__)
+ENCODER = "retriever.encoder.TextEncoder.from_pretrained"
+
+
+def _command_hash(overrides: Sequence[str]) -> str:
+    """A short name for what was typed, so that the same command finds its folder again."""
+    typed = sorted(word for word in overrides if not word.startswith("only="))
+    return hashlib.sha256("\n".join(typed).encode()).hexdigest()[:12]
+
+
+OmegaConf.register_new_resolver("command_hash", _command_hash, replace=True)
+
+
+def evaluate(config: DictConfig, folder: Path) -> list[Path]:
+    """Evaluate the models of a configuration, one after the other; return a run folder for each.
+
+    Args:
+        config: as composed from ``experiments/conf/evaluate.yaml``.
+        folder: where these folders go.
+
+    Raises:
+        InputError: a wrong setting, set or model.
+    """
+    settings, specs, models = _read(config)
+    fabric = Fabric(**_fabric_options(config))
+    fabric.launch()
+    asked = settings.evaluation
+    how = Ranking(
+        hits=asked.hits,
+        ignore_identical_ids=asked.ignore_identical_ids,
+        cache_dir=Path(settings.cache_dir),
+        token_budget=settings.token_budget,
+        device=fabric.device,
+        precision=config.trainer.precision,
+        autocast=fabric.autocast,
+    )
+    reading = Reading(
+        settings.unknown_qrels, settings.empty_passages, settings.on_bad_list, settings.cache_dir, settings.data_dir
+    )
+    metrics = Metrics(instantiate(list(asked.metrics)), asked.hits)
+    wanted = Wanted(specs, reading, metrics, asked.metrics, how, asked.run_hits)
+    chosen = [settings.only] if settings.only is not None else list(models)
+    for key in chosen:
+        with torch.inference_mode():
+            evaluate_model(models[key], wanted, folder / key, fabric)
+    return [folder / key for key in chosen]
+
+
+def show(config: DictConfig, folder: Path) -> None:
+    """Print the table of all models, and that of their differences; write both to the folder.
+
+    Raises:
+        InputError: a model has not been evaluated.
+    """
+    settings, specs, models = _read(config)
+    found: dict[str, Mapping[str, Any]] = {}
+    for key in models:
+        results = read_results(folder / key)
+        if results is not None:
+            found[key] = {n: {m: v["best"] for m, v in of.items()} for n, of in results["datasets"].items()}
+    if not found:
+        raise InputError(f"{folder}: none of the models was evaluated.")
+    metrics = next(iter(next(iter(found.values())).values()))
+    tables = {m: summarise([models[key] for key in found], list(found.values()), specs, m) for m in metrics}
+    write_json(folder / "summary.json", {metric: as_json(rows) for metric, rows in tables.items()})
+    base = settings.base if settings.base in found else next(iter(found))
+    print_summary(tables)
+    if len(found) > 1:
+        folders = [folder / key for key in (base, *(key for key in found if key != base))]
+        show_and_write(compare(folders, base=_label(folders)), folder)
+
+
+def _label(folders: Sequence[Path]) -> str:
+    """The name that the first of some folders has in a comparison of them all."""
+    groups = compare(folders).groups
+    return next(group.name for group in groups if any(run.folder == folders[0] for run in group.runs))
+
+
+def _read(config: DictConfig) -> tuple[EvaluateSettings, list[EvaluationSpec], dict[str, Model]]:
+    """Check and read a configuration."""
+    for model in config.models.values():
+        if OmegaConf.is_dict(model) and OmegaConf.is_dict(model.get("encoder")) and "_target_" not in model.encoder:
+            OmegaConf.update(model, "encoder._target_", ENCODER, force_add=True)
+    check_arguments(config, SPECS)
+    plain = OmegaConf.to_container(config, resolve=True)
+    settings = read_top(EvaluateSettings, plain)
+    specs = read_evaluation_specs([spec for of in plain["sets"].values() for spec in of["datasets"]], "sets")
+    if not specs:
+        raise InputError("There is no data set to evaluate on: say sets=scifact, or sets=FOLDER.")
+    models = read_models(plain["models"], Depths(settings.evaluation.fusion_depth, settings.evaluation.rerank_depth))
+    for name in ("base", "only"):
+        if getattr(settings, name) is not None:
+            choose(name, getattr(settings, name), list(models))
+    return settings, specs, models
+
+
+def _fabric_options(config: DictConfig) -> dict[str, Any]:
+    return OmegaConf.to_container(config.trainer, resolve=True)
+
+
+class ShowAll(Callback):
+    """Hydra callback: the table of all jobs' models, at the end of a sweep."""
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Print and write it."""
+        if rank_zero_only.rank == 0:
+            try:
+                show(_without_hydra(config), Path(config.hydra.sweep.dir))
+            except InputError as error:
+                log.error("No table: %s", error)
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+def application(config: DictConfig) -> None:
+    """One job."""
+    check_added(config, HydraConfig.get(), "evaluate.yaml")
+    say_what_is_kept(config, HydraConfig.get().overrides.task)
+    disable_progress_bar()
+    for name in ("lightning", "callbacks.evaluation.history"):  # of steps, of which there are none
+        logging.getLogger(name).setLevel(logging.WARNING)
+    folder = Path(HydraConfig.get().runtime.output_dir).absolute()
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        if config.only is None:
+            raise InputError("-m gives each model a job of its own: name models, or say only=a,b.")
+        try:
+            evaluate(config, folder.parent)
+        except Exception as error:  # whatever it is, the other models can do without this one
+            keep_error(error, folder)
+        return
+    evaluate(config, folder)
+    if rank_zero_only.rank == 0:
+        show(config, folder)
+
+
+def main() -> None:
+    """The command."""
+    sys.argv[1:] = as_overrides(sys.argv[1:])
+    run_kindly(application)
+
+
+if __name__ == "__main__":
+    main()

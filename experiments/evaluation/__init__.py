@@ -1,0 +1,1 @@
+"""What `experiments.evaluate` evaluates: models that are named, sets, and published figures beside."""

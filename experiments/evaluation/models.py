@@ -1,0 +1,167 @@
+"""The models that an evaluation names: what ranks for them, and what is recorded of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from callbacks.evaluation.bm25 import Bm25Ranker
+from callbacks.evaluation.dense import DenseRanker
+from callbacks.evaluation.fusion import FusedRanker
+from callbacks.evaluation.ranker import Ranker
+from callbacks.evaluation.reranking import CrossEncoderRanker
+from callbacks.reporting.results import RESULTS, read_results
+from datamodules.storage.yaml_files import read_yaml
+from experiments.cli.rerun import CONFIG
+from experiments.cli.targets import check_arguments
+from experiments.settings.encoders import SPECS
+from experiments.settings.older_runs import as_now
+from retriever.cross_encoder.cross_encoder import CrossEncoder
+from retriever.encoder.text_encoder import TextEncoder
+from retriever.errors import InputError, choose
+from retriever.typed import read_settings
+
+Loaded = tuple[Ranker, Any]  # what ranks, and the encoder that it ranks by
+
+
+@dataclass(frozen=True)
+class Bm25Settings:
+    """BM25, see :func:`~datamodules.hits.bm25_search`."""
+
+    k1: float = 0.9
+    b: float = 0.4
+    language: str = "english"
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """One of ``models``: exactly one of these.
+
+    Attributes:
+        run: a run's folder, whose exported model is evaluated.
+        encoder: as ``encoder`` of a run.
+        bm25: BM25's settings.
+        fusion: name of another of ``models`` → weight.
+    """
+
+    run: str | None = None
+    encoder: Mapping[str, Any] | None = None
+    bm25: Bm25Settings | None = None
+    fusion: Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse none, and several."""
+        if sum(value is not None for value in vars(self).values()) != 1:
+            raise InputError("run, encoder, bm25 and fusion: give exactly one of them.")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to be evaluated.
+
+    Attributes:
+        name: in tables; runs that differ in their seed alone share theirs.
+        seed: of a run; else 0.
+        config: what is recorded of it, as a run's configuration.
+        step: 0 where the ranker asks for the encoder as it is, else that of a trained re-ranker.
+        load: loads it.
+    """
+
+    name: str
+    seed: int
+    config: dict[str, Any]
+    load: Callable[[], Loaded]
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class Depths:
+    """Hits of each member that a fusion adds up, and of BM25 that a cross-encoder re-ranks."""
+
+    fusion: int
+    rerank: int
+
+
+def read_models(config: Mapping[str, Any], depths: Depths) -> dict[str, Model]:
+    """Read ``models``; nothing is loaded yet.
+
+    Args:
+        config: name → :class:`ModelSettings`, of plain containers.
+        depths: of fusions and re-rankers.
+
+    Raises:
+        InputError: none, or a wrong one.
+    """
+    if not config:
+        raise InputError(
+            "There is no model to evaluate. Name some: python -m experiments.evaluate RUN minilm bm25 sets=scifact."
+        )
+    settings = {name: read_settings(ModelSettings, value, f"models.{name}") for name, value in config.items()}
+    for name, of in settings.items():
+        for member in of.fusion or ():
+            choose(f"models.{name}.fusion: a member", member, [n for n, s in settings.items() if s.fusion is None])
+    models = {name: _model(name, of, depths) for name, of in settings.items() if of.fusion is None}
+    for name, of in settings.items():
+        if of.fusion is not None:
+            models[name] = _fusion(name, of.fusion, models, depths.fusion)
+    return {name: models[name] for name in settings}
+
+
+def _model(name: str, settings: ModelSettings, depths: Depths) -> Model:
+    if settings.run is not None:
+        return _run(Path(settings.run).expanduser(), depths)
+    if settings.bm25 is not None:
+        of = settings.bm25
+        return Model(name, 0, {"bm25": vars(of)}, lambda: (Bm25Ranker(**vars(of)), None))
+    encoder = dict(settings.encoder or {})
+    return Model(name, 0, {"encoder": encoder}, lambda: _loaded(instantiate(encoder), depths))
+
+
+def _run(folder: Path, depths: Depths) -> Model:
+    """A run's exported model; one whose query side alone was trained keeps its base model's passages."""
+    results = read_results(folder)
+    if results is None:
+        raise InputError(
+            f"{folder}: no whole {RESULTS}, so this run is not finished. The command that began it goes on with it: "
+            f"resume={folder}."
+        )
+    exported = folder / "model"
+    if not exported.is_dir():
+        raise InputError(f"{folder}: no folder model in it: it ran with export=false. Run it again with export=true.")
+    config = as_now(read_yaml(folder / CONFIG, "Run that experiment again."))
+    # the folder may come from others: it calls what any configuration may, and runs no foreign code
+    encoder = OmegaConf.create({"encoder": config["encoder"] | {"trust_remote_code": False}})
+    check_arguments(encoder, SPECS)
+    frozen = (config.get("module") or {}).get("train_passage_encoder") is False
+    is_reranker = "CrossEncoder" in str(config["encoder"].get("_target_"))
+
+    def load() -> Loaded:
+        if is_reranker:
+            return _loaded(CrossEncoder.from_pretrained(str(exported)), depths)
+        base = instantiate(encoder.encoder) if frozen else None
+        return DenseRanker(passage_encoder=base), TextEncoder.from_pretrained(str(exported))
+
+    return Model(results["name"], results["seed"], config, load, 1 if is_reranker else 0)
+
+
+def _loaded(encoder: Any, depths: Depths) -> Loaded:
+    if isinstance(encoder, CrossEncoder):
+        return CrossEncoderRanker(depths.rerank), encoder
+    return DenseRanker(), encoder
+
+
+def _fusion(name: str, weights: Mapping[str, float], models: Mapping[str, Model], depth: int) -> Model:
+    members = {member: models[member] for member in weights}
+    config = {"fusion": {member: {"weight": weights[member]} | models[member].config for member in weights}}
+    label = "+".join(model.name for model in members.values()) if name == "_".join(members) else name
+    return Model(
+        label,
+        0,
+        config | {"depth": depth},
+        lambda: (FusedRanker({m: model.load() for m, model in members.items()}, weights, depth), None),
+    )

@@ -1,0 +1,46 @@
+"""The settings at the top of an evaluation's configuration, which no class takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from retriever.errors import require_positive
+
+
+@dataclass(frozen=True)
+class HowSettings:
+    """What is computed, and by how many hits: ``evaluation``."""
+
+    metrics: Sequence[Any]
+    hits: int
+    run_hits: int
+    ignore_identical_ids: bool
+    fusion_depth: int
+    rerank_depth: int
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        require_positive(**{name: value for name, value in vars(self).items() if type(value) is int})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    """The top of ``experiments/conf/evaluate.yaml``, where each setting is told of."""
+
+    base: str | None
+    only: str | None
+    evaluation: HowSettings
+    unknown_qrels: Literal["error", "keep"]
+    empty_passages: Literal["error", "keep"]
+    on_bad_list: Literal["error", "drop"]
+    token_budget: int
+    output_dir: str
+    cache_dir: str
+    data_dir: str
+    allowed_targets: Sequence[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Refuse a budget of nothing."""
+        require_positive(token_budget=self.token_budget)

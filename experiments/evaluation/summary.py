@@ -1,0 +1,100 @@
+"""One table of all models and sets, with averages and published figures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from callbacks.evaluation.metrics import LOGGED_AS, MAIN
+from datamodules.specs import EvaluationSpec
+from experiments.evaluation.models import Model
+from experiments.evaluation.published import published_of
+from retriever.printable import printable
+
+_SHOWN = {logged: metric for metric, logged in LOGGED_AS.items()}
+_MOST = 9  # sets beside each other; more stand below each other
+Figures = Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model's figures.
+
+    Attributes:
+        name: in the table.
+        values: set, as averages count it → value.
+        average: over these.
+        published: set → the published value, where it is known.
+    """
+
+    name: str
+    values: dict[str, float]
+    average: float
+    published: dict[str, float]
+
+
+def summarise(
+    models: Sequence[Model], figures: Sequence[Figures], specs: Sequence[EvaluationSpec], metric: str
+) -> list[Row]:
+    """Put together the figures of one metric; the parts of a set are averaged first.
+
+    Args:
+        models: what was evaluated.
+        figures: of each model: data set → metric → value.
+        specs: the data sets.
+        metric: its name, as it is logged.
+    """
+    members: dict[str, list[EvaluationSpec]] = {}
+    for spec in specs:
+        members.setdefault(spec.part_of or spec.shown_name, []).append(spec)
+    rows = []
+    for model, own in zip(models, figures, strict=True):
+        values = {n: float(np.mean([own[s.shown_name][metric] for s in parts])) for n, parts in members.items()}
+        known = published_of(model) if metric == MAIN else {}
+        published = {n: known[parts[0].path] for n, parts in members.items() if _is_published(parts[0], known)}
+        rows.append(Row(model.name, values, float(np.mean(list(values.values()))), published))
+    return rows
+
+
+def _is_published(spec: EvaluationSpec, known: Mapping[str, float]) -> bool:
+    return spec.path in known and spec.split == "test" and spec.lists is None
+
+
+def print_summary(tables: Mapping[str, Sequence[Row]]) -> None:
+    """Print metric → rows: all metrics of one set beside each other, or a table for each."""
+    console = Console(width=None if sys.stdout.isatty() else 132)
+    first = next(iter(tables.values()))
+    labels, sets = [row.name for row in first], list(first[0].values)
+    if len(sets) == 1:
+        lines = [[f"{rows[n].values[sets[0]]:.4f}" for rows in tables.values()] for n in range(len(first))]
+        console.print(_table(sets[0], [_SHOWN.get(metric, metric) for metric in tables], labels, lines))
+    for metric, rows in tables.items() if len(sets) > 1 else ():
+        lines = [[f"{value:.4f}" for value in (*row.values.values(), row.average)] for row in rows]
+        console.print(_table(_SHOWN.get(metric, metric), [*sets, "average"], labels, lines))
+    for row in first:
+        for name, value in row.published.items():
+            said = f"{row.name} on {name}: nDCG@10 {row.values[name] - value:+.4f} from the published {value:.4f}"
+            console.print(escape(printable(said)), highlight=False)
+
+
+def _table(title: str, columns: Sequence[str], labels: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
+    """A table of models; turned round where its columns are many."""
+    if len(columns) > _MOST:
+        columns, labels, lines = labels, columns, list(zip(*lines, strict=True))
+    heads = (Column(escape(printable(column)), justify="right", overflow="fold") for column in columns)
+    view = Table(Column("", overflow="fold"), *heads, title=escape(printable(title)), title_justify="left")
+    for label, line in zip(labels, lines, strict=True):
+        view.add_row(escape(printable(label)), *line)
+    return view
+
+
+def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The table as JSON values."""
+    return [dict(vars(row)) for row in rows]

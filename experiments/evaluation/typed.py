@@ -1,0 +1,112 @@
+"""What is typed behind ``python -m experiments.evaluate``: models by name, and sets by name or folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from callbacks.reporting.results import RESULTS
+from experiments.conf import CONF
+from retriever.errors import InputError
+
+BM25 = "bm25"
+_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
+
+
+def as_overrides(arguments: Sequence[str]) -> list[str]:
+    """Turn a command line into one for Hydra: what has no ``=`` names a model, and ``sets=`` takes names and folders.
+
+    With ``-m``, each model becomes a job.
+    """
+    options, models, rest = _told_apart(arguments)
+    folders = [Path(value) for flag, value in options if value is not None and flag in ("--config-dir", "-cd")]
+    found: dict[str, list[str]] = {}
+    for name in models:
+        _add(name, found, [CONF, *folders])
+    typed = [word for pair in options for word in pair if word is not None]
+    typed += [override for overrides in found.values() for override in overrides]
+    typed += [override for argument in rest for override in _sets(argument)]
+    sweeps = any(flag in ("-m", "--multirun") for flag, _ in options)
+    if sweeps and found and not any(argument.startswith("only=") for argument in rest):
+        typed.append(f"only={','.join(found)}")
+    return typed
+
+
+def _told_apart(arguments: Sequence[str]) -> tuple[list[tuple[str, str | None]], list[str], list[str]]:
+    """Hydra's options with their values, models, and overrides."""
+    options: list[tuple[str, str | None]] = []
+    models, rest = [], []
+    words = iter(arguments)
+    for word in words:
+        if word.startswith("-"):
+            options.append((word, next(words, None) if word in _WITH_VALUE else None))
+        elif "=" in word or word.startswith("~"):
+            rest.append(word)
+        else:
+            models.append(word)
+    return options, models, rest
+
+
+def _add(name: str, found: dict[str, list[str]], folders: Sequence[Path]) -> str:
+    """Add the overrides that make a model known; return the key that it has there."""
+    parts = name.split("+")
+    if len(parts) > 1 and not Path(name).exists():
+        members = [_add(part, found, folders) for part in parts]
+        weights = ", ".join(f"{key}: {1 / len(members)}" for key in members)
+        return _put("_".join(members), [f"{{fusion: {{{weights}}}}}"], found)
+    if name == BM25:
+        return _put(BM25, ["{bm25: {}}"], found)
+    folder = Path(name).expanduser()
+    run = folder.parent if folder.name == "model" and (folder.parent / RESULTS).is_file() else folder
+    if (run / RESULTS).is_file() or (run / "config.yaml").is_file():
+        return _put(run.absolute().name, [f"{{run: {_quoted(str(run))}}}"], found)
+    if re.fullmatch(r"[\w-]+", name) and any((f / "encoder" / f"{name}.yaml").is_file() for f in folders):
+        return _put(name, [name], found, of_group=True)
+    return _put(folder.name or name, ["_spec", name], found, of_group=True)
+
+
+def _put(name: str, what: Sequence[str], found: dict[str, list[str]], of_group: bool = False) -> str:
+    """Write a model's overrides under a key that no other model has; the same model comes once."""
+    stem = re.sub(r"\W", "_", name)
+    stem = stem if stem[:1].isalpha() else f"model_{stem}"
+    for key in _numbered(stem):
+        overrides = [f"+models.{key}={what[0]}"]
+        if of_group:
+            overrides = [f"+encoder@models.{key}.encoder={what[0]}"]
+            overrides += [f"models.{key}.encoder.model={_quoted(value)}" for value in what[1:]]
+        if found.setdefault(key, overrides) == overrides:
+            return key
+    raise AssertionError  # there is always another number
+
+
+def _numbered(stem: str) -> Iterator[str]:
+    yield stem
+    number = 2
+    while True:
+        yield f"{stem}_{number}"
+        number += 1
+
+
+def _sets(argument: str) -> list[str]:
+    """``sets=a,b`` as the list that Hydra's group takes; folders, and mappings, as sets of one's own."""
+    key, _, value = argument.partition("=")
+    if key != "sets":
+        return [argument]
+    if value.startswith("[") and "{" in value:
+        return ["sets=[]", f"+sets.typed.datasets={value}"]
+    names = [name.strip() for name in value.strip("[]").split(",") if name.strip()]
+    if not names:
+        raise InputError("sets is empty; name data sets: sets=scifact,cranfield, or sets=FOLDER.")
+    shipped = [name for name in names if (CONF / "sets" / f"{name}.yaml").is_file()]
+    others = [name for name in names if name not in shipped]
+    overrides = [f"sets=[{','.join(shipped)}]"]
+    if others:
+        inner = ", ".join(f"{{path: {_quoted(name)}}}" for name in others)
+        overrides.append(f"+sets.typed.datasets=[{inner}]")
+    return overrides
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
