@@ -16,7 +16,8 @@ log = logging.getLogger(__name__)
 class StopWhenNoneImproves(L.Callback):
     """Stop after ``patience`` validations in a row in which no metric reached a new minimum.
 
-    The paper's rule: two evaluations in which neither the dev KL nor the dev total improves (arXiv 2505.19274).
+    The paper's rule: two evaluations in which neither the dev KL nor the dev total improves (arXiv 2505.19274). The
+    base model, validated before training, is the first to improve on.
     Lightning's EarlyStopping watches one metric.
 
     Args:
@@ -34,7 +35,11 @@ class StopWhenNoneImproves(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compare with the best so far."""
-        if self.patience is None or trainer.sanity_checking or trainer.state.fn != "fit":
+        if self.patience is None or trainer.sanity_checking or trainer.state.fn not in ("fit", "validate"):
+            return
+        if trainer.state.fn == "validate":  # the base model
+            logged = trainer.callback_metrics
+            self.best = {name: float(logged[name]) for name in self.monitors if name in logged}
             return
         missing = [name for name in self.monitors if name not in trainer.callback_metrics]
         if missing:

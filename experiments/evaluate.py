@@ -133,7 +133,11 @@ def _read(config: DictConfig) -> tuple[EvaluateSettings, list[EvaluationSpec], d
     specs = read_evaluation_specs([spec for of in plain["sets"].values() for spec in of["datasets"]], "sets")
     if not specs:
         raise InputError("There is no data set to evaluate on: say sets=scifact, or sets=FOLDER.")
-    models = read_models(plain["models"], Depths(settings.evaluation.fusion_depth, settings.evaluation.rerank_depth))
+    depths = Depths(settings.evaluation.fusion_depth, settings.evaluation.rerank_depth)
+    models = read_models(plain["models"], depths)
+    for name in settings.order:
+        choose("order: a model", name, list(models))
+    models = {name: models[name] for name in dict.fromkeys([*settings.order, *models])}
     for name in ("base", "only"):
         if getattr(settings, name) is not None:
             choose(name, getattr(settings, name), list(models))

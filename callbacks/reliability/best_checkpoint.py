@@ -1,15 +1,49 @@
-"""The checkpoint that the dev criterion chose: its step, and its weights."""
+"""The checkpoint that the dev criterion chose: keeping it, its step, and its weights."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
 
 from retriever.distributed.sharding import gather_weights, load_whole_weights, release_weights
+
+log = logging.getLogger(__name__)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps the checkpoint with the best criterion; the base model, validated before training, is the first one.
+
+    So a run that never beats its base model keeps it, as the paper does. Arguments are those of ``ModelCheckpoint``.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._of_base: Tensor | None = None
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remember the base model's criterion; save what is better."""
+        if trainer.state.fn == "validate":
+            self._of_base = trainer.callback_metrics.get(str(self.monitor))
+        super().on_validation_end(trainer, pl_module)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the base model."""
+        super().on_train_start(trainer, pl_module)
+        if self._of_base is not None and not trainer.global_step and not self.best_model_path:
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer) | {str(self.monitor): self._of_base})
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say where the base model is kept."""
+        super().on_train_end(trainer, pl_module)
+        if trainer.global_step and not best_checkpoint_step(trainer):
+            log.warning("By %s no step was better than the base model, which is kept.", self.monitor)
 
 
 def best_checkpoint_step(trainer: L.Trainer) -> int:

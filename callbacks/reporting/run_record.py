@@ -73,9 +73,9 @@ class RunRecord(L.Callback):
         self.encoded = Encoded(*map(sum, zip(self.encoded, pl_module.encoded_in_step, strict=True)))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the dev criterion."""
-        metric = self.config["criterion"]
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and metric in trainer.callback_metrics:
+        """Keep the dev criterion; that of the base model, too."""
+        metric, is_real = self.config["criterion"], not trainer.sanity_checking
+        if trainer.state.fn in ("fit", "validate") and is_real and metric in trainer.callback_metrics:
             self.criterion[trainer.global_step] = float(trainer.callback_metrics[metric])
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -29,6 +29,7 @@ class HowSettings:
 class EvaluateSettings:
     """The top of ``experiments/conf/evaluate.yaml``, where each setting is told of."""
 
+    order: Sequence[str]
     base: str | None
     only: str | None
     evaluation: HowSettings

@@ -27,6 +27,8 @@ def as_overrides(arguments: Sequence[str]) -> list[str]:
     typed = [word for pair in options for word in pair if word is not None]
     typed += [override for overrides in found.values() for override in overrides]
     typed += [override for argument in rest for override in _sets(argument)]
+    if found and not any(argument.startswith("order=") for argument in rest):
+        typed.append(f"order=[{','.join(found)}]")  # Hydra composes groups before all else
     sweeps = any(flag in ("-m", "--multirun") for flag, _ in options)
     if sweeps and found and not any(argument.startswith("only=") for argument in rest):
         typed.append(f"only={','.join(found)}")
@@ -50,6 +52,8 @@ def _told_apart(arguments: Sequence[str]) -> tuple[list[tuple[str, str | None]],
 
 def _add(name: str, found: dict[str, list[str]], folders: Sequence[Path]) -> str:
     """Add the overrides that make a model known; return the key that it has there."""
+    if name in found:
+        return name
     parts = name.split("+")
     if len(parts) > 1 and not Path(name).exists():
         members = [_add(part, found, folders) for part in parts]

@@ -23,6 +23,7 @@ from callbacks import (
     WandbReport,
 )
 from callbacks.reliability.atomic_checkpoints import LAST
+from callbacks.reliability.best_checkpoint import BestCheckpoint
 from retriever.errors import InputError
 
 
@@ -44,7 +45,9 @@ def run_callbacks(
         checkpoints = folder / "checkpoints"
         best = {"monitor": config.criterion, "mode": config.criterion_mode, "auto_insert_metric_name": False}
         best["enable_version_counter"] = False  # a resumed run writes the same file again
-        callbacks.append(ModelCheckpoint(checkpoints, filename="step-{step:06d}", **best))
+        # a re-ranker's step 0 is BM25's order, and not what its weights make of it
+        kind = BestCheckpoint if "base" in evaluation.ranker.points else ModelCheckpoint
+        callbacks.append(kind(checkpoints, filename="step-{step:06d}", **best))
         # save_last would write it only where the best one is written: a kill could lose many validations
         callbacks.append(ModelCheckpoint(checkpoints, filename=Path(LAST).stem, enable_version_counter=False))
     callbacks.append(record)

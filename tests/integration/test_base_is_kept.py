@@ -1,0 +1,48 @@
+"""The base model is the first checkpoint: a run that never beats it by the dev criterion keeps it."""
+
+import json
+
+import pytest
+import torch
+
+from experiments.comparison.formats import markdown
+from experiments.comparison.tables import compare
+from experiments.run import run_experiment
+from helpers.runs import config_of
+from retriever.encoder.text_encoder import TextEncoder
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_run_that_never_beats_its_base_keeps_it(small_run, tiny_model, tmp_path, caplog):
+    worse = ["module=distillation", "module.learning_rate=3.0", "scheduler.warmup_steps=1", "trainer.max_epochs=3"]
+    results = run_experiment(config_of(*small_run, *worse), tmp_path / "run")
+    criterion = results["criterion_by_step"]
+    assert criterion.pop("0") == results["criterion_value"] < min(criterion.values())
+    assert results["steps"] == {"base": 0, "best": 0, "last": 12}
+    for points in results["datasets"]["small"].values():
+        assert points["best"] == points["base"]
+    exported, base = (TextEncoder.from_pretrained(str(f)) for f in (tmp_path / "run" / "model", tiny_model))
+    for name, weight in base.backbone.state_dict().items():
+        assert torch.equal(exported.backbone.state_dict()[name], weight)
+    assert "By dev/loss no step was better than the base model, which is kept." in caplog.text
+    assert "so small kept the base model" in markdown(compare([tmp_path / "run"]))
+
+
+def test_early_stopping_counts_from_the_base_model(small_run, tmp_path):
+    worse = ["module=distillation", "module.learning_rate=3.0", "scheduler.warmup_steps=1", "trainer.max_epochs=9"]
+    patience = ["early_stopping.patience=2", "early_stopping.monitors=[dev/kl,dev/loss]"]
+    options = [o for o in small_run if not o.startswith("early_stopping")]
+    results = run_experiment(config_of(*options, *worse, *patience), tmp_path / "run")
+    assert results["steps"]["last"] == 8  # two epochs of four steps
+
+
+def test_a_run_that_goes_on_knows_the_base_model(small_run, tmp_path):
+    worse = ["module=distillation", "module.learning_rate=3.0", "scheduler.warmup_steps=1"]
+    first = run_experiment(config_of(*small_run, *worse, "trainer.max_epochs=1"), tmp_path / "run")
+    assert first["steps"]["best"] == 0
+    (tmp_path / "run" / "results.json").unlink()
+    resumed = config_of(*small_run, *worse, "trainer.max_epochs=2", f"resume={tmp_path / 'run'}")
+    results = run_experiment(resumed, tmp_path / "run")
+    assert results["steps"]["best"] == 0 and results["criterion_by_step"].keys() == {"0", "4", "8"}
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == results

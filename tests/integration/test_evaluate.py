@@ -1,0 +1,241 @@
+"""experiments.evaluate: models as they are typed, their figures, tables and averages, jobs, ranks, and going on."""
+
+import json
+import logging
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from callbacks.evaluation.metrics import score_run
+from callbacks.reporting.statistics import paired_test
+from datamodules.caches import embed
+from datamodules.corpus import load_evaluation_set
+from datamodules.hits import Hits, bm25_search, fuse_scores
+from datamodules.specs import read_evaluation_specs
+from experiments.evaluate import evaluate, show
+from experiments.evaluation.models import Model
+from experiments.evaluation.published import published_figures, published_of
+from experiments.evaluation.summary import summarise
+from experiments.evaluation.typed import as_overrides
+from experiments.run import run_experiment
+from helpers.processes import start
+from helpers.runs import CONF, config_of
+from retriever.encoder.text_encoder import TextEncoder
+from retriever.errors import InputError
+
+pytestmark = pytest.mark.slow
+
+
+def config(*typed):
+    """The configuration of ``experiments.evaluate`` with this behind it."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("evaluate", as_overrides(typed))
+
+
+def figures(folder, dataset="small"):
+    """Metric → figure, from a model's folder."""
+    found = json.loads((folder / "results.json").read_text())["datasets"][dataset]
+    return {metric: points["best"] for metric, points in found.items()}
+
+
+@pytest.fixture
+def options(small_scifact, tmp_path):
+    return [f"sets={small_scifact}", f"output_dir={tmp_path}", "trainer.accelerator=cpu"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tiny_model, small_scifact, small_lists):
+    """Arm → the folder of its run, two-sided and with frozen passages."""
+    folder = tmp_path_factory.mktemp("runs")
+    data = f"data.train=[{{path: {small_lists}, corpus: {small_scifact}}}]"
+    common = [f"encoder.model={tiny_model}", "encoder.passage_max_length=64", data, "data.dev_fraction=0.25"]
+    common += ["data.dev=null", "data.batch_size=8", f"evaluation.datasets=[{{path: {small_scifact}}}]"]
+    common += ["module.learning_rate=1e-2", "trainer.max_epochs=1", "trainer.accelerator=cpu", "logger=csv"]
+    common += ["early_stopping.patience=null", f"output_dir={folder}", "module=distillation"]
+    for arm, frozen in {"two_sided": "true", "query_side": "false"}.items():
+        run_experiment(config_of(*common, f"name={arm}", f"module.train_passage_encoder={frozen}"), folder / arm)
+    return {arm: folder / arm for arm in ("two_sided", "query_side")}
+
+
+def test_a_run_has_the_figures_that_it_recorded(runs, options, tmp_path):
+    typed = [str(runs["two_sided"]), str(runs["query_side"] / "model")]
+    for folder, arm in zip(evaluate(config(*typed, *options), tmp_path / "out"), runs, strict=True):
+        recorded = json.loads((runs[arm] / "results.json").read_text())
+        assert figures(folder) == {metric: points["best"] for metric, points in recorded["datasets"]["small"].items()}
+        assert (folder / "queries" / "small.json").read_text() == (runs[arm] / "queries" / "small.json").read_text()
+        step = recorded["steps"]["best"]
+        trec = (runs[arm] / "trec_runs" / "small" / f"step-{step:06d}.trec").read_text()
+        assert (folder / "trec_runs" / "small" / "step-000000.trec").read_text() == trec.replace(
+            f" step-{step}\n", " step-0\n"
+        )
+
+
+def test_models_bm25_and_fusions_are_what_a_plain_computation_gives(tiny_model, small_scifact, options, tmp_path):
+    folders = evaluate(config(str(tiny_model), "bm25", f"bm25+{tiny_model.name}", *options), tmp_path)
+    data = load_evaluation_set(str(small_scifact))
+    passages, queries = data.corpus.passages.to_pylist(), list(data.queries.values())
+    encoder = TextEncoder.from_pretrained(str(tiny_model))
+    texts = {"query": queries, "passage": passages}
+    embedded = [embed(encoder.tokenize(of, kind), encoder, 4096) for kind, of in texts.items()]
+    cosines = embedded[0] @ embedded[1].T
+    order = np.argsort(-cosines, axis=1, kind="stable")
+    dense, bm25 = Hits(np.take_along_axis(cosines, order, 1), order), bm25_search(passages, queries, 1000)
+    best = [Hits(hits.scores[:, :100], hits.rows[:, :100]) for hits in (bm25, dense)]
+    for folder, hits in zip(folders, (dense, bm25, fuse_scores(best, [0.5, 0.5], 200)), strict=True):
+        run = {
+            query: {data.corpus.ids[int(r)].as_py(): float(s) for s, r in zip(*found, strict=True) if r >= 0}
+            for query, *found in zip(data.queries, hits.scores, hits.rows, strict=True)
+        }
+        assert figures(folder) == pytest.approx(score_run(data.qrels, run)[0], abs=1e-5)
+
+
+def test_the_table_pairs_models_with_the_base(tiny_model, runs, options, tmp_path, capsys):
+    typed = config(str(tiny_model), str(runs["two_sided"]), "bm25", *options, "base=bm25")
+    folders = evaluate(typed, tmp_path / "out")
+    show(typed, tmp_path / "out")
+    said = capsys.readouterr().out
+    assert "difference to bm25" in said and "comparison.html" in said and "seeds" not in said and "step" not in said
+    values = [json.loads((f / "per_query/small/step-000000.json").read_text())["ndcg@10"] for f in folders]
+    test = paired_test(
+        [np.array([[v[q] for q in sorted(v)] for v in (values[1],)])],
+        [np.array([[values[2][q] for q in sorted(values[2])]])],
+    )
+    rows = {
+        row.split("|")[1].strip(): row
+        for row in (tmp_path / "out" / "comparison.md").read_text().splitlines()
+        if row.startswith("| ")
+    }
+    assert f"{test.mean:+.4f}" in rows["two_sided"] and f"[{test.low:+.4f}, {test.high:+.4f}]" in rows["two_sided"]
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [row["name"] for row in summary["ndcg@10"]] == ["tiny_model0", "two_sided", "bm25"]
+    assert [row["values"]["small"] for row in summary["mrr@10"]] == [figures(f)["mrr@10"] for f in folders]
+
+
+def test_what_is_evaluated_is_not_again_until_it_changes(tiny_model, small_scifact, options, tmp_path, caplog):
+    model, data = (
+        shutil.copytree(source, tmp_path / name / source.name)
+        for source, name in ((tiny_model, "m"), (small_scifact, "d"))
+    )
+    typed = config(
+        str(model), "bm25", *options[1:], f"sets=[{{path: {data}}}, {{path: {data}, split: train, name: other}}]"
+    )
+    out = tmp_path / "out"
+    first = {f: (figures(f), figures(f, "other")) for f in evaluate(typed, out)}
+
+    caplog.set_level(logging.INFO)
+
+    def evaluated():
+        caplog.clear()
+        evaluate(typed, out)
+        return sorted(
+            r.getMessage().split(" nDCG")[0]
+            for r in caplog.records
+            if "nDCG@10" in r.getMessage() and r.name.endswith("work")
+        )
+
+    assert evaluated() == []
+    assert {f: (figures(f), figures(f, "other")) for f in first} == first
+    (out / "bm25" / "evaluated" / "other.json").write_text("{")  # torn
+    (out / "bm25" / "results.json").unlink()
+    assert evaluated() == ["bm25: other"]
+    judged = data / "qrels" / "test.tsv"
+    judged.write_text("\n".join(judged.read_text().splitlines()[:-1]) + "\n")
+    assert evaluated() == ["bm25: small", f"{model.name}: small"]
+    encoder = TextEncoder.from_pretrained(str(model))
+    with torch.no_grad():
+        next(encoder.backbone.parameters()).mul_(1.5)
+    encoder.save(model)
+    assert evaluated() == [f"{model.name}: other", f"{model.name}: small"]
+
+
+def test_parts_of_a_set_count_as_one_in_averages():
+    specs = read_evaluation_specs(
+        [{"path": "a"}, {"path": "f/x", "part_of": "forums"}, {"path": "f/y", "part_of": "forums"}]
+    )
+    values = {"a": {"ndcg@10": 0.6}, "x": {"ndcg@10": 0.1}, "y": {"ndcg@10": 0.3}}
+    [row] = summarise([Model("m", 0, {}, tuple)], [values], specs, "ndcg@10")
+    assert row.values == pytest.approx({"a": 0.6, "forums": 0.2}) and row.average == pytest.approx(0.4)
+
+
+def test_a_weighted_difference_is_that_of_the_average(tmp_path, small_scifact, tiny_model, options):
+    forum = f"path: {small_scifact}, split: train, part_of: forums"
+    sets = f"sets=[{{path: {small_scifact}}}, {{{forum}, name: x}}, {{{forum}, name: y}}]"
+    typed = config(str(tiny_model), "bm25", *options[1:], sets)
+    folders = evaluate(typed, tmp_path / "out")
+    show(typed, tmp_path / "out")
+    averages = [(figures(f)["ndcg@10"] + figures(f, "x")["ndcg@10"]) / 2 for f in folders]
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert "average of small, forums" in text
+    row = next(line for line in text.split("average of small, forums")[1].splitlines() if line.startswith("| bm25"))
+    assert f"| {averages[1]:.4f} | {averages[1] - averages[0]:+.4f} |" in row
+
+
+def test_what_is_typed_becomes_settings(tmp_path, runs):
+    assert as_overrides(["bm25+minilm", "sets=scifact,cranfield", "--cfg", "job"]) == [
+        "--cfg",
+        "job",
+        "+models.bm25={bm25: {}}",
+        "+encoder@models.minilm.encoder=minilm",
+        "+models.bm25_minilm={fusion: {bm25: 0.5, minilm: 0.5}}",
+        "sets=[scifact,cranfield]",
+        "order=[bm25,minilm,bm25_minilm]",
+    ]
+    assert as_overrides(["-m", "a/b-c", "bm25"])[-1] == "only=b_c,bm25"
+    models = config(str(runs["query_side"]), str(runs["query_side"] / "model"), "org/name", "minilm", "minilm").models
+    assert set(models) == {"query_side", "name", "minilm"}
+    assert models.name.encoder.model == "org/name" and models.query_side.run == str(runs["query_side"])
+    everything = config("bm25", "sets=beir14").sets
+    specs = read_evaluation_specs([spec for part in everything.values() for spec in part.datasets])
+    assert len({spec.part_of or spec.shown_name for spec in specs}) == 14 and len(specs) == 25
+    for path in sorted((CONF / "sets").glob("*.yaml")):
+        assert read_evaluation_specs(
+            [s for part in config("bm25", f"sets={path.stem}").sets.values() for s in part.datasets]
+        )
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ([], "There is no model to evaluate. Name some"),
+        (["bm25", "base=minilm"], "base is 'minilm'"),
+        (["bm25", "evaluation.hits=0"], "evaluation.hits is 0"),
+        (["bm25", "evaluation.metrics=[nDCG@10,R@2000]"], "evaluation.hits=2000"),
+        (["bm25", "sets=nowhere"], "There is no data set 'nowhere'"),
+        (["bm25", "+models.x={fusion: {bm25: 1, minilm: 1}}"], "models.x.fusion: a member is 'minilm'"),
+        (["bm25", "+models.x={bm25: {}, run: a}"], "give exactly one of them"),
+        (["+models.x={encoder: {modle: a}}"], "modle"),
+    ],
+)
+def test_what_is_wrong_is_said(typed, said, tmp_path):
+    with pytest.raises(InputError, match=said.replace(".", r"\.")):
+        evaluate(config(*typed, f"output_dir={tmp_path}", "trainer.accelerator=cpu"), tmp_path)
+
+
+def test_published_figures_stand_beside():
+    minilm = Model("m", 0, {"encoder": {"model": "sentence-transformers/all-MiniLM-L6-v2"}}, tuple)
+    assert published_of(minilm)["scifact"] == pytest.approx(0.6451)
+    assert published_of(Model("m", 0, {"encoder": {"model": "x"}}, tuple)) == {}
+    specs = read_evaluation_specs([{"path": "scifact"}, {"path": "nfcorpus", "split": "dev"}])
+    [row] = summarise([minilm], [{"scifact": {"ndcg@10": 0.6}, "nfcorpus": {"ndcg@10": 0.3}}], specs, "ndcg@10")
+    assert row.published == {"scifact": pytest.approx(0.6451)}
+    assert all(0 < value < 1 for sets in published_figures().values() for value in sets.values())
+
+
+def test_jobs_and_ranks_give_the_same(tiny_model, options, tmp_path):
+    """The command itself: a job for each model, and two processes that share each corpus."""
+    typed = [str(tiny_model), "bm25", f"bm25+{tiny_model.name}", *options]
+    evaluate(config(*typed), tmp_path / "plain")
+    jobs = start(tmp_path, *typed, "-m", f"hydra.sweep.dir={tmp_path / 'jobs'}", module="experiments.evaluate")
+    jobs.join()
+    assert jobs.exitcode == 0
+    ranks = ["--nproc_per_node=2", "--standalone", "-m", "experiments.evaluate", *typed, "trainer.devices=2"]
+    two = start(tmp_path, *ranks, f"hydra.run.dir={tmp_path / 'ranks'}", module="torch.distributed.run")
+    two.join()
+    assert two.exitcode == 0
+    for name in ("tiny_model0", "bm25", f"bm25_{tiny_model.name}"):
+        for other in ("jobs", "ranks"):
+            assert figures(tmp_path / other / name) == figures(tmp_path / "plain" / name)
+    assert (tmp_path / "jobs" / "comparison.html").is_file() and (tmp_path / "ranks" / "summary.json").is_file()
