@@ -14,6 +14,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from datamodules.query_lists import read_query_lists, write_query_lists
+from experiments.evaluation.typed import as_overrides
 from helpers.processes import run_in
 from helpers.runs import CONF
 
@@ -36,7 +37,7 @@ LISTED = {
     "PYTHONPATH=. python -m experiments.run --config-dir": "the test of a loss of one's own, below",
 }
 # what needs weights of the hub, a cluster or an hour: its configuration is composed
-COMPOSED = ("hydra/launcher=", "teacher=ensemble", "experiments.bench", "exp=paper/search")
+COMPOSED = ("hydra/launcher=", "teacher=ensemble", "experiments.bench", "exp=paper/search", "sets=beir14")
 
 
 def block(before: str) -> str:
@@ -141,6 +142,8 @@ def small(module: str, line: str, model: Path, chat: Path, teacher: Path) -> lis
 
 def check_composes(arguments: list[str], name: str) -> None:
     """Compose every job of a command."""
+    if name == "evaluate":
+        arguments = as_overrides(arguments)
     overrides = OverridesParser.create().parse_overrides([a for a in arguments if a != "-m"])
     with initialize_config_dir(str(CONF / "prepare" if name == "prepare" else CONF), version_base="1.3"):
         for job in BasicSweeper.split_arguments(overrides, None)[0]:
@@ -172,6 +175,8 @@ def test_every_command_works_on_a_corpus_of_ones_own(own_corpus, tiny_model, tin
             options += ["hydra.sweep.dir=outputs/sweeps/SWEEP" if "-m" in arguments else f"hydra.run.dir={place}"]
             options += ["hydra.mode=RUN"] * ("query_types" in line)
             runs += 1
+        elif module == "experiments.evaluate":
+            options = ["trainer.accelerator=cpu"]
         elif module == "experiments.prepare" and arguments[0] not in ("import", "export", "inspect"):
             options = small(module, line, tiny_model, tiny_chat_model, t5)
         run(own_corpus, module, *arguments, *options)
