@@ -20,17 +20,24 @@ log = logging.getLogger(__name__)
 class BestCheckpoint(ModelCheckpoint):
     """Keeps the checkpoint with the best criterion; the base model, validated before training, is the first one.
 
-    So a run that never beats its base model keeps it, as the paper does. Arguments are those of ``ModelCheckpoint``.
+    So a run that never beats its base model keeps it, as the paper does. One that was never validated while it trained
+    keeps its last step. Arguments are those of ``ModelCheckpoint``.
+
+    Attributes:
+        compared: whether a step was validated, so that the best is known.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._of_base: Tensor | None = None
+        self.compared = False
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember the base model's criterion; save what is better."""
         if trainer.state.fn == "validate":
             self._of_base = trainer.callback_metrics.get(str(self.monitor))
+        elif trainer.global_step:
+            self.compared = True
         super().on_validation_end(trainer, pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -45,16 +52,25 @@ class BestCheckpoint(ModelCheckpoint):
         if trainer.global_step and not best_checkpoint_step(trainer):
             log.warning("By %s no step was better than the base model, which is kept.", self.monitor)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know."""
+        return super().state_dict() | {"compared": self.compared}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a resumed run; one of an earlier version compared its steps."""
+        super().load_state_dict(state_dict)
+        self.compared = state_dict.get("compared", True)
+
 
 def best_checkpoint_step(trainer: L.Trainer) -> int:
     """The optimiser step of the checkpoint that the dev criterion chose; the last step where there is none."""
-    path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    path = _best_path(trainer)
     return _read(path)["global_step"] if path else trainer.global_step
 
 
 def load_best_weights(trainer: L.Trainer, module: L.LightningModule) -> None:
     """Put the weights of that checkpoint into the module; without one, they stay as they are."""
-    path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    path = _best_path(trainer)
     if path:
         load_whole_weights(module, _read(path)["state_dict"])
 
@@ -71,6 +87,11 @@ def best_weights(trainer: L.Trainer, module: L.LightningModule) -> Iterator[None
         release_weights(module)
         module.load_state_dict(last)
         gather_weights(module)
+
+
+def _best_path(trainer: L.Trainer) -> str:
+    callback = trainer.checkpoint_callback
+    return getattr(callback, "best_model_path", "") if getattr(callback, "compared", True) else ""
 
 
 def _read(path: str) -> dict[str, Any]:
