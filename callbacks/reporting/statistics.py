@@ -10,6 +10,7 @@ import numpy as np
 from retriever.errors import InputError
 
 _TIE = 1e-6  # differences up to this are none
+_TAILS = (1 - 0.95) / 2, (1 + 0.95) / 2  # of a 95% interval
 _CELLS = 4_000_000  # resamples × queries in memory
 
 
@@ -30,15 +31,12 @@ class Difference:
     queries: int
 
 
-def paired_difference(
-    values: Mapping[str, float], base: Mapping[str, float], confidence: float = 0.95, resamples: int = 10_000
-) -> Difference:
+def paired_difference(values: Mapping[str, float], base: Mapping[str, float], resamples: int = 10_000) -> Difference:
     """Mean per-query difference and its percentile bootstrap interval over queries (Efron & Tibshirani 1993, ch. 13).
 
     Args:
         values: query id → value.
         base: query id → value; the same queries.
-        confidence: of the interval.
         resamples: bootstrap samples; their seed is fixed.
 
     Raises:
@@ -50,7 +48,7 @@ def paired_difference(
             f"{len(values.keys() & base.keys())} in common); only runs on the same queries can be paired."
         )
     differences = np.array([[values[q] - base[q] for q in sorted(values)]])
-    low, high = two_way_interval([differences], [np.zeros_like(differences)], confidence, resamples)
+    low, high = two_way_interval([differences], [np.zeros_like(differences)], resamples)
     return Difference(float(differences.mean()), low, high, differences.size)
 
 
@@ -72,10 +70,7 @@ class PairedTest(Difference):
 
 
 def paired_test(
-    values: Sequence[np.ndarray],
-    base: Sequence[np.ndarray] | None = None,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
+    values: Sequence[np.ndarray], base: Sequence[np.ndarray] | None = None, resamples: int = 10_000
 ) -> PairedTest:
     """Mean difference over data sets, queries and seeds, with its interval, its test, and wins, ties and losses.
 
@@ -83,7 +78,6 @@ def paired_test(
         values: per data set [S, Q_k]: one row a seed, one column a query. Differences already, where each seed has a
             partner on the other side (or its own base model).
         base: per data set [T, Q_k], the same queries, where seeds have no partner; None: ``values`` are differences.
-        confidence: of the interval.
         resamples: of the bootstrap and of the test; their seeds are fixed.
 
     Returns:
@@ -96,7 +90,7 @@ def paired_test(
     if not values or not all(v.size for v in values):
         raise InputError("A difference over no queries means nothing; compare on sets that have some.")
     differences = [v.mean(axis=0) - b.mean(axis=0) for v, b in zip(values, base, strict=True)]
-    low, high = two_way_interval(values, base, confidence, resamples)
+    low, high = two_way_interval(values, base, resamples)
     flat = np.concatenate(differences)
     return PairedTest(
         mean=float(np.mean([d.mean() for d in differences])),
@@ -111,9 +105,9 @@ def paired_test(
 
 
 def two_way_interval(
-    values: Sequence[np.ndarray], base: Sequence[np.ndarray], confidence: float = 0.95, resamples: int = 10_000
+    values: Sequence[np.ndarray], base: Sequence[np.ndarray], resamples: int = 10_000
 ) -> tuple[float, float]:
-    """Percentile interval of the mean difference, seeds and queries both drawn with replacement.
+    """95% percentile interval of the mean difference, seeds and queries both drawn with replacement.
 
     The pigeonhole bootstrap (Owen 2007, Annals of Applied Statistics 1(2), 386–411): every draw takes S of the S seeds,
     the same ones for all data sets, and, of each data set by itself, Q of its Q queries. With one seed it is the usual
@@ -126,7 +120,6 @@ def two_way_interval(
     Args:
         values: per data set [S, Q_k].
         base: per data set [T, Q_k]; its seeds are drawn on their own.
-        confidence: of the interval.
         resamples: bootstrap samples.
     """
     of_seeds, of_queries = np.random.default_rng(1), np.random.default_rng(0)
@@ -137,7 +130,7 @@ def two_way_interval(
             differences = ours[part] @ own - theirs[part] @ other
             queries = of_queries.integers(0, own.shape[1], differences.shape)
             means[part] += np.take_along_axis(differences, queries, axis=1).mean(axis=1)
-    low, high = np.quantile(means / len(values), [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(means / len(values), _TAILS)
     return float(low), float(high)
 
 

@@ -1,0 +1,29 @@
+"""Documents from templates: files in Jinja's language beside the code that fills them in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from callbacks.reporting.markdown import markdown_text
+
+
+def render(template: Path, autoescape: bool = False, **values: Any) -> str:
+    """Fill in a template.
+
+    Args:
+        template: the file; its filter ``plain`` makes a text's markup that of Markdown ineffective.
+        autoescape: whether values are escaped for HTML.
+        **values: what it names.
+    """
+    environment = Environment(
+        autoescape=autoescape,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters["plain"] = markdown_text
+    return environment.from_string(template.read_text(encoding="utf-8")).render(values)
