@@ -8,8 +8,6 @@ from datamodules.corpus import SHIPPED, Corpus, find_dataset, load_corpus
 from datamodules.storage.files import is_folder
 from retriever.errors import InputError
 
-EMPTY_PASSAGES = "keep"
-
 
 def find_corpus(name: str, asked: str | None, empty_passages: str) -> tuple[Path | None, Corpus | None]:
     """The corpus asked for (downloaded if need be); else the one that the file names, if it is on this machine."""
