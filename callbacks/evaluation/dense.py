@@ -12,14 +12,13 @@ import numpy as np
 
 from callbacks.evaluation.block_search import search_blocks
 from callbacks.evaluation.metrics import Run
-from callbacks.evaluation.ranker import Ranker, Ranking
+from callbacks.evaluation.ranker import Ranker, Ranking, tokenized
 from callbacks.evaluation.samples import sample_rows
 from callbacks.evaluation.sets import OpenedSet
-from datamodules.caches import cached_embeddings, cached_tokens, embed, token_range
+from datamodules.caches import cached_embeddings, embed, token_range
 from datamodules.corpus import Corpus, EvaluationSet
 from datamodules.sampled_corpus import sampled_set
 from datamodules.storage.files import reserve
-from datamodules.storage.made_ahead import made_ahead
 from retriever.distributed.ranks import rank, world_size
 from retriever.encoder.encoding import device_of
 from retriever.encoder.text_encoder import TextEncoder
@@ -87,13 +86,8 @@ class DenseRanker(Ranker):
 
     def prepare(self, sets: Sequence[OpenedSet], encoder: TextEncoder, how: Ranking) -> list[EvaluationSet]:
         """Tokenise and encode; one set is tokenised while the one before it is encoded."""
-
-        def tokenize(opened: OpenedSet) -> tuple[TokenizedTexts, TokenizedTexts]:
-            queries = cached_tokens(list(opened.data.queries.values()), encoder, "query", how.cache_dir)
-            return queries, cached_tokens(opened.data.corpus.passages, encoder, "passage", how.cache_dir)
-
         found = []
-        for opened, (queries, passages) in zip(sets, made_ahead(tokenize, sets), strict=True):
+        for opened, (queries, passages) in tokenized(sets, encoder, how):
             data, spec = opened.data, opened.spec.sample
             base = self._cached(passages, encoder, f"encode {data.name}", self.embedding_dtype, how)
             whole = self._prepared[data.name] = _Prepared(queries, passages, base)
