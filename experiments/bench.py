@@ -1,7 +1,5 @@
 """Measure this project beside its peers: python -m experiments.bench [parts=[step]] [key=value ...]."""
 
-from __future__ import annotations
-
 import logging
 import os
 import platform

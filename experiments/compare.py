@@ -4,8 +4,6 @@ A RUN is a run folder, a folder that holds some (a sweep), or a pattern. Runs th
 averaged.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import sys

@@ -1,7 +1,5 @@
 """Search, scores and TREC run of many queries, some queries at a time, so that memory does not grow with them."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """DenseRanker: exact search with embeddings of whole corpora, or of samples of them."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace

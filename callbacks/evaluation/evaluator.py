@@ -1,7 +1,5 @@
 """Evaluator: evaluation sets, ranked by an encoder and scored, with or without a training run around it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The history of a run's evaluation: figures by step, and their files. This is what recorders are handed."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Orders to hold a cross-encoder's against: a dense retriever's, its fusion with BM25, the best of all."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """CrossEncoderRanker: a cross-encoder re-ranks BM25's best passages, beside other orders of the same candidates."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path

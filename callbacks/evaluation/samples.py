@@ -1,7 +1,5 @@
 """Samples of corpora for validations: drawn once per content and settings, by one process, and kept."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """The checkpoint that the dev criterion chose: its step, and its weights."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """ExportBest: the model that the dev criterion chose, as a folder that sentence-transformers loads."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The model card of an exported model: what it was trained on and by, how good it is, and what that does not say."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """What results.json and environment.json of a run folder hold."""
 
-from __future__ import annotations
-
 import os
 import platform
 import resource

@@ -1,7 +1,5 @@
 """Paired statistics over queries."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 

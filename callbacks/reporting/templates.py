@@ -1,7 +1,5 @@
 """Documents from templates: files in Jinja's language beside the code that fills them in."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

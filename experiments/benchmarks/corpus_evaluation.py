@@ -1,7 +1,5 @@
 """Corpus encoding, exact search and nDCG@10: this project's, sentence-transformers' and beir's; and search alone."""
 
-from __future__ import annotations
-
 import logging
 import tempfile
 from collections.abc import Mapping

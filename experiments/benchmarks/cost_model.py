@@ -1,7 +1,5 @@
 """Hours and memory of a large run, from operations, a rate and assumptions."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

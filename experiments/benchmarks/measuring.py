@@ -1,7 +1,5 @@
 """Time, peak memory and matrix-multiply rate; and running what is measured in fresh processes, in turns."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """Tables (terminal and Markdown) and plots of what a benchmark measured."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

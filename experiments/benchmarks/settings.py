@@ -1,7 +1,5 @@
 """The settings of a benchmark (``experiments/conf/bench.yaml``, where each is told of)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args

@@ -1,7 +1,5 @@
 """Where the time of a training step goes, by kind of operation."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

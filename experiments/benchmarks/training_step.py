@@ -1,7 +1,5 @@
 """A training step on the same lists, weights and lengths: this project's, sentence-transformers', a plain loop's."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What was typed on a command line: additions that nothing reads, and what a mapping keeps beside them."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence

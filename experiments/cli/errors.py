@@ -1,7 +1,5 @@
 """Errors of configuration and input as one sentence on standard error, without a stack trace."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

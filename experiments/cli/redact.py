@@ -1,7 +1,5 @@
 """What must not be written or sent: passwords, tokens and keys in a configuration or on a command line."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Sequence

@@ -4,8 +4,6 @@
 that ``seed=2`` reaches ``data.seed``, too. The folder may come from others: it decides nothing that runs foreign code.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import re

@@ -1,7 +1,5 @@
 """SharedRunDir: the processes of one run, however they were started, write to one folder, the first rank's."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The runs of a sweep: a finished one is not repeated, one that was cut off goes on, one that fails stops no other."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import sys

@@ -1,7 +1,5 @@
 """What a configuration calls: Python objects of the project, of the user, or allowed by a switch; and with what."""
 
-from __future__ import annotations
-
 import importlib.util
 import inspect
 import re

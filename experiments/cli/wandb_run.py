@@ -1,7 +1,5 @@
 """The Weights & Biases run of an experiment: where it goes, under which id, and that it never stops the training."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import logging

@@ -1,7 +1,5 @@
 """The queries that an arm changed most, in words."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The tables on the terminal, in Markdown and in LaTeX, and their figures in CSV."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re

@@ -1,7 +1,5 @@
 """Per-query values of all arms on one data set, and their paired differences to a base."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The comparison as one HTML file that holds everything, loads nothing and opens offline."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 from pathlib import Path

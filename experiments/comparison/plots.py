@@ -1,7 +1,5 @@
 """Plots of a comparison: intervals, learning curves, per-query differences."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Run folders: finding them, reading them, and which of them differ in their seed alone."""
 
-from __future__ import annotations
-
 import csv
 import glob
 import logging

@@ -1,7 +1,5 @@
 """Tables as words: titles, captions, columns and cells, for every format alike."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from callbacks.evaluation.metrics import headings

@@ -1,7 +1,5 @@
 """The tables of a comparison: per data set, averaged, on queries without overlap, and at home and abroad."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path

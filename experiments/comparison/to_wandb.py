@@ -1,7 +1,5 @@
 """A comparison in W&B: its tables, and all its files as an artifact."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Look into, import and export files of query lists, and cut data sets: python -m experiments.prepare inspect FILE …"""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import sys

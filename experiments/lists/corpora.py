@@ -1,7 +1,5 @@
 """Find the corpus that a file of query lists was made from."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from datamodules.corpus import SHIPPED, Corpus, find_dataset, load_corpus

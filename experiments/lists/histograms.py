@@ -1,7 +1,5 @@
 """Histograms of a file of query lists, by query type."""
 
-from __future__ import annotations
-
 from itertools import cycle
 from pathlib import Path
 

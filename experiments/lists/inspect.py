@@ -1,7 +1,5 @@
 """Print what is in a file of query lists, and how its teacher agrees with the judgements."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory

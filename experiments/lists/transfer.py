@@ -1,7 +1,5 @@
 """Files of query lists from and to other tools' layouts."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What a run is about to do, gathered from its parts before anything long begins: for the terminal and its record."""
 
-from __future__ import annotations
-
 import inspect
 import math
 import sys

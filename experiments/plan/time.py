@@ -1,7 +1,5 @@
 """How long a run will take: a few texts encoded on this machine, times what the run has to encode."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

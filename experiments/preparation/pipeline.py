@@ -1,7 +1,5 @@
 """The pipeline from a corpus to query lists: which stages a configuration asks for, and how they connect."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from functools import cached_property

@@ -1,7 +1,5 @@
 """The settings of a preparation that no class takes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args

@@ -1,7 +1,5 @@
 """The teacher card: is this teacher worth distilling? Its order of the candidates beside the retrievers'."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from typing import Any
 

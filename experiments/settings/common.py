@@ -1,7 +1,5 @@
 """The settings that the top of every command's configuration has."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal

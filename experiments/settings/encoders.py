@@ -1,7 +1,5 @@
 """The encoders that a configuration names: what presets and files add to their settings."""
 
-from __future__ import annotations
-
 from dataclasses import fields
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Configurations in run folders of earlier versions, as this version writes them."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 

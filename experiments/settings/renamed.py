@@ -1,7 +1,5 @@
 """Names of before, and what they are called now: one table for command lines, configurations and run folders."""
 
-from __future__ import annotations
-
 import logging
 import re
 import sys

@@ -1,7 +1,5 @@
 """The settings at the top of a run's configuration, which no class takes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

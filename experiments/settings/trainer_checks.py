@@ -1,7 +1,5 @@
 """The trainer's settings: what Lightning would refuse, and what would train or validate nothing."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -1,7 +1,5 @@
 """Walk through configurations, as plain containers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Settings that were typed and have no effect beside the others: said on the terminal before anything is loaded."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Callable, Sequence

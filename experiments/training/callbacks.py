@@ -1,7 +1,5 @@
 """The callbacks of a run, in the order in which they are called, and what they record of the configuration."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path

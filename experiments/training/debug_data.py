@@ -1,7 +1,5 @@
 """The data of a debug run: a few lists and queries of each file, and the passages that they name."""
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterator
