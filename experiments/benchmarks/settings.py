@@ -39,6 +39,13 @@ class StepPart:
 
 
 @dataclass(frozen=True)
+class ProfilePart:
+    """``profile``."""
+
+    lists: int
+
+
+@dataclass(frozen=True)
 class EvaluationPart:
     """``evaluation``."""
 
@@ -76,7 +83,7 @@ class BenchSettings(CommonSettings):
     list_length: int
     max_length: int
     step: StepPart
-    profile: Mapping[str, int]
+    profile: ProfilePart
     evaluation: EvaluationPart
     curves: CurvesPart
     cost: Mapping[str, Any]

@@ -9,6 +9,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.cli.targets import HYDRAS
 from experiments.conf import CONF
 from experiments.settings.walk import walk
 from retriever.errors import InputError
@@ -17,7 +18,6 @@ from retriever.printable import printable
 log = logging.getLogger(__name__)
 # mappings whose keys a user names, so that each can be left out
 OF_ANY_NAME = {"queries", "mine.retrievers", "mine.weights", "teacher.members", "teacher.weights"}
-_HYDRAS = {"_target_", "_convert_", "_recursive_", "_partial_", "_args_"}
 # ${key.…}, ${[key].…}, ${resolver:key,…}, ${resolver:"key",…}
 _REFERRED = re.compile(r"""(?:\$\{|[:,])\s*[."'\[]*([^\s$.:,"'{}\[\]]+)""")
 
@@ -89,7 +89,7 @@ def _kept(node: Any, stated: Mapping[Any, Any], place: str = "") -> Iterator[tup
     if not isinstance(node, DictConfig):
         return
     given = {str(key): value for key, value in stated.items()}
-    names = [name for name in map(str, node) if name not in given and name not in _HYDRAS]
+    names = [name for name in map(str, node) if name not in given and name not in HYDRAS]
     if names:
         yield place, names
     for name, value in given.items():

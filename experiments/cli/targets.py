@@ -43,7 +43,7 @@ LIBRARIES = (
     "torch.optim",
 )
 _OURS = ("retriever", "datamodules", "callbacks")
-_HYDRAS = {"_target_", "_convert_", "_recursive_", "_partial_", "_args_"}
+HYDRAS = {"_target_", "_convert_", "_recursive_", "_partial_", "_args_"}
 _FOLLOWS = re.compile(r"\$\{([\w.]+)\}")
 
 
@@ -182,7 +182,7 @@ def check_settings(
     if spec is not None:
         known, is_open = known | fields, False
     for name, value in settings.items():
-        if name in _HYDRAS:
+        if name in HYDRAS:
             continue
         if name not in known:
             if is_open:

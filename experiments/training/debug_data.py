@@ -110,6 +110,6 @@ def _some(
         if (types is None or each.query_type in types) and (among is None or each.query_id in among):
             seen[each.query_type] += 1
             if skipped < seen[each.query_type] <= skipped + number:
-                scored = zip(each.teacher_scores, each.passage_ids, strict=True)
-                scores, passages = zip(*sorted(scored, key=lambda pair: -pair[0])[:length], strict=True)
-                yield replace(each, passage_ids=list(passages), teacher_scores=list(scores))
+                scored = zip(each.passage_ids, each.teacher_scores, strict=False)
+                best = sorted(scored, key=lambda pair: -pair[1])[:length]
+                yield replace(each, passage_ids=[p for p, _ in best], teacher_scores=[score for _, score in best])
