@@ -13,24 +13,3 @@ from callbacks.reporting.atomic_csv import AtomicCSVLogger
 from callbacks.reporting.diagnostics import Diagnostics
 from callbacks.reporting.run_record import RunRecord
 from callbacks.stopping import StopWhenNoneImproves
-
-__all__ = [
-    "AtomicCSVLogger",
-    "AtomicCheckpoints",
-    "CrossEncoderRanker",
-    "DenseEvaluation",
-    "DenseRanker",
-    "Diagnostics",
-    "Evaluation",
-    "Evaluator",
-    "History",
-    "Metric",
-    "Metrics",
-    "Ranker",
-    "Ranking",
-    "Reading",
-    "RerankEvaluation",
-    "RunRecord",
-    "StopWhenNoneImproves",
-    "open_sets",
-]

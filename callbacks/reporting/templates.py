@@ -16,12 +16,7 @@ def render(template: Path, autoescape: bool = False, **values: Any) -> str:
         autoescape: whether values are escaped for HTML.
         **values: what it names.
     """
-    environment = Environment(
-        autoescape=autoescape,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=StrictUndefined,
-    )
+    options: Any = dict.fromkeys(("trim_blocks", "lstrip_blocks", "keep_trailing_newline"), True)
+    environment = Environment(autoescape=autoescape, undefined=StrictUndefined, **options)
     environment.filters["plain"] = markdown_text
     return environment.from_string(template.read_text(encoding="utf-8")).render(values)

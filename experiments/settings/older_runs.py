@@ -14,15 +14,9 @@ _ENCODERS = CONF / "encoder"
 _METRICS = ("nDCG@10", "R@100", "RR@10", "AP@100")  # when they had no names
 # what an encoder could state beside its model, when presets were not yet a mapping of their own
 _LENGTHS = ("query_max_length", "passage_max_length")
+_OF_RETRIEVERS = ("pooling", "query_prompt", "passage_prompt", *_LENGTHS, "normalize", "truncate_dim")
 _STATED = {
-    "retriever.encoder.TextEncoder.from_pretrained": (
-        "pooling",
-        "query_prompt",
-        "passage_prompt",
-        *_LENGTHS,
-        "normalize",
-        "truncate_dim",
-    ),
+    "retriever.encoder.TextEncoder.from_pretrained": _OF_RETRIEVERS,
     "retriever.cross_encoder.CrossEncoder.from_pretrained": (*_LENGTHS, "pair_max_length"),
 }
 

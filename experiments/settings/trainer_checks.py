@@ -37,11 +37,8 @@ _NOT_IN_A_RUN = {
     "limit_predict_batches": "a run predicts nothing",
 }
 _PRECISIONS = ("32-true", "32", 32, "bf16-mixed", "bf16", "16-mixed", "16", 16, None)
-_SHARES = {  # null → what it then is
-    "limit_train_batches": "all",
-    "limit_val_batches": "all",
-    "val_check_interval": "each epoch",
-}
+# null → what it then is
+_SHARES = {"limit_train_batches": "all", "limit_val_batches": "all", "val_check_interval": "each epoch"}
 _DURATION = re.compile(r"\d+:\d\d:\d\d:\d\d")
 _MADE = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 
