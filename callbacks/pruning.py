@@ -44,14 +44,12 @@ class PruneRun(L.Callback):
         """Compare with the finished runs."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        stop = trainer.is_global_zero and self._is_behind()
+        mode = self.record.config["criterion_mode"]
+        stop = trainer.is_global_zero and is_behind(self.record.criterion, self._others(), mode, self.pruner)
         if trainer.strategy.reduce_boolean_decision(stop, all=False):
             log.info("Pruned at step %d: %s", trainer.global_step, self.record.config["criterion"])
             self.record.pruned = True
             trainer.should_stop = True
-
-    def _is_behind(self) -> bool:
-        return is_behind(self.record.criterion, self._others(), self.record.config["criterion_mode"], self.pruner)
 
     def _others(self) -> Iterator[Mapping[int, float]]:
         """Step → criterion of each finished run beside this one."""
@@ -77,10 +75,9 @@ def is_behind(
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="minimize" if mode == "min" else "maximize", pruner=pruner)
-    for other in others:
-        if other:
-            best = best_value(other, mode)
-            study.add_trial(optuna.trial.create_trial(value=best, intermediate_values=dict(other)))
+    for other in filter(None, others):
+        trial = optuna.trial.create_trial(value=best_value(other, mode), intermediate_values=dict(other))
+        study.add_trial(trial)
     trial = study.ask()
     for step, value in values.items():
         trial.report(value, step)

@@ -1,7 +1,5 @@
 """Early stopping when none of several dev metrics improves any more."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from typing import Any

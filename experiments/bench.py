@@ -1,7 +1,5 @@
 """Measure this project beside its peers: python -m experiments.bench [parts=[step]] [key=value ...]."""
 
-from __future__ import annotations
-
 import logging
 import os
 import platform
@@ -16,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from callbacks.reporting.run_record import environment
-from datamodules.storage.files import atomic_path, write_json
+from datamodules.storage.files import write_json, write_text
 from experiments.benchmarks import report
 from experiments.benchmarks.cost_model import estimate, needed_and_recomputed, paper_workload
 from experiments.benchmarks.measuring import chosen_device, medians, run_in_turns
@@ -32,23 +30,8 @@ from retriever.pretrained.source import find_model, with_preset
 from retriever.typed import read_top
 
 log = logging.getLogger(__name__)
-_ESTIMATED = {
-    "training_hours": "training, hours",
-    "evaluation_hours": "one evaluation, hours",
-    "training_gibibytes": "GiB per GPU in training",
-    "evaluation_gibibytes": "GiB of passage embeddings per GPU",
-}
-_COMMON = (
-    "device",
-    "seed",
-    "token_budget",
-    "peer_batch",
-    "rate_seconds",
-    "cache_dir",
-    "empty_passages",
-    "unknown_qrels",
-    "on_bad_list",
-)
+# what is left out of a job: its own options say it, or it changes nothing that is measured
+_NOT_OF_JOBS = {"parts", "output_dir", "allowed_targets", "encoder", *PARTS}
 
 
 class Bench:
@@ -63,98 +46,70 @@ class Bench:
     def __init__(self, config: DictConfig, folder: Path, revision: str | None) -> None:
         self.config = OmegaConf.to_container(config, resolve=True)
         self.folder = folder
-        self.revision = revision
         self.console = Console(width=None if sys.stdout.isatty() else 160)
         self.threads = self.config["threads"] or os.cpu_count()
+        self.common = {k: v for k, v in self.config.items() if k not in _NOT_OF_JOBS}
+        self.common |= {"threads": self.threads, "revision": revision}
         self.report: dict[str, Any] = {}
 
     def step(self) -> str:
         """A training step of each system, for each case."""
         self.report["step"] = [self._step_case(case) for case in self.config["step"]["cases"]]
         title = "A training step: forward and backward pass, clipping, AdamW"
-        rows = report.step_rows(self.report["step"])
-        return report.print_and_collect(title, report.STEP_COLUMNS, rows, self.console)
+        return self._table(title, report.step_rows(self.report["step"]))
 
     def profile(self) -> str:
         """Where the time of a step of ours goes."""
-        options = self.config["profile"]
-        job = self._job(
-            "profile",
-            self._encoder(self.config["max_length"]),
-            files=self.config["files"],
-            corpus=self.config["corpus"],
-            size=options["lists"],
-            list_length=self.config["list_length"],
-            uncheckpointed_tokens=self.config["uncheckpointed_tokens"],
-        )
-        result = run_in_turns({"ours": job}, 1, f"profile of {options['lists']} lists", self.folder / "measured")[
-            "ours"
-        ][0]
-        self.report["profile"] = {**options, **result}
+        lists, kept = self.config["profile"]["lists"], self.config["uncheckpointed_tokens"]
+        [result] = self._run({"ours": self._job("profile", size=lists)}, 1, f"profile of {lists} lists")["ours"]
+        self.report["profile"] = {"lists": lists, **result}
         rows = [
-            [kind, f"{seconds:.2f}", f"{100 * seconds / result['seconds']:.1f}%"]
+            {"kind of operation": kind, "seconds": f"{seconds:.2f}", "share": f"{seconds / result['seconds']:.1%}"}
             for kind, seconds in result["kinds"].items()
         ]
-        kept = self.config["uncheckpointed_tokens"]
-        title = f"Where a step of {options['lists']} lists spends its time ({kept} tokens not computed again)"
-        return report.print_and_collect(title, ("kind of operation", "seconds", "share"), rows, self.console)
+        return self._table(f"Where a step of {lists} lists spends its time ({kept} tokens not computed again)", rows)
 
     def evaluation(self) -> str:
         """Corpus encoding, exact search and nDCG@10 of each system."""
         options = self.config["evaluation"]
-        encoder = self._encoder(options["max_length"])
-        jobs = {
-            name: self._job("evaluation", encoder, system=name, dataset=options["dataset"])
-            for name in options["systems"]
-        }
-        rounds = run_in_turns(jobs, options["rounds"], "evaluation", self.folder / "measured")
+        dataset, length = options["dataset"], options["max_length"]
+        jobs = {s: self._job("evaluation", system=s, dataset=dataset, max_length=length) for s in options["systems"]}
+        rounds = self._run(jobs, options["rounds"], "evaluation")
         self.report["evaluation"] = {name: medians(results) for name, results in rounds.items()}
-        title = (
-            f"Evaluation of {options['dataset']}, texts of at most {options['max_length']} tokens, from text to nDCG@10"
-        )
-        rows = report.evaluation_rows(self.report["evaluation"])
-        return report.print_and_collect(title, report.EVALUATION_COLUMNS, rows, self.console)
+        title = f"Evaluation of {dataset}, texts of at most {length} tokens, from text to nDCG@10"
+        return self._table(title, report.evaluation_rows(self.report["evaluation"]))
 
     def curves(self) -> str:
         """How a step of ours and a search grow."""
         options = self.config["curves"]
-        case = {"rounds": 1, "systems": ["ours_infonce"]}
-        by_lists = [self._step_case({**case, "lists": n}) for n in options["lists"]]
-        by_length = [
-            self._step_case({**case, "lists": options["list_length_at"], "list_length": k})
-            for k in options["list_lengths"]
-        ]
-        encoder = self._encoder(self.config["max_length"])
         jobs = {
-            f"search-{n}-{q}": self._job("search", encoder, passages=n, queries=q)
+            f"search-{n}-{q}": self._job("search", passages=n, queries=q)
             for q in options["queries"]
             for n in options["passages"]
         }
-        searches = run_in_turns(jobs, 1, "search", self.folder / "measured")
+        at = options["list_length_at"]
         curves = {
-            "lists of a batch": [_point(c, c["lists"]) for c in by_lists],
-            "passages of a list": [_point(c, c["list_length"]) for c in by_length],
+            "lists of a batch": [self._point(n, lists=n) for n in options["lists"]],
+            "passages of a list": [self._point(k, lists=at, list_length=k) for k in options["list_lengths"]],
             "passages searched": [
-                {
-                    "x": jobs[name]["passages"],
-                    "group": f"{jobs[name]['queries']} queries",
-                    "seconds": result[0]["seconds"],
-                    "bytes": result[0]["search_bytes"],
-                }
-                for name, result in searches.items()
+                {"x": jobs[name]["passages"], "group": f"{jobs[name]['queries']} queries", **result}
+                for name, [result] in self._run(jobs, 1, "search").items()
             ],
         }
         self.report["curves"] = curves
         report.plot_curves(curves, self.folder / "curves.png")
         rows = [
-            [name, f"{p['x']:,}", p.get("group", ""), f"{p['seconds']:.2f}", f"{p['bytes'] / 2**30:.3f}"]
+            {
+                "what grows": name,
+                "to": f"{p['x']:,}",
+                "": p.get("group", ""),
+                "seconds": f"{p['seconds']:.2f}",
+                "GiB": f"{p['bytes'] / 2**30:.3f}",
+            }
             for name, points in curves.items()
             for p in points
         ]
-        columns = ("what grows", "to", "", "seconds", "GiB")
-        return report.print_and_collect("Time and memory as things grow", columns, rows, self.console) + (
-            "\n![curves](curves.png)\n"
-        )
+        return self._table("Time and memory as things grow", rows) + "\n![curves](curves.png)\n"
 
     def cost(self) -> str:
         """The paper's run from operations and rates, and the same model checked against steps measured here."""
@@ -177,80 +132,68 @@ class Bench:
             f"{budget} tokens as measured here, scaled by layers and width."
         )
         self.console.print(said)
-        rows = [[str(e["gpus"]), *(f"{e[k]:.2f}" for k in _ESTIMATED)] for e in estimates]
         title = (
             f"The paper's run: {options['lists']:,} lists of {options['list_length']}, {options['epochs']} epoch(s); "
             f"{options['corpus']:,} passages evaluated once"
         )
-        columns = ("GPUs", *_ESTIMATED.values())
-        return report.print_and_collect(title, columns, rows, self.console) + f"\n{said}\n"
+        return self._table(title, report.cost_rows(estimates)) + f"\n{said}\n"
 
     def _measured_steps(self) -> list[dict[str, Any]]:
         """The smallest and the largest step of ours that were measured; where there are not two, two are measured."""
         cases = [c for c in self.report.get("step", ()) if "ours_infonce" in c["results"] and not c["variant"]]
         if len({c["lists"] for c in cases}) < 2:
-            sizes = self.config["curves"]["lists"][:2]
-            cases = [self._step_case({"lists": n, "rounds": 1, "systems": ["ours_infonce"]}) for n in sizes]
+            cases = [self._our_step(lists=n) for n in self.config["curves"]["lists"][:2]]
         cases = sorted(cases, key=lambda c: c["lists"])
         return [{**c["results"]["ours_infonce"], "lists": c["lists"]} for c in (cases[0], cases[-1])]
 
+    def _our_step(self, **case: int) -> dict[str, Any]:
+        return self._step_case({**case, "rounds": 1, "systems": ["ours_infonce"]})
+
+    def _point(self, x: int, **case: int) -> dict[str, Any]:
+        result = self._our_step(**case)["results"]["ours_infonce"]
+        return {"x": x, "seconds": result["seconds"], "bytes": result["step_bytes"]}
+
     def _step_case(self, case: dict[str, Any]) -> dict[str, Any]:
-        max_length = case.get("max_length", self.config["max_length"])
-        list_length = case.get("list_length", self.config["list_length"])
-        kept = case.get("uncheckpointed_tokens", self.config["uncheckpointed_tokens"])
+        settings = {k: v for k, v in case.items() if k not in ("lists", "rounds", "systems", "attention")}
         variant = {k: case[k] for k in ("attention", "uncheckpointed_tokens") if k in case}
         gradients = self.folder / "gradients"
         gradients.mkdir(parents=True, exist_ok=True)
         jobs = {}
         for system in case["systems"]:
-            encoder = self._encoder(max_length)
-            if system.startswith("ours"):
-                encoder["attention"] = case.get("attention", encoder["attention"])
-            name = "-".join(map(str, (system, case["lists"], list_length, max_length, *variant.values())))
-            jobs[system] = self._job(
-                "step",
-                encoder,
-                system=system,
-                files=self.config["files"],
-                corpus=self.config["corpus"],
-                size=case["lists"],
-                list_length=list_length,
-                uncheckpointed_tokens=kept,
-                peer_batch=case.get("peer_batch", self.config["peer_batch"]),
-                gradient=str(gradients / f"{name}.npy"),
-            )
-        rounds = run_in_turns(jobs, case["rounds"], f"step of {case['lists']} lists", self.folder / "measured")
+            job = jobs[system] = self._job("step", system=system, size=case["lists"], **settings)
+            if system.startswith("ours") and "attention" in case:
+                job["encoder"]["attention"] = case["attention"]
+            of_name = (system, case["lists"], job["list_length"], job["max_length"], *variant.values())
+            job["gradient"] = str(gradients / f"{'-'.join(map(str, of_name))}.npy")
+        rounds = self._run(jobs, case["rounds"], f"step of {case['lists']} lists")
         results = {name: medians(r) for name, r in rounds.items()}
         for name, result in results.items():
             if "rate_share" in result:
-                twice = needed_and_recomputed(result, kept) / result["needed_flops"]
+                twice = needed_and_recomputed(result, job["uncheckpointed_tokens"]) / result["needed_flops"]
                 result["rate_share_with_recomputed"] = twice * result["rate_share"]
             ours = "ours_" + name.partition("_")[2]
             if name != ours and ours in results:
                 result["cosine"] = _cosine(jobs[ours]["gradient"], jobs[name]["gradient"])
-        said = "".join(f", {k} {v}" for k, v in variant.items())
         return {
             "lists": case["lists"],
-            "list_length": list_length,
-            "max_length": max_length,
-            "variant": said,
+            "list_length": job["list_length"],
+            "max_length": job["max_length"],
+            "variant": "".join(f", {k} {v}" for k, v in variant.items()),
             "rounds": case["rounds"],
             "results": results,
             "each_round": rounds,
         }
 
-    def _encoder(self, max_length: int) -> dict[str, Any]:
-        return {**self.config["encoder"], "query_max_length": max_length, "passage_max_length": max_length}
+    def _job(self, kind: str, **options: Any) -> dict[str, Any]:
+        job = {"job": kind, **self.common, **options}
+        lengths = dict.fromkeys(("query_max_length", "passage_max_length"), job["max_length"])
+        return job | {"encoder": self.config["encoder"] | lengths}
 
-    def _job(self, kind: str, encoder: dict[str, Any], **options: Any) -> dict[str, Any]:
-        common = {k: self.config[k] for k in _COMMON}
-        common |= {"threads": self.threads, "revision": self.revision}
-        return {"job": kind, "encoder": encoder, **common, **options}
+    def _run(self, jobs: dict[str, dict[str, Any]], rounds: int, say: str) -> dict[str, list[dict[str, Any]]]:
+        return run_in_turns(jobs, rounds, say, self.folder / "measured")
 
-
-def _point(case: dict[str, Any], x: int) -> dict[str, Any]:
-    result = case["results"]["ours_infonce"]
-    return {"x": x, "seconds": result["seconds"], "bytes": result["step_bytes"]}
+    def _table(self, title: str, rows: list[dict[str, str]]) -> str:
+        return report.print_and_collect(title, rows, self.console)
 
 
 def _cosine(left: str, right: str) -> float:
@@ -277,21 +220,18 @@ def bench(config: DictConfig, folder: Path) -> dict[str, Any]:
     facts = environment(chosen_device(config.device))
     measured = Bench(config, folder, facts["git"])
     log.info("%s, %d threads: %s", facts["device"], measured.threads, _what(config))
+    packages = ("torch", "transformers", "sentence-transformers", "beir", "faiss-cpu", "faiss-gpu")
     measured.report["environment"] = {k: facts[k] for k in ("python", "platform", "processor", "device", "git")} | {
         "cores": os.cpu_count(),
         "threads": measured.threads,
         "machine": platform.machine(),
-        "packages": {
-            k: facts["packages"].get(k)
-            for k in ("torch", "transformers", "sentence-transformers", "beir", "faiss-cpu", "faiss-gpu")
-        },
+        "packages": {name: facts["packages"].get(name) for name in packages},
     }
     pages = []
     for part in (p for p in PARTS if p in config.parts):
         pages.append(getattr(measured, part)())
         write_json(folder / "report.json", measured.report)
-        with atomic_path(folder / "report.md") as temporary:
-            temporary.write_text("\n".join(pages), encoding="utf-8")
+        write_text(folder / "report.md", "\n".join(pages))
     log.info("%s", folder / "report.md")
     return measured.report
 

@@ -4,8 +4,6 @@ A RUN is a run folder, a folder that holds some (a sweep), or a pattern. Runs th
 averaged.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import sys
@@ -18,7 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
 from callbacks.reliability.termination import terminate_gracefully
-from datamodules.storage.files import atomic_path, is_disk_full
+from datamodules.storage.files import is_disk_full, write_text
 from experiments.cli.errors import KindParser, explain
 from experiments.comparison.formats import markdown, print_tables
 from experiments.comparison.measured import BASE
@@ -53,15 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = KindParser(prog="python -m experiments.compare", description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", help="run folders, folders that hold some (a sweep's), or patterns")
-    parser.add_argument(
-        "--which", choices=POINTS, default="best", help="the step that the dev criterion chose, or the last"
-    )
-    parser.add_argument(
-        "--base",
-        metavar="NAME",
-        default=BASE,
-        help="the arm to compare with (default: each run's model before training)",
-    )
+    of_which = "the step that the dev criterion chose, or the last"
+    parser.add_argument("--which", choices=POINTS, default="best", help=of_which)
+    of_base = "the arm to compare with (default: each run's model before training)"
+    parser.add_argument("--base", metavar="NAME", default=BASE, help=of_base)
     parser.add_argument("--output", metavar="FOLDER", help="write tables, plots, queries and comparison.html there")
     parser.add_argument("--markdown", metavar="FILE", help="write the tables there too")
     parser.add_argument("--wandb", metavar="PROJECT", help="log all of it to that W&B project; needs --output")
@@ -84,8 +77,7 @@ def _compare(options: argparse.Namespace) -> None:
     else:
         print_tables(comparison)
     if options.markdown:
-        with atomic_path(options.markdown) as temporary:
-            temporary.write_text(markdown(comparison), encoding="utf-8")
+        write_text(options.markdown, markdown(comparison))
     if options.wandb:
         from experiments.comparison.to_wandb import log_comparison  # the import takes a second
 

@@ -3,8 +3,6 @@
 Saves a workspace with the panels below, runs grouped by ablation and arm. --print shows them, and sends nothing.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 A model is a run's folder, a model's folder, a name on the hub, an encoder preset, bm25, or a sum of these.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import sys
@@ -119,7 +117,7 @@ def show(config: DictConfig, folder: Path) -> None:
 def _label(folders: Sequence[Path]) -> str:
     """The name that the first of some folders has in a comparison of them all."""
     groups = compare(folders).groups
-    return next(group.name for group in groups if any(run.folder == folders[0] for run in group.runs))
+    return next(name for name, runs in groups.items() if any(run.folder == folders[0] for run in runs))
 
 
 def _read(config: DictConfig) -> tuple[EvaluateSettings, list[EvaluationSpec], dict[str, Model]]:

@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 FIGURES = {"ndcg@10": "ndcg_at_10", "recall@100": "recall_at_100"}  # our name → MTEB's
 
 
-def mteb_figures(
-    model: str | Path, data: EvaluationSet, passages: str | Path | None = None, batch_size: int = 32
-) -> dict[str, float]:
+def mteb_figures(model: str | Path, data: EvaluationSet, passages: str | Path | None = None) -> dict[str, float]:
     """Evaluate a sentence-transformers folder by ``mteb``; metric → mean over queries, in [0, 1].
 
     Args:
@@ -34,7 +32,6 @@ def mteb_figures(
         data: queries, judgements and the passages to search; a query's own id is taken out of its hits, unless it is
             judged relevant.
         passages: another model that encodes the passages, for one whose query side alone was trained.
-        batch_size: texts that are encoded together.
 
     Raises:
         InputError: ``mteb`` is not installed; or a model that is not there, or not in sentence-transformers' layout.
@@ -46,10 +43,9 @@ def mteb_figures(
     encoder = _loaded(str(model), "the model")
     if passages is not None:
         encoder = _two_sided(encoder, _loaded(str(passages), "--passages"))
-    options = {"batch_size": batch_size, "show_progress_bar": False}
-    result = mteb.evaluate(
-        encoder, _task(data), encode_kwargs=options, cache=None, co2_tracker=False, show_progress_bar=False
-    )
+    quiet = {"show_progress_bar": False}
+    options = {"batch_size": 32, **quiet}
+    result = mteb.evaluate(encoder, _task(data), encode_kwargs=options, cache=None, co2_tracker=False, **quiet)
     [scores] = result.task_results[0].scores["test"]
     return {ours: scores[theirs] for ours, theirs in FIGURES.items()}
 
@@ -90,10 +86,9 @@ def _task(data: EvaluationSet) -> Any:
 
         def load_data(self, *_: Any, **__: Any) -> None:
             corpus = data.corpus
+            passages = {"id": corpus.ids, "title": corpus.titles, "text": corpus.texts}
             split = {
-                "corpus": Dataset.from_dict(
-                    {name: getattr(corpus, f"{name}s").to_pylist() for name in ("id", "title", "text")}
-                ),
+                "corpus": Dataset.from_dict({name: column.to_pylist() for name, column in passages.items()}),
                 "queries": Dataset.from_dict({"id": list(names.values()), "text": list(data.queries.values())}),
                 "relevant_docs": {names[query]: judged for query, judged in data.qrels.items()},
                 "top_ranked": None,
@@ -126,12 +121,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dataset", default="scifact", help="a folder in BEIR's layout, or a shipped or BEIR name")
     parser.add_argument("--split", default="test")
     parser.add_argument("--passages", help="the model that encodes passages, where the query side alone was trained")
-    parser.add_argument(
-        "--empty-passages", default="keep", help="passages without title and text: keep (default), error"
-    )
-    parser.add_argument(
-        "--unknown-qrels", default="error", help="judgements of what is not there: error (default), keep"
-    )
+    of_empty = "passages without title and text: keep (default), error"
+    parser.add_argument("--empty-passages", default="keep", help=of_empty)
+    of_unknown = "judgements of what is not there: error (default), keep"
+    parser.add_argument("--unknown-qrels", default="error", help=of_unknown)
     options = parser.parse_args(arguments)
     kept = {"empty_passages": options.empty_passages, "unknown_qrels": options.unknown_qrels}
     try:

@@ -3,8 +3,6 @@
 Also: python -m experiments.prepare inspect|import|export FILE …, and cut DATA_SET …
 """
 
-from __future__ import annotations
-
 import logging
 import shutil
 import sys

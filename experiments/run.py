@@ -1,7 +1,5 @@
 """Train one objective and evaluate it: python -m experiments.run +exp=scifact/distillation [key=value ...]."""
 
-from __future__ import annotations
-
 import logging
 import re
 import sys

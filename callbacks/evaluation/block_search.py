@@ -1,7 +1,5 @@
 """Search, scores and TREC run of many queries, some queries at a time, so that memory does not grow with them."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,7 +9,8 @@ import numpy as np
 import torch
 
 from callbacks.evaluation.metrics import Metrics, PerQuery, Run, in_trec_order, without_self_hits
-from datamodules.corpus import EvaluationSet
+from datamodules.corpus import Corpus, EvaluationSet
+from datamodules.hits import Hits
 from datamodules.storage.files import atomic_path
 from retriever.distributed.ranks import gather_rows, gather_sizes, rank, world_size
 from retriever.errors import InputError, shown
@@ -55,7 +54,7 @@ def search_blocks(
         for first in range(0, len(rows), _SCORED):
             part = slice(first, first + _SCORED)
             asked = names[start + first : start + first + len(rows[part])]
-            yield _run(data, asked, scores[part], rows[part])
+            yield run_of(data.corpus, asked, Hits(scores[part], rows[part]))
 
 
 def score_runs(
@@ -139,10 +138,18 @@ def _of_all_ranks(
     return merge_hits([(scores, rows)], k) if rank() == 0 else (scores, rows)
 
 
-def _run(data: EvaluationSet, queries: list[str], scores: np.ndarray, rows: np.ndarray) -> Run:
-    ids = data.corpus.ids.take(rows.ravel()).to_pylist()
-    width = rows.shape[1]
-    return {
-        query: dict(zip(ids[number * width : (number + 1) * width], scores[number].tolist(), strict=True))
-        for number, query in enumerate(queries)
-    }
+def run_of(corpus: Corpus, queries: Iterable[str], hits: Hits) -> Run:
+    """Query id → passage id → score, of the hits of some queries; row −1 is no hit."""
+    run = {}
+    for query, rows, scores in zip(queries, hits.rows, hits.scores, strict=True):
+        real = rows >= 0
+        run[query] = dict(zip(corpus.ids.take(rows[real]).to_pylist(), scores[real].tolist(), strict=True))
+    return run
+
+
+def runs_of(data: EvaluationSet, hits: Hits) -> Iterator[Run]:
+    """Give the hits of all queries of a set as runs of some queries at a time."""
+    names = list(data.queries)
+    for start in range(0, len(names), _SCORED):
+        part = slice(start, start + _SCORED)
+        yield run_of(data.corpus, names[part], Hits(hits.scores[part], hits.rows[part]))

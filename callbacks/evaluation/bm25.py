@@ -1,12 +1,10 @@
 """Bm25Ranker: BM25 over whole corpora, without an encoder."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from callbacks.evaluation.block_search import runs_of
 from callbacks.evaluation.metrics import Run
-from callbacks.evaluation.orders import runs_of
 from callbacks.evaluation.ranker import Ranker, Ranking
 from datamodules.corpus import EvaluationSet
 from datamodules.hits import bm25_search

@@ -1,7 +1,5 @@
 """DenseRanker: exact search with embeddings of whole corpora, or of samples of them."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,14 +10,13 @@ import numpy as np
 
 from callbacks.evaluation.block_search import search_blocks
 from callbacks.evaluation.metrics import Run
-from callbacks.evaluation.ranker import Ranker, Ranking
+from callbacks.evaluation.ranker import Ranker, Ranking, tokenized
 from callbacks.evaluation.samples import sample_rows
 from callbacks.evaluation.sets import OpenedSet
-from datamodules.caches import cached_embeddings, cached_tokens, embed, token_range
+from datamodules.caches import cached_embeddings, embed, token_range
 from datamodules.corpus import Corpus, EvaluationSet
 from datamodules.sampled_corpus import sampled_set
 from datamodules.storage.files import reserve
-from datamodules.storage.made_ahead import made_ahead
 from retriever.distributed.ranks import rank, world_size
 from retriever.encoder.encoding import device_of
 from retriever.encoder.text_encoder import TextEncoder
@@ -94,13 +91,8 @@ class DenseRanker(Ranker):
     def prepare(self, sets: Sequence[OpenedSet], encoder: TextEncoder, how: Ranking) -> list[EvaluationSet]:
         """Tokenise and encode; one set is tokenised while the one before it is encoded."""
         of_passages = self.passage_encoder or encoder
-
-        def tokenize(opened: OpenedSet) -> tuple[TokenizedTexts, TokenizedTexts]:
-            queries = cached_tokens(list(opened.data.queries.values()), encoder, "query", how.cache_dir)
-            return queries, cached_tokens(opened.data.corpus.passages, of_passages, "passage", how.cache_dir)
-
         found = []
-        for opened, (queries, passages) in zip(sets, made_ahead(tokenize, sets), strict=True):
+        for opened, (queries, passages) in tokenized(sets, encoder, how, of_passages):
             data, spec = opened.data, opened.spec.sample
             base = self._cached(passages, of_passages, f"encode {data.name}", self.embedding_dtype, how)
             whole = self._prepared[data.name] = _Prepared(queries, passages, base)

@@ -1,7 +1,5 @@
 """Evaluation: the callback that has evaluation sets ranked and scored while training, before it and after it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

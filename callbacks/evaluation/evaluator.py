@@ -1,17 +1,14 @@
 """Evaluator: evaluation sets, ranked by an encoder and scored, with or without a training run around it."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from typing import Any
 
 from callbacks.evaluation.block_search import score_runs
 from callbacks.evaluation.history import Figures, History
-from callbacks.evaluation.metrics import PerQuery, Run, mean_scores
+from callbacks.evaluation.metrics import mean_scores
 from callbacks.evaluation.ranker import Ranker, Ranking
 from datamodules.corpus import EvaluationSet
-from retriever.distributed.ranks import broadcast, rank
+from retriever.distributed.ranks import broadcast
 
 
 class Evaluator:
@@ -76,17 +73,9 @@ class Evaluator:
     def _figures(self, encoder: Any, step: int, sets: Sequence[EvaluationSet]) -> Figures:
         found = {}
         for data, runs in self.ranker.rank(sets, encoder, step, self.how):
-            nothing: tuple[Callable[[Run], None], Callable[[PerQuery], None]] = lambda run: None, lambda values: None
-            with (
-                self.history.files(data.name, step) if rank() == 0 else nullcontext(nothing) as (keep_run, keep_values)
-            ):
-                per_query = score_runs(
-                    data,
-                    runs,
-                    self.history.metrics,
-                    ignore_identical_ids=self.how.ignore_identical_ids,
-                    keep_run=keep_run,
-                )
+            with self.history.files(data.name, step) as (keep_run, keep_values):
+                own = self.how.ignore_identical_ids
+                per_query = score_runs(data, runs, self.history.metrics, ignore_identical_ids=own, keep_run=keep_run)
                 keep_values(per_query)
             found[data.name] = broadcast(mean_scores(per_query))
         return {data.name: found[data.name] for data in sets}

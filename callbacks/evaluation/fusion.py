@@ -1,14 +1,12 @@
 """FusedRanker: several rankers' scores, added up."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from callbacks.evaluation.block_search import runs_of
 from callbacks.evaluation.metrics import Run, in_trec_order, without_self_hits
-from callbacks.evaluation.orders import runs_of
 from callbacks.evaluation.ranker import Ranker, Ranking
 from callbacks.evaluation.sets import OpenedSet
 from datamodules.corpus import EvaluationSet

@@ -1,7 +1,5 @@
 """The history of a run's evaluation: figures by step, and their files. This is what recorders are handed."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +10,7 @@ from callbacks.evaluation.block_search import trec_file
 from callbacks.evaluation.metrics import MAIN, Metrics, PerQuery, Run
 from callbacks.evaluation.sets import OpenedSet
 from datamodules.storage.files import read_json, write_json
+from retriever.distributed.ranks import rank
 from retriever.errors import InputError, shown
 
 log = logging.getLogger(__name__)
@@ -64,7 +63,13 @@ class History:
 
     @contextmanager
     def files(self, name: str, step: int) -> Iterator[tuple[Callable[[Run], None], Callable[[PerQuery], None]]]:
-        """Write the files of a set at a step: give a function that takes a part of the run, and one for the values."""
+        """Write the files of a set at a step: give a function that takes a part of the run, and one for the values.
+
+        On other ranks than the first one they keep nothing.
+        """
+        if rank() != 0:
+            yield lambda run: None, lambda values: None
+            return
         path = self.folder / "trec_runs" / name / f"step-{step:06d}.trec"
         with trec_file(path, f"step-{step}", self.run_hits) as keep_run:
             yield keep_run, lambda values: write_json(self._per_query_file(name, step), values)

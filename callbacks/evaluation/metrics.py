@@ -1,7 +1,5 @@
 """Metrics by name, with trec_eval's own values, per query and as means; and the class of a metric of one's own."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence

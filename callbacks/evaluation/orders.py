@@ -1,16 +1,13 @@
 """Orders to hold a cross-encoder's against: a dense retriever's, its fusion with BM25, the best of all."""
 
-from __future__ import annotations
-
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
-from callbacks.evaluation.metrics import Run
 from callbacks.evaluation.ranker import Ranking
 from datamodules.caches import cached_embeddings, cached_tokens
 from datamodules.corpus import EvaluationSet
@@ -31,23 +28,6 @@ def without_own(data: EvaluationSet, hits: Hits, depth: int, ignore_identical_id
     # a corpus as small as the depth may have no other passage to put in its place
     kept = order[:, : min(depth, hits.rows.shape[1] - int(is_own.any()))]
     return Hits(np.take_along_axis(hits.scores, kept, 1), np.take_along_axis(hits.rows, kept, 1))
-
-
-def run_of(data: EvaluationSet, hits: Hits) -> Run:
-    """Query id → passage id → score."""
-    return {query: found for run in runs_of(data, hits) for query, found in run.items()}
-
-
-def runs_of(data: EvaluationSet, hits: Hits) -> Iterator[Run]:
-    """Query id → passage id → score, of some queries at a time; ``hits`` are those of all, in their order."""
-    names = list(data.queries)
-    for start in range(0, len(names), _QUERIES):
-        run = {}
-        for number, query in enumerate(names[start : start + _QUERIES], start):
-            real = hits.rows[number] >= 0
-            ids = data.corpus.ids.take(hits.rows[number][real]).to_pylist()
-            run[query] = dict(zip(ids, hits.scores[number][real].tolist(), strict=True))
-        yield run
 
 
 def dense_orders(
@@ -101,10 +81,7 @@ def print_orders(table: Mapping[str, Mapping[str, Mapping[str, float | None]]], 
     for name, orders in table.items():
         title = f"{name}: nDCG@10 of several orders of BM25's best {depth}, and of their own best of the corpus"
         console.print(escape(printable(title)))
-        view = Table()
-        view.add_column("order", no_wrap=True)
-        view.add_column("candidates", justify="right")
-        view.add_column("corpus", justify="right")
+        view = Table(Column("order", no_wrap=True), *(Column(w, justify="right") for w in ("candidates", "corpus")))
         for order, figures in orders.items():
             view.add_row(order, *("" if value is None else f"{value:.4f}" for value in figures.values()))
         console.print(view)

@@ -14,7 +14,10 @@ import torch
 
 from callbacks.evaluation.metrics import Metrics, Run
 from callbacks.evaluation.sets import OpenedSet
+from datamodules.caches import cached_tokens
 from datamodules.corpus import EvaluationSet
+from datamodules.storage.made_ahead import made_ahead
+from retriever.encoder.tokens import TokenizedTexts
 from retriever.work import Work
 
 _CPU = torch.device("cpu")
@@ -116,3 +119,18 @@ class Ranker(ABC):
     def work(self, sets: Sequence[OpenedSet], module: Any) -> dict[str, Work]:
         """What is done at ``base``, each ``validation`` and the ``end``, for an estimate of the time that it takes."""
         return dict.fromkeys(("base", "validation", "end"), Work())
+
+
+def tokenized(
+    sets: Sequence[OpenedSet], encoder: Any, how: Ranking, of_passages: Any = None
+) -> Iterator[tuple[OpenedSet, tuple[TokenizedTexts, TokenizedTexts]]]:
+    """Give each set with the token ids of its queries and passages; one is tokenised while the one before is used.
+
+    ``of_passages`` is the passages' encoder, where it is another.
+    """
+
+    def tokenize(opened: OpenedSet) -> tuple[TokenizedTexts, TokenizedTexts]:
+        queries = cached_tokens(list(opened.data.queries.values()), encoder, "query", how.cache_dir)
+        return queries, cached_tokens(opened.data.corpus.passages, of_passages or encoder, "passage", how.cache_dir)
+
+    return zip(sets, made_ahead(tokenize, sets), strict=True)

@@ -1,7 +1,5 @@
 """CrossEncoderRanker: a cross-encoder re-ranks BM25's best passages, beside other orders of the same candidates."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,15 +8,15 @@ import lightning as L
 import numpy as np
 import torch
 
+from callbacks.evaluation.block_search import run_of
 from callbacks.evaluation.metrics import MAIN, Metrics, Run, score_run
-from callbacks.evaluation.orders import dense_orders, oracle, print_orders, run_of, without_own
-from callbacks.evaluation.ranker import Ranker, Ranking
+from callbacks.evaluation.orders import dense_orders, oracle, print_orders, without_own
+from callbacks.evaluation.ranker import Ranker, Ranking, tokenized
 from callbacks.evaluation.sets import OpenedSet
-from datamodules.caches import cached_tokens, update_with_tokens
+from datamodules.caches import update_with_tokens
 from datamodules.corpus import EvaluationSet
 from datamodules.hits import Hits, bm25_search
 from datamodules.storage.files import atomic_path, write_json
-from datamodules.storage.made_ahead import made_ahead
 from datamodules.storage.progress import progress_bar
 from retriever.cross_encoder.cross_encoder import CrossEncoder, score_pairs
 from retriever.cross_encoder.module import CrossEncoderModule
@@ -78,13 +76,8 @@ class CrossEncoderRanker(Ranker):
 
     def prepare(self, sets: Sequence[OpenedSet], encoder: CrossEncoder, how: Ranking) -> list[EvaluationSet]:
         """Tokenise queries and passages."""
-
-        def tokenize(opened: OpenedSet) -> tuple[TokenizedTexts, TokenizedTexts]:
-            queries = cached_tokens(list(opened.data.queries.values()), encoder, "query", how.cache_dir)
-            return queries, cached_tokens(opened.data.corpus.passages, encoder, "passage", how.cache_dir)
-
         self._sets = [opened.data for opened in sets]
-        self._tokens = {data.name: tokens for data, tokens in zip(self._sets, made_ahead(tokenize, sets), strict=True)}
+        self._tokens = {opened.data.name: tokens for opened, tokens in tokenized(sets, encoder, how)}
         return self._sets
 
     def rank(
@@ -93,7 +86,7 @@ class CrossEncoderRanker(Ranker):
         """Re-rank; step 0 is BM25's order."""
         for data in sets:
             hits = self.candidates(data, how) if step == 0 else self._reranked(data, encoder, how)
-            yield data, [run_of(data, hits)] if rank() == 0 else []
+            yield data, [run_of(data.corpus, data.queries, hits)] if rank() == 0 else []
 
     def finish(self, encoder: CrossEncoder, step: int, how: Ranking, metrics: Metrics, folder: Path) -> None:
         """Compare orders of the candidates, write ``reranking.json`` and print the table."""
@@ -171,13 +164,11 @@ class CrossEncoderRanker(Ranker):
         orders["oracle"] = oracle(data, bm25), None
         table: dict[str, dict[str, float | None]] = {}
         for name, pair in orders.items():
-            table[name] = {}
-            for where, hits in zip(("candidates", "corpus"), pair, strict=True):
-                table[name][where] = None
-                if hits is None:
-                    continue
-                means, per_query = score_run(data.qrels, run_of(data, hits), metrics)
-                table[name][where] = means[MAIN]
-                if rank() == 0:
-                    write_json(folder / "per_query" / data.name / f"{name}-{where}.json", per_query)
+            table[name] = {"candidates": None, "corpus": None}
+            for where, hits in zip(table[name], pair, strict=True):
+                if hits is not None:
+                    means, per_query = score_run(data.qrels, run_of(data.corpus, data.queries, hits), metrics)
+                    table[name][where] = means[MAIN]
+                    if rank() == 0:
+                        write_json(folder / "per_query" / data.name / f"{name}-{where}.json", per_query)
         return table

@@ -1,7 +1,5 @@
 """Samples of corpora for validations: drawn once per content and settings, by one process, and kept."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
@@ -48,7 +46,11 @@ def sample_rows(
     Returns:
         Rows of the corpus, int64, ascending; and how the sample is made up.
     """
-    path = how.cache_dir / "samples" / f"{_key(data, tokens, made_with, spec, how)}.npz"
+    digest = hashlib.sha256(repr((spec, how.ignore_identical_ids, METHOD, *made_with)).encode())
+    for texts in tokens:
+        update_with_tokens(digest, texts)
+    update_with_evaluation_set(digest, data)
+    path = how.cache_dir / "samples" / f"{digest.hexdigest()[:32]}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if not path.is_file():
@@ -66,17 +68,3 @@ def sample_rows(
     told = ", ".join(f"{count} {name}" for name, count in counts.items())
     log.info("%s: validations search %d of %d passages (%s)", data.name, len(rows), total, told)
     return rows, {"passages": len(rows), "of": total, **asdict(spec), **counts}
-
-
-def _key(
-    data: EvaluationSet,
-    tokens: Sequence[TokenizedTexts],
-    made_with: tuple[str, str, str],
-    spec: SampleSpec,
-    how: Ranking,
-) -> str:
-    digest = hashlib.sha256(repr((spec, how.ignore_identical_ids, METHOD, *made_with)).encode())
-    for texts in tokens:
-        update_with_tokens(digest, texts)
-    update_with_evaluation_set(digest, data)
-    return digest.hexdigest()[:32]

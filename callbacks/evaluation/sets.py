@@ -1,7 +1,5 @@
 """Opening evaluation sets: queries, judgements and corpora that ``evaluation.datasets`` names."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """AtomicCheckpoints: a checkpoint file is whole or not there, whenever the process is killed; and the one before it."""
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The checkpoint that the dev criterion chose: keeping it, its step, and its weights."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager

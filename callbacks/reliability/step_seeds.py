@@ -1,7 +1,5 @@
 """StepSeeds: what a step draws at random depends on the seed, the step and the rank, and on nothing else."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import lightning as L

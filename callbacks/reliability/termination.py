@@ -1,7 +1,5 @@
 """SIGTERM, as SLURM, docker stop and kill send it: a process ends within seconds, and says how to go on."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

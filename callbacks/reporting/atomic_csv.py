@@ -1,7 +1,5 @@
 """AtomicCSVLogger: a metrics.csv that no kill shortens."""
 
-from __future__ import annotations
-
 import csv
 
 from lightning.pytorch.loggers import CSVLogger

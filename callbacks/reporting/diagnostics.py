@@ -1,7 +1,5 @@
 """Diagnostics: what the objective does, measured on the batch of every n-th training step."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from functools import partial

@@ -1,7 +1,5 @@
 """ExportBest: the model that the dev criterion chose, as a folder that sentence-transformers loads."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 from collections.abc import Mapping
@@ -10,6 +8,7 @@ from typing import Any
 import lightning as L
 
 from callbacks.evaluation.history import History
+from callbacks.evaluation.sets import OpenedSet
 from callbacks.reliability.best_checkpoint import best_checkpoint_step, load_best_weights
 from callbacks.reporting.model_card import CardFacts, Figure, model_card
 from callbacks.reporting.statistics import paired_difference
@@ -57,23 +56,12 @@ class ExportBest(L.Callback):
             encoder=module.encoder,
             frozen_passages=not module.train_passage_encoder,
             step=step,
-            figures=self._figures(step),
+            figures=[self._figure(opened, step) for opened in self.history.sets],
         )
         return model_card(facts)
 
-    def _figures(self, step: int) -> list[Figure]:
-        figures = []
-        for spec, data in ((opened.spec, opened.data) for opened in self.history.sets):
-            base, model = (self.history.per_query(data.name, number) for number in (0, step))
-            figures.append(
-                Figure(
-                    name=data.name,
-                    path=spec.path,
-                    split=spec.split,
-                    dev=spec.chooses,
-                    base=self.history.base[data.name],
-                    model=self.history.steps[step][data.name],
-                    difference=paired_difference(model, base),
-                )
-            )
-        return figures
+    def _figure(self, opened: OpenedSet, step: int) -> Figure:
+        name, spec = opened.data.name, opened.spec
+        base, model = self.history.base[name], self.history.steps[step][name]
+        difference = paired_difference(self.history.per_query(name, step), self.history.per_query(name, 0))
+        return Figure(name, spec.path, spec.split, spec.chooses, base, model, difference)

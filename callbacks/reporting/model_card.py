@@ -1,11 +1,10 @@
 """The model card of an exported model: what it was trained on and by, how good it is, and what that does not say."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from callbacks.evaluation.metrics import headings
 from callbacks.reporting.markdown import markdown_text
 from callbacks.reporting.statistics import Difference
+from callbacks.reporting.templates import render
 from datamodules.corpus import BEIR_NAMES
 from retriever.cross_encoder.cross_encoder import CrossEncoder
 from retriever.encoder.text_encoder import TextEncoder
@@ -88,8 +88,23 @@ class CardFacts:
 
 def model_card(facts: CardFacts) -> str:
     """The card, in Markdown with Hugging Face's front matter."""
-    parts = [_what(facts), _use(facts), _how_good(facts), _training(facts), _data(facts)]
-    return f"---\n{_front_matter(facts)}\n---\n\n" + "\n\n".join(parts) + "\n"
+    unclear = [markdown_text(f.name) for f in facts.figures if f.difference.low <= 0 <= f.difference.high]
+    few = [f"{markdown_text(f.name)} ({f.difference.queries})" for f in facts.figures if f.difference.queries < 100]
+    return render(
+        Path(__file__).with_suffix(".md"),
+        card=facts,
+        front_matter=_front_matter(facts),
+        beside=headings(facts.figures[0].model) if facts.figures else {},
+        unclear=unclear,
+        few=few,
+        settings={name: value for name, value in facts.settings.items() if name not in _INTERNAL},
+        left_out=_left_out(facts.data),
+        json=partial(json.dumps, ensure_ascii=False),
+        path=Path,
+        prompt=_prompt,
+        shown=_shown,
+        teacher=_teacher,
+    )
 
 
 def _front_matter(facts: CardFacts) -> str:
@@ -126,154 +141,22 @@ def _hub_name(path: str) -> str | None:
     return f"BeIR/{path}" if path in _ON_HUB else None
 
 
-def _what(facts: CardFacts) -> str:
-    base = markdown_text(facts.base)
-    if facts.reranks:
-        what = f"{base} as a cross-encoder with one logit, trained with **{facts.objective}** on labelled positives "
-        return f"# {markdown_text(facts.name)}\n\n{what}against mined negatives."
-    side = (
-        "both sides, queries and passages."
-        if not facts.frozen_passages
-        else f"the query side alone: **passages must be encoded with the unchanged {base}**. An index that the "
-        "base model made stays valid."
-    )
-    return f"# {markdown_text(facts.name)}\n\n{base}, fine-tuned for retrieval with **{facts.objective}**, {side}"
-
-
-def _use(facts: CardFacts) -> str:
-    if facts.reranks:
-        code = [
-            "from sentence_transformers import CrossEncoder",
-            "",
-            'logits = CrossEncoder("PATH").predict([("a query", "a passage")])',
-        ]
-    else:
-        passages = (
-            f"SentenceTransformer({json.dumps(facts.base, ensure_ascii=False)})" if facts.frozen_passages else "model"
-        )
-        code = [
-            "from sentence_transformers import SentenceTransformer",
-            "",
-            'model = SentenceTransformer("PATH")',
-            f"passages = {passages}",
-            'scores = model.encode_query(["a query"]) @ passages.encode_document(["a title a text"]).T',
-        ]
-    return "## Use\n\n```python\n" + "\n".join(code) + "\n```\n\n" + _table(("", ""), _specification(facts))
-
-
-def _specification(facts: CardFacts) -> list[tuple[str, str]]:
-    spec: Any = facts.encoder.spec
-    if facts.reranks:
-        lengths = f"{spec.query_max_length}, {spec.pair_max_length} (the passage is cut, not the query)"
-        return [("tokens of a query, a pair", lengths)]
-    return [
-        ("query prompt", _prompt(spec.query_prompt)),
-        ("passage prompt", _prompt(spec.passage_prompt)),
-        ("passage", "title, a space, text"),
-        ("pooling", spec.pooling),
-        ("normalised", "yes: inner products are cosines" if spec.normalize else "no: inner products"),
-        ("dimensions", str(facts.encoder.dimension)),
-        ("tokens of a query, a passage", f"{spec.query_max_length}, {spec.passage_max_length}"),
-    ]
-
-
 def _prompt(prompt: str) -> str:
-    return f"`{repr(prompt).replace(chr(96), chr(39))}`" if prompt else "none"
+    text = repr(prompt).replace("`", "'").replace("|", r"\|")
+    return f"`{text}`" if prompt else "none"
 
 
-def _how_good(facts: CardFacts) -> str:
-    if not facts.figures:
-        return "## How good it is\n\nIt was evaluated on no data set."
-    start = "BM25" if facts.reranks else "base"
-    beside = headings(facts.figures[0].model)
-    head = ("data set", "queries", f"nDCG@10, {start}", "this model", "difference", "paired 95% interval")
-    rows = [
-        (
-            f"{markdown_text(figure.name)} ({figure.split or 'held-out lists'}{', dev queries' if figure.dev else ''})",
-            str(figure.difference.queries),
-            f"{figure.base['ndcg@10']:.4f}",
-            f"{figure.model['ndcg@10']:.4f}",
-            f"{figure.difference.mean:+.4f}",
-            f"[{figure.difference.low:+.4f}, {figure.difference.high:+.4f}]",
-            *(f"{figure.base[name]:.4f} → {figure.model[name]:.4f}" for name in beside),
-        )
-        for figure in facts.figures
-    ]
-    caveats = "\n".join(f"* {sentence}" for sentence in _caveats(facts))
-    return f"## How good it is\n\n{_table((*head, *beside.values()), rows)}\n\n{caveats}"
-
-
-def _caveats(facts: CardFacts) -> list[str]:
-    unclear = [markdown_text(f.name) for f in facts.figures if f.difference.low <= 0 <= f.difference.high]
-    sentences = [
-        "The interval is a bootstrap over the queries: how far the mean difference would move with other queries of "
-        f"that kind. It knows nothing of other seeds: this is one run, with seed {facts.seed}."
-    ]
-    if unclear:
-        sentences.append(f"On {', '.join(unclear)} the interval holds 0: no difference can be told.")
-    few = [f"{markdown_text(f.name)} ({f.difference.queries})" for f in facts.figures if f.difference.queries < 100]
-    if few:
-        sentences.append(f"Few queries: {', '.join(few)}. An interval from so few is itself unsure.")
-    if facts.criterion is None:
-        sentences.append("The weights are those of the last step; no criterion chose among steps.")
-    elif facts.criterion.startswith("val/"):
-        sentences.append(f"The checkpoint was chosen by `{facts.criterion}`: that figure is flattered by the choice.")
-    else:
-        sentences.append(f"The checkpoint was chosen by `{facts.criterion}`, on dev lists.")
-    if any(figure.dev for figure in facts.figures):
-        sentences.append("Dev queries are there to choose settings by; what was chosen by them is flattered by them.")
-    if not facts.reranks:
-        spec = facts.encoder.spec
-        sentences.append(
-            f"The figures are of queries cut at {spec.query_max_length} tokens, as encode_query does; encode cuts all "
-            f"texts at the passages' {spec.passage_max_length}."
-        )
-    return sentences
-
-
-def _training(facts: CardFacts) -> str:
-    settings = {name: value for name, value in facts.settings.items() if name not in _INTERNAL}
-    rows = [
-        ("objective", facts.objective),
-        *((f"`{name}`", _shown(value)) for name, value in settings.items()),
-        *((name, _shown(value)) for name, value in facts.training.items()),
-        ("seed", str(facts.seed)),
-        ("weights of step", str(facts.step)),
-    ]
-    return f"## How it was trained\n\n{_table(('setting', 'value'), rows)}"
-
-
-def _data(facts: CardFacts) -> str:
-    head = ("part", "lists", "query types", "passes an epoch", "corpus", "file", "teacher")
-    rows = [
-        (
-            file["part"],
-            str(file["lists"]),
-            ", ".join(f"{count} {markdown_text(kind)}" for kind, count in file["types"].items()),
-            _shown(file["weight"]) if file["part"] == "train" else "",
-            markdown_text(Path(file["corpus"]).name),
-            markdown_text(file["file"]),
-            markdown_text(_teacher(file["teacher"])),
-        )
-        for file in facts.data["files"]
-    ]
-    total = f"{facts.data['train_lists']} train lists and {facts.data['dev_lists']} dev lists."
-    return f"## Data\n\n{total}\n\n{_table(head, rows)}\n\n{_left_out(facts)}"
-
-
-def _left_out(facts: CardFacts) -> str:
+def _left_out(data: Mapping[str, Any]) -> list[str]:
     sentences = []
-    for leak in facts.data.get("leak_guard", ()):
+    for leak in data.get("leak_guard", ()):
         reasons = {why: n for why, n in leak.items() if why not in ("lists", "against", "of")}
         counts = ", ".join(f"{n} whose query {why}" for why, n in reasons.items())
         against, lists = markdown_text(leak["against"]), markdown_text(leak["lists"])
         sentences.append(f"* {counts} a query of {against} (of {leak['of']} lists of {lists})")
-    for name, reasons in facts.data.get("bad_lists", {}).items():
+    for name, reasons in data.get("bad_lists", {}).items():
         counts = ", ".join(f"{n}: {why}" for why, n in reasons.items())
         sentences.append(f"* bad lists of {markdown_text(Path(name).name)}: {markdown_text(counts)}")
-    if not sentences:
-        return "No list was left out."
-    return "Left out, lest train queries give away evaluation queries, or as bad:\n\n" + "\n".join(sentences)
+    return sentences
 
 
 def _teacher(teacher: Any) -> str:
@@ -286,11 +169,3 @@ def _teacher(teacher: Any) -> str:
 
 def _shown(value: Any) -> str:
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else markdown_text(str(value))
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(
-        "| " + " | ".join(re.sub(r"(?<!\\)\|", r"\\|", cell).replace("\n", " ") for cell in line) + " |"
-        for line in lines
-    )

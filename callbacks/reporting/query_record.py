@@ -1,7 +1,5 @@
 """QueryRecord: the evaluation queries in words, and which of them training came close to."""
 
-from __future__ import annotations
-
 import logging
 
 import lightning as L

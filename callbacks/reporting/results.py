@@ -1,7 +1,5 @@
 """The file that says what came out of a run, and whether it is finished."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What results.json and environment.json of a run folder hold."""
 
-from __future__ import annotations
-
 import os
 import platform
 import resource
@@ -98,7 +96,7 @@ class RunRecord(L.Callback):
             },
             "samples": history.sample_report(steps),
             "data": trainer.datamodule.report,
-            "wall_time_s": round(self.seconds_before + time.perf_counter() - self.started, 1),
+            "wall_time_s": round(self._seconds(), 1),
             "peak_memory_bytes": peak_memory(trainer.strategy.root_device),
             **{f"{what}_encoded": count for what, count in self.encoded._asdict().items()},
         }
@@ -107,15 +105,13 @@ class RunRecord(L.Callback):
         """Write the results: the last act of a run, for a run that has them is finished."""
         write_json(self.folder / RESULTS, self.results)
 
+    def _seconds(self) -> float:
+        return self.seconds_before + time.perf_counter() - self.started
+
     def state_dict(self) -> dict[str, Any]:
         """Time spent, texts encoded and the dev criterion so far, so that a resumed run adds to them; and its end."""
-        seconds = self.seconds_before + time.perf_counter() - self.started
-        return {
-            "seconds": seconds,
-            "encoded": list(self.encoded),
-            "criterion": self.criterion,
-            "pruned": self.pruned,
-        }
+        kept = {"encoded": list(self.encoded), "criterion": self.criterion, "pruned": self.pruned}
+        return {"seconds": self._seconds(), **kept}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a resumed run."""
@@ -136,7 +132,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         "torch_threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if on_gpu else device.type,
+        "device": device_name(device),
         "cuda": {"version": torch.version.cuda, "cudnn": torch.backends.cudnn.version()} if on_gpu else None,
         "determinism": {
             "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
@@ -148,6 +144,11 @@ def environment(device: torch.device) -> dict[str, Any]:
         "git": _git_revision(),
         "packages": dict(_packages()),
     }
+
+
+def device_name(device: torch.device) -> str:
+    """What a GPU is called by its driver; ``cpu``."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def peak_memory(device: torch.device) -> int:

@@ -1,7 +1,5 @@
 """Paired statistics over queries."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +8,7 @@ import numpy as np
 from retriever.errors import InputError
 
 _TIE = 1e-6  # differences up to this are none
+_TAILS = (1 - 0.95) / 2, (1 + 0.95) / 2  # of a 95% interval
 _CELLS = 4_000_000  # resamples × queries in memory
 
 
@@ -30,15 +29,12 @@ class Difference:
     queries: int
 
 
-def paired_difference(
-    values: Mapping[str, float], base: Mapping[str, float], confidence: float = 0.95, resamples: int = 10_000
-) -> Difference:
+def paired_difference(values: Mapping[str, float], base: Mapping[str, float], resamples: int = 10_000) -> Difference:
     """Mean per-query difference and its percentile bootstrap interval over queries (Efron & Tibshirani 1993, ch. 13).
 
     Args:
         values: query id → value.
         base: query id → value; the same queries.
-        confidence: of the interval.
         resamples: bootstrap samples; their seed is fixed.
 
     Raises:
@@ -50,7 +46,7 @@ def paired_difference(
             f"{len(values.keys() & base.keys())} in common); only runs on the same queries can be paired."
         )
     differences = np.array([[values[q] - base[q] for q in sorted(values)]])
-    low, high = two_way_interval([differences], [np.zeros_like(differences)], confidence, resamples)
+    low, high = two_way_interval([differences], [np.zeros_like(differences)], resamples)
     return Difference(float(differences.mean()), low, high, differences.size)
 
 
@@ -74,7 +70,6 @@ class PairedTest(Difference):
 def paired_test(
     values: Sequence[np.ndarray],
     base: Sequence[np.ndarray] | None = None,
-    confidence: float = 0.95,
     resamples: int = 10_000,
     weights: Sequence[float] | None = None,
 ) -> PairedTest:
@@ -84,7 +79,6 @@ def paired_test(
         values: per data set [S, Q_k]: one row a seed, one column a query. Differences already, where each seed has a
             partner on the other side (or its own base model).
         base: per data set [T, Q_k], the same queries, where seeds have no partner; None: ``values`` are differences.
-        confidence: of the interval.
         resamples: of the bootstrap and of the test; their seeds are fixed.
         weights: one per data set; None weighs all alike.
 
@@ -98,7 +92,7 @@ def paired_test(
     if not values or not all(v.size for v in values):
         raise InputError("A difference over no queries means nothing; compare on sets that have some.")
     differences = [v.mean(axis=0) - b.mean(axis=0) for v, b in zip(values, base, strict=True)]
-    low, high = two_way_interval(values, base, confidence, resamples, weights)
+    low, high = two_way_interval(values, base, resamples, weights)
     flat = np.concatenate(differences)
     return PairedTest(
         mean=float(np.average([d.mean() for d in differences], weights=weights)),
@@ -115,11 +109,10 @@ def paired_test(
 def two_way_interval(
     values: Sequence[np.ndarray],
     base: Sequence[np.ndarray],
-    confidence: float = 0.95,
     resamples: int = 10_000,
     weights: Sequence[float] | None = None,
 ) -> tuple[float, float]:
-    """Percentile interval of the mean difference, seeds and queries both drawn with replacement.
+    """95% percentile interval of the mean difference, seeds and queries both drawn with replacement.
 
     The pigeonhole bootstrap (Owen 2007, Annals of Applied Statistics 1(2), 386–411): every draw takes S of the S seeds,
     the same ones for all data sets, and, of each data set by itself, Q of its Q queries. With one seed it is the usual
@@ -132,7 +125,6 @@ def two_way_interval(
     Args:
         values: per data set [S, Q_k].
         base: per data set [T, Q_k]; its seeds are drawn on their own.
-        confidence: of the interval.
         resamples: bootstrap samples.
         weights: one per data set; None weighs all alike.
     """
@@ -145,7 +137,7 @@ def two_way_interval(
             differences = ours[part] @ own - theirs[part] @ other
             queries = of_queries.integers(0, own.shape[1], differences.shape)
             means[part] += weight * np.take_along_axis(differences, queries, axis=1).mean(axis=1)
-    low, high = np.quantile(means / sum(weights), [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(means / sum(weights), _TAILS)
     return float(low), float(high)
 
 

@@ -1,7 +1,5 @@
 """WandbReport: what Weights & Biases gets of a run beside its curves."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from collections.abc import Mapping

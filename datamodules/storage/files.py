@@ -95,10 +95,15 @@ def disk_full(path: str | Path) -> str:
     )
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write indented JSON atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_json_lines(path: str | Path, records: Iterable[Mapping[str, Any]]) -> int:

@@ -1,7 +1,5 @@
 """Corpus encoding, exact search and nDCG@10: this project's, sentence-transformers' and beir's; and search alone."""
 
-from __future__ import annotations
-
 import logging
 import tempfile
 from collections.abc import Mapping
@@ -17,7 +15,7 @@ from datamodules.caches import embed
 from datamodules.corpus import EvaluationSet, load_evaluation_set
 from experiments.benchmarks.measuring import autocast, measure
 from retriever.encoder.text_encoder import TextEncoder
-from retriever.errors import choose, installed_by
+from retriever.errors import installed_by
 from retriever.search import exact_search
 
 _HITS = 1000
@@ -34,9 +32,7 @@ def run_evaluation(job: Mapping[str, Any], encoder: TextEncoder, device: torch.d
     """
     kept = {name: job[name] for name in ("empty_passages", "unknown_qrels")}
     data = load_evaluation_set(job["dataset"], **kept)
-    system = {"ours": _ours, "st": _sentence_transformers, "beir": _beir}[
-        choose("bench.evaluation.systems", job["system"], ("ours", "st", "beir"))
-    ]
+    system = {"ours": _ours, "st": _sentence_transformers, "beir": _beir}[job["system"]]
     with tempfile.TemporaryDirectory() as folder:
         call = system(job, data, encoder.eval(), str(encoder.save(Path(folder))), device)
         with autocast(device):
@@ -56,16 +52,15 @@ def run_search(job: Mapping[str, Any], encoder: TextEncoder, device: torch.devic
         random.standard_normal((job[name], encoder.dimension), dtype=np.float32) for name in ("queries", "passages")
     )
     _, took = measure(lambda: exact_search(queries, passages, _HITS), device)
-    return {"seconds": took.seconds, "search_bytes": took.peak_bytes - took.before_bytes}
+    return {"seconds": took.seconds, "bytes": took.peak_bytes - took.before_bytes}
 
 
 def _ours(job: Mapping[str, Any], data: EvaluationSet, encoder: TextEncoder, folder: str, device: torch.device):
     def evaluate() -> float:
-        embeddings = {
-            kind: embed(encoder.tokenize(texts, kind), encoder, job["token_budget"])
-            for kind, texts in (("query", list(data.queries.values())), ("passage", data.corpus.passages.to_pylist()))
-        }
-        runs = search_blocks(data, embeddings["query"], embeddings["passage"], _HITS + 1)
+        texts = {"query": list(data.queries.values()), "passage": data.corpus.passages.to_pylist()}
+        tokens = [encoder.tokenize(of_kind, kind) for kind, of_kind in texts.items()]
+        queries, passages = (embed(of_kind, encoder, job["token_budget"]) for of_kind in tokens)
+        runs = search_blocks(data, queries, passages, _HITS + 1)
         return mean_scores(score_runs(data, runs, Metrics()))[MAIN]
 
     return evaluate
@@ -99,14 +94,10 @@ def _beir(job: Mapping[str, Any], data: EvaluationSet, encoder: TextEncoder, fol
         from beir.retrieval.search.dense import DenseRetrievalExactSearch
         from sentence_transformers import SentenceTransformer
     logging.getLogger("beir").setLevel(logging.ERROR)
-    search = DenseRetrievalExactSearch(
-        _BeirModel(SentenceTransformer(folder, device=str(device))), batch_size=job["peer_batch"]
-    )
-    titles, texts = data.corpus.titles.to_pylist(), data.corpus.texts.to_pylist()
-    corpus = {
-        passage: {"title": title, "text": text}
-        for passage, title, text in zip(data.corpus.ids.to_pylist(), titles, texts, strict=True)
-    }
+    model = _BeirModel(SentenceTransformer(folder, device=str(device)))
+    search = DenseRetrievalExactSearch(model, batch_size=job["peer_batch"])
+    columns = (column.to_pylist() for column in (data.corpus.ids, data.corpus.titles, data.corpus.texts))
+    corpus = {passage: {"title": title, "text": text} for passage, title, text in zip(*columns, strict=True)}
 
     def evaluate() -> float:
         retriever = EvaluateRetrieval(search, k_values=[10, _HITS], score_function="cos_sim")

@@ -1,7 +1,5 @@
 """Hours and memory of a large run, from operations, a rate and assumptions."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -75,14 +73,14 @@ def estimate(workload: Workload, gpus: int, flops: float, activation_bytes: floa
         flops: operations per second that one of them reaches.
         activation_bytes: of one micro-batch.
     """
-    seconds = workload.steps * (workload.step_flops + workload.recomputed_flops) / (gpus * flops)
+    training_flops = workload.steps * (workload.step_flops + workload.recomputed_flops)
+    training_bytes = _BYTES_PER_PARAMETER * workload.parameters + workload.embedding_bytes + activation_bytes
     return {
         "gpus": gpus,
-        "training_hours": seconds / 3600,
+        "training_hours": training_flops / (gpus * flops) / 3600,
         "evaluation_hours": workload.evaluation_flops / (gpus * flops) / 3600,
         "evaluation_gibibytes": workload.evaluation_bytes / gpus / 2**30,
-        "training_gibibytes": (_BYTES_PER_PARAMETER * workload.parameters + workload.embedding_bytes + activation_bytes)
-        / 2**30,
+        "training_gibibytes": training_bytes / 2**30,
     }
 
 

@@ -1,7 +1,5 @@
 """How many floating-point operations an encoder needs."""
 
-from __future__ import annotations
-
 import numpy as np
 from torch import nn
 

@@ -1,7 +1,5 @@
 """Time, peak memory and matrix-multiply rate; and running what is measured in fresh processes, in turns."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
@@ -63,12 +61,9 @@ def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
-def matmul_rate(
-    device: torch.device, dtype: torch.dtype = torch.float32, size: int = 2048, seconds: float = 2.0
-) -> float:
-    """FLOP/s of a product of two ``size``² matrices, the best of several for ``seconds``."""
-    if device.type == "cuda":
-        size *= 4
+def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
+    """FLOP/s of a product of two square matrices, the best of several for ``seconds``."""
+    size = 8192 if device.type == "cuda" else 2048
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best, end = 0.0, time.perf_counter() + seconds
     while time.perf_counter() < end:

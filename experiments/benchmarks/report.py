@@ -1,7 +1,5 @@
 """Tables (terminal and Markdown) and plots of what a benchmark measured."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,70 +16,67 @@ from datamodules.storage.files import atomic_path
 _WORDS = {"ours": "this project", "st": "sentence-transformers", "plain": "plain loop", "beir": "beir"}
 
 
-def print_and_collect(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> str:
-    """Print a table and give it as Markdown."""
+def print_and_collect(title: str, rows: Sequence[dict[str, str]], console: Console) -> str:
+    """Print a table, each row of it column → cell, and give it as Markdown."""
+    columns = list(rows[0])
     table = Table(*(Column(name, justify="left" if i == 0 else "right") for i, name in enumerate(columns)), title=title)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*row.values())
     console.print(table)
     lines = [f"| {' | '.join(columns)} |", f"|{'|'.join(['---'] + ['--:'] * (len(columns) - 1))}|"]
-    lines += [f"| {' | '.join(row)} |" for row in rows]
+    lines += [f"| {' | '.join(row.values())} |" for row in rows]
     return f"### {title}\n\n" + "\n".join(lines) + "\n"
 
 
-def step_rows(cases: Sequence[dict[str, Any]]) -> list[list[str]]:
+def step_rows(cases: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     """Rows of the table of training steps."""
     rows = []
     for case in cases:
         for name, result in case["results"].items():
             kind, _, loss = name.partition("_")
-            ours = case["results"].get(f"ours_{loss}")
             rows.append(
-                [
-                    f"{case['lists']} × {case['list_length']}, {case['max_length']} tokens, {loss}",
-                    _WORDS[kind] + ("" if kind != "ours" else case["variant"]),
-                    f"{result['seconds']:.1f}",
-                    _ratio(ours, result) if kind != "ours" else "",
-                    f"{result['step_bytes'] / 2**30:.2f}",
-                    _share(result.get("rate_share")),
-                    _share(result.get("rate_share_with_recomputed")),
-                    _share(result.get("distinct_share")),
-                    _share(result.get("padding_share")),
-                    f"{result['cosine']:.7f}" if "cosine" in result else "",
-                ]
+                {
+                    "step": f"{case['lists']} × {case['list_length']}, {case['max_length']} tokens, {loss}",
+                    "system": _WORDS[kind] + ("" if kind != "ours" else case["variant"]),
+                    "seconds": f"{result['seconds']:.1f}",
+                    "ours / it": _ratio(case["results"].get(f"ours_{loss}"), result) if kind != "ours" else "",
+                    "GiB of the step": f"{result['step_bytes'] / 2**30:.2f}",
+                    "share of matmul rate": _share(result.get("rate_share")),
+                    "with what is computed twice": _share(result.get("rate_share_with_recomputed")),
+                    "distinct": _share(result.get("distinct_share")),
+                    "padding": _share(result.get("padding_share")),
+                    "gradient cosine to ours": f"{result['cosine']:.7f}" if "cosine" in result else "",
+                }
             )
     return rows
 
 
-STEP_COLUMNS = (
-    "step",
-    "system",
-    "seconds",
-    "ours / it",
-    "GiB of the step",
-    "share of matmul rate",
-    "with what is computed twice",
-    "distinct",
-    "padding",
-    "gradient cosine to ours",
-)
-
-
-def evaluation_rows(results: dict[str, dict[str, Any]]) -> list[list[str]]:
+def evaluation_rows(results: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
     """Rows of the table of evaluations."""
     return [
-        [
-            _WORDS[name],
-            f"{result['seconds']:.1f}",
-            _ratio(results.get("ours"), result) if name != "ours" else "",
-            f"{result['evaluation_bytes'] / 2**30:.2f}",
-            f"{result['ndcg@10']:.5f}",
-        ]
+        {
+            "system": _WORDS[name],
+            "seconds": f"{result['seconds']:.1f}",
+            "ours / it": _ratio(results.get("ours"), result) if name != "ours" else "",
+            "GiB of the evaluation": f"{result['evaluation_bytes'] / 2**30:.2f}",
+            "nDCG@10": f"{result['ndcg@10']:.5f}",
+        }
         for name, result in results.items()
     ]
 
 
-EVALUATION_COLUMNS = ("system", "seconds", "ours / it", "GiB of the evaluation", "nDCG@10")
+def cost_rows(estimates: Sequence[dict[str, float]]) -> list[dict[str, str]]:
+    """Rows of the table of what the paper's run would cost."""
+    return [
+        {
+            "GPUs": str(found["gpus"]),
+            "training, hours": f"{found['training_hours']:.2f}",
+            "one evaluation, hours": f"{found['evaluation_hours']:.2f}",
+            "GiB per GPU in training": f"{found['training_gibibytes']:.2f}",
+            "GiB of passage embeddings per GPU": f"{found['evaluation_gibibytes']:.2f}",
+        }
+        for found in estimates
+    ]
 
 
 def plot_curves(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:

@@ -1,12 +1,11 @@
 """The settings of a benchmark (``experiments/conf/bench.yaml``, where each is told of)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from experiments.benchmarks.training_step import SYSTEMS
+from experiments.settings.common import CommonSettings
 from retriever.errors import choose, require_positive
 
 Part = Literal["step", "profile", "evaluation", "curves", "cost"]
@@ -68,19 +67,14 @@ class CurvesPart:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchSettings:
+class BenchSettings(CommonSettings):
     """The top of the configuration."""
 
     parts: Sequence[Part]
     device: str
     threads: int | None
-    seed: int
     output_dir: str
-    cache_dir: str
-    empty_passages: Literal["error", "keep"]
-    unknown_qrels: Literal["error", "keep"]
     on_bad_list: Literal["error", "drop"]
-    token_budget: int
     uncheckpointed_tokens: int
     peer_batch: int
     rate_seconds: float
@@ -93,9 +87,8 @@ class BenchSettings:
     evaluation: EvaluationPart
     curves: CurvesPart
     cost: Mapping[str, Any]
-    allowed_targets: Sequence[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Refuse lengths and a budget of nothing."""
-        for name in ("token_budget", "max_length", "list_length"):
-            require_positive(**{name: getattr(self, name)})
+        """Refuse lengths of nothing."""
+        super().__post_init__()
+        require_positive(max_length=self.max_length, list_length=self.list_length)

@@ -1,7 +1,5 @@
 """Where the time of a training step goes, by kind of operation."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +7,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from experiments.benchmarks.measuring import autocast
-from experiments.benchmarks.training_step import Lists, Ours, SameInfoNCE, one_step
+from experiments.benchmarks.training_step import Lists, SameInfoNCE, one_step, ours
 from retriever.encoder.text_encoder import TextEncoder
 
 # kind → what the names of its operations begin with, the first that fits
@@ -33,12 +31,12 @@ def run_profile(job: Mapping[str, Any], encoder: TextEncoder, device: torch.devi
         encoder: with the lengths to cut at, on ``device``.
         device: where to run.
     """
-    lists = Lists.of_job(job, encoder)
+    lists = Lists(job, encoder)
     module = SameInfoNCE(encoder, token_budget=job["token_budget"], uncheckpointed_tokens=job["uncheckpointed_tokens"])
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     with autocast(device):
-        one_step(Ours(module, lists.batch(min(8, job["size"])).to(device)))
-        step = Ours(module, lists.batch(job["size"]).to(device))
+        one_step(ours(module, lists.batch(min(8, job["size"])).to(device)))
+        step = ours(module, lists.batch(job["size"]).to(device))
         with profile(activities=activities, acc_events=True) as profiler:
             one_step(step)
     seconds: dict[str, float] = {}

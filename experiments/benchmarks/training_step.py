@@ -1,9 +1,8 @@
 """A training step on the same lists, weights and lengths: this project's, sentence-transformers', a plain loop's."""
 
-from __future__ import annotations
-
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from experiments.benchmarks.measuring import autocast, matmul_rate, measure
 from retriever.batch import BatchNeeds, EncodedBatch, RetrievalBatch
 from retriever.encoder.text_encoder import TextEncoder, set_dropout
 from retriever.encoder.tokens import TokenizedTexts, micro_batches, padding_share
-from retriever.errors import InputError, choose, installed_by
+from retriever.errors import InputError, installed_by
 from retriever.losses.listwise import at_least_float32
 from retriever.losses.query_blocks import in_query_blocks
 from retriever.module import RetrieverModule
@@ -36,45 +35,26 @@ class Lists:
     """The lists of some files over one corpus, in a seeded order; ``take`` gives the first of them as texts or batch.
 
     Args:
-        files: paths of list files; those of the first come first.
-        corpus: name or folder of their corpus.
+        job: ``files`` (paths of list files; those of the first come first), ``corpus`` (name or folder),
+            ``list_length`` (candidates of a list; shorter lists are left out, for a peer needs as many columns for
+            each), ``cache_dir`` (of token ids), ``seed`` (of the order within a file), ``empty_passages`` (``error``
+            or ``keep``), ``on_bad_list`` (``error`` or ``drop``).
         encoder: whose tokenizer is used.
-        list_length: candidates of a list; shorter lists are left out, for a peer needs as many columns for each.
-        cache_dir: of token ids.
-        seed: of the order within a file.
-        empty_passages: ``error`` or ``keep``.
-        on_bad_list: ``error`` or ``drop``.
     """
 
-    def __init__(
-        self,
-        files: Sequence[str],
-        corpus: str,
-        encoder: TextEncoder,
-        list_length: int,
-        cache_dir: str,
-        seed: int,
-        empty_passages: str = "error",
-        on_bad_list: str = "error",
-    ) -> None:
-        self.corpus: Corpus = load_corpus(find_dataset(corpus), empty_passages=empty_passages)
-        self.list_length = list_length
+    def __init__(self, job: Mapping[str, Any], encoder: TextEncoder) -> None:
+        self.corpus: Corpus = load_corpus(find_dataset(job["corpus"]), empty_passages=job["empty_passages"])
+        self.list_length, cache_dir = job["list_length"], job["cache_dir"]
         passages = cached_tokens(self.corpus.passages, encoder, "passage", cache_dir)
-        random = np.random.default_rng(seed)
+        random = np.random.default_rng(job["seed"])
         self.sources, places = [], []
-        for number, path in enumerate(files):
-            lists, _ = open_query_lists(find_file(path), self.corpus, cache_dir, on_bad_list)
+        for number, path in enumerate(job["files"]):
+            lists, _ = open_query_lists(find_file(path), self.corpus, cache_dir, job["on_bad_list"])
             tokens = cached_tokens(lists.queries, encoder, "query", cache_dir)
             self.sources.append(ListSource(self.corpus, lists, np.ones(len(lists)), tokens, passages, None))
-            long_enough = random.permutation(np.flatnonzero(np.diff(lists.offsets) >= list_length))
+            long_enough = random.permutation(np.flatnonzero(np.diff(lists.offsets) >= self.list_length))
             places.append(np.stack([np.full(len(long_enough), number), long_enough], 1))
         self.places = np.concatenate(places)
-
-    @classmethod
-    def of_job(cls, job: Mapping[str, Any], encoder: TextEncoder) -> Lists:
-        """The lists that a job names."""
-        names = ("files", "corpus", "list_length", "cache_dir", "seed", "empty_passages", "on_bad_list")
-        return cls(encoder=encoder, **{name: job[name] for name in names})
 
     def batch(self, count: int) -> RetrievalBatch:
         """The first ``count`` lists as a batch."""
@@ -108,75 +88,73 @@ class SameInfoNCE(RetrieverModule):
         return {"loss": in_query_blocks(losses, *rows, numbers_per_query=len(pool.keys)).mean()}
 
 
-class Ours:
+@dataclass(frozen=True)
+class System:
+    """Something whose training step is measured.
+
+    Attributes:
+        parameters: what learns.
+        loss: gives the loss of the batch, ready for ``backward``.
+        facts: gives what was computed.
+    """
+
+    parameters: list[torch.nn.Parameter]
+    loss: Callable[[], Tensor]
+    facts: Callable[[], dict[str, float]]
+
+
+def ours(module: RetrieverModule, batch: RetrievalBatch) -> System:
     """This project's step: distinct passages once, micro-batches without padding, checkpoints."""
 
-    def __init__(self, module: RetrieverModule, batch: RetrievalBatch) -> None:
-        self.module, self.batch = module, batch
-        self.parameters = list(module.parameters())
-
-    def loss(self) -> Tensor:
-        """The loss of the batch, ready for ``backward``."""
-        return self.module.losses(self.batch)["loss"]
-
-    def facts(self) -> dict[str, float]:
-        """What was computed."""
-        assert self.batch.passages is not None  # both sides learn here
-        lengths = TokenizedTexts.concatenate([self.batch.queries, self.batch.passages]).lengths
-        parts = micro_batches(lengths, self.module.token_budget, on_gpu=self.batch.list_mask.is_cuda)
+    def facts() -> dict[str, float]:
+        assert batch.passages is not None  # both sides learn here
+        backbone = module.encoder.backbone
+        lengths = TokenizedTexts.concatenate([batch.queries, batch.passages]).lengths
+        parts = micro_batches(lengths, module.token_budget, on_gpu=batch.list_mask.is_cuda)
         return {
-            "distinct_share": len(self.batch.passage_keys) / float(self.batch.list_mask.sum()),
+            "distinct_share": len(batch.passage_keys) / float(batch.list_mask.sum()),
             "padding_share": padding_share(lengths, parts),
             "micro_batches": len(parts),
             "texts": len(lengths),
             "needed_tokens": int(lengths.sum()),
-            "layers": self.module.encoder.backbone.config.num_hidden_layers,
-            "width": self.module.encoder.backbone.config.hidden_size,
-            "needed_flops": 3 * forward_flops(self.module.encoder.backbone, lengths),
+            "layers": backbone.config.num_hidden_layers,
+            "width": backbone.config.hidden_size,
+            "needed_flops": 3 * forward_flops(backbone, lengths),
         }
 
+    return System(list(module.parameters()), lambda: module.losses(batch)["loss"], facts)
 
-class SentenceTransformers:
+
+def sentence_transformers(
+    function: torch.nn.Module, features: list[dict[str, Tensor]], labels: Tensor | None
+) -> System:
     """A loss of sentence-transformers on tokenised columns (tokenising is not timed)."""
-
-    def __init__(self, loss: torch.nn.Module, features: list[dict[str, Tensor]], labels: Tensor | None) -> None:
-        self.function, self.features, self.labels = loss, features, labels
-        self.parameters = list(loss.model.parameters())
-
-    def loss(self) -> Tensor:
-        """The loss of the batch, ready for ``backward``."""
-        # modules add their outputs to the dictionaries they are given
-        return self.function([dict(column) for column in self.features], self.labels)
-
-    def facts(self) -> dict[str, float]:
-        """What was computed."""
-        return {"distinct_share": 1.0}
+    parameters = list(function.model.parameters())
+    # modules add their outputs to the dictionaries they are given
+    return System(parameters, lambda: function([dict(f) for f in features], labels), lambda: {"distinct_share": 1.0})
 
 
-class PlainLoop:
+def plain_loop(encoder: TextEncoder, queries: TokenizedTexts, entries: TokenizedTexts, size: int) -> System:
     """Every list entry encoded as it comes, in checkpointed micro-batches of texts in their given order."""
 
-    def __init__(self, encoder: TextEncoder, queries: TokenizedTexts, entries: TokenizedTexts, size: int) -> None:
-        self.encoder, self.queries, self.entries, self.size = encoder, queries, entries, size
-        self.parameters = list(encoder.parameters())
+    def micro_batches_of(texts: TokenizedTexts) -> list[np.ndarray]:
+        return [np.arange(len(texts))[i : i + size] for i in range(0, len(texts), size)]
 
-    def loss(self) -> Tensor:
+    def encode(texts: TokenizedTexts) -> Tensor:
+        device = next(encoder.parameters()).device
+        padded = (texts.padded(rows, encoder.pad_id, device) for rows in micro_batches_of(texts))
+        return torch.cat([checkpoint(encoder, *arguments, use_reentrant=False) for arguments in padded])
+
+    def loss() -> Tensor:
         """The same InfoNCE over all entries; entry ``k`` of list ``q`` stands at ``k · Q + q``."""
-        queries, entries = self._encode(self.queries), self._encode(self.entries)
-        positive = torch.arange(len(queries), device=queries.device)
-        return cross_entropy(queries @ entries.T / TEMPERATURE, positive)
+        scores = encode(queries) @ encode(entries).T / TEMPERATURE
+        return cross_entropy(scores, torch.arange(len(queries), device=scores.device))
 
-    def _encode(self, texts: TokenizedTexts) -> Tensor:
-        device = next(self.encoder.parameters()).device
-        parts = [np.arange(len(texts))[i : i + self.size] for i in range(0, len(texts), self.size)]
-        padded = (texts.padded(rows, self.encoder.pad_id, device) for rows in parts)
-        return torch.cat([checkpoint(self.encoder, *arguments, use_reentrant=False) for arguments in padded])
+    def facts() -> dict[str, float]:
+        texts = TokenizedTexts.concatenate([queries, entries])
+        return {"distinct_share": 1.0, "padding_share": padding_share(texts.lengths, micro_batches_of(texts))}
 
-    def facts(self) -> dict[str, float]:
-        """What was computed."""
-        lengths = TokenizedTexts.concatenate([self.queries, self.entries]).lengths
-        parts = [np.arange(i, min(i + self.size, len(lengths))) for i in range(0, len(lengths), self.size)]
-        return {"distinct_share": 1.0, "padding_share": padding_share(lengths, parts)}
+    return System(list(encoder.parameters()), loss, facts)
 
 
 SYSTEMS = ("ours_infonce", "st_infonce", "plain_infonce", "ours_kl", "st_kl")
@@ -194,7 +172,7 @@ def run_step(job: Mapping[str, Any], encoder: TextEncoder, device: torch.device)
         encoder: with the lengths to cut at, on ``device``.
         device: where to run; on a GPU both sides run under bfloat16 autocast.
     """
-    lists = Lists.of_job(job, encoder)
+    lists = Lists(job, encoder)
     torch.manual_seed(job["seed"])
     on_gpu = device.type == "cuda"
     dtype = torch.bfloat16 if on_gpu else torch.float32
@@ -216,17 +194,11 @@ def run_step(job: Mapping[str, Any], encoder: TextEncoder, device: torch.device)
         # gradient, both moments and the copy of the gradient; embeddings and their gradients
         others = 16 * len(gradient) + 8 * encoder.dimension * facts["texts"]
         facts["activation_bytes"] = step_bytes - others
-    return {
-        "seconds": took.seconds,
-        "peak_bytes": took.peak_bytes,
-        "step_bytes": step_bytes,
-        "matmul_flops": rate,
-        "loss": loss,
-        **facts,
-    }
+    taken = {"seconds": took.seconds, "peak_bytes": took.peak_bytes, "step_bytes": step_bytes}
+    return {**taken, "matmul_flops": rate, "loss": loss, **facts}
 
 
-def one_step(system: Ours | SentenceTransformers | PlainLoop) -> tuple[float, np.ndarray]:
+def one_step(system: System) -> tuple[float, np.ndarray]:
     """Loss, backward pass, clipping and AdamW; with a learning rate of 0, so that every step sees the same weights."""
     optimizer = torch.optim.AdamW(system.parameters, lr=0.0, fused=True)
     optimizer.zero_grad()
@@ -238,18 +210,16 @@ def one_step(system: Ours | SentenceTransformers | PlainLoop) -> tuple[float, np
     return loss.item(), gradient
 
 
-def _system(
-    job: Mapping[str, Any], encoder: TextEncoder, lists: Lists, size: int, device: torch.device
-) -> Ours | SentenceTransformers | PlainLoop:
-    kind, _, loss = choose("step.cases: a system", job["system"], SYSTEMS).partition("_")
+def _system(job: Mapping[str, Any], encoder: TextEncoder, lists: Lists, size: int, device: torch.device) -> System:
+    kind, _, loss = job["system"].partition("_")
     batch = lists.batch(size)
     options = {"token_budget": job["token_budget"], "uncheckpointed_tokens": job["uncheckpointed_tokens"]}
     if kind == "ours":
         chosen = SameInfoNCE if loss == "infonce" else ListwiseDistillation
-        return Ours(chosen(encoder, **options), batch.to(device))
+        return ours(chosen(encoder, **options), batch.to(device))
     if kind == "plain":
         rows = batch.passage_keys[batch.list_index].T.flatten().numpy()
-        return PlainLoop(encoder, batch.queries, lists.sources[0].passage_tokens.select(rows), job["peer_batch"])
+        return plain_loop(encoder, batch.queries, lists.sources[0].passage_tokens.select(rows), job["peer_batch"])
     with installed_by("bench", f"Measuring {job['system']}"):
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer import losses
@@ -264,6 +234,6 @@ def _system(
     ]
     if loss == "infonce":
         options = {"scale": 1 / TEMPERATURE, "mini_batch_size": job["peer_batch"]}
-        return SentenceTransformers(losses.CachedMultipleNegativesRankingLoss(peer, **options), features, None)
+        return sentence_transformers(losses.CachedMultipleNegativesRankingLoss(peer, **options), features, None)
     function = losses.DistillKLDivLoss(peer, student_temperature=STUDENT, teacher_temperature=TEACHER)
-    return SentenceTransformers(function, features, batch.teacher_scores.to(device))
+    return sentence_transformers(function, features, batch.teacher_scores.to(device))

@@ -1,7 +1,5 @@
 """One job of a benchmark in a process of its own: python -m experiments.benchmarks.worker JOB.json RESULT.json."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What was typed on a command line: additions that nothing reads, and what a mapping keeps beside them."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,14 +9,15 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.cli.targets import HYDRAS
 from experiments.conf import CONF
+from experiments.settings.walk import walk
 from retriever.errors import InputError
 from retriever.printable import printable
 
 log = logging.getLogger(__name__)
 # mappings whose keys a user names, so that each can be left out
 OF_ANY_NAME = {"queries", "mine.retrievers", "mine.weights", "teacher.members", "teacher.weights"}
-_HYDRAS = {"_target_", "_convert_", "_recursive_", "_partial_", "_args_"}
 # ${key.…}, ${[key].…}, ${resolver:key,…}, ${resolver:"key",…}
 _REFERRED = re.compile(r"""(?:\$\{|[:,])\s*[."'\[]*([^\s$.:,"'{}\[\]]+)""")
 
@@ -49,15 +48,18 @@ def check_added(config: DictConfig, hydra: DictConfig, shipped: str) -> None:
         return
     written = OmegaConf.to_container(config, resolve=False), OmegaConf.to_container(hydra, resolve=False)
     del written[1]["overrides"]["task"], written[1]["job"]["override_dirname"]  # what was typed refers to nothing
-    referred = {name for text in _texts(written) if "${" in text for name in _REFERRED.findall(text)}
+    texts = (text for _, text in walk(written) if isinstance(text, str) and "${" in text)
+    referred = {name for text in texts for name in _REFERRED.findall(text)}
     for key in unread:
         if key not in referred:
-            settings = _by_name(written[0])
-            del settings[key]
-            near = get_close_matches(key, settings, n=1)
+            settings = [place for place, _ in walk(written[0]) if "[" not in place and place not in ("", key)]
+            by_name: dict[str, str] = {}  # of settings of one name that nearest to the top
+            for place in sorted(settings, key=lambda place: place.count(".")):
+                by_name.setdefault(place.rpartition(".")[2], place)
+            near = get_close_matches(key, by_name, n=1)
             raise InputError(
                 f"{key} is no setting, and nothing refers to it."
-                f"{f' Did you mean {settings[near[0]]!r}?' if near else ''} --cfg job prints all settings; a value of "
+                f"{f' Did you mean {by_name[near[0]]!r}?' if near else ''} --cfg job prints all settings; a value of "
                 f"your own is read where another one says ${{{key}}}."
             )
 
@@ -87,28 +89,9 @@ def _kept(node: Any, stated: Mapping[Any, Any], place: str = "") -> Iterator[tup
     if not isinstance(node, DictConfig):
         return
     given = {str(key): value for key, value in stated.items()}
-    names = [name for name in map(str, node) if name not in given and name not in _HYDRAS]
+    names = [name for name in map(str, node) if name not in given and name not in HYDRAS]
     if names:
         yield place, names
     for name, value in given.items():
         if isinstance(value, Mapping):
             yield from _kept(node.get(name), value, f"{place}.{name}".lstrip("."))
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        yield from _texts(tuple(value.values()))
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _texts(inner)
-
-
-def _by_name(section: dict[str, Any], place: str = "") -> dict[str, str]:
-    """Last part of a setting's dotted key → the key, of those on top where there are two."""
-    found: dict[str, str] = {}
-    for name, value in section.items():
-        if isinstance(value, dict):
-            found |= _by_name(value, f"{place}{name}.") | found
-    return found | {str(name): f"{place}{name}" for name in section}

@@ -1,7 +1,5 @@
 """Errors of configuration and input as one sentence on standard error, without a stack trace."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re
@@ -46,17 +44,19 @@ def run_kindly(application: Callable[[], None]) -> None:
         # whoever reads the output, as head, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)  # as a shell says of one that SIGPIPE ended
-    except (InputError, HydraException, OmegaConfBaseException) as error:
-        sys.stderr.write(printable(f"error: {explain(error)}\n"))
-        sys.exit(2)
     except Exception as error:
         if _is_lost_worker(error):
             what = str(error).strip().splitlines()[0]
             sys.exit(f"error: Ray lost a job's process ({what}). The same command with this hydra.sweep.dir goes on.")
-        if not (is_disk_full(error) or _is_memory_full(error) or _hydras(error)):
+        if not (is_for_users(error) or is_disk_full(error) or _is_memory_full(error) or _hydras(error)):
             raise
         sys.stderr.write(printable(f"error: {explain(error)}\n"))
         sys.exit(2)
+
+
+def is_for_users(error: BaseException) -> bool:
+    """Whether an error says by itself what a user can mend."""
+    return isinstance(error, InputError | HydraException | OmegaConfBaseException)
 
 
 def _reader_left() -> bool:
@@ -75,10 +75,8 @@ def _is_memory_full(error: BaseException) -> bool:
 
 def _is_lost_worker(error: Exception) -> bool:
     """Whether a process that Ray ran a job in has died, and not the job raised an error."""
-    ray = sys.modules.get("ray")
-    if ray is None:
-        return False
-    return isinstance(error, ray.exceptions.RayError) and not isinstance(error, ray.exceptions.RayTaskError)
+    errors = getattr(sys.modules.get("ray"), "exceptions", None)
+    return errors is not None and isinstance(error, errors.RayError) and not isinstance(error, errors.RayTaskError)
 
 
 def explain(error: BaseException) -> str:
@@ -143,8 +141,7 @@ def _hydras(error: BaseException) -> str | None:
         places = [error.full_key] if error.full_key else [a for a in sys.argv if "${" in a]
         return f"{said.splitlines()[0]} (see {', '.join(places) or 'your configuration files'})."
     if said.startswith("Config group override must be a string or a list"):  # Hydra does not say which
-        conf = CONF
-        typed = [(a, conf / a.partition("=")[0].lstrip("+"), a.partition("=")[2]) for a in sys.argv if "=" in a]
+        typed = [(a, CONF / a.partition("=")[0].lstrip("+"), a.partition("=")[2]) for a in sys.argv if "=" in a]
         wrong = [a for a, group, file in typed if group.is_dir() and not (group / f"{file}.yaml").is_file()]
         return f"A group takes the name of one of its files, and no other value: {', '.join(wrong)} does not."
     if isinstance(error, OSError) and error.filename and _makes_run_folder(error):

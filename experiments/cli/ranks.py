@@ -1,7 +1,5 @@
 """What the processes of one run take from its first rank before there is a process group, however they were started."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable

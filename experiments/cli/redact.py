@@ -1,7 +1,5 @@
 """What must not be written or sent: passwords, tokens and keys in a configuration or on a command line."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Sequence
@@ -15,7 +13,8 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from datamodules.storage.files import atomic_path
+from datamodules.storage.files import write_text
+from experiments.settings.walk import rebuilt
 
 HIDDEN = "***"
 _SECRET = (
@@ -40,10 +39,10 @@ def redact(value: Any, name: str = "") -> Any:
         value: of any type that YAML has; dicts and lists are copied.
         name: the key that it stands under.
     """
-    if isinstance(value, dict):
-        return {key: redact(inner, str(key)) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [redact(inner, name) for inner in value]
+    return rebuilt(value, _redact_text, name)
+
+
+def _redact_text(value: Any, name: str) -> Any:
     if not isinstance(value, str) or not value:
         return value
     for variable, secret in os.environ.items():
@@ -101,18 +100,13 @@ class RedactHydra(Callback):
 
 def _redact_file(path: Path) -> None:
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    redacted = _redact_overrides(redact(content))
+    redacted = rebuilt(redact(content), _redact_overrides)
     if redacted != content:
-        with atomic_path(path) as temporary:
-            temporary.write_text(yaml.safe_dump(redacted, allow_unicode=True, sort_keys=False), encoding="utf-8")
+        write_text(path, yaml.safe_dump(redacted, allow_unicode=True, sort_keys=False))
 
 
-def _redact_overrides(value: Any) -> Any:
-    """Without the secrets in texts that are made of overrides: ``key=value,key=value``."""
-    if isinstance(value, dict):
-        return {key: _redact_overrides(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_redact_overrides(inner) for inner in value]
+def _redact_overrides(value: Any, name: str = "") -> Any:
+    """Without the secrets in a text that is made of overrides: ``key=value,key=value``."""
     if not isinstance(value, str) or "=" not in value:
         return value
     [whole] = redact_arguments([value])

@@ -4,13 +4,12 @@
 that ``seed=2`` reaches ``data.seed``, too. The folder may come from others: it decides nothing that runs foreign code.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from datamodules.storage.files import atomic_path
 from experiments.cli.redact import HIDDEN, redact
 from experiments.conf import CONF
 from experiments.settings.older_runs import as_now
+from experiments.settings.walk import walk
 from retriever.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -112,21 +112,9 @@ def _load(path: Path) -> DictConfig:
     return config
 
 
-def _walk(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of everything that is neither mapping nor list."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _walk(inner, f"{key}.{name}".lstrip("."))
-    elif isinstance(value, list):
-        for number, inner in enumerate(value):
-            yield from _walk(inner, f"{key}[{number}]")
-    else:
-        yield key, value
-
-
 def _to_be_named(config: dict[str, Any]) -> list[str]:
     keys = ["allowed_targets"] if config.get("allowed_targets") else []
-    for key, value in _walk(config):
+    for key, value in walk(config):
         runs_code = key.rpartition(".")[2] == "trust_remote_code" and value not in (False, None)
         if runs_code or (isinstance(value, str) and HIDDEN in value):
             keys.append(key)
@@ -135,7 +123,7 @@ def _to_be_named(config: dict[str, Any]) -> list[str]:
 
 def follows(config: DictConfig) -> dict[str, str]:
     """Key → expression of the settings that follow others (``data.seed``: ``${seed}``)."""
-    values = _walk(OmegaConf.to_container(config, resolve=False))
+    values = walk(OmegaConf.to_container(config, resolve=False))
     return {k: v for k, v in values if isinstance(v, str) and "${" in v and not _RESOLVER.search(v)}
 
 
@@ -148,12 +136,10 @@ def _follow(config: DictConfig, key: str, expression: Any) -> None:
         OmegaConf.update(config, key, expression)
     except (OmegaConfBaseException, TypeError, AssertionError):  # it is not there
         return
-    try:
-        same = OmegaConf.select(config, key) == recorded
-    except OmegaConfBaseException:
-        same = False
-    if not same:
-        OmegaConf.update(config, key, recorded)
+    with suppress(OmegaConfBaseException):
+        if OmegaConf.select(config, key) == recorded:
+            return
+    OmegaConf.update(config, key, recorded)
 
 
 def save_config(config: DictConfig, folder: Path) -> None:

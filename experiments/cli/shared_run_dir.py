@@ -1,7 +1,5 @@
 """SharedRunDir: the processes of one run, however they were started, write to one folder, the first rank's."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ class SharedRunDir(Callback):
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """A single run."""
-        folder, number = _first_ranks(config, config.hydra.run)
+        folder, number = _first_ranks(config, "run")
         with read_write(config.hydra):
             config.hydra.run.dir = folder
             if number > 0:
@@ -27,7 +25,7 @@ class SharedRunDir(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """A sweep, whose jobs' configurations are composed again from their overrides."""
-        folder, number = _first_ranks(config, config.hydra.sweep)
+        folder, number = _first_ranks(config, "sweep")
         with read_write(config.hydra):
             config.hydra.sweep.dir = folder
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{folder}'")
@@ -35,10 +33,13 @@ class SharedRunDir(Callback):
                 config.hydra.overrides.hydra += ["hydra.output_subdir=null", f"hydra.job.name=run_{number}"]
 
 
-def _first_ranks(config: DictConfig, place: DictConfig) -> tuple[str, int]:
+def _first_ranks(config: DictConfig, kind: str) -> tuple[str, int]:
     """The first rank's folder for this one's, and this process's number among those that asked."""
     HydraConfig.instance().set_config(config)  # the folder's name may refer to it
-    own, num_nodes = str(Path(place.dir).absolute()), config.trainer.get("num_nodes") or 1
+    folder, num_nodes = config.hydra[kind].dir, config.trainer.get("num_nodes") or 1
+    if not folder:  # as it is, the one that the command is typed in would be filled
+        sys.exit(f"error: hydra.{kind}.dir is empty; name the folder of the {kind}, or leave it out.")
+    own = str(Path(folder).absolute())
     try:
         return broadcast_from_rank_zero("folder", lambda: own, num_nodes), number_of_process(num_nodes)[0]
     except Exception as error:  # of which Hydra would make a warning, and every rank take a folder of its own

@@ -1,7 +1,5 @@
 """The runs of a sweep: a finished one is not repeated, one that was cut off goes on, one that fails stops no other."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import sys
@@ -22,8 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from callbacks.reliability.atomic_checkpoints import has_checkpoint
 from callbacks.reporting.results import read_results
-from datamodules.storage.files import atomic_path
-from experiments.cli.errors import explain
+from datamodules.storage.files import write_text
+from experiments.cli.errors import explain, is_for_users
 from experiments.cli.redact import redact
 from experiments.cli.rerun import CONFIG
 from experiments.settings.older_runs import as_now
@@ -35,17 +33,8 @@ log = logging.getLogger(__name__)
 ERROR_FILE = "error.txt"
 _MOST_COMPOSED = 64  # arms of a sweep whose names are looked at one by one: each takes a tenth of a second
 # what is written, logged and measured beside training, and where, makes no other run
-PLACES = {
-    "resume",
-    "repeats",
-    "allowed_targets",
-    "output_dir",
-    "cache_dir",
-    "data_dir",
-    "group",
-    "logger",
-    "diagnostics",
-}
+FOLDERS = {"output_dir", "cache_dir", "data_dir"}
+PLACES = FOLDERS | {"resume", "repeats", "allowed_targets", "group", "logger", "diagnostics"}
 
 
 def _run_folder(sweep: str, number: int, name: str, overrides: str) -> str:
@@ -212,9 +201,7 @@ def _refuse_other_configuration(config: DictConfig, folder: Path, in_effect: Cal
 
 def keep_error(error: Exception, folder: Path) -> None:
     """Log why a job failed, and write ``error.txt``, on the first rank."""
-    mendable = isinstance(error, InputError | HydraException | OmegaConfBaseException)
-    message = " ".join((explain(error) if mendable else f"{type(error).__name__}: {error}").split())
+    message = " ".join((explain(error) if is_for_users(error) else f"{type(error).__name__}: {error}").split())
     log.error("%s failed: %s", folder, message)
     if rank_zero_only.rank == 0:  # on a full disk this fails, too, and ends the sweep
-        with atomic_path(folder / ERROR_FILE) as temporary:
-            temporary.write_text(f"{message}\n\n{''.join(traceback.format_exception(error))}", encoding="utf-8")
+        write_text(folder / ERROR_FILE, f"{message}\n\n{''.join(traceback.format_exception(error))}")

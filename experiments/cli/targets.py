@@ -1,18 +1,17 @@
 """What a configuration calls: Python objects of the project, of the user, or allowed by a switch; and with what."""
 
-from __future__ import annotations
-
 import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.settings.walk import walk
 from retriever.errors import InputError, did_you_mean
 from retriever.typed import check_value
 
@@ -44,7 +43,7 @@ LIBRARIES = (
     "torch.optim",
 )
 _OURS = ("retriever", "datamodules", "callbacks")
-_HYDRAS = {"_target_", "_convert_", "_recursive_", "_partial_", "_args_"}
+HYDRAS = {"_target_", "_convert_", "_recursive_", "_partial_", "_args_"}
 _FOLLOWS = re.compile(r"\$\{([\w.]+)\}")
 
 
@@ -70,22 +69,11 @@ def check_targets(config: DictConfig) -> list[tuple[str, dict[str, Any]]]:
         raise InputError(f"allowed_targets is {given!r}; it must be a list: allowed_targets=[{given}].")
     allowed = tuple(given)
     found_in_run = config.get("repeats") is not None
-    found = list(_nodes(OmegaConf.to_container(config, resolve=True, throw_on_missing=False)))
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
+    found = [(key, node) for key, node in walk(plain) if isinstance(node, dict) and "_target_" in node]
     for key, node in found:
         _check(f"{key}._target_", node["_target_"], allowed, found_in_run)
     return found
-
-
-def _nodes(value: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Dotted key and content of every mapping that has a ``_target_``, at any depth."""
-    if isinstance(value, dict):
-        if "_target_" in value:
-            yield key, value
-        for name, inner in value.items():
-            yield from _nodes(inner, f"{key}.{name}".lstrip("."))
-    elif isinstance(value, list):
-        for number, inner in enumerate(value):
-            yield from _nodes(inner, f"{key}[{number}]")
 
 
 def _check(key: str, target: Any, allowed: Sequence[str], found_in_run: bool) -> None:
@@ -194,7 +182,7 @@ def check_settings(
     if spec is not None:
         known, is_open = known | fields, False
     for name, value in settings.items():
-        if name in _HYDRAS:
+        if name in HYDRAS:
             continue
         if name not in known:
             if is_open:

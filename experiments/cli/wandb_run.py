@@ -1,7 +1,5 @@
 """The Weights & Biases run of an experiment: where it goes, under which id, and that it never stops the training."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import logging
@@ -18,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
-from datamodules.storage.files import atomic_path
+from datamodules.storage.files import write_text
 from experiments.cli.redact import redact, redact_arguments
 
 log = logging.getLogger(__name__)
@@ -61,11 +59,7 @@ def source_files() -> dict[str, Path]:
         for path in (root / package).rglob(kind)
     }
     for folder in _config_dirs():
-        files |= {
-            f"config_dir/{path.relative_to(folder)}": path
-            for path in folder.rglob("*")
-            if path.suffix == ".py" and path.is_file()
-        }
+        files |= {f"config_dir/{path.relative_to(folder)}": path for path in folder.rglob("*.py") if path.is_file()}
     return dict(sorted(files.items()))
 
 
@@ -152,8 +146,7 @@ def _run_id(folder: Path, resumed: bool) -> str:
     if resumed and path.is_file():
         return path.read_text(encoding="utf-8").strip()
     run_id = secrets.token_hex(4)
-    with atomic_path(path) as temporary:
-        temporary.write_text(run_id + "\n", encoding="utf-8")
+    write_text(path, run_id + "\n")
     return run_id
 
 

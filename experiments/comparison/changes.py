@@ -1,13 +1,12 @@
 """The queries that an arm changed most, in words."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from callbacks.reporting.markdown import markdown_text
+from callbacks.reporting.templates import render
 from experiments.comparison.measured import BASE, Measured
 from experiments.comparison.tables import Comparison
 
@@ -75,20 +74,7 @@ def most_changed(comparison: Comparison) -> list[Changes]:
 
 def changes_markdown(comparison: Comparison) -> str:
     """The most hurt and most helped queries in Markdown."""
-    parts = [f"# Queries changed most, nDCG@10 of {markdown_text(comparison.base)} → of the arm"]
-    for changes in most_changed(comparison):
-        for word, side in (("hurt", changes.hurt), ("helped", changes.helped)):
-            parts.append(f"## {markdown_text(changes.dataset)}, {markdown_text(changes.arm)}: most {word}")
-            parts.append("\n".join(map(_line, side)) or "none")
-    return "\n\n".join(parts) + "\n"
-
-
-def _line(change: Change) -> str:
-    notes = [f"relevant: {'; '.join(map(markdown_text, change.relevant))}"] if change.relevant else []
-    notes += [markdown_text(change.overlap)] if change.overlap else []
-    query_id = markdown_text(change.query_id)
-    words = f"{markdown_text(change.query)} ({query_id})" if change.query else query_id
-    return f"* {change.base:.3f} → {change.value:.3f}: {words}" + "".join(f"\n  * {note}" for note in notes)
+    return render(Path(__file__).with_suffix(".md"), base=comparison.base, changes=most_changed(comparison))
 
 
 def _change(part: Measured, number: int, base: float, value: float) -> Change:

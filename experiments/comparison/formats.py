@@ -1,11 +1,11 @@
 """The tables on the terminal, in Markdown and in LaTeX, and their figures in CSV."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -13,9 +13,11 @@ from rich.markup import escape
 from rich.table import Table as View
 
 from callbacks.reporting.markdown import markdown_text
+from callbacks.reporting.statistics import PairedTest
+from callbacks.reporting.templates import render
 from experiments.comparison.runs import reason
-from experiments.comparison.sheets import TERMINAL, Sheet, narrow_sheets, sheets
-from experiments.comparison.tables import Comparison, Table
+from experiments.comparison.sheets import TERMINAL, narrow_sheets, sheets
+from experiments.comparison.tables import Arm, Comparison, Table
 from retriever.printable import printable
 
 _NUMBER = re.compile(r"[-+]?[0-9]+([.,][0-9]+)?([eE][-+]?[0-9]+)?")
@@ -31,29 +33,6 @@ _LATEX = {
     ">": "$>$",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
-COLUMNS = (
-    "table",
-    "queries",
-    "run",
-    "seeds",
-    "ndcg@10",
-    "difference",
-    "low",
-    "high",
-    "p",
-    "p_holm",
-    "comparisons",
-    "wins",
-    "ties",
-    "losses",
-    "recall@100",
-    "steps",
-    "minutes",
-    "peak_memory_gib",
-    "passages_encoded",
-    "tokens_encoded",
-    "pruned",
-)
 
 
 def print_tables(comparison: Comparison) -> None:
@@ -77,67 +56,41 @@ def print_tables(comparison: Comparison) -> None:
 
 def markdown(comparison: Comparison) -> str:
     """The tables in Markdown."""
-    parts = []
-    for sheet in sheets(comparison):
-        lines = [sheet.columns, ["---", *["---:"] * (len(sheet.columns) - 1)], *sheet.rows]
-        body = "\n".join(f"| {' | '.join(map(_markdown_cell, line))} |" for line in lines) if sheet.rows else ""
-        parts.append(f"**{_markdown_cell(sheet.title)}**: {_markdown_cell(sheet.caption)}\n\n{body}".strip())
-    if comparison.unfinished:
-        folders = "\n".join(f"* {markdown_text(f'{folder}: {reason(folder)}')}" for folder in comparison.unfinished)
-        parts.append(f"Not finished, so in no table:\n\n{folders}")
-    return "\n\n".join(parts) + "\n"
+    return _rendered(comparison, ".md", _markdown_cell)
 
 
 def latex(comparison: Comparison) -> str:
     r"""The tables in LaTeX, for ``\usepackage{booktabs}``."""
-    parts = ["% \\usepackage{booktabs}"]
-    for sheet in sheets(comparison):
-        if not sheet.rows:
-            parts.append(latex_comment(sheet))
-            continue
-        lines = [
-            r"\begin{table}",
-            r"\centering\small",
-            rf"\caption{{{_latex_cell(sheet.title)}: {_latex_cell(sheet.caption)}.}}",
-            rf"\begin{{tabular}}{{l{'r' * (len(sheet.columns) - 1)}}}",
-            r"\toprule",
-            _latex_line(sheet.columns),
-            r"\midrule",
-            *map(_latex_line, sheet.rows),
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-        ]
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"
+    return _rendered(comparison, ".tex", _latex_cell)
 
 
-def records(comparison: Comparison) -> list[tuple[Any, ...]]:
-    """Every row of every table with its unrounded figures, in the order of :func:`columns`."""
+def _rendered(comparison: Comparison, kind: str, cell: Callable[[str], str]) -> str:
+    unfinished = [f"{folder}: {reason(folder)}" for folder in comparison.unfinished]
+    template = Path(__file__).with_name(f"tables{kind}")
+    return render(template, sheets=sheets(comparison), unfinished=unfinished, cell=cell)
+
+
+def records(comparison: Comparison) -> list[dict[str, Any]]:
+    """Every row of every table with its unrounded figures: column → value, the same columns in all."""
     found: list[dict[str, Any]] = []
     for table, clean in comparison.all_tables():
-        found += _records(table, table.title)
+        found += [_record(table, table.title, arm) for arm in table.arms]
         if clean is not None:
-            found += _records(clean, f"{table.title}, without overlap")
+            found += [_record(clean, f"{table.title}, without overlap", arm) for arm in clean.arms]
     for row in comparison.forgetting:
-        for side, test, p in (("home", row.gain, row.gain_p), ("abroad", row.loss, row.loss_p)):
+        sides = {"home": (row.home, row.gain, row.gain_p), "abroad": (row.abroad, row.loss, row.loss_p)}
+        for side, (sets, test, p) in sides.items():
             if test is not None:
-                sets = ", ".join(row.home if side == "home" else row.abroad)
-                cells = {"difference": test.mean, "low": test.low, "high": test.high, "p": test.p, "p_holm": p}
-                cells |= {"wins": test.wins, "ties": test.ties, "losses": test.losses, "queries": test.queries}
-                found.append({"table": f"{side}: {sets}", "run": row.name, **cells})
-    return [tuple(record.get(column) for column in columns(comparison)) for record in found]
-
-
-def columns(comparison: Comparison) -> tuple[str, ...]:
-    """``COLUMNS``, and the further metrics that runs report."""
-    further = dict.fromkeys(name for table, _ in comparison.all_tables() for arm in table.arms for name in arm.figures)
-    return (*COLUMNS, *(name for name in further if name not in COLUMNS))
+                place = {"table": f"{side}: {', '.join(sets)}", "queries": test.queries, "run": row.name}
+                found.append(place | _tested(test, p))
+    columns = dict.fromkeys(name for record in found for name in record)
+    return [dict.fromkeys(columns) | record for record in found]
 
 
 def csv_text(comparison: Comparison) -> str:
     """The records as CSV, with a header."""
-    return to_csv([columns(comparison), *records(comparison)])
+    rows = records(comparison)
+    return to_csv([rows[0], *(row.values() for row in rows)])
 
 
 def query_csv(comparison: Comparison) -> str:
@@ -168,48 +121,37 @@ def _cell(value: Any) -> Any:
     return f"'{value}" if formula else value
 
 
-def _records(table: Table, title: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    for arm in table.arms:
-        test = arm.difference
-        cells = {} if test is None else {"difference": test.mean, "low": test.low, "high": test.high, "p": test.p}
-        cells |= {} if test is None else {"wins": test.wins, "ties": test.ties, "losses": test.losses}
-        found.append(
-            {
-                "table": title,
-                "queries": table.queries,
-                "run": arm.name,
-                "seeds": " ".join(map(str, arm.seeds)),
-                "steps": " ".join(map(str, arm.steps)),
-                "comparisons": table.comparisons,
-                "p_holm": arm.p_holm,
-                "minutes": arm.minutes,
-                "peak_memory_gib": arm.memory,
-                "passages_encoded": arm.passages,
-                "tokens_encoded": arm.tokens,
-                "pruned": " ".join(map(str, arm.pruned)),
-                "ndcg@10": arm.ndcg,
-                **arm.figures,
-                **cells,
-            }
-        )
-    return found
+def _record(table: Table, title: str, arm: Arm) -> dict[str, Any]:
+    return {
+        "table": title,
+        "queries": table.queries,
+        "run": arm.name,
+        "seeds": " ".join(map(str, arm.seeds)),
+        "ndcg@10": arm.ndcg,
+        **_tested(arm.difference, arm.p_holm, table.comparisons),
+        "recall@100": arm.figures.get("recall@100"),
+        "steps": " ".join(map(str, arm.steps)),
+        "minutes": arm.minutes,
+        "peak_memory_gib": arm.memory,
+        "passages_encoded": arm.passages,
+        "tokens_encoded": arm.tokens,
+        "pruned": " ".join(map(str, arm.pruned)),
+        **arm.figures,
+    }
+
+
+def _tested(test: PairedTest | None, p_holm: float | None, comparisons: int | None = None) -> dict[str, Any]:
+    names = {"difference": "mean", "low": "low", "high": "high", "p": "p"}
+    cells = {column: getattr(test, name, None) for column, name in names.items()}
+    counts = {name: getattr(test, name, None) for name in ("wins", "ties", "losses")}
+    return {**cells, "p_holm": p_holm, "comparisons": comparisons, **counts}
 
 
 def _markdown_cell(text: str) -> str:
     return text if _FIGURES.fullmatch(text) else markdown_text(text)
 
 
-def latex_comment(sheet: Sheet) -> str:
-    """Title and caption in one line, for a line end would end the comment."""
-    return "% " + " ".join(f"{sheet.title}: {sheet.caption}".split())
-
-
 def _latex_cell(text: str) -> str:
     if _FIGURES.fullmatch(text) and re.search("[-+]", text):
         return f"${text.replace(' [', '~[')}$"
     return "".join(_LATEX.get(character, character) for character in text)
-
-
-def _latex_line(cells: tuple[str, ...]) -> str:
-    return " & ".join(map(_latex_cell, cells)) + r" \\"

@@ -1,15 +1,13 @@
 """Per-query values of all arms on one data set, and their paired differences to a base."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from callbacks.reporting.statistics import PairedTest, paired_test
-from experiments.comparison.runs import Group, Run
+from experiments.comparison.runs import Run
 from retriever.errors import InputError
 
 BASE = "base"  # the name of the model before training
@@ -71,14 +69,14 @@ class Measured:
         return (self.before[arm] if base == BASE else self.values[base]).mean(axis=0)
 
 
-def read_measured(groups: Sequence[Group], dataset: str, which: str, base: str) -> Measured:
+def read_measured(groups: Mapping[str, Sequence[Run]], dataset: str, which: str, base: str) -> Measured:
     """Read the per-query values of all runs that were evaluated on a data set.
 
     Raises:
         InputError: runs were evaluated on other queries, or, where differences are to the model before training, runs
             of one encoder began with different models.
     """
-    runs = {g.name: [run for run in g.runs if dataset in run.datasets] for g in groups}
+    runs = {name: [run for run in members if dataset in run.datasets] for name, members in groups.items()}
     runs = {name: members for name, members in runs.items() if members}
     first = next(run for members in runs.values() for run in members)
     query_ids = sorted(first.values(dataset, which))

@@ -1,7 +1,5 @@
 """Plots of a comparison: intervals, learning curves, per-query differences."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Callable
@@ -37,26 +35,24 @@ def draw(comparison: Comparison, ground: str | None = None) -> dict[str, bytes]:
     settings |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
     style = _styles(comparison)
     with matplotlib.rc_context(settings):
-        plots = {
-            "intervals": _panels(comparison, lambda axes, name: _intervals(axes, comparison, name, style, ink), True),
-            "curves": _panels(comparison, lambda axes, name: _curves(axes, comparison, name, style, ink)),
-            "queries": _panels(comparison, lambda axes, name: _sorted(axes, comparison, name, style, ink)),
+        return {
+            name: _png(_panels(comparison, fill, style, ink))
+            for name, fill in {"intervals": _intervals, "curves": _curves, "queries": _sorted}.items()
         }
-        return {name: _png(figure) for name, figure in plots.items()}
 
 
-def _panels(comparison: Comparison, fill: Callable[[Axes, str], None], arms_beside: bool = False) -> Figure:
+def _panels(comparison: Comparison, fill: Callable[..., None], style: dict[str, dict], ink: str) -> Figure:
     """One panel a data set, with the arms' names beside it or in a legend below all."""
-    longest = _WIDTH * max(len(_short(group.name)) for group in comparison.groups)
+    longest = _WIDTH * max(len(_short(arm)) for arm in comparison.groups)
     names = list(comparison.measured)
     columns = min(len(names), 3)
     rows = ceil(len(names) / columns)
     most = max(len(part.values) for part in comparison.measured.values())
-    width = max(6.4, (max(5.2, 3.2 + longest) if arms_beside else 5.2) * columns)
+    width = max(6.4, (max(5.2, 3.2 + longest) if fill is _intervals else 5.2) * columns)
     figure = Figure(figsize=(width, rows * max(3.4, 0.34 * most + 1.4)), layout="constrained")
     for number, name in enumerate(names):
         axes = figure.add_subplot(rows, columns, number + 1)
-        fill(axes, name)
+        fill(axes, comparison, name, style, ink)
         axes.set_title(_short(name), fontsize=11)
         axes.grid(alpha=0.25)
         axes.set_axisbelow(True)
@@ -117,9 +113,9 @@ def _sorted(axes: Axes, comparison: Comparison, dataset: str, style: dict, ink: 
 def _styles(comparison: Comparison) -> dict[str, dict]:
     """Arm → colour and line, the same in all plots."""
     styles = {base: {"color": "#808080", "linestyle": "-"} for m in comparison.measured.values() for base in m.bases}
-    for number, group in enumerate(comparison.groups):
+    for number, arm in enumerate(comparison.groups):
         line = _LINES[number // len(_COLOURS) % len(_LINES)]
-        styles[group.name] = {"color": _COLOURS[number % len(_COLOURS)], "linestyle": line}
+        styles[arm] = {"color": _COLOURS[number % len(_COLOURS)], "linestyle": line}
     return styles
 
 

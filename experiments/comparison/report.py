@@ -1,7 +1,5 @@
 """All files of a comparison in one folder."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from datamodules.storage.files import atomic_path, remove_leftovers

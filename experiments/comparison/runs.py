@@ -1,7 +1,5 @@
 """Run folders: finding them, reading them, and which of them differ in their seed alone."""
 
-from __future__ import annotations
-
 import csv
 import glob
 import logging
@@ -22,9 +20,10 @@ from datamodules.specs import EvaluationSpec, TrainFile, read_evaluation_specs, 
 from datamodules.storage.files import read_json
 from datamodules.storage.yaml_files import read_yaml
 from experiments.cli.rerun import CONFIG
-from experiments.cli.sweep import ERROR_FILE, PLACES
+from experiments.cli.sweep import ERROR_FILE, FOLDERS, PLACES
 from experiments.settings.encoders import with_effective_encoders
 from experiments.settings.older_runs import as_now
+from experiments.settings.walk import walk
 from retriever.errors import InputError, shown
 
 log = logging.getLogger(__name__)
@@ -32,7 +31,6 @@ COSTS = ("wall_time_s", "peak_memory_bytes", "passages_encoded", "tokens_encoded
 OTHER_COMMANDS = ("bench", "prepare")
 _AGAIN = "Run that experiment again, or leave it out."
 _NO_SETTINGS = PLACES | {"seed", "export", "name"}
-_PLACES_WITHIN = {"output_dir", "cache_dir", "data_dir"}
 _REPORTED = "evaluation.metrics"  # what is reported beside nDCG@10 makes no other arm
 
 
@@ -48,6 +46,8 @@ class Run:
             ``environment.json`` says; two runs of one configuration on changed files are no seeds of one arm.
         datasets: data set, as the comparison calls it → as the run does; other runs may use that name for a set over
             another corpus.
+        specs: data set, as the comparison calls it → what the configuration says of it.
+        trained_on: names of the corpora that the run was trained on.
     """
 
     folder: Path
@@ -55,6 +55,8 @@ class Run:
     config: dict[str, Any]
     content: dict[str, str]
     datasets: dict[str, str]
+    specs: dict[str, EvaluationSpec]
+    trained_on: set[str]
 
     @property
     def name(self) -> str:
@@ -121,40 +123,21 @@ class Run:
 
     def is_home(self, dataset: str) -> bool:
         """Whether the data set's corpus is one that the run was trained on."""
-        trained = {Path(spec.corpus).name for spec in _trained_on(self.config)}
-        return corpus_of(self.config, self.datasets[dataset]) in trained
+        return dataset in self.specs and _corpus(self.specs[dataset]) in self.trained_on
 
-    def is_held_out(self, dataset: str) -> bool:
-        """Whether the data set's queries are those of query lists, often synthetic, and not a split's."""
-        spec = _spec(self.config, self.datasets[dataset])
-        return spec is not None and spec.lists is not None
-
-    def is_dev(self, dataset: str) -> bool:
-        """Whether the data set's queries are those of the dev lists, by which settings may be chosen."""
-        spec = _spec(self.config, self.datasets[dataset])
-        return spec is not None and spec.chooses
+    def is_aside(self, dataset: str) -> bool:
+        """Whether a data set stands for itself alone: dev queries, and query lists that were held out."""
+        spec = self.specs.get(dataset)
+        return spec is not None and (spec.chooses or spec.lists is not None)
 
     def part_of(self, dataset: str) -> str:
         """The set as whose part it counts in averages; most count as themselves."""
-        spec = _spec(self.config, self.datasets[dataset])
+        spec = self.specs.get(dataset)
         return (spec.part_of if spec else None) or dataset
 
     def encoder(self) -> dict[str, Any]:
         """How the configuration describes the model."""
         return self.config.get("encoder") or {"model": self.results.get("encoder")}
-
-
-@dataclass(frozen=True)
-class Group:
-    """Runs that differ in their seed alone.
-
-    Attributes:
-        name: the runs' name; where runs of one name differ in more than their seed, with the settings that differ.
-        runs: in the order of their folders.
-    """
-
-    name: str
-    runs: list[Run]
 
 
 def find_runs(paths: Iterable[str | Path]) -> tuple[dict[Path, dict[str, Any]], list[Path]]:
@@ -228,39 +211,32 @@ def read_runs(finished: Mapping[Path, dict[str, Any]]) -> list[Run]:
     Raises:
         InputError: results or a configuration hold what they cannot.
     """
-    read = [
-        (folder, _checked(folder, results), as_now(_read_config(folder / CONFIG)))
-        for folder, results in finished.items()
-    ]
-    corpora: dict[str, set[str | None]] = {}
-    for _, results, config in read:
-        for name in results["datasets"]:
-            corpora.setdefault(name, set()).add(corpus_of(config, name))
-
-    def shown(config: dict[str, Any], name: str) -> str:
-        corpus = corpus_of(config, name)
-        return name if corpus is None or len(corpora[name] - {None}) == 1 else f"{name} ({corpus})"
-
-    return [
-        Run(
-            folder,
-            results,
-            config,
-            _content(folder, config),
-            {shown(config, name): name for name in results["datasets"]},
-        )
-        for folder, results, config in read
-    ]
+    read = []
+    corpora: dict[str, set[str]] = {}
+    for folder, results in finished.items():
+        _check(folder / RESULTS, results)
+        config, specs, trained_on = _read_config(folder / CONFIG)
+        specs = {name: specs[name] for name in results["datasets"] if name in specs}
+        read.append((folder, results, config, specs, trained_on))
+        for name, spec in specs.items():
+            corpora.setdefault(name, set()).add(_corpus(spec))
+    runs = []
+    for folder, results, config, specs, trained_on in read:
+        names = {n: f"{n} ({_corpus(s)})" if len(corpora[n]) > 1 else n for n, s in specs.items()}
+        datasets = {names.get(name, name): name for name in results["datasets"]}
+        specs = {names[name]: spec for name, spec in specs.items()}
+        runs.append(Run(folder, results, config, _content(folder, config), datasets, specs, trained_on))
+    return runs
 
 
-def corpus_of(config: dict[str, Any], dataset: str) -> str | None:
-    """The name of a data set's corpus; None where the configuration lacks the set."""
-    spec = _spec(config, dataset)
-    return Path(spec.path).name if spec else None
+def _corpus(spec: EvaluationSpec) -> str:
+    return Path(spec.path).name
 
 
-def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Runs that differ in their seed alone, together; in the order of the first run of each.
+def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Arm → its runs, which differ in their seed alone; in the order of the first run of each.
+
+    An arm has its runs' name; where runs of one name differ in more than their seed, with the settings that differ.
 
     Of runs that are equal in all, figures included, the first counts.
 
@@ -277,7 +253,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
             log.warning("%s, with the same figures: it counts once", same)
             continue
         grouped.setdefault(label, []).append(run)
-    return [Group(name, members) for name, members in grouped.items()]
+    return grouped
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
@@ -320,28 +296,15 @@ def _differing(settings: Sequence[dict[str, Any]]) -> list[str]:
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
     """A run's configuration as dotted keys, without the seed and what says only where things go."""
-    flat: dict[str, Any] = {}
+    seed = config.get("seed")
 
-    def flatten(prefix: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                flatten(f"{prefix}.{key}" if prefix else str(key), inner)
-        else:
-            flat[prefix] = value
+    def counts(key: str, value: Any) -> bool:
+        first, last = key.partition(".")[0], key.rpartition(".")[2]
+        says_where = first in _NO_SETTINGS or last in FOLDERS or f"{key}.".startswith("callbacks.diagnostics.")
+        return not (says_where or key.startswith(_REPORTED) or (last == "seed" and value == seed))
 
-    flatten("", config)
-    return {key: value for key, value in flat.items() if not _is_no_setting(key, value, config.get("seed"))}
-
-
-def _is_no_setting(key: str, value: Any, seed: Any) -> bool:
-    parts = key.split(".")
-    return (
-        parts[0] in _NO_SETTINGS
-        or parts[-1] in _PLACES_WITHIN
-        or parts[:2] == ["callbacks", "diagnostics"]
-        or key.startswith(_REPORTED)
-        or (parts[-1] == "seed" and value == seed)
-    )
+    flat = {key: value for key, value in walk(config) if not isinstance(value, dict) and "[" not in key}
+    return {key: value for key, value in flat.items() if counts(key, value)}
 
 
 def _content(folder: Path, config: dict[str, Any]) -> dict[str, str]:
@@ -390,8 +353,7 @@ def _optional(path: Path, kind: type) -> dict[str, Any] | None:
     return found
 
 
-def _checked(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
-    path = folder / RESULTS
+def _check(path: Path, results: dict[str, Any]) -> None:
     for key, kind in {"name": str, "seed": int, "steps": dict, "datasets": dict}.items():
         _require(path, key, results.get(key), kind)
     if not results["datasets"]:
@@ -408,7 +370,6 @@ def _checked(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
     for key in COSTS:
         if results.get(key) is not None:
             _require(path, key, results[key], float)
-    return results
 
 
 def _require(path: Path, key: str, value: Any, kind: type) -> None:
@@ -419,29 +380,16 @@ def _require(path: Path, key: str, value: Any, kind: type) -> None:
         raise InputError(f"{path}: {shown(key)} is {shown(value)}; expected a JSON {kind.__name__}. {_AGAIN}")
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
+def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, EvaluationSpec], set[str]]:
+    """A run's configuration, as it is written now; data set → what it says of it; corpora that were trained on."""
     config = read_yaml(path, _AGAIN)
-    for place in ("data", "evaluation"):
-        if config.get(place) is not None:
-            _require(path, place, config[place], dict)
+    sections = {place: {} if config.get(place) is None else config[place] for place in ("data", "evaluation")}
+    for place, section in sections.items():
+        _require(path, place, section, dict)
     try:
-        _trained_on(config)
-        _evaluated_on(config)
+        trained = read_list_files(TrainFile, sections["data"].get("train") or (), "data.train")
+        specs = read_evaluation_specs(sections["evaluation"].get("datasets") or ())
     except InputError as error:
         raise InputError(f"{path}: {error} {_AGAIN}") from None
-    return config
-
-
-def _trained_on(config: dict[str, Any]) -> list[TrainFile]:
-    return read_list_files(TrainFile, (config.get("data") or {}).get("train") or (), "data.train")
-
-
-def _evaluated_on(config: dict[str, Any]) -> list[EvaluationSpec]:
-    return read_evaluation_specs((config.get("evaluation") or {}).get("datasets") or ())
-
-
-def _spec(config: dict[str, Any], dataset: str) -> EvaluationSpec | None:
-    """What the configuration says of an evaluation set."""
-    return next((spec for spec in _evaluated_on(config) if spec.shown_name == dataset), None)
+    specs_by_name = {spec.shown_name: spec for spec in specs}
+    return as_now(config), specs_by_name, {Path(spec.corpus).name for spec in trained}

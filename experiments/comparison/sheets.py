@@ -1,7 +1,5 @@
 """Tables as words: titles, captions, columns and cells, for every format alike."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from callbacks.evaluation.metrics import headings
@@ -50,92 +48,77 @@ def narrow_sheets(comparison: Comparison) -> list[Sheet]:
 
 def _sheet(comparison: Comparison, table: Table) -> Sheet:
     beside = headings(dict.fromkeys(name for arm in table.arms for name in arm.figures))
-    columns = (
-        "run",
-        "seeds",
-        "nDCG@10",
-        f"difference to {comparison.base}",
-        "paired 95% interval",
-        "p (Holm)",
-        "W/T/L",
-        *beside.values(),
-        "step",
-        "minutes",
-        "GiB",
-        "passages encoded",
-    )
-    rows = [
-        (
-            arm.name,
-            _seeds(arm),
-            f"{arm.ndcg:.4f}",
-            _difference(arm.difference),
-            _interval(arm.difference),
-            _p(arm.p_holm),
-            _counts(arm.difference),
-            *(_number(arm.figures.get(name), ".4f") for name in beside),
-            _steps(arm),
-            _number(arm.minutes, ".1f"),
-            _number(arm.memory, ".1f"),
-            _number(arm.passages, ",.0f"),
-        )
+    cells = [
+        {
+            "run": arm.name,
+            "seeds": _seeds(arm),
+            "nDCG@10": f"{arm.ndcg:.4f}",
+            f"difference to {comparison.base}": _difference(arm.difference),
+            "paired 95% interval": _interval(arm.difference),
+            "p (Holm)": _p(arm.p_holm),
+            "W/T/L": _counts(arm.difference),
+            **{heading: _number(arm.figures.get(name), ".4f") for name, heading in beside.items()},
+            "step": _steps(arm),
+            "minutes": _number(arm.minutes, ".1f"),
+            "GiB": _number(arm.memory, ".1f"),
+            "passages encoded": _number(arm.passages, ",.0f"),
+        }
         for arm in table.arms
     ]
-    kept = [i for i, name in enumerate(columns) if (i < 7 and name != "seeds") or any(row[i] for row in rows)]
-    part = table.of is not None
+    of_each = enumerate(cells[0] if cells else ())
+    kept = [name for n, name in of_each if (n < 7 and name != "seeds") or any(c[name] for c in cells)]
     return Sheet(
-        f"{table.title}, without overlap" if part else table.title,
+        table.title if table.of is None else f"{table.title}, without overlap",
         _caption(comparison, table),
-        tuple(columns[i] for i in kept),
-        [tuple(row[i] for i in kept) for row in rows],
+        tuple(kept),
+        [tuple(of_arm[name] for name in kept) for of_arm in cells],
         [_sign(arm.difference, arm.p_holm) for arm in table.arms],
     )
 
 
 def _narrow(comparison: Comparison, table: Table, clean: Table | None) -> Sheet:
     without = {arm.name: arm.difference for arm in clean.arms} if clean else {}
-    columns: tuple[str, ...] = ("run", "seeds", "nDCG@10", f"difference to {comparison.base} [95%]", "p", "W/T/L")
-    columns += (("no overlap",) if without else ()) + ("step", "minutes")
-    rows: list[tuple[str, ...]] = [
-        (
-            arm.name,
-            _seeds(arm),
-            f"{arm.ndcg:.4f}",
-            f"{_difference(arm.difference)} {_interval(arm.difference)}".strip(),
-            _p(arm.p_holm),
-            _counts(arm.difference),
-            *([_difference(without.get(arm.name))] if without else []),
-            _steps(arm),
-            _number(arm.minutes, ".1f"),
-        )
+    cells = [
+        {
+            "run": arm.name,
+            "seeds": _seeds(arm),
+            "nDCG@10": f"{arm.ndcg:.4f}",
+            f"difference to {comparison.base} [95%]": _with_interval(arm.difference),
+            "p": _p(arm.p_holm),
+            "W/T/L": _counts(arm.difference),
+            **({"no overlap": _difference(without.get(arm.name))} if without else {}),
+            "step": _steps(arm),
+            "minutes": _number(arm.minutes, ".1f"),
+        }
         for arm in table.arms
     ]
+    columns, left_out = list(cells[0]), []
     for name in headings(dict.fromkeys(name for arm in table.arms for name in arm.figures)):
-        width = sum(max(map(len, column)) + 3 for column in zip(columns, *rows, strict=True)) + 1
-        if name != "recall@100" and width + len(name) + 3 <= TERMINAL:
-            columns += (name,)
-            cells = (_number(arm.figures.get(name), ".4f") for arm in table.arms)
-            rows = [(*row, cell) for row, cell in zip(rows, cells, strict=True)]
-    kept = [i for i, name in enumerate(columns) if name not in ("seeds", "step") or any(row[i] for row in rows)]
-    columns, rows = tuple(columns[i] for i in kept), [tuple(row[i] for i in kept) for row in rows]
+        width = sum(max(len(column), *(len(of_arm[column]) for of_arm in cells)) + 3 for column in columns) + 1
+        if name == "recall@100":
+            continue
+        if width + len(name) + 3 > TERMINAL:
+            left_out.append(name)
+            continue
+        columns.append(name)
+        for of_arm, arm in zip(cells, table.arms, strict=True):
+            of_arm[name] = _number(arm.figures.get(name), ".4f")
+    columns = [name for name in columns if name not in ("seeds", "step") or any(c[name] for c in cells)]
     caption = _caption(comparison, table)
     if clean is not None and clean.queries:
         caption += f"; no overlap: the difference on the {clean.queries} queries that no training here came close to"
     elif clean is not None:
         caption += "; the training of these runs came close to every query"
-    return Sheet(table.title, caption, columns, rows, [_sign(arm.difference, arm.p_holm) for arm in table.arms])
+    if left_out:
+        caption += f"; no room here for {', '.join(left_out)}: see the runs' results.json"
+    rows = [tuple(of_arm.values()) for of_arm in cells]
+    return Sheet(table.title, caption, tuple(columns), rows, [_sign(a.difference, a.p_holm) for a in table.arms])
 
 
 def _forgetting(comparison: Comparison) -> Sheet:
     columns: tuple[str, ...] = ("run", "at home", "p", "abroad", "p")
     rows: list[tuple[str, ...]] = [
-        (
-            row.name,
-            f"{_difference(row.gain)} {_interval(row.gain)}".strip(),
-            _p(row.gain_p),
-            f"{_difference(row.loss)} {_interval(row.loss)}".strip(),
-            _p(row.loss_p),
-        )
+        (row.name, _with_interval(row.gain), _p(row.gain_p), _with_interval(row.loss), _p(row.loss_p))
         for row in comparison.forgetting
     ]
     places = dict.fromkeys((tuple(row.home), tuple(row.abroad)) for row in comparison.forgetting)
@@ -169,7 +152,7 @@ def _caption(comparison: Comparison, table: Table) -> str:
             "wording with the training of any run compared"
         )
     step = "the step that its dev lists chose" if comparison.which == "best" else "its last step"
-    trained = any(run.is_trained for group in comparison.groups for run in group.runs)
+    trained = any(run.is_trained for runs in comparison.groups.values() for run in runs)
     parts = [what, f"each model at {step}"] if trained else [what]
     if table.comparisons:
         most = max((len(arm.seeds) for arm in table.arms), default=0)
@@ -220,6 +203,10 @@ def _difference(test: PairedTest | None) -> str:
 
 def _interval(test: PairedTest | None) -> str:
     return "" if test is None else f"[{test.low:+.4f}, {test.high:+.4f}]"
+
+
+def _with_interval(test: PairedTest | None) -> str:
+    return f"{_difference(test)} {_interval(test)}".strip()
 
 
 def _counts(test: PairedTest | None) -> str:

@@ -1,8 +1,6 @@
 """The tables of a comparison: per data set, averaged, on queries without overlap, and at home and abroad."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import numpy as np
 from callbacks.evaluation.metrics import headings
 from callbacks.reporting.statistics import PairedTest, holm
 from experiments.comparison.measured import BASE, Measured, read_measured, tested
-from experiments.comparison.runs import Group, Run, find_runs, group_runs, read_runs
+from experiments.comparison.runs import Run, find_runs, group_runs, read_runs
 from retriever.errors import choose
 
 POINTS = ("best", "last")
@@ -102,7 +100,7 @@ class Comparison:
     Attributes:
         which: ``best`` or ``last``, the step of each run's model.
         base: the arm that differences are to.
-        groups: the arms' runs.
+        groups: arm → its runs.
         measured: data set → per-query values.
         tables: data set → its table; ``average`` is apart.
         clean: data set → the same on the queries that no run's training came close to, where runs wrote that down; a
@@ -115,7 +113,7 @@ class Comparison:
 
     which: str
     base: str
-    groups: list[Group]
+    groups: dict[str, list[Run]]
     measured: dict[str, Measured]
     tables: dict[str, Table]
     clean: dict[str, Table]
@@ -147,13 +145,14 @@ def compare(paths: Iterable[str | Path], which: str = "best", base: str = BASE) 
     """
     finished, unfinished = find_runs(paths)
     groups = group_runs(read_runs(finished))
-    choose("--base", base, [BASE, *(group.name for group in groups)])
-    if base == BASE and not any(run.is_trained for group in groups for run in group.runs):
-        base = groups[0].name  # models that were evaluated, not trained: the first one
-    runs = [run for group in groups for run in group.runs]
+    choose("--base", base, [BASE, *groups])
+    runs = [run for members in groups.values() for run in members]
+    if base == BASE and not any(run.is_trained for run in runs):
+        base = next(iter(groups))  # models that were evaluated, not trained: the first one
     datasets = dict.fromkeys(name for run in runs for name in run.datasets)
     measured = {name: read_measured(groups, name, which, base) for name in datasets}
-    general = [m for m in measured.values() if _runs(m) == len(runs) and not any(_is_aside(r, m.dataset) for r in runs)]
+    everywhere = [m for m in measured.values() if all(m.dataset in run.datasets for run in runs)]
+    general = [m for m in everywhere if not any(run.is_aside(m.dataset) for run in runs)]
     average, clean_average = None, None
     if len(general) > 1:
         counted_as = [runs[0].part_of(m.dataset) for m in general]
@@ -174,11 +173,6 @@ def compare(paths: Iterable[str | Path], which: str = "best", base: str = BASE) 
         forgetting=_forgetting(groups, measured, base),
         unfinished=unfinished,
     )
-
-
-def _is_aside(run: Run, dataset: str) -> bool:
-    """Whether a data set stands for itself alone: dev queries, and lists that were held out."""
-    return run.is_dev(dataset) or run.is_held_out(dataset)
 
 
 def _table(
@@ -257,21 +251,20 @@ def _costs(runs: Sequence[Run]) -> dict[str, float | None]:
     }
 
 
-def _forgetting(groups: Sequence[Group], measured: dict[str, Measured], base: str) -> list[HomeAndAbroad]:
+def _forgetting(groups: Mapping[str, Sequence[Run]], measured: dict[str, Measured], base: str) -> list[HomeAndAbroad]:
     """Every arm but the base; empty where no arm has a data set abroad."""
     rows = []
-    for group in groups:
-        if group.name == base or (base == BASE and not group.runs[0].is_trained):
+    for arm, [first, *others] in groups.items():
+        if arm == base or (base == BASE and not first.is_trained):
             continue
-        both = [group.name] if base == BASE else [group.name, base]
-        needed = [run for other in groups if other.name in both for run in other.runs]
+        needed = [first, *others, *groups.get(base, ())]
         sides: dict[bool, list[Measured]] = {True: [], False: []}
         for name, part in measured.items():
-            if all(name in run.datasets for run in needed) and not _is_aside(group.runs[0], name):
-                sides[group.runs[0].is_home(name)].append(part)
-        tests = {side: tested(parts, group.name, base) if parts else None for side, parts in sides.items()}
+            if all(name in run.datasets for run in needed) and not first.is_aside(name):
+                sides[first.is_home(name)].append(part)
+        gain, loss = (tested(sides[side], arm, base) if sides[side] else None for side in (True, False))
         home, abroad = ([part.dataset for part in sides[side]] for side in (True, False))
-        rows.append(HomeAndAbroad(group.name, home, abroad, tests[True], None, tests[False], None))
+        rows.append(HomeAndAbroad(arm, home, abroad, gain, None, loss, None))
     if not any(row.home for row in rows) or not any(row.abroad for row in rows):
         return []
     corrected = iter(_corrected([test for row in rows for test in (row.gain, row.loss)]))
@@ -282,7 +275,3 @@ def _corrected(tests: Sequence[PairedTest | None]) -> list[float | None]:
     """Each test's p-value by Holm's correction over all of them."""
     corrected = iter(holm([test.p for test in tests if test is not None]))
     return [None if test is None else next(corrected) for test in tests]
-
-
-def _runs(measured: Measured) -> int:
-    return sum(map(len, measured.runs.values()))

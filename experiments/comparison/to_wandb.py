@@ -1,14 +1,12 @@
 """A comparison in W&B: its tables, and all its files as an artifact."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
 import wandb
 
 from experiments.cli.wandb_run import start_run
-from experiments.comparison.formats import columns, records
+from experiments.comparison.formats import records
 from experiments.comparison.tables import Comparison
 
 
@@ -26,13 +24,13 @@ def log_comparison(comparison: Comparison, files: Sequence[Path], folder: Path, 
         "name": f"comparison-{folder.absolute().name}",
         "job_type": "comparison",
         "config": {
-            "runs": [str(run.folder) for group in comparison.groups for run in group.runs],
+            "runs": [str(run.folder) for runs in comparison.groups.values() for run in runs],
             "base": comparison.base,
         },
     }
     with start_run(folder, arguments) as run:
-        rows = [list(row) for row in records(comparison)]
-        run.log({"comparison": wandb.Table(columns=list(columns(comparison)), data=rows)})
+        rows = records(comparison)
+        run.log({"comparison": wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])})
         artifact = wandb.Artifact("comparison", type="comparison")
         for path in files:
             artifact.add_file(str(path))

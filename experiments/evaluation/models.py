@@ -1,7 +1,5 @@
 """The models that an evaluation names: what ranks for them, and what is recorded of them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Published figures of known models, to hold one's own against."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path

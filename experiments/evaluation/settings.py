@@ -1,7 +1,5 @@
 """The settings at the top of an evaluation's configuration, which no class takes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """One table of all models and sets, with averages and published figures."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What is typed behind ``python -m experiments.evaluate``: models by name, and sets by name or folder."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Evaluates one model on data sets, and keeps what came out as a run folder that ``compare`` reads."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import time

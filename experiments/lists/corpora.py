@@ -1,14 +1,10 @@
 """Find the corpus that a file of query lists was made from."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from datamodules.corpus import SHIPPED, Corpus, find_dataset, load_corpus
 from datamodules.storage.files import is_folder
 from retriever.errors import InputError
-
-EMPTY_PASSAGES = "keep"
 
 
 def find_corpus(name: str, asked: str | None, empty_passages: str) -> tuple[Path | None, Corpus | None]:

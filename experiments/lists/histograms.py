@@ -1,7 +1,6 @@
 """Histograms of a file of query lists, by query type."""
 
-from __future__ import annotations
-
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +9,7 @@ from matplotlib.figure import Figure
 from datamodules.list_summary import ListSummary
 from datamodules.storage.files import atomic_path
 
-_BLUE, _ORANGE, _GREEN, _PINK, _GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#555555"
-_COLOURS = (_BLUE, _ORANGE, _GREEN, _PINK, _GREY, "#e69f00", "#56b4e9", "#000000")
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#555555", "#e69f00", "#56b4e9", "#000000")
 
 
 def draw(summary: ListSummary, path: Path, title: str) -> None:
@@ -26,7 +24,7 @@ def draw(summary: ListSummary, path: Path, title: str) -> None:
     for axes, (label, name) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
         values = [getattr(t, name) for t in summary.types]
         edges = _edges(np.concatenate(values), whole=name in ("lengths", "words"))
-        for part, kind, colour in zip(values, summary.types, _cycle(len(values)), strict=True):
+        for part, kind, colour in zip(values, summary.types, cycle(_COLOURS), strict=False):
             if not len(part):
                 continue
             share = np.histogram(part, edges)[0] / len(part)
@@ -41,10 +39,6 @@ def draw(summary: ListSummary, path: Path, title: str) -> None:
     figure.suptitle(f"{title}: {len(summary.total.lengths):,} lists, by query type")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
-
-
-def _cycle(count: int) -> list[str]:
-    return [_COLOURS[number % len(_COLOURS)] for number in range(count)]
 
 
 def _edges(values: np.ndarray, whole: bool) -> np.ndarray:

@@ -1,7 +1,5 @@
 """Print what is in a file of query lists, and how its teacher agrees with the judgements."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,21 +8,21 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from callbacks.evaluation.metrics import score_run, without_self_hits
 from datamodules.corpus import Corpus, find_file, load_evaluation_set
 from datamodules.list_summary import ListSummary, TypeSummary, summarise
 from datamodules.query_lists import QueryList, open_query_lists, read_metadata, read_query_lists
-from experiments.lists.corpora import EMPTY_PASSAGES, find_corpus
+from experiments.lists.corpora import find_corpus
 from experiments.lists.histograms import draw
 from retriever.errors import InputError
 from retriever.printable import printable
 
 
 def inspect_file(
-    path: str, corpus: str | None, qrels: str | None, png: str | None, empty_passages: str = EMPTY_PASSAGES
+    path: str, corpus: str | None = None, qrels: str | None = None, png: str | None = None, *, empty_passages: str
 ) -> None:
     """Print what stands in a file of query lists, and draw its histograms.
 
@@ -94,44 +92,34 @@ def teacher_ndcg(file: Path, folder: Path, corpus: Corpus, split: str | None) ->
 
 def _overview(file: Path, summary: ListSummary) -> Table:
     title = printable(f"{file}: {len(summary.total.lengths):,} lists")
-    table = Table(title=Text(title), title_justify="left")
-    table.add_column("query type", no_wrap=True)
-    for heading in (
-        "lists",
-        "passages\nmin / median / max",
-        "query words\nmedian",
-        "raw score\nmin / median / max",
-        "labelled",
-        "positive is\nteacher's first",
-        "positive\nin the list",
-        "repeated\nqueries",
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for kind in summary.types + ([summary.total] if len(summary.types) > 1 else []):
-        table.add_row(*_cells(kind))
+    rows = [_cells(kind) for kind in summary.types + ([summary.total] if len(summary.types) > 1 else [])]
+    first, *others = rows[0]
+    columns = (Column(heading, justify="right", no_wrap=True) for heading in others)
+    table = Table(Column(first, no_wrap=True), *columns, title=Text(title), title_justify="left")
+    for row in rows:
+        table.add_row(*row.values())
     return table
 
 
-def _cells(kind: TypeSummary) -> list[str]:
+def _cells(kind: TypeSummary) -> dict[str, str]:
     def three(values: np.ndarray, form: str) -> str:
-        if not len(values):
-            return ""
-        return " / ".join(format(v, form) for v in (values.min(), np.median(values), values.max()))
+        found = (values.min(), np.median(values), values.max()) if len(values) else ()
+        return " / ".join(format(value, form) for value in found)
 
     def share(count: int) -> str:
         return f"{count / kind.labelled:.1%}" if kind.labelled else "–"
 
-    return [
-        escape(printable(kind.query_type)),
-        f"{len(kind.lengths):,}",
-        three(kind.lengths, "g"),
-        f"{np.median(kind.words):g}",
-        three(kind.scores, ".3g"),
-        f"{kind.labelled:,}",
-        share(kind.positive_first),
-        share(kind.positive_listed),
-        f"{kind.repeated:,}",
-    ]
+    return {
+        "query type": escape(printable(kind.query_type)),
+        "lists": f"{len(kind.lengths):,}",
+        "passages\nmin / median / max": three(kind.lengths, "g"),
+        "query words\nmedian": f"{np.median(kind.words):g}",
+        "raw score\nmin / median / max": three(kind.scores, ".3g"),
+        "labelled": f"{kind.labelled:,}",
+        "positive is\nteacher's first": share(kind.positive_first),
+        "positive\nin the list": share(kind.positive_listed),
+        "repeated\nqueries": f"{kind.repeated:,}",
+    }
 
 
 def _facts(
@@ -168,21 +156,17 @@ def _check(file: Path, corpus: Corpus, name: str) -> str:
             return f"training refuses this file: {error}"
     if not dropped:
         return f"all {len(lists):,} lists pass those of training"
-    return (
-        f"{len(lists):,} lists pass those of training; left out: {', '.join(f'{k}: {n:,}' for k, n in dropped.items())}"
-    )
+    left_out = ", ".join(f"{reason}: {number:,}" for reason, number in dropped.items())
+    return f"{len(lists):,} lists pass those of training; left out: {left_out}"
 
 
 def _examples(summary: ListSummary, corpus: Corpus | None) -> Table:
     title = "examples, with the teacher's three best (* is a labelled positive)"
-    table = Table(title=title, title_justify="left", expand=True)
-    table.add_column("query", ratio=2)
-    table.add_column("score", justify="right")
-    table.add_column("passage", ratio=3)
+    columns = Column("query", ratio=2), Column("score", justify="right"), Column("passage", ratio=3)
+    table = Table(*columns, title=title, title_justify="left", expand=True)
     for query_list in summary.examples:
-        best = sorted(zip(query_list.teacher_scores, query_list.passage_ids, strict=False), key=lambda pair: -pair[0])[
-            :3
-        ]
+        scored = zip(query_list.teacher_scores, query_list.passage_ids, strict=False)
+        best = sorted(scored, key=lambda pair: -pair[0])[:3]
         passages = [_beginning(query_list, passage_id, corpus) for _, passage_id in best]
         table.add_row(
             Text(printable(f"{_short(query_list.query, 160)} [{query_list.query_type}]")),

@@ -1,7 +1,5 @@
 """Files of query lists from and to other tools' layouts."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from datamodules.formats.records import find_records
 from datamodules.formats.transfer import LAYOUTS, export_lists, import_lists
 from datamodules.formats.trec import Trec, queries_beside
 from datamodules.query_lists import read_query_lists, write_query_lists
-from experiments.lists.corpora import EMPTY_PASSAGES, find_corpus
+from experiments.lists.corpora import find_corpus
 from retriever.errors import InputError
 
 
@@ -20,10 +18,11 @@ def import_file(
     path: str,
     output: str,
     layout: str,
-    corpus: str | None,
-    corpus_output: str | None,
-    teacher: str | None,
-    empty_passages: str = EMPTY_PASSAGES,
+    corpus: str | None = None,
+    corpus_output: str | None = None,
+    teacher: str | None = None,
+    *,
+    empty_passages: str,
     **options: Any,
 ) -> int:
     """Read another tool's file into a file of query lists; return how many.
@@ -48,9 +47,8 @@ def import_file(
         queries = find_records(find_dataset(corpus), "queries")
         if LAYOUTS.get(layout) is Trec and "queries" not in options and queries and not queries_beside(Path(path)):
             options["queries"] = queries[0]
-        opened: Any = nullcontext(
-            CorpusPassages(load_corpus(find_dataset(corpus), empty_passages=empty_passages), check_texts)
-        )
+        loaded = load_corpus(find_dataset(corpus), empty_passages=empty_passages)
+        opened: Any = nullcontext(CorpusPassages(loaded, check_texts))
     else:
         opened = new_corpus(corpus_output or Path(output).with_name(f"{Path(output).name.split('.')[0]}_corpus"))
     metadata = {"teacher": teacher or "unknown", "imported_from": Path(path).name, "layout": layout}
@@ -60,12 +58,7 @@ def import_file(
 
 
 def export_file(
-    path: str,
-    output: str,
-    layout: str,
-    corpus: str | None,
-    empty_passages: str = EMPTY_PASSAGES,
-    **options: Any,
+    path: str, output: str, layout: str, corpus: str | None = None, *, empty_passages: str, **options: Any
 ) -> int:
     """Write a file of query lists in another tool's layout; return how many.
 

@@ -1,10 +1,9 @@
 """What a run is about to do, gathered from its parts before anything long begins: for the terminal and its record."""
 
-from __future__ import annotations
-
 import inspect
 import math
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,8 +16,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from callbacks import Evaluation
+from callbacks.reporting.run_record import device_name
 from datamodules import QueryListDataModule
-from datamodules.corpus import Corpus
 from experiments.plan.steps import Steps
 from experiments.plan.time import estimate
 from retriever.module import QueryListModule, RetrieverModule
@@ -51,10 +50,14 @@ def run_plan(
     Returns:
         JSON values, by subject.
     """
-    done = _step_of(checkpoint) if checkpoint is not None else 0
+    done = 0
+    if checkpoint is not None:
+        done = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"]
     batches = data.sampler(train=True, world_size=trainer.world_size, group_overlapping_lists=False)
     steps = Steps.of(trainer, len(batches), done)
     trained = _trained(config, module)
+    corpora = [part.corpus for part in (*data.train_lists, *data.dev_lists)]
+    corpora += [opened.data.corpus for opened in evaluation.history.sets]
     kept = module.uncheckpointed_tokens
     return {
         "resumes": str(checkpoint) if checkpoint else None,
@@ -64,10 +67,10 @@ def run_plan(
         "objective": {"class": type(module).__name__, "settings": _objective(config)},
         "lists": data.report["files"],
         "left_out": data.report.get("leak_guard", []),
-        "corpora": {corpus.name: len(corpus) for corpus in _corpora(data, evaluation)},
+        "corpora": {corpus.name: len(corpus) for corpus in corpora},
         "evaluation": [opened.describe() for opened in evaluation.history.sets],
         "device": {
-            "name": _device(trainer.strategy.root_device),
+            "name": device_name(trainer.strategy.root_device),
             "threads": torch.get_num_threads(),
             "precision": trainer.precision,
             "ranks": trainer.world_size,
@@ -85,15 +88,6 @@ def run_plan(
         },
         "time": _time(config, trainer, module, data, evaluation, steps, trained["share"]),
     }
-
-
-def _step_of(checkpoint: Path) -> int:
-    return torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"]
-
-
-def _corpora(data: QueryListDataModule, evaluation: Evaluation) -> list[Corpus]:
-    lists = [*data.train_lists, *data.dev_lists]
-    return [part.corpus for part in lists] + [opened.data.corpus for opened in evaluation.history.sets]
 
 
 def _model(encoder: torch.nn.Module) -> dict[str, Any]:
@@ -133,10 +127,6 @@ def _objective(config: DictConfig) -> dict[str, Any]:
     common -= {"matryoshka_dimensions", "matryoshka_weights"}
     settings = OmegaConf.to_container(config.module, resolve=True)
     return {k: v for k, v in settings.items() if k not in common and not k.startswith("_") and v not in (None, False)}
-
-
-def _device(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _steps(config: DictConfig, module: QueryListModule, steps: Steps) -> dict[str, Any]:
@@ -196,9 +186,9 @@ def plan_lines(plan: Mapping[str, Any]) -> dict[str, str]:
         "model": _model_line(plan["model"]),
         "texts": _texts_line(plan["model"]),
         "trained": _trained_line(plan["trained"]),
-        "objective": _objective_line(plan["objective"]),
+        "objective": f"{plan['objective']['class']}: {_settings(plan['objective']['settings'])}",
         **{part: _lists_line(plan, part) for part in ("train", "dev")},
-        "corpora": _joined([f"{name} ({count:,} passages)" for name, count in plan["corpora"].items()]),
+        "corpora": _joined([f"{name} ({_many(count, 'passage')})" for name, count in plan["corpora"].items()]),
         "evaluation": _joined([_set(facts) for facts in plan["evaluation"]]) or "none",
         "device": _device_line(plan["device"]),
         "steps": _steps_line(plan["steps"]),
@@ -231,51 +221,40 @@ def _trained_line(trained: Mapping[str, Any]) -> str:
     return f"{trained['side']}; {weights}{lora}{beside}"
 
 
-def _objective_line(objective: Mapping[str, Any]) -> str:
-    return f"{objective['class']}: {_settings(objective['settings'])}"
-
-
 def _lists_line(plan: Mapping[str, Any], part: str) -> str:
     files = [file for file in plan["lists"] if file["part"] == part]
-    types: dict[str, int] = {}
+    types: Counter[str] = Counter()
     for file in files:
-        for name, count in file["types"].items():
-            types[name] = types.get(name, 0) + count
+        types.update(file["types"])
     kinds = ", ".join(f"{name} {count:,}" for name, count in types.items()) if len(types) > 1 else "".join(types)
     short, long = min(file["candidates"][0] for file in files), max(file["candidates"][2] for file in files)
-    candidates = f"{short}" if short == long else f"{short} to {long}"
-    text = f"{sum(file['lists'] for file in files):,} lists ({kinds}) of {_joined([f['file'] for f in files])}"
-    text += f"; {min(long, plan['steps']['candidates'])} of {candidates} candidates used"
+    candidates = _many(long, "candidate") if short == long else f"{short} to {long} candidates"
+    text = f"{_many(sum(file['lists'] for file in files), 'list')} ({kinds}) of {_joined([f['file'] for f in files])}"
+    text += f"; {min(long, plan['steps']['candidates'])} of {candidates} used"
     passes = sorted({str(file["weight"]) for file in files} - {"1.0", "1"})
     if part == "train" and passes:
         text += f"; {', '.join(passes)} passes an epoch"
     names = {file["file"] for file in files}
-    left_out = sum(
-        number
-        for leak in plan["left_out"]
-        if leak["lists"] in names
-        for key, number in leak.items()
-        if key not in ("lists", "against", "of")
-    )
+    leaks = [leak for leak in plan["left_out"] if leak["lists"] in names]
+    left_out = sum(n for leak in leaks for why, n in leak.items() if why not in ("lists", "against", "of"))
     return f"{text}; leak guard left out {left_out:,}" if left_out else text
 
 
 def _set(facts: Mapping[str, Any]) -> str:
     sample = f", a sample of {facts['sample']:,} in training" if facts["sample"] else ""
     corpus = "" if facts["corpus"] == facts["name"] else f" of {facts['corpus']}"
-    return f"{facts['name']} ({facts['queries']:,} queries of {facts['from']}{corpus}{sample})"
+    return f"{facts['name']} ({_many(facts['queries'], 'query', 'queries')} of {facts['from']}{corpus}{sample})"
 
 
 def _device_line(device: Mapping[str, Any]) -> str:
-    ranks = f"{device['ranks']} ranks" if device["ranks"] > 1 else "1 rank"
     machines = f" on {device['machines']} machines" if device["machines"] > 1 else ""
-    threads = f" ({device['threads']} threads)" if device["name"] == "cpu" else ""
+    threads = f" ({_many(device['threads'], 'thread')})" if device["name"] == "cpu" else ""
     budget = f"micro-batches of {device['token_budget']:,} tokens, {device['uncheckpointed_tokens']:,} of a step kept"
-    return f"{device['name']}{threads}, {device['precision']}, {ranks}{machines}; {budget}"
+    return f"{device['name']}{threads}, {device['precision']}, {_many(device['ranks'], 'rank')}{machines}; {budget}"
 
 
 def _steps_line(steps: Mapping[str, Any]) -> str:
-    total = "no limit of steps" if steps["total"] is None else f"{steps['total']:,} steps"
+    total = "no limit of steps" if steps["total"] is None else _many(steps["total"], "step")
     if steps["done"]:
         total += f", {steps['done']:,} of them done"
     epoch = f"{steps['of_epoch']:,} an epoch"
@@ -291,22 +270,18 @@ def _steps_line(steps: Mapping[str, Any]) -> str:
     if steps["optimizer"] != "AdamW":
         rate += f"; {steps['optimizer']}"
     clip = f", clip {steps['gradient_clip_val']:g}" if steps["gradient_clip_val"] else ""
-    return f"{total} of {steps['lists']:,} lists, {epoch}; {rate}; weight decay {steps['weight_decay']:g}{clip}"
+    return f"{total} of {_many(steps['lists'], 'list')}, {epoch}; {rate}; weight decay {steps['weight_decay']:g}{clip}"
 
 
 def _validation_line(validation: Mapping[str, Any]) -> str:
     number = validation["in_training"]
-    parts = ["by the clock" if number is None else f"{'at most ' if _open(validation) else ''}{number:,}"]
+    parts = ["by the clock" if number is None else f"{'at most ' if validation['patience'] else ''}{number:,}"]
     if validation["criterion"] is not None:
         best = "lowest" if validation["criterion_mode"] == "min" else "highest"
         parts.append(f"keeps the {best} {validation['criterion']}")
-    if _open(validation):
+    if validation["patience"]:
         parts.append(f"stops after {validation['patience']} without a better {' or '.join(validation['monitors'])}")
     return "; ".join(parts)
-
-
-def _open(validation: Mapping[str, Any]) -> bool:
-    return validation["patience"] is not None
 
 
 def _time_line(found: Mapping[str, Any], steps: Mapping[str, Any], validation: Mapping[str, Any]) -> str:
@@ -314,12 +289,12 @@ def _time_line(found: Mapping[str, Any], steps: Mapping[str, Any], validation: M
         return f"not estimated: {found['unknown']}"
     left = steps["of_epoch"] if steps["total"] is None else max(0, steps["total"] - steps["done"])
     parts = [
-        f"encoding {found['passages']:,} passages {_duration(found['encoding'])}" if found["passages"] else "",
-        f"{left:,} steps {_duration(found['steps'])}",
-        f"{found['number']:,} evaluations {_duration(found['evaluations'])}" if found["number"] else "",
+        f"encoding {_many(found['passages'], 'passage')} {_duration(found['encoding'])}" if found["passages"] else "",
+        f"{_many(left, 'step')} {_duration(found['steps'])}",
+        f"{_many(found['number'], 'evaluation')} {_duration(found['evaluations'])}" if found["number"] else "",
         f"saving {_duration(found['saving'])}" if found["saving"] >= 1 else "",
     ]
-    limit = "an epoch: " if steps["total"] is None else "at most " if _open(validation) else ""
+    limit = "an epoch: " if steps["total"] is None else "at most " if validation["patience"] else ""
     return f"{limit}{_range(found['from'], found['to'])}: {', '.join(part for part in parts if part)}"
 
 
@@ -337,6 +312,10 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s" if seconds >= 0.5 else "below 1 s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def _many(number: int, one: str, several: str = "") -> str:
+    return f"{number:,} {one if number == 1 else several or f'{one}s'}"
 
 
 def _count(number: int) -> str:

@@ -1,7 +1,5 @@
 """How long a run will take: a few texts encoded on this machine, times what the run has to encode."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -80,10 +78,11 @@ def estimate(
     """
     if not steps.batches:
         raise RuntimeError("an epoch has no batch")
-    labels = _labels(data)
     sampler = data.sampler(train=True, group_overlapping_lists=False)
     passages = sampler.distinct_passages(data.list_length, _BATCHES).mean()
-    lists = sum(len(part.lists) for part in data.train_lists) / max(1, steps.batches)  # of a batch, in the mean
+    all_lists = sum(len(part.lists) for part in data.train_lists)
+    labels = sum(len(part.lists.positive_rows) for part in data.train_lists) / all_lists  # of a list, in the mean
+    lists = all_lists / max(1, steps.batches)  # of a batch, in the mean
     step = module.work(min(lists, data.batch_size), passages, labels)
     sampler = data.sampler(train=False)
     dev_lists = sum(len(part.lists) for part in data.dev_lists)
@@ -97,15 +96,17 @@ def estimate(
         evaluations.append(points["validation"])
 
     meter = _Meter(trainer, module, data)
-    corpora = _uncached(trainer, module, data, evaluation, meter)
+    corpora = _uncached(trainer, module, data, evaluation)
     tokens = meter.tokens(step)
     kept = module.token_budget if module.uncheckpointed_tokens is None else module.uncheckpointed_tokens
     passes = 2 + trained_share + max(0.0, 1 - kept * trainer.world_size / max(1, tokens))
+    # weights, and two moments of each that learns, in float32
+    checkpoint_bytes = sum((12 if p.requires_grad else 4) * p.numel() for p in module.parameters())
     return Estimate(
         encoding=meter.seconds(Work(passages=sum(map(len, corpora)))),
         steps=steps.left * steps.accumulated * passes * meter.seconds(step),
         evaluations=sum(meter.seconds(work) for work in evaluations),
-        saving=steps.validations * len(trainer.checkpoint_callbacks) * _checkpoint_bytes(module) / _SAVED,
+        saving=steps.validations * len(trainer.checkpoint_callbacks) * checkpoint_bytes / _SAVED,
         passages=sum(map(len, corpora)),
         number=len([work for work in evaluations if work != Work()]),
     )
@@ -180,23 +181,8 @@ class _Meter:
         return time.perf_counter() - begin
 
 
-def _checkpoint_bytes(module: QueryListModule) -> int:
-    """Weights, and two moments of each that learns, in float32."""
-    return sum((12 if p.requires_grad else 4) * p.numel() for p in module.parameters())
-
-
-def _labels(data: QueryListDataModule) -> float:
-    """Labelled positives of a train list, in the mean."""
-    lists = [part.lists for part in data.train_lists]
-    return sum(len(part.positive_rows) for part in lists) / sum(len(part) for part in lists)
-
-
 def _uncached(
-    trainer: L.Trainer,
-    module: QueryListModule,
-    data: QueryListDataModule,
-    evaluation: Evaluation,
-    meter: _Meter,
+    trainer: L.Trainer, module: QueryListModule, data: QueryListDataModule, evaluation: Evaluation
 ) -> Sequence[Corpus]:
     """Corpora that the base model has to encode."""
     wanted = evaluation.ranker.corpora_to_encode(evaluation.history.sets)

@@ -1,7 +1,5 @@
 """The pipeline from a corpus to query lists: which stages a configuration asks for, and how they connect."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from functools import cached_property
@@ -141,10 +139,8 @@ class Pipeline:
             "stages": ", ".join(names),
         }
         if "generate" in names:
-            settings = self._engine.settings()
-            lines["generator"] = (
-                f"{settings.get('model')}, by {settings.get('engine')}, sampling {settings['sampling']}"
-            )
+            engine = self._engine.settings()
+            lines["generator"] = f"{engine.get('model')}, by {engine.get('engine')}, sampling {engine['sampling']}"
         if "mine" in names:
             for name, retriever in self._retrievers.items():
                 lines[f"retriever {name}"] = retriever.describe()
@@ -164,37 +160,25 @@ class Pipeline:
         return Deduplicate(self.corpus, self._corpus_sha256, **self.config.deduplicate)
 
     def _sample(self) -> Stage:
-        options = OmegaConf.to_container(self.config.sample, resolve=True)
-        return Sample(self.corpus, self._corpus_sha256, self.outputs["deduplicate"], **options)
+        deduplicated = self.outputs["deduplicate"]
+        return Sample(self.corpus, self._corpus_sha256, deduplicated, **_plain(self.config.sample))
 
     def _generate(self) -> Stage:
-        options = OmegaConf.to_container(self.config.generate, resolve=True)
+        options = _plain(self.config.generate)
         types = load_query_types(options.pop("types"), options.pop("type_folders"))
         return Generate(self.corpus, self._corpus_sha256, self.outputs["sample"], self._engine, types, **options)
 
     def _queries(self) -> Stage:
-        return CollectQueries(
-            self.corpus,
-            self._corpus_sha256,
-            self.config.corpus,
-            self.config.data_dir,
-            self.groups,
-            self.outputs.get("generate"),
-            self.config.unknown_qrels,
-        )
+        config, generated = self.config, self.outputs.get("generate")
+        where = self.corpus, self._corpus_sha256, config.corpus, config.data_dir
+        return CollectQueries(*where, self.groups, generated, config.unknown_qrels)
 
     def _mine(self) -> Stage:
-        options = OmegaConf.to_container(self.config.mine, resolve=True)
+        options = _plain(self.config.mine)
         for key in ("retrievers", "chunk", "keep_embeddings"):
             options.pop(key)
-        return Mine(
-            self.corpus,
-            self._corpus_sha256,
-            self.outputs["queries"],
-            self.outputs.get("deduplicate"),
-            self._retrievers,
-            **options,
-        )
+        outputs = self.outputs["queries"], self.outputs.get("deduplicate")
+        return Mine(self.corpus, self._corpus_sha256, *outputs, self._retrievers, **options)
 
     def _score(self) -> Stage:
         outputs = self.outputs["queries"], self.outputs["mine"]
@@ -202,8 +186,7 @@ class Pipeline:
 
     def _filter(self) -> Stage:
         exempt = [name for name, o in self.groups.items() if not o.get("filter", True)]
-        options = OmegaConf.to_container(self.config.filter, resolve=True)
-        return Filter(self.outputs["score"], exempt=exempt, **options)
+        return Filter(self.outputs["score"], exempt=exempt, **_plain(self.config.filter))
 
     def _split(self) -> Stage:
         options = self.config.split
@@ -282,15 +265,8 @@ class Pipeline:
                 digests += corpus_sha256(folder)
             digest = hashlib.sha256(digests.encode()).hexdigest()
             corpus = self.corpus if folder == self._folder else None
-            loaded = load_evaluation_set(
-                str(folder),
-                split,
-                corpus=corpus,
-                unknown_qrels="keep",
-                empty_passages=self.config.empty_passages,
-                cache_dir=self.config.cache_dir,
-            )
-            found.append((loaded, digest))
+            reading = {k: self.config[k] for k in ("empty_passages", "cache_dir")} | {"unknown_qrels": "keep"}
+            found.append((load_evaluation_set(str(folder), split, corpus=corpus, **reading), digest))
         return found
 
     @cached_property

@@ -1,12 +1,11 @@
 """The settings of a preparation that no class takes."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from datamodules.storage.files import file_name
+from experiments.settings.common import CommonSettings
 
 StageName = Literal["deduplicate", "sample", "generate", "queries", "mine", "score", "filter", "split"]
 STAGES: tuple[str, ...] = get_args(StageName)
@@ -45,7 +44,7 @@ class JudgedSplit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareSettings:
+class PrepareSettings(CommonSettings):
     """The top of ``experiments/conf/prepare/prepare.yaml``, where each setting is told of."""
 
     corpus: str
@@ -54,17 +53,12 @@ class PrepareSettings:
     stage: StageName | None
     until: StageName | None
     shard: str | int | None
-    seed: int
-    empty_passages: Literal["error", "keep"]
-    unknown_qrels: Literal["error", "keep"]
-    token_budget: int
     device: str | None
     work: str
-    cache_dir: str
     data_dir: str
-    allowed_targets: Sequence[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Refuse a group whose name no file can have."""
+        super().__post_init__()
         for name in self.queries:
             file_name("queries: a group", name)

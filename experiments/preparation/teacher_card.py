@@ -1,7 +1,5 @@
 """The teacher card: is this teacher worth distilling? Its order of the candidates beside the retrievers'."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from typing import Any
 
@@ -9,6 +7,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from callbacks.evaluation.block_search import run_of
 from callbacks.evaluation.metrics import Run, score_run
 from callbacks.reporting.statistics import paired_difference
 from datamodules.corpus import find_dataset, load_evaluation_set
@@ -77,15 +76,12 @@ def _orders(pipeline: Pipeline, table: Any, inside: np.ndarray) -> dict[str, Run
         found = zip(query_ids, candidates, table[column].to_pylist(), strict=True)
         orders[name] = {query: dict(zip(ids, values, strict=True)) for query, ids, values in found}
     mined = pipeline.outputs["mine"]
-    ids = pipeline.corpus.ids
     for file in sorted(mined.manifest["outputs"]):
         name = "fused" if file == "candidates.parquet" else file.removeprefix("run.").removesuffix(".parquet")
         hits = table_to_hits(read_parquet(mined.file(file)))
-        hits = Hits(hits.scores[inside], hits.rows[inside])
-        orders[name] = {}
-        for query, wanted, rows, values in zip(query_ids, candidates, hits.rows, hits.scores, strict=True):
-            there = rows >= 0
-            score_of = dict(zip(ids.take(rows[there]).to_pylist(), values[there].tolist(), strict=True))
-            lowest = min(score_of.values(), default=0.0) - 1.0  # a candidate that this retriever lacks comes last
-            orders[name][query] = {p: score_of.get(p, lowest) for p in wanted}
+        run = run_of(pipeline.corpus, query_ids, Hits(hits.scores[inside], hits.rows[inside]))
+        # a candidate that this retriever lacks comes last
+        lowest = {query: min(found.values(), default=0.0) - 1.0 for query, found in run.items()}
+        wanted = zip(query_ids, candidates, strict=True)
+        orders[name] = {query: {p: run[query].get(p, lowest[query]) for p in ids} for query, ids in wanted}
     return orders

@@ -1,7 +1,5 @@
 """What a run's configuration is asked before anything is loaded: targets, keys, values, ranges, contradictions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,11 +1,10 @@
 """The encoders that a configuration names: what presets and files add to their settings."""
 
-from __future__ import annotations
-
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from experiments.settings.walk import rebuilt
 from retriever.cross_encoder.cross_encoder import PairSpec
 from retriever.encoder.outline import EncoderOutline
 from retriever.encoder.sentence_transformers_layout import read_spec
@@ -38,12 +37,11 @@ def with_effective_encoders(config: Any) -> Any:
     Presets are folded in, and so is what the files of a model folder say, so that two ways to say one thing are one.
     Of ``preset``, the package with the weights is left. What only the files of a model elsewhere say stays null.
     """
-    if isinstance(config, list):
-        return [with_effective_encoders(inner) for inner in config]
-    if not isinstance(config, dict):
-        return config
-    config = {key: with_effective_encoders(inner) for key, inner in config.items()}
-    kind = SPECS.get(str(config.get("_target_")))
+    return rebuilt(config, _with_effective)
+
+
+def _with_effective(config: Any, name: str) -> Any:
+    kind = SPECS.get(str(config.get("_target_"))) if isinstance(config, dict) else None
     if kind is None or not isinstance(config.get("model"), str):
         return config
     try:

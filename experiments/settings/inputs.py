@@ -1,7 +1,5 @@
 """The files that a run reads, by content."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from omegaconf import DictConfig

@@ -1,7 +1,5 @@
 """Configurations in run folders of earlier versions, as this version writes them."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 
@@ -9,21 +7,16 @@ from omegaconf import OmegaConf
 
 from experiments.conf import CONF
 from experiments.settings.renamed import rename
+from experiments.settings.walk import rebuilt
 
 log = logging.getLogger(__name__)
 _ENCODERS = CONF / "encoder"
 _METRICS = ("nDCG@10", "R@100", "RR@10", "AP@100")  # when they had no names
 # what an encoder could state beside its model, when presets were not yet a mapping of their own
 _LENGTHS = ("query_max_length", "passage_max_length")
+_OF_RETRIEVERS = ("pooling", "query_prompt", "passage_prompt", *_LENGTHS, "normalize", "truncate_dim")
 _STATED = {
-    "retriever.encoder.TextEncoder.from_pretrained": (
-        "pooling",
-        "query_prompt",
-        "passage_prompt",
-        *_LENGTHS,
-        "normalize",
-        "truncate_dim",
-    ),
+    "retriever.encoder.TextEncoder.from_pretrained": _OF_RETRIEVERS,
     "retriever.cross_encoder.CrossEncoder.from_pretrained": (*_LENGTHS, "pair_max_length"),
 }
 
@@ -34,21 +27,21 @@ def as_now(config: Any) -> Any:
     Encoders used to state beside ``packaged`` what their presets know, and now have it in ``preset``. Settings that
     are newer than the run get the value that does what was done then.
     """
-    if isinstance(config, list):
-        return [as_now(inner) for inner in config]
+    return rebuilt(config, _as_now)
+
+
+def _as_now(config: Any, name: str) -> Any:
     if not isinstance(config, dict):
         return config
-    config = {key: as_now(inner) for key, inner in config.items()}
     evaluation = config.get("evaluation")
     if isinstance(evaluation, dict) and "_target_" in evaluation:
         newer = {"metrics": list(_METRICS), "on_bad_list": config.get("on_bad_list", "error")}
         config["evaluation"] = newer | evaluation
-    parts = [config.get(name) for name in ("data", "evaluation", "module")]
-    if not all(isinstance(part, dict) for part in parts):
+    if not all(isinstance(config.get(part), dict) for part in ("data", "evaluation", "module")):
         return _with_preset(config)
     rename(config)
     if "empty_passages" not in config:
-        config = _with_newer_settings(config, *parts)
+        config = _with_newer_settings(config)
     return config if "callbacks" in config else _with_newer_groups(config)
 
 
@@ -62,18 +55,15 @@ def _with_newer_groups(config: dict[str, Any]) -> dict[str, Any]:
     return config | {group: OmegaConf.to_container(whole[group], resolve=True) for group in groups}
 
 
-def _with_newer_settings(
-    config: dict[str, Any], data: dict[str, Any], evaluation: dict[str, Any], module: dict[str, Any]
-) -> dict[str, Any]:
+def _with_newer_settings(config: dict[str, Any]) -> dict[str, Any]:
     """Add what a run's configuration has at its top, and in its groups, since empty passages are kept by default."""
     # a run that has ended saw no empty passage where these were refused
-    data, evaluation = ({**part, "empty_passages": "keep"} for part in (data, evaluation))
+    data, evaluation = ({**config[part], "empty_passages": "keep"} for part in ("data", "evaluation"))
     if data.get("dev_fraction") == 0.1:  # what null is, of lists that are not split
         data["dev_fraction"] = None
     return config | {
         "data": {"leak_near_passages": None} | data,
         "evaluation": evaluation,
-        "module": module,
         "empty_passages": "keep",
         "on_bad_list": data.get("on_bad_list", "error"),
         "unknown_qrels": evaluation.get("unknown_qrels", "error"),

@@ -1,7 +1,5 @@
 """Names of before, and what they are called now: one table for command lines, configurations and run folders."""
 
-from __future__ import annotations
-
 import logging
 import re
 import sys
@@ -10,6 +8,8 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
+
+from experiments.settings.walk import walk
 
 log = logging.getLogger(__name__)
 
@@ -105,8 +105,8 @@ def rename(config: dict[str, Any], kept: Collection[str] = ()) -> bool:
             if isinstance(section[name], str) and section[name] in values:
                 old, section[name] = section[name], values[section[name]]
                 found[f"{place}={old}"] = f"{place}={section[name]}"
-    for section in _sections(config):
-        target = section.get("_target_")
+    for _, section in walk(config):
+        target = section.get("_target_") if isinstance(section, dict) else None
         for old, new in TARGETS.items():
             if isinstance(target, str) and f"{target}.".startswith(f"{old}."):
                 section["_target_"] = new + target.removeprefix(old)
@@ -125,15 +125,6 @@ def _places(section: Any, keys: list[str], place: str = "") -> Iterator[tuple[st
                 yield from _places(section[name], rest, f"{place}{name}.")
             else:
                 yield f"{place}{name}", section, name
-
-
-def _sections(value: Any) -> Iterator[dict[str, Any]]:
-    """Every mapping in a configuration."""
-    if isinstance(value, dict):
-        yield value
-    if isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _sections(inner)
 
 
 def _say(old: str, new: str) -> None:

@@ -1,12 +1,11 @@
 """The settings at the top of a run's configuration, which no class takes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from datamodules.storage.files import file_name
+from experiments.settings.common import CommonSettings
 from retriever.errors import InputError, require_positive
 from retriever.typed import read_settings, read_top
 
@@ -83,18 +82,13 @@ class WandbSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings:
+class RunSettings(CommonSettings):
     """The top of ``experiments/conf/run.yaml``, where each setting is told of."""
 
     name: str
     group: str | None
-    seed: int
     output_dir: str
-    cache_dir: str
     data_dir: str
-    token_budget: int
-    empty_passages: Literal["error", "keep"]
-    unknown_qrels: Literal["error", "keep"]
     on_bad_list: Literal["error", "drop"]
     temperatures: Mapping[str, float]
     criterion: str = "dev/loss"
@@ -104,17 +98,16 @@ class RunSettings:
     diagnostics: DiagnosticsSettings
     resume: str | None
     repeats: str | None = None
-    allowed_targets: Sequence[str] = field(default_factory=list)
     export: bool
     save_checkpoints: bool
     debug: DebugSettings | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a name that no file can have, a seed that torch refuses, and a budget of nothing."""
+        """Refuse a name that no file can have, and a seed that torch refuses."""
+        super().__post_init__()
         file_name("name", self.name)
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed is {self.seed}; it must be at least 0 and below 2^32.")
-        require_positive(token_budget=self.token_budget)
 
 
 def read_run_settings(config: Mapping[str, Any]) -> RunSettings:

@@ -1,13 +1,11 @@
 """The trainer's settings: what Lightning would refuse, and what would train or validate nothing."""
 
-from __future__ import annotations
-
 import json
 import math
 import re
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -39,11 +37,8 @@ _NOT_IN_A_RUN = {
     "limit_predict_batches": "a run predicts nothing",
 }
 _PRECISIONS = ("32-true", "32", 32, "bf16-mixed", "bf16", "16-mixed", "16", 16, None)
-_SHARES = {  # null → what it then is
-    "limit_train_batches": "all",
-    "limit_val_batches": "all",
-    "val_check_interval": "each epoch",
-}
+# null → what it then is
+_SHARES = {"limit_train_batches": "all", "limit_val_batches": "all", "val_check_interval": "each epoch"}
 _DURATION = re.compile(r"\d+:\d\d:\d\d:\d\d")
 _MADE = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 
@@ -115,13 +110,13 @@ def _check_strategy(strategy: Any) -> None:
     """Refuse checkpoints that are folders, a file for each rank: they could be neither checked nor resumed."""
     if not isinstance(strategy, dict):
         return
-    name = str(strategy.get("_target_")).rpartition(".")[2]
+    name, wrong = str(strategy.get("_target_")).rpartition(".")[2], None
     if name == "ModelParallelStrategy" and strategy.get("save_distributed_checkpoint", True):
-        said = "trainer.strategy.save_distributed_checkpoint is true"
-        raise InputError(f"{said}; only whole checkpoints can be resumed: set it to false, as trainer=fsdp does.")
-    if name == "FSDPStrategy" and strategy.get("state_dict_type") == "sharded":
-        said = "trainer.strategy.state_dict_type is 'sharded'"
-        raise InputError(f"{said}; only whole checkpoints can be resumed: set it to full, or take trainer=fsdp.")
+        wrong = "save_distributed_checkpoint is true", "set it to false, as trainer=fsdp does"
+    elif name == "FSDPStrategy" and strategy.get("state_dict_type") == "sharded":
+        wrong = "state_dict_type is 'sharded'", "set it to full, or take trainer=fsdp"
+    if wrong:
+        raise InputError(f"trainer.strategy.{wrong[0]}; only whole checkpoints can be resumed: {wrong[1]}.")
 
 
 def _check_share(name: str, value: Any, null: str) -> None:
@@ -155,19 +150,17 @@ def _build(trainer: DictConfig, settings: dict[str, Any]) -> None:
     try:
         instantiate(trainer, **_MADE, callbacks=[])
     except Exception as error:
-        name = _culprit(trainer, settings)
+        name = _culprit(settings)
         raise _refusal(error, settings, [name] if name else []) from None
 
 
-def _culprit(trainer: DictConfig, settings: dict[str, Any]) -> str | None:
+def _culprit(settings: dict[str, Any]) -> str | None:
     """The setting without which Lightning has nothing against the others."""
     for name in (name for name in settings if not name.startswith("_")):
         others = OmegaConf.create({k: v for k, v in settings.items() if k != name})
-        try:
+        with suppress(Exception):
             instantiate(others, **_MADE, callbacks=[])
             return name
-        except Exception:
-            continue
     return None
 
 

@@ -1,15 +1,21 @@
 """Settings that were typed and have no effect beside the others: said on the terminal before anything is loaded."""
 
-from __future__ import annotations
-
+import json
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 log = logging.getLogger(__name__)
-Rules = dict[str, tuple[Callable[[DictConfig], bool], str]]
+Rule = tuple[Callable[[DictConfig], bool], str]  # where a setting has no effect, and why
+
+
+def _where(other: str, value: Any) -> Rule:
+    """Where another setting has a value."""
+    said = value if isinstance(value, str) else json.dumps(value)
+    return lambda config: OmegaConf.select(config, other) == value, f"{other} is {said}"
 
 
 def _is_not_generated(config: DictConfig) -> bool:
@@ -38,12 +44,12 @@ def _is_unread(temperature: str) -> Callable[[DictConfig], bool]:
     return is_idle
 
 
-# setting, or section → where it has no effect, and why
-OF_RUN: Rules = {
+# of settings and sections
+OF_RUN: dict[str, Rule] = {
     "data.dev_fraction": (lambda c: c.data.get("dev") is not None, "data.dev names the dev lists"),
-    "data.leak_jaccard": (lambda c: c.data.get("leak_guard") == "off", "data.leak_guard is off"),
-    "data.leak_near_passages": (lambda c: c.data.get("leak_guard") == "off", "data.leak_guard is off"),
-    "data.human_types": (lambda c: c.data.get("leak_guard") == "off", "data.leak_guard is off"),
+    "data.leak_jaccard": _where("data.leak_guard", "off"),
+    "data.leak_near_passages": _where("data.leak_guard", "off"),
+    "data.human_types": _where("data.leak_guard", "off"),
     "encoder.preset": (
         lambda c: (c.encoder.get("preset") or {}).get("model") != c.encoder.model,
         "encoder.preset.model is not encoder.model, and a preset counts for its own model alone",
@@ -54,37 +60,29 @@ OF_RUN: Rules = {
         f"temperatures.{name}": (_is_unread(name), "nothing that is computed here reads it")
         for name in ("infonce", "student", "teacher")
     },
-    "early_stopping.monitors": (lambda c: c.early_stopping.patience is None, "early_stopping.patience is null"),
-    "diagnostics.teacher_temperature": (
-        lambda c: c.diagnostics.every_n_steps is None,
-        "diagnostics.every_n_steps is null",
-    ),
-    "criterion": (lambda c: not c.save_checkpoints, "save_checkpoints is false"),
-    "module.matryoshka_weights": (
-        lambda c: c.module.get("matryoshka_dimensions") is None,
-        "module.matryoshka_dimensions is null",
-    ),
+    "early_stopping.monitors": _where("early_stopping.patience", None),
+    "diagnostics.teacher_temperature": _where("diagnostics.every_n_steps", None),
+    "criterion": _where("save_checkpoints", False),
+    "module.matryoshka_weights": _where("module.matryoshka_dimensions", None),
 }
-OF_PREPARE: Rules = {
-    "generate": (_is_not_generated, "no group of queries has source: generated"),
-    "generator": (_is_not_generated, "no group of queries has source: generated"),
-    "sample": (_is_not_generated, "no group of queries has source: generated"),
+_NOT_GENERATED = _is_not_generated, "no group of queries has source: generated"
+OF_PREPARE: dict[str, Rule] = {
+    **dict.fromkeys(("generate", "generator", "sample"), _NOT_GENERATED),
     "deduplicate": (
         lambda c: _is_not_generated(c) and not c.mine.drop_near_duplicates,
-        "no group of queries has source: generated, and mine.drop_near_duplicates is false",
+        f"{_NOT_GENERATED[1]}, and mine.drop_near_duplicates is false",
     ),
-    "deduplicate.permutations": (lambda c: c.deduplicate.near_jaccard is None, "deduplicate.near_jaccard is null"),
+    "deduplicate.permutations": _where("deduplicate.near_jaccard", None),
     "encoder": (_lacks_encoder, "no retriever of mine.retrievers has it, and split.leak_cosine is null"),
-    **{
-        f"split.{name}": (_is_unguarded, "the leak guard is off")
-        for name in ("leak_jaccard", "leak_cosine", "leak_near_passages")
-    },
-    "filter.consistency_retrievers": (lambda c: c.filter.consistency_rank is None, "filter.consistency_rank is null"),
-    "filter.consistency_require": (lambda c: c.filter.consistency_rank is None, "filter.consistency_rank is null"),
+    "split.leak_jaccard": (_is_unguarded, "the leak guard is off"),
+    "split.leak_cosine": (_is_unguarded, "the leak guard is off"),
+    "split.leak_near_passages": (_is_unguarded, "the leak guard is off"),
+    "filter.consistency_retrievers": _where("filter.consistency_rank", None),
+    "filter.consistency_require": _where("filter.consistency_rank", None),
 }
 
 
-def say_what_has_no_effect(config: DictConfig, overrides: Sequence[str], rules: Rules) -> None:
+def say_what_has_no_effect(config: DictConfig, overrides: Sequence[str], rules: dict[str, Rule]) -> None:
     """Warn of each setting of a command line that nothing looks at, as the configuration is.
 
     Args:

@@ -1,7 +1,5 @@
 """The callbacks of a run, in the order in which they are called, and what they record of the configuration."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,18 +10,15 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from omegaconf import DictConfig, OmegaConf
 
-from callbacks import (
-    Evaluation,
-    ExportBest,
-    GracefulTermination,
-    PruneRun,
-    QueryRecord,
-    RunRecord,
-    StepSeeds,
-    WandbReport,
-)
+from callbacks import Evaluation, RunRecord
+from callbacks.pruning import PruneRun
 from callbacks.reliability.atomic_checkpoints import LAST
 from callbacks.reliability.best_checkpoint import BestCheckpoint
+from callbacks.reliability.step_seeds import StepSeeds
+from callbacks.reliability.termination import GracefulTermination
+from callbacks.reporting.export import ExportBest
+from callbacks.reporting.query_record import QueryRecord
+from callbacks.reporting.wandb_report import WandbReport
 from retriever.errors import InputError
 
 
@@ -35,12 +30,7 @@ def run_callbacks(
     The order matters: figures are there before they are looked at and a checkpoint is chosen, the best one before it
     is exported.
     """
-    callbacks: list[L.Callback] = [
-        evaluation,
-        QueryRecord(evaluation.history),
-        StepSeeds(config.seed),
-        *_chosen_callbacks(config),
-    ]
+    callbacks = [evaluation, QueryRecord(evaluation.history), StepSeeds(config.seed), *_chosen_callbacks(config)]
     if config.save_checkpoints:
         checkpoints = folder / "checkpoints"
         best = {"monitor": config.criterion, "mode": config.criterion_mode, "auto_insert_metric_name": False}

@@ -1,7 +1,5 @@
 """The data of a debug run: a few lists and queries of each file, and the passages that they name."""
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -76,9 +74,8 @@ class DebugData:
         self, path: str, corpus: str, types: Collection[str] | None, skipped: int, among: Collection[str] | None = None
     ) -> tuple[str, list[str]]:
         """Write some lists of each query type of a file; return the new path and the ids of the queries."""
-        lists = list(
-            _some(find_file(path), self.config.debug.lists, types, skipped, among, self.config.data.list_length)
-        )
+        number, length = self.config.debug.lists, self.config.data.list_length
+        lists = list(_some(find_file(path), number, types, skipped, among, length))
         self._of(corpus).passages.update(p for each in lists for p in (*each.passage_ids, *each.positive_ids))
         self._written += 1
         written = self.folder / f"{self._written}-{Path(path).stem}.parquet"
@@ -113,9 +110,6 @@ def _some(
         if (types is None or each.query_type in types) and (among is None or each.query_id in among):
             seen[each.query_type] += 1
             if skipped < seen[each.query_type] <= skipped + number:
-                best = sorted(range(len(each.passage_ids)), key=lambda k: -each.teacher_scores[k])[:length]
-                yield replace(
-                    each,
-                    passage_ids=[each.passage_ids[k] for k in best],
-                    teacher_scores=[each.teacher_scores[k] for k in best],
-                )
+                scored = zip(each.passage_ids, each.teacher_scores, strict=False)
+                best = sorted(scored, key=lambda pair: -pair[1])[:length]
+                yield replace(each, passage_ids=[p for p, _ in best], teacher_scores=[score for _, score in best])

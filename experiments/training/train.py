@@ -1,7 +1,5 @@
 """Train one objective and evaluate it."""
 
-from __future__ import annotations
-
 import logging
 import os
 from contextlib import ExitStack

@@ -39,7 +39,7 @@ class CrossEncoderModule(QueryListModule):
     """Trains a cross-encoder by listwise softmax cross-entropy on labels, with distillation where asked for.
 
     A query's candidates are all its labelled positives and ``negatives`` unlabelled passages of its query list, drawn
-    anew at every step (seeded by :class:`~callbacks.StepSeeds`, so a resumed run draws the same). This is the localized
+    anew at every step (seeded by ``StepSeeds``, so a resumed run draws the same). This is the localized
     contrastive estimation of Gao, Dai, Callan 2021 (arXiv 2101.08751), with several positives as in
     :func:`~retriever.losses.listwise.listwise_cross_entropy`.
 

@@ -106,7 +106,7 @@ def bench(arguments: list[str], folder: Path) -> None:
         options = {"system": "ours", "dataset": job.evaluation.dataset}
         run_evaluation({**job, **options}, encoder, torch.device("cpu"))
     else:
-        Lists.of_job(job, encoder)
+        Lists(job, encoder)
 
 
 def lists(arguments: list[str], folder: Path) -> None:

@@ -23,7 +23,7 @@ from datamodules.query_lists import open_query_lists, read_query_lists
 from experiments.compare import main
 from experiments.comparison import runs as run_folders
 from experiments.comparison.changes import most_changed
-from experiments.comparison.formats import COLUMNS, csv_text, latex, markdown, print_tables, records
+from experiments.comparison.formats import csv_text, latex, markdown, print_tables, records
 from experiments.comparison.page import page
 from experiments.comparison.plots import _short
 from experiments.comparison.runs import find_runs, read_runs
@@ -37,6 +37,13 @@ from retriever.errors import InputError
 pytestmark = pytest.mark.slow
 
 HOSTILE = '<script>alert("1")</script> & | \\ $x_1^2$ `a` [b](http://c) </table>'
+
+
+COLUMNS = [
+    *("table", "queries", "run", "seeds", "ndcg@10", "difference", "low", "high", "p", "p_holm", "comparisons"),
+    *("wins", "ties", "losses", "recall@100", "steps", "minutes", "peak_memory_gib", "passages_encoded"),
+    *("tokens_encoded", "pruned"),
+]
 
 
 def arm_of(comparison, name, dataset="d"):
@@ -167,7 +174,7 @@ def test_pruned_runs_are_marked(tmp_path):
     comparison = compare([tmp_path])
     assert "| a | 1†, 2 |" in markdown(comparison) and "†: stopped early by the sweep's pruner" in markdown(comparison)
     assert r"1$\dagger$, 2" in latex(comparison) and "1†, 2" in page(comparison)
-    assert [row[COLUMNS.index("pruned")] for row in records(comparison)] == ["", "1"]
+    assert [row["pruned"] for row in records(comparison)] == ["", "1"]
     assert "†" not in markdown(compare([tmp_path / "2"]))
 
 
@@ -351,7 +358,7 @@ def test_every_format_is_written_whole(hostile, capsys):
     comparison = compare([hostile])
     with open(out / "comparison.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert rows[0].keys() == set(COLUMNS) and len(rows) == len(records(comparison)) == 16
+    assert list(rows[0]) == COLUMNS and len(rows) == len(records(comparison)) == 16
     row = next(r for r in rows if r["run"] == HOSTILE and r["table"] == "d")
     assert float(row["difference"]) == arm_of(comparison, HOSTILE).difference.mean and row["seeds"] == "1 2 3"
     assert row["comparisons"] == "3" and float(row["p_holm"]) == arm_of(comparison, HOSTILE).p_holm
@@ -376,6 +383,22 @@ def test_table_fits_into_132_columns(hostile, capsys):
     for words in ("difference to base [95%]", "no overlap", "p", "W/T/L", "minutes"):
         assert any(words in line for line in lines)
     assert any(re.search(r"\[[-+]0\.\d{4}, [-+]0\.\d{4}\]", line) for line in lines)
+
+
+def test_metrics_that_have_no_room_on_the_terminal_are_named(tmp_path, capsys):
+    further = [f"P(rel=2)@{number}" for number in range(1, 9)]
+    points = {name: {"base": 0.1, "best": 0.2} for name in ("ndcg@10", *further)}
+    write_run(tmp_path / "a", "a", 1, {"d": values(1)}, datasets={"d": points})
+    comparison = compare([tmp_path])
+    print_tables(comparison)
+    printed = capsys.readouterr().out
+    lines = printed.splitlines()
+    heading = next(line for line in lines if "W/T/L" in line and line.startswith("┃"))
+    shown = [name for name in further if name in heading]
+    named = re.search(r"no room here for (.*): see the runs' results.json", " ".join(printed.split()))
+    assert max(map(len, lines)) <= 132 and 0 < len(shown) < len(further)
+    assert named.group(1).split(", ") == further[len(shown) :]
+    assert all(name in markdown(comparison) for name in further) and "no room" not in markdown(comparison)
 
 
 def test_wandb_gets_the_table_and_all_files_offline(hostile, monkeypatch, tmp_path):

@@ -287,6 +287,15 @@ def test_prepare_names_wrong_settings(small_prepare, monkeypatch, capsys, argume
     assert message in error_of(prepare_module, monkeypatch, capsys, *options, argument)
 
 
+@pytest.mark.parametrize(("kind", "mode"), [("run", []), ("sweep", ["-m"])])
+def test_an_empty_folder_is_not_the_one_that_the_command_is_typed_in(small_run, monkeypatch, tmp_path, kind, mode):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["run", *mode, *small_run, f"hydra.{kind}.dir="])
+    with pytest.raises(SystemExit, match=rf"hydra\.{kind}\.dir is empty; name the folder of the {kind}"):
+        run_module.main()
+    assert not (tmp_path / "config.yaml").exists() and not (tmp_path / ".hydra").exists()
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [

@@ -144,13 +144,13 @@ def test_nan_loss_stops_the_run_and_names_the_queries(small_run, tmp_path):
 
 @pytest.mark.slow
 def test_early_stopping_waits_for_all_metrics_and_the_best_step_is_chosen(small_run, tmp_path):
-    options = ["trainer.max_epochs=40", "early_stopping.patience=2", "module.learning_rate=3e-2", "export=false"]
+    options = ["trainer.max_epochs=40", "early_stopping.patience=2", "module.learning_rate=1e-2", "export=false"]
     results = run_experiment(config_of("module=distillation", *small_run, *options), tmp_path / "run")
-    rows = [r for r in metrics(tmp_path / "run") if r["dev/loss"]][1:]
+    rows = [r for r in metrics(tmp_path / "run") if r["dev/loss"]]
     kl, loss = ([float(r[f"dev/{name}"]) for r in rows] for name in ("kl", "loss"))
-    assert len(rows) < 40
+    assert 4 < len(rows) < 40
     assert min(kl[:-2]) <= min(kl[-2:]) and min(loss[:-2]) <= min(loss[-2:])
-    assert results["steps"]["best"] == 4 * (1 + int(np.argmin(loss)))
+    assert results["steps"]["best"] == 4 * int(np.argmin(loss)) > 0
 
 
 @pytest.mark.slow

@@ -87,6 +87,30 @@ def test_many_names_and_hostile_ones_stay_short(small_run, tmp_path):
     assert r"'Instruct: find\nQuery: \x1b[2J'" in lines["texts"] and lines["evaluation"].endswith("and 37 more")
 
 
+def test_one_of_a_thing_is_said_in_the_singular(small_run, tmp_path):
+    plan = run_plan(config_of("module=distillation", *small_run), *opened(config_of(*small_run), tmp_path), None)
+    plan["lists"] = [part | {"lists": 1, "candidates": [1, 1, 1]} for part in plan["lists"]]
+    plan["corpora"], plan["evaluation"] = {"small": 1}, [facts | {"queries": 1} for facts in plan["evaluation"]]
+    plan["device"] |= {"name": "cpu", "threads": 1, "ranks": 1}
+    plan["steps"] |= {"total": 1, "lists": 1}
+    plan["time"] |= {"passages": 1, "number": 1}
+    lines = plan_lines(plan)
+    text = " ".join(lines.values())
+    for fact in (
+        "1 list (human) of human.parquet; 1 of 1 candidate used",
+        "small (1 passage)",
+        "small (1 query of test)",
+        "cpu (1 thread)",
+        "1 rank;",
+        "1 step of 1 list,",
+        "encoding 1 passage ",
+        "1 evaluation ",
+    ):
+        assert fact in text, (fact, lines)
+    plan["device"]["threads"] = plan["device"]["ranks"] = 2
+    assert "cpu (2 threads)" in plan_lines(plan)["device"] and "2 ranks" in plan_lines(plan)["device"]
+
+
 def test_a_cross_encoder_says_what_it_runs(small_run, tiny_model, tmp_path, capsys):
     small = [o for o in small_run if not o.startswith("encoder.")]
     config = config_of(

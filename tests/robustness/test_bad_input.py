@@ -853,7 +853,7 @@ def compared(folder: Path) -> list[tuple]:
     changes = [
         (change.query_id, change.query) for part in most_changed(comparison) for change in part.hurt + part.helped
     ]
-    [run] = comparison.groups[0].runs
+    [[run]] = comparison.groups.values()
     return [arms, sorted(changes), run.curve("d"), run.is_home("d"), run.overlap("d")]
 
 

@@ -16,6 +16,7 @@ import stat
 import sys
 import zipfile
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,7 @@ import torch
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
+from callbacks.reporting.templates import render
 from datamodules.corpus import find_dataset, load_corpus
 from datamodules.query_lists import QueryList, read_query_lists, write_query_lists
 from datamodules.storage import archives
@@ -32,8 +34,9 @@ from experiments import run as run_module
 from experiments.cli.redact import _redact_overrides, redact_arguments
 from experiments.cli.rerun import read_run
 from experiments.cli.targets import check_arguments, check_targets
-from experiments.comparison.changes import Change, _line
-from experiments.comparison.formats import latex_comment, to_csv
+from experiments.comparison import formats
+from experiments.comparison.changes import Change, Changes
+from experiments.comparison.formats import to_csv
 from experiments.comparison.report import write_report
 from experiments.comparison.sheets import Sheet
 from experiments.comparison.tables import compare
@@ -406,10 +409,13 @@ def test_reports_escape_all_text_of_corpora_and_queries(hostile_comparison):
 
 
 def test_an_id_alone_is_escaped_too():
-    line = _line(Change("<img src=x onerror=y>|[a](b)", "", [], 0.1, 0.2, ""))
-    assert r"\<img src=x onerror=y\>\|\[a\](b)" in line
+    change = Change("<img src=x onerror=y>|[a](b)", "", [], 0.1, 0.2, "")
+    template = Path(formats.__file__).with_name("changes.md")
+    text = render(template, base="base", changes=[Changes("d", "arm", [change], [])])
+    assert r"* 0.100 → 0.200: \<img src=x onerror=y\>\|\[a\](b)" in text.splitlines()
     two = Sheet("x\n\\input{/etc/passwd}", "caption", ("a",), [], [])
-    assert "\n" not in latex_comment(two)
+    text = render(Path(formats.__file__).with_name("tables.tex"), sheets=[two], unfinished=[], cell=str)
+    assert text.splitlines()[-1] == r"% x \input{/etc/passwd}: caption"
 
 
 STEERING = "\x1b]0;title\x07\x1b[2J\x9b31m\u202edlrow\u2066\x7f\r"

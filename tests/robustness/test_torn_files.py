@@ -152,15 +152,15 @@ def test_a_run_with_torn_results_is_listed_as_unfinished(tmp_path, torn):
     make_run(tmp_path / "b", "infonce", 2, (0.3, 0.3))
     (tmp_path / "b" / "results.json").write_text(torn)
     comparison = compare([tmp_path])
-    assert [run.seed for group in comparison.groups for run in group.runs] == [1]
+    assert [run.seed for runs in comparison.groups.values() for run in runs] == [1]
     assert comparison.unfinished == [tmp_path / "b"] and "not a whole results file" in reason(tmp_path / "b")
 
 
 def test_torn_figures_of_a_finished_run_are_one_sentence_and_a_torn_curve_is_read_as_far_as_it_goes(tmp_path):
     make_run(tmp_path / "a", "infonce", 1, (0.3, 0.3))
     (tmp_path / "a" / "metrics.csv").write_text("step,val/d/ndcg@10\n0,0.3\n5,0.3\n9,")
-    [group] = compare([tmp_path]).groups
-    assert group.runs[0].curve("d") == {0: 0.3, 5: 0.3}
+    [[run]] = compare([tmp_path]).groups.values()
+    assert run.curve("d") == {0: 0.3, 5: 0.3}
     truncate(tmp_path / "a" / "per_query" / "d" / "step-000005.json")
     with pytest.raises(InputError, match=r"step-000005\.json: not JSON"):
         compare([tmp_path])
