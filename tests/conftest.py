@@ -27,10 +27,10 @@ os.environ.setdefault("WANDB_MODE", "offline")
 torch.set_num_threads(1)  # tiny models are slower on two
 # two processes share the files out in this order: a long one that came last would run alone
 LONG_FILES = (
-    *("faults", "ray", "dead_settings", "vllm", "bad_input", "launchers", "sweeps", "prepare", "experiments", "readme"),
-    *("run", "ranks", "cross_encoder", "security", "configuration", "documented_commands", "evaluation_at_scale"),
-    *("bench", "dead_settings_of_rerankers", "killed_runs", "dead_settings_of_prepare", "mutants", "repeat", "wandb"),
-    *("advice", "torn_files", "scifact"),
+    *("faults", "launchers", "dead_settings", "vllm", "prepare", "bad_input", "sweeps", "readme", "experiments", "ray"),
+    *("dead_settings_of_rerankers", "run", "ranks", "cross_encoder", "security", "configuration", "bench"),
+    *("documented_commands", "evaluation_at_scale", "killed_runs", "dead_settings_of_prepare", "scifact", "mutants"),
+    *("repeat", "wandb", "advice", "torn_files"),
 )
 
 STDERR = os.dup(2)  # replaced by the terminal's below

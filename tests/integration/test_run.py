@@ -137,6 +137,7 @@ def test_bfloat16_trains_to_nearly_the_same_losses_which_are_float32(small_run, 
     assert losses["bf16-mixed"] == pytest.approx(losses["32-true"], rel=0.1)
 
 
+@pytest.mark.slow
 def test_nan_loss_stops_the_run_and_names_the_queries(small_run, tmp_path):
     with pytest.raises(InputError, match=r"loss is nan at step [1-8], on the queries \d+, \d+"):
         run_experiment(config_of(*small_run, "module.learning_rate=1e30", "scheduler.warmup_steps=1"), tmp_path / "run")
@@ -161,6 +162,7 @@ def test_every_option_composes(group):
         assert config[group] is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argument", "message"),
     [

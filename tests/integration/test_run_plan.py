@@ -23,6 +23,7 @@ def opened(config, folder):
     return instantiate(config.trainer, default_root_dir=str(folder), logger=False), module, data, evaluation
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_runs_before_it_encodes(small_run, small_scifact, tiny_model, tmp_path, capsys):
     folder = tmp_path / "run"
     config = config_of(

@@ -604,6 +604,7 @@ def test_wrong_settings_are_explained(tiny_model, tiny_encoder, tmp_path):
         CrossEncoder.from_pretrained(str(tmp_path / "nowhere"))
 
 
+@pytest.mark.slow
 def test_ranks_beyond_the_lists_are_refused(teacher_run, tmp_path):
     with pytest.raises(InputError, match="at the ranks 40 to 50"):
         run_experiment(config_of(*teacher_run, "module.negative_ranks=[40, 50]"), tmp_path / "run")
@@ -631,6 +632,7 @@ def test_two_processes_train_and_rerank_as_one(teacher_run, tmp_path):
     assert figures[2]["best"] == pytest.approx(figures[1]["best"], abs=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "words"),
     [

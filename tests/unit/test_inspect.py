@@ -137,6 +137,7 @@ def test_exported_file_comes_back(tmp_path, capsys, layout):
     assert read_metadata(back) == expected
 
 
+@pytest.mark.slow
 def test_import_without_a_corpus_writes_one_beside_the_lists(tmp_path, capsys):
     table = tmp_path / "table.parquet"
     argv = ["--layout", "sentence_transformers", "--list-length", "8", "--output", str(table)]
