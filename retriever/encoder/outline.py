@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,16 +9,18 @@ if TYPE_CHECKING:
     from retriever.encoder.text_encoder import EncoderSpec
 
 
-@dataclass
 class EncoderOutline:
     """Takes the place of an encoder while a module or a data module checks its settings; it encodes nothing.
 
-    Attributes:
+    It is no dataclass: Hydra would turn one into a configuration on its way to them.
+
+    Args:
         spec: how the encoder reads texts.
         name: the model's name.
         dimension: of its embeddings; None where only the model's files state it.
     """
 
-    spec: EncoderSpec | PairSpec
-    name: str
-    dimension: int | None
+    def __init__(self, spec: EncoderSpec | PairSpec, name: str, dimension: int | None) -> None:
+        self.spec = spec
+        self.name = name
+        self.dimension = dimension
