@@ -14,7 +14,7 @@ from retriever.encoder.tokens import TokenizedTexts
 from retriever.errors import InputError, choose
 
 ORDERS = ("shuffle", "rotate")
-CANDIDATES = ("top", "sample")
+CANDIDATES = ("top", "sample", "stratified")
 # of :func:`gathered`, for each cut: bits of a number's place in the table, and how often numbers spread
 _MOST_BITS = 24
 _SPREADINGS = 8
@@ -239,7 +239,8 @@ class ListBatches(Dataset):
         sources: as for the sampler.
         list_length: candidates per list, at most.
         candidates: ``top``, the teacher's best; ``sample``, its first and a random rest of the stored list, drawn anew
-            every epoch.
+            every epoch; ``stratified``, its first and, of the others in ``list_length`` − 1 groups of equal size by
+            teacher score, a random one of each, drawn anew likewise.
         needs: what else batches hold.
     """
 
@@ -299,6 +300,12 @@ class ListBatches(Dataset):
             priority = np.where(rows >= 0, random.random(rows.shape), 2.0)
             priority[:, 0] = -1.0
             kept = np.sort(np.argsort(priority, axis=1)[:, : self.list_length], axis=1)
+            return np.take_along_axis(rows, kept, 1), np.take_along_axis(scores, kept, 1)
+        if self.candidates == "stratified" and rows.shape[1] > self.list_length:
+            others, groups = (rows >= 0).sum(axis=1, keepdims=True) - 1, self.list_length - 1
+            drawn = (np.arange(groups) + random.random((len(rows), groups))) * others / groups
+            kept = np.where(others > groups, 1 + drawn.astype(int), np.arange(1, self.list_length))
+            kept = np.concatenate([np.zeros((len(rows), 1), int), kept], axis=1)
             return np.take_along_axis(rows, kept, 1), np.take_along_axis(scores, kept, 1)
         return rows[:, : self.list_length], scores[:, : self.list_length]
 

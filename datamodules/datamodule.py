@@ -78,8 +78,9 @@ class QueryListDataModule(L.LightningDataModule):
         dev_fraction: share of the train lists, in (0, 1), or None; looked at only where ``dev`` is None.
         batch_size: lists of an optimiser step, over all ranks; a corpus with fewer makes one smaller batch.
         list_length: candidates of a list, at most.
-        candidates: ``top`` or ``sample``, see :class:`~datamodules.batches.ListBatches`.
-        normalization: ``percentile``, ``list_minmax`` or ``none``, over each file as it is stored.
+        candidates: ``top``, ``sample`` or ``stratified``, see :class:`~datamodules.batches.ListBatches`.
+        normalization: ``percentile``, ``list_minmax`` or ``none``; percentiles are those of all candidates that
+            ``prepare`` has stored with the lists, else those of the file.
         min_top_quantile: leave out lists whose best raw score is below this quantile of all scores of their
             file and type (the paper: 0.25); None keeps all.
         order: ``shuffle`` or ``rotate``, see :class:`~datamodules.batches.BatchSampler`.
@@ -292,13 +293,15 @@ class QueryListDataModule(L.LightningDataModule):
         if dropped:
             log.warning("%s: left out %s", lists.source, ", ".join(f"{n} lists: {why}" for why, n in dropped.items()))
             self.report.setdefault("bad_lists", {})[spec.path] = dropped
-        _, groups = by_type(lists)
+        types, groups = by_type(lists)
+        stored = lists.metadata.get("scale") or {}
+        scale = {number: stored[name] for number, name in enumerate(types) if name in stored}
         if self.min_top_quantile is not None:
             keep = confident(lists.scores, lists.offsets, groups, self.min_top_quantile)
             log.info("%s: %d of %d lists have a best score too low", lists.source.name, (~keep).sum(), len(lists))
             lists, groups = lists.select(keep), groups[keep]
-        # over the whole file, before guard and split, so that train and dev share one scale
-        scores = normalize_scores(lists.scores, lists.offsets, groups, self.normalization)
+        # over all candidates, as prepare stores it, or the whole file: train and dev share one scale
+        scores = normalize_scores(lists.scores, lists.offsets, groups, self.normalization, scale)
         return spec, corpus, replace(lists, scores=scores)
 
     def _corpus(self, path: str) -> Corpus:

@@ -1,5 +1,7 @@
 """Raw teacher scores to [0, 1], on reading, so that another normalisation needs no new scoring."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from retriever.errors import choose
@@ -8,7 +10,13 @@ NORMALIZATIONS = ("percentile", "list_minmax", "none")
 _BLOCK = 100_000
 
 
-def normalize_scores(scores: np.ndarray, offsets: np.ndarray, groups: np.ndarray, method: str) -> np.ndarray:
+def normalize_scores(
+    scores: np.ndarray,
+    offsets: np.ndarray,
+    groups: np.ndarray,
+    method: str,
+    scale: Mapping[int, Sequence[float]] | None = None,
+) -> np.ndarray:
     """Normalise the teacher scores of N lists.
 
     Args:
@@ -17,6 +25,8 @@ def normalize_scores(scores: np.ndarray, offsets: np.ndarray, groups: np.ndarray
         groups: int [N]; lists of one group (corpus and query type) share their percentiles.
         method: ``percentile``: (score − p1) / (p99 − p1) over the group, clipped to [0, 1] (arXiv 2505.19274);
             ``list_minmax``: each list on its own from 0 to 1; ``none``: as they are.
+        scale: group → its p1 and p99, where these are known of all candidates, and lists were cut since; a group that
+            it lacks takes those of the scores that are here.
 
     Returns:
         float32 [T].
@@ -29,8 +39,10 @@ def normalize_scores(scores: np.ndarray, offsets: np.ndarray, groups: np.ndarray
     else:
         low, high = np.empty((2, len(groups)), scores.dtype)
         for group in np.unique(groups):
-            values = _scores_of(scores, offsets, groups == group)
-            low[groups == group], high[groups == group] = np.percentile(values, [1, 99], overwrite_input=True)
+            bounds = (scale or {}).get(int(group))
+            if bounds is None:
+                bounds = np.percentile(_scores_of(scores, offsets, groups == group), [1, 99], overwrite_input=True)
+            low[groups == group], high[groups == group] = bounds
     spread = np.where(high > low, high - low, 1.0)
     normalized = np.empty(len(scores), np.float32)
     for begin in range(0, len(groups), _BLOCK):  # one bound per score takes more memory than the scores

@@ -46,13 +46,17 @@ def prepare(config: DictConfig) -> list[Path]:
     if "split" not in outputs:
         return []
     output = Path(config.output)
-    counts = outputs["split"].manifest["counts"]
+    counts = dict(outputs["split"].manifest["counts"])
     if not any(counts[f"{group}.{part}"] for group in pipeline.groups for part in ("train", "dev")):
         raise InputError("No list is left: see the table of what each filter took, and loosen one (filter.…).")
     with FileLock(Path(config.work) / "output.lock"):  # shards that end together write the same files
         remove_leftovers(output, below=False)  # runs may be under way in folders of it
         written = [_copy(path, output) for path in sorted(outputs["split"].folder.glob("*.parquet"))]
-        write_json(output / "manifest.json", {name: o.manifest for name, o in outputs.items()})
+        for name, of_student in pipeline.of_students.items():
+            written += [_copy(path, output / name) for path in sorted(of_student["split"].folder.glob("*.parquet"))]
+            counts |= {f"{name}/{stem}": n for stem, n in of_student["split"].manifest["counts"].items()}
+        of_students = {f"{s}/{name}": o for s, stages in pipeline.of_students.items() for name, o in stages.items()}
+        write_json(output / "manifest.json", {name: o.manifest for name, o in (outputs | of_students).items()})
         card = teacher_card(pipeline)
         if card:
             write_json(output / "teacher_card.json", card)
@@ -61,7 +65,7 @@ def prepare(config: DictConfig) -> list[Path]:
     if card:
         print_card(card, console)
     for path in written:
-        log.info("%s: %s lists", path, counts[path.stem])
+        log.info("%s: %s lists", path, counts[str(path.relative_to(output).with_suffix(""))])
     return written
 
 

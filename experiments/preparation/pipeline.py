@@ -33,6 +33,7 @@ from datamodules.pipeline.stages.sample import Sample
 from datamodules.pipeline.stages.score import Score
 from datamodules.pipeline.stages.split import Split
 from datamodules.pipeline.stages.stage import Output, Shard, Stage, find_output, run_stage
+from datamodules.pipeline.stages.student import Student
 from experiments.cli.targets import check_arguments, check_settings
 from experiments.preparation.settings import STAGES, JudgedSplit, PrepareSettings
 from experiments.settings.encoders import SPECS
@@ -56,6 +57,7 @@ class Pipeline:
 
     Attributes:
         outputs: stage → what it left, for the stages that are done.
+        of_students: student → the same of stages filter and split, on the hits of its own retriever.
     """
 
     def __init__(self, config: DictConfig) -> None:
@@ -65,7 +67,9 @@ class Pipeline:
         self.groups: dict[str, dict[str, Any]] = OmegaConf.to_container(config.queries, resolve=True)
         for name, stage in _OF_STAGE.items():
             check_settings(name, _plain(config[name]), stage)
+        self.students: dict[str, str] = OmegaConf.to_container(config.students, resolve=True)
         self.outputs: dict[str, Output] = {}
+        self.of_students: dict[str, dict[str, Output]] = {}
 
     def run(self) -> bool:
         """Run what is left, as far as asked; return whether all of it is done (False: other processes have blocks)."""
@@ -92,6 +96,18 @@ class Pipeline:
             if found is None:
                 return False
             self.outputs[name] = found
+        done = [self._make_lists_of(name, work, shard) for name in self.students if "split" in self.names]
+        return all(done)
+
+    def _make_lists_of(self, name: str, work: Path, shard: Shard) -> bool:
+        """Filter and split the hits of a student's retriever; return whether that is done."""
+        log.info("student %s: lists of the hits of %s", name, self.students[name])
+        student = Student(self.students[name], self.outputs["mine"], self.corpus)
+        filtered = run_stage(self._filter(student), work, shard)
+        split = filtered and run_stage(self._split(filtered), work, shard)
+        if filtered is None or split is None:
+            return False
+        self.of_students[name] = {"filter": filtered, "split": split}
         return True
 
     @cached_property
@@ -100,7 +116,7 @@ class Pipeline:
         unneeded = set()
         if not any(o["source"] == "generated" for o in self.groups.values()):
             unneeded |= {"sample", "generate"}
-            if not self.config.mine.drop_near_duplicates:
+            if not (self.config.mine.drop_near_duplicates or self.config.mine.drop_duplicates):
                 unneeded.add("deduplicate")
         last = self.config.stage or self.config.until
         if last in unneeded:
@@ -120,11 +136,12 @@ class Pipeline:
             getattr(self, f"_{name}")()
         self.outputs = {}
         named = {"filter.consistency_retrievers": self.config.filter.consistency_retrievers or ()}
+        named |= {f"students.{name}": [retriever] for name, retriever in self.students.items()}
         if "score" in self.names:
             named |= {f"{n}.weights": t.retrievers or () for n, t in Ensemble.of(self._teacher).members.items()}
         for setting, retrievers in named.items():
             for retriever in retrievers:
-                choose(f"{setting}: the retriever", retriever, self.config.mine.retrievers)
+                choose(f"{setting}: the retriever", retriever, [n for n, o in self.config.mine.retrievers.items() if o])
 
     def describe(self) -> dict[str, str]:
         """Subject → what this pipeline runs on and with, as far as its stages need it."""
@@ -184,15 +201,15 @@ class Pipeline:
         outputs = self.outputs["queries"], self.outputs["mine"]
         return Score(self.corpus, self._corpus_sha256, *outputs, self._teacher, **self.config.score)
 
-    def _filter(self) -> Stage:
+    def _filter(self, student: Student | None = None) -> Stage:
         exempt = [name for name, o in self.groups.items() if not o.get("filter", True)]
-        return Filter(self.outputs["score"], exempt=exempt, **_plain(self.config.filter))
+        return Filter(self.outputs["score"], exempt=exempt, student=student, **_plain(self.config.filter))
 
-    def _split(self) -> Stage:
+    def _split(self, filtered: Output | None = None) -> Stage:
         options = self.config.split
         guards = {name: o.get("leak_guard", options.leak_guard) for name, o in self.groups.items()}
         return Split(
-            self.outputs["filter"],
+            filtered or self.outputs["filter"],
             self.outputs["score"],
             self.corpus.name,
             self._evaluation_sets,
@@ -237,7 +254,7 @@ class Pipeline:
     def _about(self) -> dict[str, Any]:
         """What the lists' metadata say of where queries and candidates come from."""
         mine = self.config.mine
-        names = {n: o.encoder.model if "encoder" in o else "BM25" for n, o in mine.retrievers.items()}
+        names = {n: o.encoder.model if "encoder" in o else "BM25" for n, o in mine.retrievers.items() if o}
         mined = {"retrievers": names, "depth": mine.depth, "candidates": mine.candidates, "fusion": mine.fusion}
         generated = self.outputs["generate"].manifest.get("settings") if "generate" in self.outputs else None
         return {"queries": self.groups, "generated": generated, "mined": mined}
@@ -283,7 +300,7 @@ class Pipeline:
 
     @cached_property
     def _retrievers(self) -> dict[str, Searcher]:
-        return {name: self._retriever(name) for name in self.config.mine.retrievers}
+        return {name: self._retriever(name) for name, options in self.config.mine.retrievers.items() if options}
 
     @cached_property
     def _teacher(self) -> Teacher:

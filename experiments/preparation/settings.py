@@ -50,6 +50,7 @@ class PrepareSettings(CommonSettings):
     corpus: str
     queries: Mapping[str, QueryGroup]
     output: str
+    students: Mapping[str, str]
     stage: StageName | None
     until: StageName | None
     shard: str | int | None
@@ -62,3 +63,5 @@ class PrepareSettings(CommonSettings):
         super().__post_init__()
         for name in self.queries:
             file_name("queries: a group", name)
+        for name in self.students:
+            file_name("students: a student", name)

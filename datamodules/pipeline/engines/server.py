@@ -22,7 +22,7 @@ class ServerEngine(Engine):
         timeout: of one request, in seconds.
     """
 
-    sampling_keys = ("temperature", "top_p", "max_tokens", "frequency_penalty", "stop")
+    sampling_keys = ("temperature", "top_p", "max_tokens", "min_tokens", "frequency_penalty", "stop")
 
     def __init__(
         self,

@@ -19,14 +19,14 @@ class TransformersEngine(Engine):
 
     Args:
         model: folder or hub name.
-        sampling: ``temperature`` (0 is greedy), ``top_p``, ``max_tokens``, ``stop``. ``frequency_penalty`` is vLLM's
+        sampling: ``temperature`` (0 is greedy), ``top_p``, ``max_tokens``, ``min_tokens``, ``stop``. ``frequency_penalty`` is vLLM's
             and left out here.
         batch_size: conversations at a time.
         dtype: of the weights; None takes float32 on a CPU, else what the model was saved in.
         **common: arguments of :class:`Engine`.
     """
 
-    sampling_keys = _SAMPLING.keys()
+    sampling_keys = (*_SAMPLING, "min_tokens")
 
     def __init__(
         self,
@@ -112,6 +112,7 @@ class TransformersEngine(Engine):
             input_ids=ids.to(self.device),
             attention_mask=mask.to(self.device),
             max_new_tokens=self.sampling["max_tokens"],
+            min_new_tokens=self.sampling.get("min_tokens"),
             pad_token_id=tokenizer.pad_token_id,
             stop_strings=list(self.sampling["stop"]) or None,
             tokenizer=tokenizer,

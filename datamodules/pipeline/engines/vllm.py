@@ -13,7 +13,17 @@ from datamodules.pipeline.engines.engine import Answer, Conversation, Engine, mo
 from retriever.errors import choose
 from retriever.pretrained.vllm import deciding_options, load_llm
 
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "frequency_penalty", "repetition_penalty", "stop")
+_SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "max_tokens",
+    "min_tokens",
+    "frequency_penalty",
+    "repetition_penalty",
+    "stop",
+)
 
 
 class VllmEngine(Engine):

@@ -11,10 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datamodules.pipeline.stages.stage import Output, Stage, table_writer
+from datamodules.pipeline.stages.student import Student, of_candidates
 from datamodules.query_lists.files import to_ragged
 from datamodules.query_lists.query_list import to_offsets
 from datamodules.storage.parquet import read_parquet
 from retriever.errors import InputError, choose, require_positive
+
+SCALE = [1, 99]  # percentiles
 
 
 @dataclass(eq=False)
@@ -37,6 +40,8 @@ class Filter(Stage):
         min_top_quantile: in [0, 1] (the paper: 0.25); None switches the rule off.
         keep: the teacher's best that stay in a list (the paper: 20); None keeps all.
         exempt: groups that pass with every rule but the cut switched off.
+        student: make lists of the hits of one retriever alone, for a student of its kind; None keeps all candidates.
+            Consistency is then that retriever's.
     """
 
     name = "filter"
@@ -52,6 +57,7 @@ class Filter(Stage):
     min_top_quantile: float | None = 0.25
     keep: int | None = 20
     exempt: Collection[str] = ()
+    student: Student | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -62,14 +68,18 @@ class Filter(Stage):
         if self.keep is not None and self.keep < 2:
             raise InputError(f"filter.keep is {self.keep}; a list needs at least 2 candidates.")
         self.exempt = sorted(self.exempt)
+        if self.student is not None:
+            self.consistency_retrievers = [self.student.retriever]
 
     def settings(self) -> dict[str, Any]:
         """See :class:`Stage`."""
-        return self.fields(*(field.name for field in fields(self) if field.name != "scored"))
+        own = self.fields(*(field.name for field in fields(self) if field.name not in ("scored", "student")))
+        return own | {"scale": SCALE} | ({"student": self.student.retriever} if self.student else {})
 
     def inputs(self) -> dict[str, str]:
         """See :class:`Stage`."""
-        return {"scored": self.scored.sha256("scored.parquet")}
+        found = {"scored": self.scored.sha256("scored.parquet")}
+        return found | ({"run": self.student.mined.sha256(self.student.file)} if self.student else {})
 
     def block_sizes(self) -> list[int]:
         """One block: quantiles are of all lists."""
@@ -105,11 +115,13 @@ class Filter(Stage):
         for group, kind, found in zip(*columns, strict=True):
             line = counts.setdefault(group, {}).setdefault(kind, {})
             line[found or "kept"] = line.get(found or "kept", 0) + 1
-        return {"lists": len(rule), "kept": len(kept), "by_type": counts}
+        scale = score_scale(self._table, pc.or_(pc.is_null(rule), pc.fill_null(pc.equal(rule, "low score"), False)))
+        return {"lists": len(rule), "kept": len(kept), "by_type": counts, "scale": scale}
 
     @cached_property
     def _table(self) -> pa.Table:
-        return read_parquet(self.scored.file("scored.parquet"))
+        table = read_parquet(self.scored.file("scored.parquet"))
+        return table if self.student is None else self.student.candidates(table)
 
     def _rules(self, table: pa.Table) -> Iterator[tuple[str, np.ndarray]]:
         if self.consistency_rank is not None:
@@ -130,6 +142,24 @@ class Filter(Stage):
             positives = table["positive_ids"].to_pylist()
             yield "not first", np.array([f not in p for f, p in zip(firsts, positives, strict=True)], dtype=bool)
         yield "short list", _lengths(table) < self.min_length
+
+
+def score_scale(table: pa.Table, lists: pa.ChunkedArray) -> dict[str, dict[str, list[float]]]:
+    """Group → query type → first and 99th percentile of the scores of some lists (bool [N]), all candidates of each.
+
+    With these, scores are normalised in the same way whatever is cut from the lists later.
+    """
+    table = table.filter(lists)
+    scores, lengths = to_ragged(table["teacher_scores"])
+    values = scores.to_numpy(zero_copy_only=False).astype(np.float64)
+    names = list(zip(table["group"].to_pylist(), table["query_type"].to_pylist(), strict=True))
+    number = np.repeat(np.arange(len(table)), lengths)
+    scale: dict[str, dict[str, list[float]]] = {}
+    for group, kind in sorted(set(names)):
+        inside = values[np.array([name == (group, kind) for name in names], dtype=bool)[number]]
+        if len(inside):
+            scale.setdefault(group, {})[kind] = np.percentile(inside, SCALE).tolist()
+    return scale
 
 
 def _alive(verdict: np.ndarray) -> np.ndarray:
@@ -158,8 +188,7 @@ def _lengths(table: pa.Table) -> np.ndarray:
 def _cut(table: pa.Table, keep: int | None) -> pa.Table:
     if keep is None:
         return table
-    for name in table.column_names:
-        if name in ("passage_ids", "teacher_scores") or name.startswith("scores."):
-            cut = pc.list_slice(table[name], 0, keep, return_fixed_size_list=False).cast(table[name].type)
-            table = table.set_column(table.schema.get_field_index(name), name, cut)
+    for name in of_candidates(table):
+        cut = pc.list_slice(table[name], 0, keep, return_fixed_size_list=False).cast(table[name].type)
+        table = table.set_column(table.schema.get_field_index(name), name, cut)
     return table

@@ -42,8 +42,11 @@ class Generate(Stage):
         types: what to write, one query per passage and type.
         system: first message of each conversation; None leaves it out.
         max_characters: of a passage; what is longer is cut (the paper: 2,048).
-        block_size: passages of a block, which share the examples that were drawn; a kill loses at most one block.
+        block_size: passages of a block; a kill loses at most one block.
         attempts: how often a rejected answer is asked for anew, with another seed.
+        titles: whether a passage's title stands before its text (the paper: the text alone).
+        shots_by_passage: draw examples for each passage, as the paper does; else for each block, which an engine with
+            a prefix cache reads once.
         language: ISO 639-1 code that queries must be in; None lets any pass.
         seed: of examples and sampling.
     """
@@ -62,6 +65,8 @@ class Generate(Stage):
     block_size: int = 256
     attempts: int = 1
     language: str | None = "en"
+    titles: bool = True
+    shots_by_passage: bool = False
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -74,7 +79,9 @@ class Generate(Stage):
         """See :class:`Stage`."""
         types = {t.name: hashlib.sha256(repr(t).encode()).hexdigest() for t in self.types}
         own = self.fields("system", "max_characters", "block_size", "attempts", "language", "seed")
-        return {"types": types, "engine": self.engine.settings(), **own, "words": METHOD}
+        changed = {} if self.titles else {"titles": False}
+        changed |= {"shots_by_passage": True} if self.shots_by_passage else {}
+        return {"types": types, "engine": self.engine.settings(), **own, "words": METHOD, **changed}
 
     def notes(self) -> list[str]:
         """What to know before it runs, see :func:`~datamodules.pipeline.query_cleaning.language_notes`."""
@@ -93,7 +100,8 @@ class Generate(Stage):
     def run_block(self, number: int, advance: Callable[[int], None]) -> pa.Table:
         """One query of each type for each passage of the block, accepted or rejected, each attempt a row."""
         ids = self._passage_ids[number * self.block_size : (number + 1) * self.block_size]
-        texts = [self.corpus.passages[int(row)].as_py() for row in self.corpus.rows(ids)]
+        passages = self.corpus.passages if self.titles else self.corpus.texts
+        texts = [passages[int(row)].as_py() for row in self.corpus.rows(ids)]
         # type by type: an engine with a prefix cache then computes the shared examples once
         tasks = [
             (kind, i, text[: self.max_characters]) for kind in self.types for i, text in zip(ids, texts, strict=True)
@@ -143,13 +151,17 @@ class Generate(Stage):
         """Answer as it came, query, reason of rejection, for each task."""
         if not tasks:
             return []
-        draws = {kind.name: kind.draw(f"{self.seed} {kind.name} {number} {attempt}") for kind in self.types}
-        conversations = [kind.conversation(self.system, text, draws[kind.name]) for kind, _, text in tasks]
+        draws = [
+            kind.draw(f"{self.seed} {kind.name} {passage_id if self.shots_by_passage else number} {attempt}")
+            for kind, passage_id, _ in tasks
+        ]
+        asked = zip(tasks, draws, strict=True)
+        conversations = [kind.conversation(self.system, text, drawn) for (kind, _, text), drawn in asked]
         seeds = [_seed(self.seed, kind.name, passage_id, attempt) for kind, passage_id, _ in tasks]
         answers: list[Answer] = self.engine.answer(conversations, seeds, advance)
         found = []
-        for (kind, _, text), answer in zip(tasks, answers, strict=True):
-            query, reason = clean_query(answer.text, answer.finished, text, kind, draws[kind.name], self.language)
+        for (kind, _, text), answer, drawn in zip(tasks, answers, draws, strict=True):
+            query, reason = clean_query(answer.text, answer.finished, text, kind, drawn, self.language)
             found.append((answer.text, query, reason))
         return found
 

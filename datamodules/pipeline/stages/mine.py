@@ -1,7 +1,7 @@
 """Stage mine: candidates of every query, from any number of retrievers, fused into one list."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ import pyarrow as pa
 from datamodules.caches import cached_embeddings, cached_tokens, embed
 from datamodules.corpus import Corpus
 from datamodules.hits import Hits, bm25_search, fuse_ranks, fuse_scores
+from datamodules.pipeline.stages.sample import named_passages
 from datamodules.pipeline.stages.stage import Output, Stage, table_writer
 from datamodules.query_lists.files import to_ragged
 from datamodules.storage.parquet import read_parquet
@@ -153,6 +154,10 @@ class Mine(Stage):
             be false negatives.
         drop_identical_ids: leave out the passage whose id is the query's (as BEIR does), unless it is a positive, or
             the query was written from a passage, so that its id was made here.
+        drop_duplicates: take all passages that stage deduplicate removed out of every retriever's hits, before ranks
+            are counted (the paper's code); a query's positives stay.
+        exclude: ids that are taken out of every retriever's hits likewise, or a file with one id a line: passages that
+            are held out.
     """
 
     name = "mine"
@@ -170,6 +175,8 @@ class Mine(Stage):
     weights: Mapping[str, float] | None = None
     drop_near_duplicates: bool = True
     drop_identical_ids: bool = True
+    drop_duplicates: bool = False
+    exclude: str | Path | Sequence[str] = ()
 
     def __post_init__(self) -> None:
         """Check the values, and give each retriever its weight."""
@@ -181,13 +188,18 @@ class Mine(Stage):
         for name in given:
             choose("mine.weights: the retriever", name, self.retrievers)
         self.weights = {name: given.get(name, 1.0) for name in self.retrievers}
-        self.deduplicated = self.deduplicated if self.drop_near_duplicates else None
+        self.deduplicated = self.deduplicated if self.drop_near_duplicates or self.drop_duplicates else None
+        self.excluded = named_passages("mine.exclude", self.exclude, self.corpus)
 
     def settings(self) -> dict[str, Any]:
         """See :class:`Stage`."""
         own = self.fields("depth", "candidates", "fusion", "weights", "drop_identical_ids")
         searchers = {name: r.settings() for name, r in self.retrievers.items()}
-        return {"retrievers": searchers, **own, "method": _METHOD}
+        dropped: dict[str, Any] = {"drop_duplicates": True} if self.drop_duplicates else {}
+        dropped |= {"exclude": self.excluded} if self.excluded else {}
+        if self.drop_duplicates and not self.drop_near_duplicates:
+            dropped["drop_near_duplicates"] = False  # else that their file is an input says it
+        return {"retrievers": searchers, **own, "method": _METHOD, **dropped}
 
     def inputs(self) -> dict[str, str]:
         """See :class:`Stage`."""
@@ -216,6 +228,8 @@ class Mine(Stage):
                 parts = [(runs[name].scores, runs[name].rows), (found.scores, found.rows)]
                 found = Hits(*merge_hits(parts, self.depth))
             runs[name] = found
+        if len(self._dropped):
+            runs = {name: self._without(hits) for name, hits in runs.items()}
         for name, hits in runs.items():
             with table_writer(folder / f"run.{name}.parquet", RUN) as append:
                 for part in _slices(len(hits.rows)):
@@ -254,10 +268,28 @@ class Mine(Stage):
         return positive_rows(self._queries, self.corpus)
 
     @cached_property
+    def _dropped(self) -> np.ndarray:
+        """Rows that are no hit of any retriever, int64."""
+        ids = list(self.excluded)
+        if self.deduplicated and self.drop_duplicates:
+            ids += read_parquet(self.deduplicated.file("removed.parquet"))["passage_id"].to_pylist()
+        return self.corpus.rows(ids)
+
+    def _without(self, hits: Hits) -> Hits:
+        """Take out what is dropped; the hits behind it move up."""
+        out = np.isin(hits.rows, self._dropped)
+        for query, positives in enumerate(self._positives):
+            out[query] &= ~np.isin(hits.rows[query], positives)
+        order = np.argsort(out, axis=1, kind="stable")
+        gone = np.take_along_axis(out, order, 1)
+        scores, rows = (np.take_along_axis(values, order, 1) for values in (hits.scores, hits.rows))
+        return Hits(np.where(gone, -np.inf, scores).astype(np.float32), np.where(gone, -1, rows))
+
+    @cached_property
     def _same(self) -> np.ndarray:
         """Row → the row that stands for it, int64 [N]."""
         same = np.arange(len(self.corpus))
-        if self.deduplicated:
+        if self.deduplicated and self.drop_near_duplicates:
             removed = read_parquet(self.deduplicated.file("removed.parquet"))
             removed = removed.filter(removed["kept_id"].is_valid())
             left, stays = (self.corpus.rows(removed[n].combine_chunks()) for n in ("passage_id", "kept_id"))

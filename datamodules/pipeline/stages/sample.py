@@ -35,6 +35,7 @@ class Sample(Stage):
         strata: passages are cut by length into so many groups of equal size, each of which gives an equal share; 1 is
             uniform.
         exclude: ids that are left out, or a file with one id a line.
+        include: ids that alone are drawn from, or a file with one id a line; None: all.
         seed: of the draw.
     """
 
@@ -48,21 +49,19 @@ class Sample(Stage):
     size: int | None = 100_000
     strata: int = 1
     exclude: str | Path | Sequence[str] = ()
+    include: str | Path | Sequence[str] | None = None
     seed: int = 1
 
     def __post_init__(self) -> None:
         """Check the values, and read the ids that are left out."""
         require_positive(strata=self.strata, size=1 if self.size is None else self.size)
-        named = self.exclude
-        listed = [line.strip() for _, line in lines(Path(named))] if isinstance(named, str | Path) else named
-        self.excluded = sorted(map(str, listed))
-        unknown = [i for i, row in zip(self.excluded, self.corpus.rows(self.excluded), strict=True) if row < 0]
-        if unknown:
-            raise InputError(f"sample.exclude: the passage {unknown[0]!r} is not in the corpus {self.corpus.name!r}.")
+        self.excluded = named_passages("sample.exclude", self.exclude, self.corpus)
+        self.included = None if self.include is None else named_passages("sample.include", self.include, self.corpus)
 
     def settings(self) -> dict[str, Any]:
         """See :class:`Stage`."""
-        return {"size": self.size, "strata": self.strata, "exclude": self.excluded, "seed": self.seed}
+        own = {"size": self.size, "strata": self.strata, "exclude": self.excluded, "seed": self.seed}
+        return own if self.included is None else own | {"include": self.included}
 
     def inputs(self) -> dict[str, str]:
         """See :class:`Stage`."""
@@ -77,6 +76,8 @@ class Sample(Stage):
         """The ids that are drawn."""
         ids = self._ids()
         allowed = ids.filter(pc.invert(pc.is_in(ids, value_set=pa.array(self.excluded, pa.string()))))
+        if self.included is not None:
+            allowed = allowed.filter(pc.is_in(allowed, value_set=pa.array(self.included, pa.string())))
         size = len(allowed) if self.size is None else min(self.size, len(allowed))
         place = np.array([unit_hash(f"{self.seed} {i}") for i in allowed.to_pylist()])
         rows = self.corpus.rows(allowed)
@@ -100,3 +101,17 @@ class Sample(Stage):
 
     def _ids(self) -> pa.Array:
         return read_parquet(self.deduplicated.file("passages.parquet"))["passage_id"].combine_chunks()
+
+
+def named_passages(setting: str, named: str | Path | Sequence[str], corpus: Corpus) -> list[str]:
+    """Read ids, or the file that has one in each line.
+
+    Raises:
+        InputError: the corpus lacks one.
+    """
+    listed = [line.strip() for _, line in lines(Path(named))] if isinstance(named, str | Path) else named
+    found = sorted(map(str, listed))
+    unknown = [i for i, row in zip(found, corpus.rows(found), strict=True) if row < 0]
+    if unknown:
+        raise InputError(f"{setting}: the passage {unknown[0]!r} is not in the corpus {corpus.name!r}.")
+    return found

@@ -101,7 +101,8 @@ class Split(Stage):
         own = self.fields(
             "corpus_name", "dev_fraction", "guards", "judged", "jaccard", "cosine", "near_passages", "metadata"
         )
-        return {**own, **self._teacher, "encoder": encoder, "judgements": bound, "words": METHOD}
+        said = {"encoder": encoder, "judgements": bound, "words": METHOD, "scale": self._scale}
+        return {**own, **self._teacher, **said}
 
     def inputs(self) -> dict[str, str]:
         """See :class:`Stage`."""
@@ -224,8 +225,14 @@ class Split(Stage):
             "group": group,
             "split": part,
             "dev_fraction": self.dev_fraction,
+            "scale": self._scale.get(group),
             **self._teacher,
         }
+
+    @property
+    def _scale(self) -> dict[str, dict[str, list[float]]]:
+        """Group → query type → percentiles of the scores of all candidates, see stage filter."""
+        return self.filtered.manifest.get("counts", {}).get("scale", {})
 
     @property
     def _teacher(self) -> dict[str, Any]:
