@@ -38,10 +38,10 @@ class RunRecord(L.Callback):
 
     ``results.json`` holds per data set and metric the values of the base model, of the step that the dev criterion
     chose (``best``) and of the last evaluated step (``last``), on the whole corpus; ``samples`` how far those on a
-    sample of it are off; the dev criterion's best value and that of every validation; whether a pruner stopped the run;
-    and seed, objective, wall time, peak memory, and what all training steps of all ranks together encoded:
-    ``passages_encoded`` (frozen ones count 0), ``texts_encoded`` (queries too) and ``tokens_encoded`` (without
-    padding). A passage counts each time that a step of a rank encodes it.
+    sample of it are off; the dev criterion's best value, that of every validation and the base model's; whether a
+    pruner stopped the run; and seed, objective, wall time, peak memory, and what all training steps of all ranks
+    together encoded: ``passages_encoded`` (frozen ones count 0), ``texts_encoded`` (queries too) and
+    ``tokens_encoded`` (without padding). A passage counts each time that a step of a rank encodes it.
 
     Args:
         history: of the evaluation; ``results.json`` goes to its folder.
@@ -61,6 +61,7 @@ class RunRecord(L.Callback):
         self.seconds_before = 0.0
         self.encoded = Encoded()
         self.criterion: dict[int, float] = {}  # step → the dev criterion
+        self.criterion_of_base: float | None = None
         self.pruned = False
         self.results: dict[str, Any] = {}
 
@@ -71,10 +72,14 @@ class RunRecord(L.Callback):
         self.encoded = Encoded(*map(sum, zip(self.encoded, pl_module.encoded_in_step, strict=True)))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the dev criterion; that of the base model, too."""
-        metric, is_real = self.config["criterion"], not trainer.sanity_checking
-        if trainer.state.fn in ("fit", "validate") and is_real and metric in trainer.callback_metrics:
-            self.criterion[trainer.global_step] = float(trainer.callback_metrics[metric])
+        """Keep the dev criterion; the base model's apart, for a search is to tell runs from each other."""
+        value = trainer.callback_metrics.get(self.config["criterion"])
+        if value is None or trainer.sanity_checking:
+            return
+        if trainer.state.fn == "validate":
+            self.criterion_of_base = float(value)
+        elif trainer.state.fn == "fit":
+            self.criterion[trainer.global_step] = float(value)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Gather the results. Checkpoints are saved by then."""
@@ -87,6 +92,7 @@ class RunRecord(L.Callback):
             **self.config,
             "steps": steps,
             "criterion_value": best_value(self.criterion, self.config["criterion_mode"]),
+            "criterion_of_base": self.criterion_of_base,
             "criterion_by_step": {str(step): value for step, value in self.criterion.items()},
             "pruned": self.pruned,
             "optimiser_steps": trainer.global_step,
@@ -111,12 +117,13 @@ class RunRecord(L.Callback):
     def state_dict(self) -> dict[str, Any]:
         """Time spent, texts encoded and the dev criterion so far, so that a resumed run adds to them; and its end."""
         kept = {"encoded": list(self.encoded), "criterion": self.criterion, "pruned": self.pruned}
-        return {"seconds": self._seconds(), **kept}
+        return {"seconds": self._seconds(), "criterion_of_base": self.criterion_of_base, **kept}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a resumed run."""
         self.seconds_before, self.criterion = state_dict["seconds"], state_dict["criterion"]
         self.encoded, self.pruned = Encoded(*state_dict["encoded"]), state_dict["pruned"]
+        self.criterion_of_base = state_dict.get("criterion_of_base")
 
 
 def best_value(by_step: Mapping[Any, float], mode: str) -> float | None:

@@ -55,7 +55,7 @@ def test_offline_file_holds_every_promised_key(recorded):
 
     rows, base = history(records), results["datasets"]["small"]["ndcg@10"]["base"]
     curve = {row["trainer/global_step"]: row for row in rows if "val/small/ndcg@10" in row}
-    assert sorted(curve) == [*map(int, results["criterion_by_step"])] == [0, 4, 8]
+    assert sorted(curve) == [0, *map(int, results["criterion_by_step"])] == [0, 4, 8]
     assert {row["trainer/global_step"] for row in rows if "dev/loss" in row} == {0, 4, 8}
     assert [row["val/small/ndcg@10_base"] for row in curve.values()] == pytest.approx([base] * 3)
     assert {row["trainer/global_step"] for row in rows if "train/loss" in row} == set(range(8))

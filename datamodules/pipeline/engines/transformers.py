@@ -19,8 +19,8 @@ class TransformersEngine(Engine):
 
     Args:
         model: folder or hub name.
-        sampling: ``temperature`` (0 is greedy), ``top_p``, ``max_tokens``, ``min_tokens``, ``stop``. ``frequency_penalty`` is vLLM's
-            and left out here.
+        sampling: ``temperature`` (0 is greedy), ``top_p``, ``max_tokens``, ``min_tokens``, ``stop``.
+            ``frequency_penalty`` is vLLM's and left out here.
         batch_size: conversations at a time.
         dtype: of the weights; None takes float32 on a CPU, else what the model was saved in.
         **common: arguments of :class:`Engine`.
