@@ -121,11 +121,11 @@ class TransformersTeacher(ModelTeacher):
         """See :class:`ModelTeacher`."""
         return super().description() | {name: getattr(self, name) for name in ("template", "dtype", *self.decides)}
 
-    def _pretrained(self, auto_class: Any, what: str) -> PreTrainedModel:
-        """Load the model by one of transformers' Auto classes; refuse it where a weight is not in its files."""
+    def _pretrained(self, auto_class: Any, what: str, **options: Any) -> PreTrainedModel:
+        """Load the model by one of transformers' classes; refuse it where a weight is not in its files."""
         source = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
         model, missing = load_telling(
-            auto_class, self.name, _ADVICE, group="teacher", dtype=DTYPES[self.dtype], **source
+            auto_class, self.name, _ADVICE, group="teacher", dtype=DTYPES[self.dtype], **source, **options
         )
         if missing:
             raise InputError(
