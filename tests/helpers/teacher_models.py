@@ -115,10 +115,11 @@ def save_model(folder, name, config, spread=1.0, **settings):
     return str(folder)
 
 
-def bert_classifier(folder, texts, labels):
+def bert_classifier(folder, texts, labels, **more):
     """The folder of a BERT with so many logits."""
     tokenizer = word_pieces(folder, texts)
-    sizes = size(vocab_size=len(tokenizer), num_labels=labels, hidden_size=64)  # vLLM wants heads of 32 on a CPU
+    # vLLM wants heads of 32 on a CPU
+    sizes = size(vocab_size=len(tokenizer), num_labels=labels, hidden_size=64, **more)
     return save_model(folder, "BertForSequenceClassification", "BertConfig", 15.0, **sizes)
 
 
