@@ -88,6 +88,16 @@ class WebClient:
         return answer
 
 
+def check_address(setting: str, url: str, key_variable: str) -> None:
+    """Raise an InputError where a setting of the teacher is no web address, or one with a user or a key in it."""
+    if not url.startswith(("http://", "https://")) or "@" in url:
+        said = "an address with a user in it" if "@" in url else shown(url)
+        raise InputError(
+            f"{setting} is {said}; it must be http://… or https://…, and the key in the environment variable "
+            f"{key_variable} (teacher.key_variable)."
+        )
+
+
 class _Bearer(requests.auth.AuthBase):
     """The key of a request; as ``auth``, for else requests takes what ~/.netrc says of that host."""
 

@@ -72,6 +72,8 @@ class PairTokenizer:
         template: one text with ``{query}`` and ``{passage}``, to which the tokenizer adds its special tokens; or
             several, each tokenised by itself, without special tokens other than those written out. None: as the
             tokenizer joins two texts.
+        reserve_query: cut each passage as if its query had ``query_max_length`` tokens, to the same tokens whatever
+            its query is.
 
     Raises:
         InputError: a slow tokenizer, a template without its two places, no room for a passage.
@@ -83,6 +85,8 @@ class PairTokenizer:
         max_length: int,
         query_max_length: int,
         template: str | Sequence[str] | None = None,
+        *,
+        reserve_query: bool = False,
     ) -> None:
         if not tokenizer.is_fast:
             raise InputError(
@@ -92,6 +96,7 @@ class PairTokenizer:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.query_max_length = query_max_length
+        self.reserve_query = reserve_query
         parts = None if template is None else [template] if isinstance(template, str) else list(template)
         self._parts = None if parts is None else [re.split(r"(\{query\}|\{passage\})", part) for part in parts]
         if parts is not None:
@@ -171,7 +176,8 @@ class PairTokenizer:
         ends = np.concatenate([p.ends for p in parts])
         query, passage = np.flatnonzero(owners == _QUERY), np.flatnonzero(owners == _PASSAGE)
         queried = min(len(query), self.query_max_length)
-        room = max(0, self.max_length - (len(owners) - len(query) - len(passage)) - queried)
+        left = self.query_max_length if self.reserve_query else queried
+        room = max(0, self.max_length - (len(owners) - len(query) - len(passage)) - left)
         keep = np.ones(len(owners), dtype=bool)
         keep[query[queried:]] = False
         keep[passage[room:]] = False

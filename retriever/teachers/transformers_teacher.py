@@ -84,7 +84,7 @@ class TransformersTeacher(ModelTeacher):
     @cached_property
     def pair_tokenizer(self) -> PairTokenizer:
         """Make the tokenizer of pairs, once."""
-        return PairTokenizer(self.tokenizer, self.max_length, self.query_max_length, self._template())
+        return self._pair_tokenizer()
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -93,6 +93,12 @@ class TransformersTeacher(ModelTeacher):
 
     def _template(self) -> str | Sequence[str] | None:
         return self.template
+
+    def _pair_tokenizer(self) -> PairTokenizer:
+        return PairTokenizer(self.tokenizer, self.max_length, self.query_max_length, self._template())
+
+    def _micro_batches(self, pairs: TokenizedPairs) -> list[np.ndarray]:
+        return micro_batches(pairs.tokens.lengths, self.token_budget, on_gpu=self.device.type != "cpu")
 
     def load(self) -> None:
         """See :class:`ModelTeacher`."""
@@ -110,7 +116,7 @@ class TransformersTeacher(ModelTeacher):
         # the padding id of the model's configuration first: decoders that classify find a row's last token by it
         pad_id = getattr(self.model.config.get_text_config(), "pad_token_id", None)
         pad_id = (self.tokenizer.pad_token_id or 0) if pad_id is None else pad_id
-        for rows in micro_batches(pairs.tokens.lengths, self.token_budget, on_gpu=self.device.type != "cpu"):
+        for rows in self._micro_batches(pairs):
             ids, mask = pairs.tokens.padded(rows, pad_id, self.device)
             scores[rows] = self._logits(ids, mask, pairs, rows).float().cpu().numpy()
             if on_batch:
@@ -121,11 +127,11 @@ class TransformersTeacher(ModelTeacher):
         """See :class:`ModelTeacher`."""
         return super().description() | {name: getattr(self, name) for name in ("template", "dtype", *self.decides)}
 
-    def _pretrained(self, auto_class: Any, what: str) -> PreTrainedModel:
-        """Load the model by one of transformers' Auto classes; refuse it where a weight is not in its files."""
+    def _pretrained(self, auto_class: Any, what: str, **options: Any) -> PreTrainedModel:
+        """Load the model by one of transformers' classes; refuse it where a weight is not in its files."""
         source = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
         model, missing = load_telling(
-            auto_class, self.name, _ADVICE, group="teacher", dtype=DTYPES[self.dtype], **source
+            auto_class, self.name, _ADVICE, group="teacher", dtype=DTYPES[self.dtype], **source, **options
         )
         if missing:
             raise InputError(

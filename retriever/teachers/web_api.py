@@ -7,7 +7,7 @@ import numpy as np
 
 from retriever.errors import InputError, require_positive, shown
 from retriever.teachers.base import Teacher, check_pairs
-from retriever.web import WebClient
+from retriever.web import WebClient, check_address
 
 
 class WebApi(Teacher):
@@ -34,12 +34,7 @@ class WebApi(Teacher):
         retries: int = 5,
         timeout: float = 60.0,
     ) -> None:
-        if not url.startswith(("http://", "https://")) or "@" in url:
-            said = "an address with a user in it" if "@" in url else shown(url)
-            raise InputError(
-                f"teacher.url is {said}; it must be http://… or https://…, and the key in the environment variable "
-                f"{key_variable} (teacher.key_variable)."
-            )
+        check_address("teacher.url", url, key_variable)
         require_positive(**{"teacher.documents_per_request": documents_per_request})
         self.client = WebClient(url, "teacher", key_variable, parallel, retries, timeout)
         self.name = name or url

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from helpers.tiny_tokenizers import word_piece
+from retriever.teachers.layered_gemma import LayeredGemmaConfig, LayeredGemmaModel
 
 
 def size(**more):
@@ -114,10 +115,11 @@ def save_model(folder, name, config, spread=1.0, **settings):
     return str(folder)
 
 
-def bert_classifier(folder, texts, labels):
+def bert_classifier(folder, texts, labels, **more):
     """The folder of a BERT with so many logits."""
     tokenizer = word_pieces(folder, texts)
-    sizes = size(vocab_size=len(tokenizer), num_labels=labels, hidden_size=64)  # vLLM wants heads of 32 on a CPU
+    # vLLM wants heads of 32 on a CPU
+    sizes = size(vocab_size=len(tokenizer), num_labels=labels, hidden_size=64, **more)
     return save_model(folder, "BertForSequenceClassification", "BertConfig", 15.0, **sizes)
 
 
@@ -135,3 +137,21 @@ def real_and_odd_pairs(scifact):
         (asked[1], told[1]),
     ]
     return asked + [q for q, _ in odd], told + [p for _, p in odd]
+
+
+def layered_gemma(folder, texts, **more):
+    """As on the hub: a Gemma 2 with a head at each layer from one on, which names Python code that is not run."""
+    tokenizer = byte_pairs(folder, texts, ("<bos>", "<pad>", "<eos>"), roberta=False)
+    path = Path(folder) / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"bos_token": "<bos>"}))
+    sizes = size(num_key_value_heads=1, head_dim=16, query_pre_attn_scalar=16, vocab_size=len(tokenizer))
+    torch.manual_seed(0)
+    model = LayeredGemmaModel(LayeredGemmaConfig(layer_sep=1, layer_wise=True, pad_token_id=1, **sizes | more))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_(std=0.3)
+    model.save_pretrained(folder)
+    path = Path(folder) / "config.json"
+    code = {"AutoConfig": "gemma_config.CostWiseGemmaConfig", "AutoModelForCausalLM": "gemma_model.CostWiseGemma"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": code, "architectures": ["CostWiseGemma"]}))
+    return str(folder)

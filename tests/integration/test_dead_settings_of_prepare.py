@@ -79,6 +79,7 @@ def prepare_leaves(world: World) -> dict[str, Seen]:
         "filter.teacher_first": Seen(by, True, filtered),
         "filter.min_length": Seen(by, 57, filtered),
         "filter.min_top_quantile": Seen(by, 0.99, filtered),
+        "filter.min_top_score": Seen(by, 0.9, filtered),
         "filter.keep": Seen(by, 4, filtered),
         "split.dev_fraction": Seen(by, 0.6),
         "split.evaluation": Seen(by, [{"path": world.corpus, "split": "shared"}]),

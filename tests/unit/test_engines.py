@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 
-from datamodules.pipeline.engines import TransformersEngine, VllmEngine, choose_engine
+from datamodules.pipeline.engines import ServerEngine, TransformersEngine, VllmEngine, choose_engine
 from datamodules.pipeline.engines.engine import model_identity
+from helpers.chat_server import chat, serving
 from helpers.conversations import CONVERSATIONS, SAMPLING, answers
 from retriever.errors import InputError
 
@@ -94,3 +95,21 @@ def test_a_folder_without_weights_is_named(tmp_path):
         VllmEngine(str(tmp_path), {}).settings()
     with pytest.raises(InputError, match=r"generator\.model is .*: no such model folder"):
         VllmEngine(str(tmp_path / "none"), {}).settings()
+
+
+def test_a_server_is_asked_with_sampling_seeds_and_template():
+    asked = []
+
+    def answer(path, request):
+        asked.append((path, request))
+        return (200, chat("yes")) if len(asked) < 3 else (200, {"choices": []})
+
+    with serving(answer) as url:
+        options = {"chat_template": {"enable_thinking": False}, "base_url": f"{url}/v1/", "parallel": 1}
+        engine = ServerEngine("tiny", {"temperature": 0.5}, **options)
+        assert answers(engine, CONVERSATIONS[:2], [7, 8]) == [("yes", True)] * 2
+        with pytest.raises(InputError, match=r"expected a chat completion\. .* does it serve 'tiny'"):
+            answers(engine, CONVERSATIONS[:1], [9])
+    assert [path for path, _ in asked] == ["/v1/chat/completions"] * 3
+    same = {"model": "tiny", "temperature": 0.5, "chat_template_kwargs": {"enable_thinking": False}}
+    assert asked[1][1] == same | {"messages": CONVERSATIONS[1], "seed": 8}

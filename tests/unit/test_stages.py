@@ -538,6 +538,8 @@ def test_each_filter_takes_what_it_should(tmp_path):
     nothing = pa.concat_tables([table, scored_table(("h", "human", ["c"], [], [], None))])
     empty = run_stage(Filter(written(tmp_path / "e", "scored", nothing), **options), tmp_path)
     assert empty.manifest["counts"]["by_type"]["h"] == {"human": {"kept": 1, "short list": 1}}
+    graded = run_stage(Filter(written(tmp_path / "g", "scored", nothing), **off | {"min_top_score": 0.8}), tmp_path)
+    assert [r["query_id"] for r in rows(graded, "filtered.parquet")] == ["q0", "q1", "q2", "q3", "q4", "q6"]
     everything = run_stage(Filter(scored, **off), tmp_path)
     assert pq.read_table(everything.file("filtered.parquet")).equals(table)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,16 +14,20 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    Gemma2Config,
 )
+from transformers.models.gemma2.modeling_gemma2 import Gemma2Model
 
 from helpers.teacher_models import (
     bert_classifier,
     byte_pairs,
+    layered_gemma,
     real_and_odd_pairs,
     save_model,
     size,
@@ -239,13 +242,18 @@ def test_yes_no(qwen, pairs):
     check(teacher, pairs, expected)
 
 
-def test_yes_no_keeps_what_the_model_does_with_logits(tmp_path, texts, pairs):
-    """Gemma 2 caps its logits; a head of two rows in its place must not lose that."""
-    tokenizer = byte_pairs(tmp_path, texts, ("<bos>", "<pad>", "<eos>"), roberta=False)
+@pytest.fixture(scope="module")
+def gemma2(tmp_path_factory, texts):
+    folder = tmp_path_factory.mktemp("gemma2")
+    tokenizer = byte_pairs(folder, texts, ("<bos>", "<pad>", "<eos>"), roberta=False)
     sizes = size(num_key_value_heads=1, head_dim=16, vocab_size=len(tokenizer), final_logit_softcapping=0.2)
-    folder = save_model(tmp_path, "Gemma2ForCausalLM", "Gemma2Config", 3.0, sliding_window=64, pad_token_id=1, **sizes)
-    teacher = YesNo(folder, template="Q: {query} D: {passage} ?", max_length=128, token_budget=600, **CPU)
-    model, _ = exact(AutoModelForCausalLM, folder)
+    return save_model(folder, "Gemma2ForCausalLM", "Gemma2Config", 3.0, sliding_window=64, pad_token_id=1, **sizes)
+
+
+def test_yes_no_keeps_what_the_model_does_with_logits(gemma2, pairs):
+    """Gemma 2 caps its logits; a head of two rows in its place must not lose that."""
+    teacher = YesNo(gemma2, template="Q: {query} D: {passage} ?", max_length=128, token_budget=600, **CPU)
+    model, tokenizer = exact(AutoModelForCausalLM, gemma2)
     query, passage = pairs[0][3], pairs[1][0]
     ids = tokenizer(f"Q: {query} D: {passage} ?", return_tensors="pt")["input_ids"]
     rows = tokenizer.convert_tokens_to_ids(["yes", "no"])
@@ -258,113 +266,46 @@ def test_yes_no_keeps_what_the_model_does_with_logits(tmp_path, texts, pairs):
     assert found.scores[0] != pytest.approx(float(uncapped.log_softmax(-1)[0]), abs=1e-2)
 
 
-LAYERED = '''
-import torch
-from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.utils import ModelOutput
-from dataclasses import dataclass
-
-
-class TinyConfig(PretrainedConfig):
-    model_type = "tiny_layered"
-
-    def __init__(self, vocab_size=10, hidden_size=16, num_hidden_layers=6, start_layer=2, layer_sep=1, **more):
-        self.vocab_size, self.hidden_size, self.num_hidden_layers = vocab_size, hidden_size, num_hidden_layers
-        self.start_layer, self.layer_sep = start_layer, layer_sep
-        super().__init__(**more)
-
-
-@dataclass
-class TinyOutput(ModelOutput):
-    logits: tuple = None
-    attention_masks: tuple = None
-
-
-class Head(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.linear_head = nn.Linear(width, 1, bias=False)
-
-
-class TinyLayered(PreTrainedModel):
-    """Each layer adds a projection of the running mean; at a compression layer passage tokens become means."""
-
-    config_class = TinyConfig
-    _tied_weights_keys = {}
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(
-            nn.Linear(config.hidden_size, config.hidden_size) for _ in range(config.num_hidden_layers)
-        )
-        heads = range(config.start_layer, config.num_hidden_layers + 1)
-        self.lm_head = nn.ModuleList(Head(config.hidden_size) for _ in heads)
-        self.post_init()
-
-    def get_input_embeddings(self):
-        return self.embed_tokens
-
-    def get_output_embeddings(self):
-        return self.lm_head
-
-    def forward(self, input_ids=None, attention_mask=None, return_dict=None, compress_layer=None, compress_ratio=None,
-                cutoff_layers=None, query_lengths=None, prompt_lengths=None):
-        lengths = attention_mask.sum(1).tolist()
-        rows = [self.embed_tokens(ids[:n]) for ids, n in zip(input_ids, lengths)]
-        cutoff = (cutoff_layers or [self.config.num_hidden_layers])[0]
-        for number, layer in enumerate(self.layers[:cutoff]):
-            if compress_ratio > 1 and number in compress_layer:
-                rows = [
-                    torch.cat([
-                        row[:q],
-                        *[c.mean(0, keepdim=True) for c in row[q:len(row) - p].split(compress_ratio)],
-                        row[len(row) - p:],
-                    ])
-                    for row, q, p in zip(rows, query_lengths, prompt_lengths)
-                ]
-            steps = [torch.arange(1, len(r) + 1, dtype=r.dtype)[:, None] for r in rows]
-            rows = [r + torch.tanh(layer(r.cumsum(0) / s)) for r, s in zip(rows, steps)]
-        hidden = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        mask = torch.zeros(hidden.shape[:2], dtype=torch.int64)
-        for row, r in zip(mask, rows):
-            row[:len(r)] = 1
-        return TinyOutput(logits=(self.lm_head[0].linear_head(hidden)[..., 0],), attention_masks=(mask,))
-'''
+CODE_OF_THE_HUB = "raise RuntimeError('this was written for another version of transformers')"
 
 
 @pytest.fixture(scope="module")
 def layered(tmp_path_factory, texts):
-    """A model with code of its own and the call signature of bge-reranker-v2.5-gemma2-lightweight."""
     folder = tmp_path_factory.mktemp("layered")
-    tokenizer = byte_pairs(folder, texts, ("<bos>", "<pad>", "<eos>"), roberta=False)
-    settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"bos_token": "<bos>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    (folder / "tiny_layered.py").write_text(LAYERED)
-    code = {}
-    exec(LAYERED, code)
-    torch.manual_seed(0)
-    model = code["TinyLayered"](code["TinyConfig"](vocab_size=len(tokenizer)))
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.normal_(std=0.5)
-    model.save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text())
-    config["auto_map"] = {"AutoConfig": "tiny_layered.TinyConfig", "AutoModelForCausalLM": "tiny_layered.TinyLayered"}
-    (folder / "config.json").write_text(json.dumps(config))
-    return str(folder), {name: weight.double() for name, weight in model.state_dict().items()}
+    for name in ("gemma_config.py", "gemma_model.py"):
+        (folder / name).write_text(CODE_OF_THE_HUB)
+    return layered_gemma(folder, texts, num_hidden_layers=6, start_layer=2, sliding_window=40)
+
+
+def layered_score(folder, ids, before, after, cutoff, ratio, compressed):
+    """One row without padding, in float64, by lists and plain masks."""
+    weights = load_file(Path(folder) / "model.safetensors")
+    config = Gemma2Config(**json.loads((Path(folder) / "config.json").read_text()))
+    config._attn_implementation = "eager"
+    model = Gemma2Model(config).double().eval()
+    own = {name.removeprefix("model."): w.double() for name, w in weights.items() if name.startswith("model.")}
+    model.load_state_dict(own)
+    hidden = weights["model.embed_tokens.weight"].double()[ids] * config.hidden_size**0.5
+    for number, layer in enumerate(model.layers[:cutoff]):
+        if number in compressed:
+            middle = hidden[before : len(hidden) - after]
+            means = [middle[i : i + ratio].mean(0) for i in range(0, len(middle), ratio)]
+            hidden = torch.stack([*hidden[:before], *means, *hidden[len(hidden) - after :]])
+        places = torch.arange(len(hidden))
+        back = places[:, None] - places
+        seen = (back >= 0) & ((back < 40) | (config.layer_types[number] == "full_attention"))
+        mask = torch.zeros(seen.shape, dtype=torch.float64).masked_fill(~seen, -torch.inf)
+        angles = model.rotary_emb(hidden[None], places[None])
+        hidden = layer(hidden[None], attention_mask=mask[None, None], position_embeddings=angles)[0]
+    logit = weights["lm_head.0.linear_head.weight"][0].double() @ model.norm(hidden)[-1]
+    return 30 * torch.tanh(logit / 30)
 
 
 @pytest.mark.parametrize(("cutoff", "ratio", "compressed"), [(None, 1, []), (4, 2, [2]), (5, 4, [1, 3])])
-def test_layered_gemma_inputs(layered, pairs, cutoff, ratio, compressed, tmp_path, monkeypatch):
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    folder, weights = layered
+def test_layered_gemma(layered, pairs, cutoff, ratio, compressed):
     teacher = LayeredGemma(
-        folder,
+        layered,
         prompt="Does B answer A?",
-        trust_remote_code=True,
         cutoff_layer=cutoff,
         compress_ratio=ratio,
         compress_layers=compressed,
@@ -373,7 +314,7 @@ def test_layered_gemma_inputs(layered, pairs, cutoff, ratio, compressed, tmp_pat
         token_budget=600,
         **CPU,
     )
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(layered)
     newline, prompt = tokenizer("\n")["input_ids"], tokenizer("Does B answer A?")["input_ids"]
     expected = []
     for query, passage in zip(*pairs, strict=True):
@@ -381,28 +322,17 @@ def test_layered_gemma_inputs(layered, pairs, cutoff, ratio, compressed, tmp_pat
         told = tokenizer(f"B: {passage}")["input_ids"]
         room = 128 - len(asked) - len(newline + prompt)
         ids = asked + told[:room] + newline + prompt
-        first, last = len(asked), len(newline + prompt)
-        hidden = weights["embed_tokens.weight"][ids]
-        for number in range(cutoff or 6):
-            if number in compressed:
-                middle = hidden[first : len(hidden) - last]
-                means = [middle[i : i + ratio].mean(0) for i in range(0, len(middle), ratio)]
-                hidden = torch.stack([*hidden[:first], *means, *hidden[len(hidden) - last :]])
-            so_far = torch.stack([hidden[: i + 1].mean(0) for i in range(len(hidden))])
-            step = so_far @ weights[f"layers.{number}.weight"].T + weights[f"layers.{number}.bias"]
-            hidden = hidden + torch.tanh(step)
-        expected.append((weights["lm_head.0.linear_head.weight"][0] @ hidden[-1], len(told) > room))
+        with torch.no_grad():
+            score = layered_score(layered, ids, len(asked), len(newline + prompt), cutoff, ratio, compressed)
+        expected.append((score, len(told) > room))
     check(teacher, pairs, expected)
 
 
-def test_layered_gemma_with_code_for_another_transformers(layered, tmp_path, monkeypatch):
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    folder = Path(shutil.copytree(layered[0], tmp_path / "old_code"))
-    gone = "from transformers.models.gemma2.modeling_gemma2 import Gemma2FlashAttention2\n"
-    (folder / "tiny_layered.py").write_text(gone + LAYERED)
-    with pytest.raises(InputError, match=r"Gemma2FlashAttention2.* code was written for transformers 4, and this is"):
-        LayeredGemma(str(folder), trust_remote_code=True, max_length=128, **CPU).load()
+def test_layered_gemma_in_half_precision(layered, pairs):
+    options = {"cutoff_layer": 4, "compress_ratio": 2, "compress_layers": [2], "max_length": 128, **CPU}
+    exact, coarse = (LayeredGemma(layered, dtype=d, **options).score_pairs(*pairs) for d in ("float32", "bfloat16"))
+    assert np.corrcoef(exact.scores, coarse.scores)[0, 1] > 0.98
+    assert (coarse.scores != torch.from_numpy(coarse.scores).bfloat16().float().numpy()).mean() > 0.8
 
 
 def test_scores_in_bfloat16_do_not_tie(bert, t5, qwen, pairs):
@@ -456,17 +386,24 @@ def _refusals():
         "teacher.yes_token": lambda f: YesNo(
             f["qwen"], template="{query} {passage}", yes_token="jawohl", max_length=64, **CPU
         ),
-        "teacher.trust_remote_code=true": lambda f: LayeredGemma(f["qwen"]),
-        "takes no cutoff_layers": lambda f: LayeredGemma(f["qwen"], trust_remote_code=True, max_length=128, **CPU),
-        "compress_ratio is 3": lambda f: LayeredGemma(f["qwen"], trust_remote_code=True, compress_ratio=3),
+        r"holds no weights for .* no layered Gemma": lambda f: LayeredGemma(f["qwen"], max_length=128, **CPU),
+        "has no head": lambda f: LayeredGemma(f["gemma2"], max_length=128, **CPU),
+        "teacher.cutoff_layer is 1; .* has heads at 2 to 6": lambda f: LayeredGemma(
+            f["layered"], cutoff_layer=1, max_length=128, **CPU
+        ),
+        "teacher.compress_layers holds 4": lambda f: LayeredGemma(
+            f["layered"], cutoff_layer=4, compress_layers=[4], max_length=128, **CPU
+        ),
+        "compress_ratio is 3": lambda f: LayeredGemma(f["qwen"], compress_ratio=3),
         "vLLM chooses the device": lambda f: VllmScorer(f["bert"][1], device="cpu"),
     }
 
 
 @pytest.mark.parametrize("message", _refusals())
-def test_refusals(message, bert, t5, qwen, tmp_path):
+def test_refusals(message, bert, t5, qwen, layered, gemma2, tmp_path):
+    folders = {"bert": bert, "t5": t5, "qwen": qwen, "layered": layered, "gemma2": gemma2, "empty": tmp_path}
     with pytest.raises(InputError, match=message):
-        _refusals()[message]({"bert": bert, "t5": t5, "qwen": qwen, "empty": tmp_path}).score_pairs(["a"], ["b"])
+        _refusals()[message](folders).score_pairs(["a"], ["b"])
 
 
 def test_numbers_of_queries_and_passages_must_be_equal(bert):
@@ -612,8 +549,6 @@ PRESETS = {
 def test_presets(preset):
     with initialize_config_module("experiments.conf", version_base="1.3"):
         overrides = [] if preset not in ("classifier", "vllm") else ["teacher.model=some/model"]
-        if preset == "bge_gemma_lightweight":
-            overrides.append("teacher.trust_remote_code=true")
         config = compose(overrides=[f"+teacher={preset}", *overrides])
     teacher = instantiate(config.teacher)
     assert type(teacher).__name__ == PRESETS[preset]

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from datamodules.pipeline.engines.engine import Answer, Conversation, Engine
-from retriever.errors import InputError, shown
-from retriever.web import WebClient
+from retriever.chat import ChatClient
+from retriever.errors import InputError
 
 
 class ServerEngine(Engine):
@@ -39,9 +39,8 @@ class ServerEngine(Engine):
         super().__init__(model, sampling, chat_template)
         if not base_url:
             raise InputError("generator.server.base_url is not set; name the server, as in http://host:8000/v1.")
-        address = f"{base_url.rstrip('/')}/chat/completions"
-        doubt = f"Is the server there, and does it serve {model!r}?"
-        self.client = WebClient(address, "generator.server", key_variable, parallel, retries, timeout, doubt)
+        web = {"key_variable": key_variable, "parallel": parallel, "retries": retries, "timeout": timeout}
+        self.client = ChatClient(base_url, model, self.sampling, self.chat_template, group="generator.server", **web)
 
     @property
     def _settings(self) -> dict[str, Any]:
@@ -56,18 +55,9 @@ class ServerEngine(Engine):
         self, conversations: Sequence[Conversation], seeds: Sequence[int], advance: Callable[[int], None]
     ) -> list[Answer]:
         """See :class:`Engine`."""
-        same = {"model": self.model, **self.sampling}
-        if self.chat_template:
-            same["chat_template_kwargs"] = self.chat_template
-        asked = [same | {"messages": c, "seed": seed} for c, seed in zip(conversations, seeds, strict=True)]
         found = []
-        for answer in self.client.post(asked):
-            try:
-                choice = answer.json()["choices"][0]
-                found.append(Answer(choice["message"]["content"] or "", choice["finish_reason"] != "length"))
-            except (ValueError, LookupError, TypeError) as error:
-                raise InputError(
-                    f"{self.client.url} answered {shown(answer.text)}; expected a chat completion. {self.client.doubt}"
-                ) from error
+        asked = [{"messages": talk, "seed": seed} for talk, seed in zip(conversations, seeds, strict=True)]
+        for text, choice in self.client.complete(asked):
+            found.append(Answer(text, choice["finish_reason"] != "length"))
             advance(1)
         return found

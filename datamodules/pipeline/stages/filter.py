@@ -25,8 +25,8 @@ class Filter(Stage):
     """The paper's filters, each switchable; what each takes is counted by group and query type.
 
     Rules in order: *no positive's rank* (consistency: the source among a retriever's first hits), *not first* (the
-    teacher ranks a positive first), *short list*, *low score* (the best score is not below a quantile of all scores of
-    its group and type). Lists that stay are cut to the teacher's best.
+    teacher ranks a positive first), *short list*, *low score* (the best score is not below a given one, nor below a
+    quantile of all scores of its group and type). Lists that stay are cut to the teacher's best.
 
     Output: ``filtered.parquet``, the rows that stay, as in ``scored.parquet``.
 
@@ -38,6 +38,7 @@ class Filter(Stage):
         teacher_first: keep a query only where the teacher ranks a positive first.
         min_length: candidates that a list must have (the paper: 20).
         min_top_quantile: in [0, 1] (the paper: 0.25); None switches the rule off.
+        min_top_score: of the teacher's raw best score, as grade 2 of teacher ``judge``; None switches the rule off.
         keep: the teacher's best that stay in a list (the paper: 20); None keeps all.
         exempt: groups that pass with every rule but the cut switched off.
         student: make lists of the hits of one retriever alone, for a student of its kind; None keeps all candidates.
@@ -55,6 +56,7 @@ class Filter(Stage):
     teacher_first: bool = True
     min_length: int = 20
     min_top_quantile: float | None = 0.25
+    min_top_score: float | None = None
     keep: int | None = 20
     exempt: Collection[str] = ()
     student: Student | None = None
@@ -142,6 +144,11 @@ class Filter(Stage):
             positives = table["positive_ids"].to_pylist()
             yield "not first", np.array([f not in p for f, p in zip(firsts, positives, strict=True)], dtype=bool)
         yield "short list", _lengths(table) < self.min_length
+        if self.min_top_score is not None:
+            best = pc.list_element(table.filter(pa.array(_lengths(table) > 0))["teacher_scores"], 0).to_numpy()
+            low = np.zeros(len(table), dtype=bool)
+            low[_lengths(table) > 0] = best < self.min_top_score
+            yield "low score", low
 
 
 def score_scale(table: pa.Table, lists: pa.ChunkedArray) -> dict[str, dict[str, list[float]]]:
