@@ -27,6 +27,8 @@ from experiments import compare, mteb
 from experiments.benchmarks.corpus_evaluation import run_evaluation
 from experiments.benchmarks.training_step import Lists
 from experiments.cli.errors import explain
+from experiments.evaluate import evaluate
+from experiments.evaluation.typed import as_overrides
 from experiments.lists import command as list_files
 from experiments.preparation.pipeline import Pipeline
 from experiments.run import run_experiment
@@ -119,6 +121,12 @@ def through_mteb(arguments: list[str], folder: Path) -> None:
     except SystemExit as end:  # mteb itself may be missing; what is read here comes before
         if "needs mteb" not in str(end.code):
             raise
+
+
+def evaluated_alone(arguments: list[str], folder: Path) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        job = compose("evaluate", as_overrides([*arguments, "trainer.accelerator=cpu", f"output_dir={folder}"]))
+    evaluate(job, folder)
 
 
 def compared(arguments: list[str], folder: Path) -> None:
@@ -313,11 +321,24 @@ CASES: list[tuple[str, Callable, tuple[str, ...]]] = [
     ("block_search.py: evaluation.ignore_identical_ids=false", evaluated, (
         "evaluation.datasets=[{{path: {own}}}]", "data.leak_guard=off")),
     ("transfer.py: --corpus", lists, ("export {lists} --layout cadet --output {root}/o.jsonl",)),
+    ("typed.py: sets=FOLDER", evaluated_alone, ("bm25 sets=",)),
     ("compare.py: --output", compared, ("{root} --wandb p",)),
 ]  # fmt: skip
-WORDS = {"score_key=KEY": "--score-key rankt5_score", "queries=FILE": "--queries {root}/queries.tsv"}
+WORDS = {
+    "sets=FOLDER": "sets={corpus}",
+    "score_key=KEY": "--score-key rankt5_score",
+    "queries=FILE": "--queries {root}/queries.tsv",
+}
 VALUES = {"--corpus": "{corpus}", "--output": "{root}/report"}
 NOT_TYPED = {
+    "evaluate.py: only=a": "the keys of models that were typed",
+    "evaluate.py: sets=FOLDER": "as in typed.py",
+    "evaluate.py: sets=scifact": "the whole of it takes a minute; sets=FOLDER beside it is typed",
+    "typed.py: sets=scifact": "the whole of it takes a minute; sets=FOLDER beside it is typed",
+    "models.py: sets=scifact": "a command that is whole; README's are run by test_readme.py",
+    "models.py: export=false": "what was typed",
+    "models.py: export=true": "of experiments.run, whose default it is",
+    "models.py: resume={}": "of experiments.run; see test_killed_runs.py",
     "optimizer.py: module.{}={}": "in place of optimizer.lr, which was typed; see test_config_groups.py",
     "metrics.py: rel=2": "a part of a metric's name",
     "trainer_checks.py: +callbacks.NAME._target_=…": "in place of trainer.callbacks; see test_config_groups.py",
@@ -397,7 +418,8 @@ def test_advice_works_as_typed(advice, command, typed, place, small_run, small_p
     else:
         assert shown, before
         arguments = [a for a in arguments if a.partition("=")[0] not in INSTEAD_OF.get(named, ())]
-        failed, after = said(command, [*arguments, *shlex.split(shown[0])], tmp_path / "after", capsys, caplog)
+        words = shlex.split(WORDS[named].format_map(paths) if named in WORDS else shown[0])
+        failed, after = said(command, [*arguments, *words], tmp_path / "after", capsys, caplog)
     assert next(line for line in before.splitlines() if not shown or shown[0] in line) not in after
     assert re.search(FOLLOWED_BY[named], after) if failed and named in FOLLOWED_BY else not failed, after
 
@@ -406,6 +428,7 @@ def test_advice_works_as_typed(advice, command, typed, place, small_run, small_p
 INSTEAD_OF = {
     "until={}": ("stage",),
     "stage={}": ("stage",),
+    "sets=FOLDER": ("sets",),
     "queries='{human: {source: judged}}'": ("queries",),
 }
 # what the next error is, where an advice is a step on the way
