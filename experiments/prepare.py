@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import hydra
+import torch
 from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -34,6 +35,8 @@ _RULES = ("kept", "inconsistent", "not first", "short list", "low score")
 
 def prepare(config: DictConfig) -> list[Path]:
     """Run the pipeline of a configuration as far as it asks; return the paths of the lists, if it got so far."""
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")  # TF32
     pipeline = Pipeline(config)
     if not pipeline.run():
         return []

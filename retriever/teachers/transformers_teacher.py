@@ -34,7 +34,7 @@ class TransformersTeacher(ModelTeacher):
     Args:
         model: see :class:`ModelTeacher`, as for ``revision``, ``trust_remote_code`` and the lengths.
         token_budget: rows × longest row of a micro-batch, padding included.
-        dtype: of the weights, ``float32`` or ``bfloat16``.
+        dtype: of the weights, ``float32`` or ``bfloat16``; ``auto`` takes bfloat16 on a GPU that has it.
         device: ``cpu``, ``cuda``, ``cuda:1``, …; None takes a GPU where there is one.
         **common: arguments of :class:`ModelTeacher`.
     """
@@ -55,8 +55,8 @@ class TransformersTeacher(ModelTeacher):
         super().__init__(model, **common)
         require_positive(**{"teacher.token_budget": token_budget})
         self.token_budget = token_budget
-        self.dtype = choose("teacher.dtype", dtype, DTYPES)
         self.device = _device(device)
+        self.dtype = chosen_dtype(dtype, on_gpu=self.device.type == "cuda")
 
     @abstractmethod
     def _load_model(self) -> PreTrainedModel:
@@ -197,3 +197,14 @@ def _device(name: str | None) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"teacher.device is {name!r}, but this machine shows no GPU. Say teacher.device=null or cpu.")
     return device
+
+
+def chosen_dtype(dtype: str, on_gpu: bool) -> str:
+    """Choose the weights' dtype: ``auto`` is bfloat16 on a GPU that has it, else float32.
+
+    Raises:
+        InputError: neither ``auto`` nor a name of ``DTYPES``.
+    """
+    if choose("teacher.dtype", dtype, ("auto", *DTYPES)) != "auto":
+        return dtype
+    return "bfloat16" if on_gpu and torch.cuda.is_bf16_supported() else "float32"

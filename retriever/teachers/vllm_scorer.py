@@ -5,13 +5,14 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import AutoConfig, AutoTokenizer
 
-from retriever.errors import InputError, choose
+from retriever.errors import InputError
 from retriever.pretrained.vllm import deciding_options, load_llm
 from retriever.teachers.model_teacher import ModelTeacher
 from retriever.teachers.pair_tokens import PairTokenizer, TokenizedPairs
-from retriever.teachers.transformers_teacher import DTYPES, load_pretrained
+from retriever.teachers.transformers_teacher import chosen_dtype, load_pretrained
 
 
 class VllmScorer(ModelTeacher):
@@ -20,7 +21,7 @@ class VllmScorer(ModelTeacher):
     Args:
         model: see :class:`ModelTeacher`; a classifier of one label that vLLM supports.
         token_budget: tokens that vLLM puts into one step.
-        dtype: ``float32`` or ``bfloat16``.
+        dtype: ``float32`` or ``bfloat16``; ``auto`` takes bfloat16 on a GPU that has it.
         device: only None; vLLM takes the device that it was built for.
         options: further arguments of ``vllm.LLM`` (tensor_parallel_size, gpu_memory_utilization, …).
         **common: arguments of :class:`ModelTeacher`.
@@ -44,7 +45,7 @@ class VllmScorer(ModelTeacher):
         if device is not None:
             raise InputError(f"teacher.device is {device!r}; vLLM chooses the device by its build. Say null.")
         self.token_budget = token_budget
-        self.dtype = choose("teacher.dtype", dtype, DTYPES)
+        self.dtype = chosen_dtype(dtype, on_gpu=torch.cuda.is_available())
         self.options = dict(options or {})
 
     @cached_property

@@ -46,7 +46,7 @@ PREPARED = {
     "teacher.template": "Query: {query} Document: {passage}",
     "teacher.score_token": "<extra_id_10>",
     "teacher.max_length": 512,
-    "teacher.dtype": "bfloat16",
+    "teacher.dtype": "auto",  # bfloat16 on a GPU
     "filter.consistency_rank": 20,
     "filter.teacher_first": True,
     "filter.min_length": 20,
@@ -164,7 +164,6 @@ def prepared(tmp_path_factory, small_scifact, tiny_model, tiny_chat_model, t5):
             "sample.size=16",
             f"teacher.model={t5}",
             "teacher.max_length=100",
-            "teacher.dtype=float32",
             *models,
             "mine.depth=60",
             "filter={consistency_rank: 50, teacher_first: false, min_length: 5, min_top_quantile: 0.1, keep: 6}",
