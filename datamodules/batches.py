@@ -303,8 +303,9 @@ class ListBatches(Dataset):
             return np.take_along_axis(rows, kept, 1), np.take_along_axis(scores, kept, 1)
         if self.candidates == "stratified" and rows.shape[1] > self.list_length:
             others, groups = (rows >= 0).sum(axis=1, keepdims=True) - 1, self.list_length - 1
-            drawn = (np.arange(groups) + random.random((len(rows), groups))) * others / groups
-            kept = np.where(others > groups, 1 + drawn.astype(int), np.arange(1, self.list_length))
+            edges = np.arange(groups + 1) * others // groups
+            drawn = edges[:, :-1] + (random.random((len(rows), groups)) * np.diff(edges)).astype(int)
+            kept = np.where(others > groups, 1 + drawn, np.arange(1, self.list_length))
             kept = np.concatenate([np.zeros((len(rows), 1), int), kept], axis=1)
             return np.take_along_axis(rows, kept, 1), np.take_along_axis(scores, kept, 1)
         return rows[:, : self.list_length], scores[:, : self.list_length]

@@ -37,7 +37,15 @@ LISTED = {
     "PYTHONPATH=. python -m experiments.run --config-dir": "the test of a loss of one's own, below",
 }
 # what needs weights of the hub, a cluster or an hour: its configuration is composed
-COMPOSED = ("hydra/launcher=", "teacher=ensemble", "experiments.bench", "exp=paper/search", "sets=beir14", "exp=cadet", "exp=paper/cadet")
+COMPOSED = (
+    "hydra/launcher=",
+    "teacher=ensemble",
+    "experiments.bench",
+    "exp=paper/search",
+    "sets=beir14",
+    "exp=cadet",
+    "exp=paper/cadet",
+)
 
 
 def block(before: str) -> str:

@@ -182,6 +182,47 @@ def test_sampled_candidates_keep_the_first_and_change_by_epoch(make_data):
     assert next(iter(data.val_dataloader())).list_index.shape[1] == 3
 
 
+def test_stratified_candidates_are_one_of_each_group_of_like_scores(make_data, small_lists):
+    length, stored = 4, {q.query_id: q.passage_ids for q in read_query_lists(small_lists)}
+    data = make_data(candidates="stratified", list_length=length, normalization="none")
+    loader, drawn, seen = data.train_dataloader(), [], {}
+    for epoch in range(60):
+        loader.sampler.set_epoch(epoch)
+        lists = {}
+        for batch in loader:
+            for i, query_id in enumerate(batch.query_ids):
+                rows = batch.passage_keys[batch.list_index[i][batch.list_mask[i]]].tolist()
+                ids = data.train_lists[0].corpus.ids.take(rows).to_pylist()
+                places = [stored[query_id].index(passage) for passage in ids]
+                others = len(stored[query_id]) - 1
+                assert places[0] == 0 and places == sorted(set(places)) and len(places) == min(length, others + 1)
+                if others > length - 1:
+                    edges = [1 + group * others // (length - 1) for group in range(length)]
+                    assert all(
+                        low <= place < high for place, (low, high) in zip(places[1:], pairwise(edges), strict=True)
+                    )
+                seen.setdefault(query_id, set()).update(places)
+                lists[query_id] = places
+        drawn.append(lists)
+    assert drawn[0] != drawn[1]
+    assert all(seen[query_id] == set(range(len(stored[query_id]))) for query_id in seen), "each candidate has its turn"
+    assert next(iter(data.val_dataloader())).list_index.shape[1] == length
+
+
+def test_percentiles_that_lists_bring_count(make_data, small_lists, tmp_path, small_scifact):
+    """Lists that were cut since are normalised by the percentiles of all their candidates."""
+    path = tmp_path / "cut.parquet"
+    lists = [replace(q, query_type="question") for q in read_query_lists(small_lists)]
+    write_query_lists(path, lists, {"scale": {"question": [0.5, 0.9], "claim": [0, 1]}})
+    data = make_data(train=[{"path": str(path), "corpus": str(small_scifact)}], normalization="percentile")
+    for part in (data.train_lists[0], data.dev_lists[0]):
+        raw = {q.query_id: q.teacher_scores for q in lists}
+        for number, query_id in enumerate(part.lists.query_ids.to_pylist()):
+            found = part.lists.scores[part.lists.offsets[number] : part.lists.offsets[number + 1]]
+            expected = np.clip((np.array(raw[query_id], np.float32) - 0.5) / 0.4, 0, 1)
+            np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 def test_percentile_normalisation_is_the_papers():
     random = np.random.default_rng(0)
     scores = random.normal(size=400).astype(np.float32) * 5 + 2
