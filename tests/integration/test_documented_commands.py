@@ -71,6 +71,7 @@ ENCODERS = {
     "gte_base": ("Alibaba-NLP/gte-base-en-v1.5", "cls", "", ""),
     "e5_base": ("intfloat/e5-base-v2", "mean", "query: ", "passage: "),
     "e5_base_unsupervised": ("intfloat/e5-base-unsupervised", "mean", "query: ", "passage: "),
+    "cadet_base": ("manveertamber/cadet-embed-base-v1", "mean", "query: ", "passage: "),
     "minilm": ("sentence-transformers/all-MiniLM-L6-v2", "mean", "", ""),
 }
 
