@@ -164,7 +164,11 @@ def run_with_workers(folder, overrides, trainer):
         options = [f"evaluation.datasets=[{{path: {data}}}]", "encoder.dropout=0.1", "logger=csv", "name=fsdp"]
         options += ["trainer=fsdp"] if trainer == "fsdp" else ["trainer.strategy=ddp"]
         options += ["trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=2", "data.num_workers=1"]
-        options += ["trainer.max_steps=6", "trainer.val_check_interval=2"]  # ends between two validations
+        options += [
+            "trainer.max_steps=6",
+            "trainer.val_check_interval=2",
+            "early_stopping.patience=null",
+        ]  # ends between two validations
         config = compose("run", ["module=combined", *overrides, *options])
         resumed = compose("run", ["module=combined", *overrides, *options, f"resume={folder}/cut"])
     run_experiment(config, folder / "whole")

@@ -9,6 +9,8 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
+DATA = ("datamodules/data/", "callbacks/reporting/", "experiments/comparison/")  # with all that they hold
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("retriever", "datamodules", "callbacks", "experiments", "hydra_plugins")
 
@@ -28,6 +30,8 @@ def test_wheel_holds_code_configurations_prompts_and_data(tmp_path):
     expected = {
         name
         for name in names
-        if name.startswith(PACKAGES) and (name.endswith((".py", ".yaml")) or name.startswith("datamodules/data/"))
+        if name.startswith(PACKAGES)
+        and (name.endswith((".py", ".yaml", ".css", ".html", ".js", ".tex")) or name.startswith(DATA))
+        and not name.startswith("experiments/reports/")
     }
     assert len(expected) > 200 and held == expected
