@@ -43,6 +43,7 @@ from retriever.errors import InputError, choose
 from retriever.typed import read_top
 
 log = logging.getLogger(__name__)
+_TYPED: list[str] = []
 ENCODER = "retriever.encoder.TextEncoder.from_pretrained"
 
 
@@ -86,7 +87,7 @@ def evaluate(config: DictConfig, folder: Path) -> list[Path]:
     chosen = [settings.only] if settings.only is not None else list(models)
     for key in chosen:
         with torch.inference_mode():
-            evaluate_model(models[key], wanted, folder / key, fabric)
+            evaluate_model(models[key], wanted, folder / key, fabric, alone=key == chosen[0])
     return [folder / key for key in chosen]
 
 
@@ -105,7 +106,7 @@ def show(config: DictConfig, folder: Path) -> None:
     if not found:
         raise InputError(f"{folder}: none of the models was evaluated.")
     metrics = next(iter(next(iter(found.values())).values()))
-    tables = {m: summarise([models[key] for key in found], list(found.values()), specs, m) for m in metrics}
+    tables = {m: summarise({key: models[key] for key in found}, list(found.values()), specs, m) for m in metrics}
     write_json(folder / "summary.json", {metric: as_json(rows) for metric, rows in tables.items()})
     base = settings.base if settings.base in found else next(iter(found))
     print_summary(tables)
@@ -132,7 +133,7 @@ def _read(config: DictConfig) -> tuple[EvaluateSettings, list[EvaluationSpec], d
     if not specs:
         raise InputError("There is no data set to evaluate on: say sets=scifact, or sets=FOLDER.")
     depths = Depths(settings.evaluation.fusion_depth, settings.evaluation.rerank_depth)
-    models = read_models(plain["models"], depths)
+    models = read_models(plain["models"], depths, settings.allowed_targets)
     for name in settings.order:
         choose("order: a model", name, list(models))
     models = {name: models[name] for name in dict.fromkeys([*settings.order, *models])}
@@ -165,6 +166,8 @@ def _without_hydra(config: DictConfig) -> DictConfig:
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def application(config: DictConfig) -> None:
     """One job."""
+    if _TYPED:
+        sys.argv[1:] = _TYPED  # Lightning starts other ranks with it
     check_added(config, HydraConfig.get(), "evaluate.yaml")
     say_what_is_kept(config, HydraConfig.get().overrides.task)
     disable_progress_bar()
@@ -186,6 +189,7 @@ def application(config: DictConfig) -> None:
 
 def main() -> None:
     """The command."""
+    _TYPED[:] = sys.argv[1:]
     sys.argv[1:] = as_overrides(sys.argv[1:])
     run_kindly(application)
 

@@ -134,3 +134,8 @@ def tokenized(
         return queries, cached_tokens(opened.data.corpus.passages, of_passages or encoder, "passage", how.cache_dir)
 
     return zip(sets, made_ahead(tokenize, sets), strict=True)
+
+
+def first_step(ranker: Ranker) -> int:
+    """The step at which a ranker ranks by an encoder as it is: at 0, a re-ranker gives the order that it is given."""
+    return 0 if "base" in ranker.points else 1

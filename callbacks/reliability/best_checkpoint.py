@@ -50,6 +50,11 @@ class BestCheckpoint(ModelCheckpoint):
         if trainer.global_step and not best_checkpoint_step(trainer):
             log.warning("By %s no step was better than the base model, which is kept.", self.monitor)
 
+    @property
+    def state_key(self) -> str:
+        """That of ``ModelCheckpoint``, under which earlier versions kept the state."""
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
         return super().state_dict() | {"compared": self.compared}

@@ -95,6 +95,12 @@ class Trec(Layout):
             passage = RawPassage(at, passage_id, text, raw_lists.title_of(at, row))
             passages.append(passage)
             scores.append(self._score(at, row))
+            stated, text = row.get("query"), record["query"][1].get("text")
+            if stated is not None and stated != text:
+                raise InputError(
+                    f"{at}: the query is {shown(stated)} here, and {shown(text)} before. Give all lines of a query one "
+                    "text."
+                )
             grade = row.get("relevance")
             if isinstance(grade, int | float) and grade > 0:
                 positives.append(RawPassage(at, passage.id, passage.text, passage.title))

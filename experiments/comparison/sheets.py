@@ -166,7 +166,7 @@ def _caption(comparison: Comparison, table: Table) -> str:
         for arm in table.arms
         if arm.paired
     ]
-    kept = [arm.name for arm in table.arms if arm.difference is not None and 0 in arm.steps]
+    kept = [arm.name for arm in table.arms if arm.difference is not None and arm.seeds and 0 in arm.steps]
     if kept and comparison.which == "best":
         parts.append(f"step 0: no later one was better by the dev criterion, so {', '.join(kept)} kept the base model")
     if any(arm.pruned for arm in table.arms):

@@ -155,9 +155,8 @@ def compare(paths: Iterable[str | Path], which: str = "best", base: str = BASE) 
     general = [m for m in everywhere if not any(run.is_aside(m.dataset) for run in runs)]
     average, clean_average = None, None
     if len(general) > 1:
-        counted_as = [runs[0].part_of(m.dataset) for m in general]
-        weights = [1 / counted_as.count(name) for name in counted_as]
-        title = f"average of {', '.join(dict.fromkeys(counted_as))}"
+        weights = _weights(general, runs[0])
+        title = f"average of {', '.join(dict.fromkeys(runs[0].part_of(m.dataset) for m in general))}"
         average = _table(title, general, which, base, weights)
         if all(m.clean is not None and m.clean.any() for m in general):
             clean_average = _table(title, general, which, base, weights, clean=True)
@@ -262,13 +261,22 @@ def _forgetting(groups: Mapping[str, Sequence[Run]], measured: dict[str, Measure
         for name, part in measured.items():
             if all(name in run.datasets for run in needed) and not first.is_aside(name):
                 sides[first.is_home(name)].append(part)
-        gain, loss = (tested(sides[side], arm, base) if sides[side] else None for side in (True, False))
+        gain, loss = (
+            tested(parts, arm, base, weights=_weights(parts, first)) if parts else None
+            for parts in (sides[True], sides[False])
+        )
         home, abroad = ([part.dataset for part in sides[side]] for side in (True, False))
         rows.append(HomeAndAbroad(arm, home, abroad, gain, None, loss, None))
     if not any(row.home for row in rows) or not any(row.abroad for row in rows):
         return []
     corrected = iter(_corrected([test for row in rows for test in (row.gain, row.loss)]))
     return [replace(row, gain_p=next(corrected), loss_p=next(corrected)) for row in rows]
+
+
+def _weights(parts: Sequence[Measured], run: Run) -> list[float]:
+    """One for each data set: the parts of a set count as one together."""
+    counted_as = [run.part_of(part.dataset) for part in parts]
+    return [1 / counted_as.count(name) for name in counted_as]
 
 
 def _corrected(tests: Sequence[PairedTest | None]) -> list[float | None]:

@@ -1,6 +1,6 @@
 """The models that an evaluation names: what ranks for them, and what is recorded of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ class ModelSettings:
 
     Attributes:
         run: a run's folder, whose exported model is evaluated.
+        trust_remote_code: run the Python code that the run's model brings.
         encoder: as ``encoder`` of a run.
         bm25: BM25's settings.
         fusion: name of another of ``models`` → weight.
@@ -51,10 +52,11 @@ class ModelSettings:
     encoder: Mapping[str, Any] | None = None
     bm25: Bm25Settings | None = None
     fusion: Mapping[str, float] | None = None
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         """Refuse none, and several."""
-        if sum(value is not None for value in vars(self).values()) != 1:
+        if sum(value is not None for name, value in vars(self).items() if name != "trust_remote_code") != 1:
             raise InputError("run, encoder, bm25 and fusion: give exactly one of them.")
 
 
@@ -66,7 +68,6 @@ class Model:
         name: in tables; runs that differ in their seed alone share theirs.
         seed: of a run; else 0.
         config: what is recorded of it, as a run's configuration.
-        step: 0 where the ranker asks for the encoder as it is, else that of a trained re-ranker.
         load: loads it.
     """
 
@@ -74,7 +75,6 @@ class Model:
     seed: int
     config: dict[str, Any]
     load: Callable[[], Loaded]
-    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,13 @@ class Depths:
     rerank: int
 
 
-def read_models(config: Mapping[str, Any], depths: Depths) -> dict[str, Model]:
+def read_models(config: Mapping[str, Any], depths: Depths, allowed: Sequence[str] = ()) -> dict[str, Model]:
     """Read ``models``; nothing is loaded yet.
 
     Args:
         config: name → :class:`ModelSettings`, of plain containers.
         depths: of fusions and re-rankers.
+        allowed: what a run's configuration may call beside this project, ``allowed_targets``.
 
     Raises:
         InputError: none, or a wrong one.
@@ -103,16 +104,16 @@ def read_models(config: Mapping[str, Any], depths: Depths) -> dict[str, Model]:
     for name, of in settings.items():
         for member in of.fusion or ():
             choose(f"models.{name}.fusion: a member", member, [n for n, s in settings.items() if s.fusion is None])
-    models = {name: _model(name, of, depths) for name, of in settings.items() if of.fusion is None}
+    models = {name: _model(name, of, depths, allowed) for name, of in settings.items() if of.fusion is None}
     for name, of in settings.items():
         if of.fusion is not None:
             models[name] = _fusion(name, of.fusion, models, depths.fusion)
     return {name: models[name] for name in settings}
 
 
-def _model(name: str, settings: ModelSettings, depths: Depths) -> Model:
+def _model(name: str, settings: ModelSettings, depths: Depths, allowed: Sequence[str]) -> Model:
     if settings.run is not None:
-        return _run(Path(settings.run).expanduser(), depths)
+        return _run(Path(settings.run).expanduser(), depths, allowed, settings.trust_remote_code)
     if settings.bm25 is not None:
         of = settings.bm25
         return Model(name, 0, {"bm25": vars(of)}, lambda: (Bm25Ranker(**vars(of)), None))
@@ -120,7 +121,7 @@ def _model(name: str, settings: ModelSettings, depths: Depths) -> Model:
     return Model(name, 0, {"encoder": encoder}, lambda: _loaded(instantiate(encoder), depths))
 
 
-def _run(folder: Path, depths: Depths) -> Model:
+def _run(folder: Path, depths: Depths, allowed: Sequence[str], trust_remote_code: bool) -> Model:
     """A run's exported model; one whose query side alone was trained keeps its base model's passages."""
     results = read_results(folder)
     if results is None:
@@ -132,19 +133,22 @@ def _run(folder: Path, depths: Depths) -> Model:
     if not exported.is_dir():
         raise InputError(f"{folder}: no folder model in it: it ran with export=false. Run it again with export=true.")
     config = as_now(read_yaml(folder / CONFIG, "Run that experiment again."))
-    # the folder may come from others: it calls what any configuration may, and runs no foreign code
-    encoder = OmegaConf.create({"encoder": config["encoder"] | {"trust_remote_code": False}})
+    # the folder may come from others: it decides nothing that runs foreign code, as with --from
+    own = config["encoder"] | {"trust_remote_code": trust_remote_code}
+    encoder = OmegaConf.create({"encoder": own, "repeats": str(folder), "allowed_targets": list(allowed)})
     check_arguments(encoder, SPECS)
     frozen = (config.get("module") or {}).get("train_passage_encoder") is False
     is_reranker = "CrossEncoder" in str(config["encoder"].get("_target_"))
 
     def load() -> Loaded:
         if is_reranker:
-            return _loaded(CrossEncoder.from_pretrained(str(exported)), depths)
+            return _loaded(CrossEncoder.from_pretrained(str(exported), trust_remote_code=trust_remote_code), depths)
         base = instantiate(encoder.encoder) if frozen else None
-        return DenseRanker(passage_encoder=base), TextEncoder.from_pretrained(str(exported))
+        return DenseRanker(passage_encoder=base), TextEncoder.from_pretrained(
+            str(exported), trust_remote_code=trust_remote_code
+        )
 
-    return Model(results["name"], results["seed"], config, load, 1 if is_reranker else 0)
+    return Model(results["name"], results["seed"], config, load)
 
 
 def _loaded(encoder: Any, depths: Depths) -> Loaded:

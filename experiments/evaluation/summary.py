@@ -39,12 +39,12 @@ class Row:
 
 
 def summarise(
-    models: Sequence[Model], figures: Sequence[Figures], specs: Sequence[EvaluationSpec], metric: str
+    models: Mapping[str, Model], figures: Sequence[Figures], specs: Sequence[EvaluationSpec], metric: str
 ) -> list[Row]:
     """Put together the figures of one metric; the parts of a set are averaged first.
 
     Args:
-        models: what was evaluated.
+        models: folder → what was evaluated.
         figures: of each model: data set → metric → value.
         specs: the data sets.
         metric: its name, as it is logged.
@@ -53,11 +53,13 @@ def summarise(
     for spec in specs:
         members.setdefault(spec.part_of or spec.shown_name, []).append(spec)
     rows = []
-    for model, own in zip(models, figures, strict=True):
+    names = [model.name for model in models.values()]
+    for (key, model), own in zip(models.items(), figures, strict=True):
+        name = model.name if names.count(model.name) == 1 else f"{model.name} ({key})"
         values = {n: float(np.mean([own[s.shown_name][metric] for s in parts])) for n, parts in members.items()}
         known = published_of(model) if metric == MAIN else {}
         published = {n: known[parts[0].path] for n, parts in members.items() if _is_published(parts[0], known)}
-        rows.append(Row(model.name, values, float(np.mean(list(values.values()))), published))
+        rows.append(Row(name, values, float(np.mean(list(values.values()))), published))
     return rows
 
 

@@ -39,7 +39,9 @@ def _told_apart(arguments: Sequence[str]) -> tuple[list[tuple[str, str | None]],
     models, rest = [], []
     words = iter(arguments)
     for word in words:
-        if word.startswith("-"):
+        if Path(word).expanduser().exists():
+            models.append(word)
+        elif word.startswith("-"):
             options.append((word, next(words, None) if word in _WITH_VALUE else None))
         elif "=" in word or word.startswith("~"):
             rest.append(word)

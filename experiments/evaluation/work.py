@@ -8,18 +8,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
 
 from callbacks.evaluation.evaluator import Evaluator
 from callbacks.evaluation.history import History
 from callbacks.evaluation.metrics import Metrics
-from callbacks.evaluation.ranker import Ranking
+from callbacks.evaluation.ranker import Ranking, first_step
 from callbacks.evaluation.sets import OpenedSet, Reading, open_sets
 from callbacks.reporting.query_record import in_words
 from callbacks.reporting.results import RESULTS
 from callbacks.reporting.run_record import environment, peak_memory
-from datamodules.corpus import find_dataset, judgement_files
+from datamodules.corpus import find_dataset, find_file, judgement_files
 from datamodules.formats.records import find_records
 from datamodules.specs import EvaluationSpec
 from datamodules.storage.files import atomic_path, read_json, write_json
@@ -54,7 +55,7 @@ class Wanted:
     run_hits: int
 
 
-def evaluate_model(model: Model, wanted: Wanted, folder: Path, fabric: Fabric) -> dict[str, Any]:
+def evaluate_model(model: Model, wanted: Wanted, folder: Path, fabric: Fabric, alone: bool = True) -> dict[str, Any]:
     """Evaluate a model on every set; what an earlier start of the same command has finished is read.
 
     Args:
@@ -62,12 +63,16 @@ def evaluate_model(model: Model, wanted: Wanted, folder: Path, fabric: Fabric) -
         wanted: on what, and how.
         folder: ``results.json``, ``config.yaml``, ``per_query``, ``trec_runs`` and ``queries`` go there.
         fabric: the processes that take part.
+        alone: whether this process evaluated no other model before, whose memory would count.
 
     Returns:
         The content of ``results.json``.
     """
     started = time.perf_counter()
+    if wanted.how.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(wanted.how.device)
     ranker, encoder = model.load()
+    step = first_step(ranker)
     history = History(folder, wanted.metrics, wanted.run_hits)
     figures, seconds = {}, 0.0
     for spec in wanted.specs:
@@ -77,7 +82,7 @@ def evaluate_model(model: Model, wanted: Wanted, folder: Path, fabric: Fabric) -
         if kept is None:
             [opened] = history.sets = open_sets([spec], wanted.reading)
             began = time.perf_counter()
-            values = _evaluate((ranker, encoder), model.step, opened, history, wanted.how)
+            values = _evaluate((ranker, encoder), step, opened, history, wanted.how)
             kept = {"facts": facts, "figures": values, "seconds": round(time.perf_counter() - began, 1)}
             if fabric.is_global_zero:
                 write_json(folder / "queries" / f"{spec.shown_name}.json", in_words(opened.data))
@@ -90,7 +95,9 @@ def evaluate_model(model: Model, wanted: Wanted, folder: Path, fabric: Fabric) -
     if fabric.is_global_zero:
         _write_config(model, wanted, folder)
         write_json(folder / "environment.json", environment(wanted.how.device))
-        results = _results(model, figures, wanted, max(seconds, time.perf_counter() - started))
+        results = _results(model, step, figures, wanted, max(seconds, time.perf_counter() - started))
+        if not alone and wanted.how.device.type != "cuda":  # the process's most is that of an earlier model
+            del results["peak_memory_bytes"]
         write_json(folder / RESULTS, results)
     return figures
 
@@ -109,7 +116,7 @@ def _facts(model: Model, loaded: Loaded, spec: EvaluationSpec, wanted: Wanted) -
     folder = find_dataset(spec.path, wanted.reading.data_dir)
     files = [*find_records(folder, "corpus"), *find_records(folder, "queries")]
     files += judgement_files(folder, spec.split) if spec.split else []
-    files += [Path(spec.lists)] if spec.lists else []
+    files += [find_file(spec.lists)] if spec.lists else []
     reading = {k: v for k, v in asdict(wanted.reading).items() if k not in ("cache_dir", "data_dir")}
     return {
         "model": _fingerprint(model, loaded),
@@ -126,8 +133,9 @@ def _fingerprint(model: Model, loaded: Loaded) -> str:
     settings = {k: v for k, v in model.config.items() if k in ("bm25", "fusion", "depth")}
     members: Sequence[Loaded] = [loaded, *getattr(loaded[0], "members", {}).values()]
     encoders = [each for ranker, own in members for each in (own, getattr(ranker, "passage_encoder", None))]
-    prints = [None if encoder is None else encoder.fingerprint() for encoder in encoders]
-    told = repr((type(loaded[0]).__name__, getattr(loaded[0], "depth", None), settings, prints))
+    prints = [None if encoder is None else (encoder.fingerprint(), encoder.spec) for encoder in encoders]
+    rankers = [(type(ranker).__name__, getattr(ranker, "depth", None)) for ranker, _ in members]
+    told = repr((rankers, settings, prints))
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
@@ -141,13 +149,13 @@ def _kept(path: Path, facts: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _results(
-    model: Model, figures: Mapping[str, Mapping[str, float]], wanted: Wanted, seconds: float
+    model: Model, step: int, figures: Mapping[str, Mapping[str, float]], wanted: Wanted, seconds: float
 ) -> dict[str, Any]:
     points = ("best", "last")
     return {
         "name": model.name,
         "seed": model.seed,
-        "steps": dict.fromkeys(points, model.step),
+        "steps": dict.fromkeys(points, step),
         "datasets": {
             name: {metric: dict.fromkeys(points, values[metric]) for metric in wanted.metrics.names}
             for name, values in figures.items()

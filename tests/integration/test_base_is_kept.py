@@ -8,6 +8,7 @@ import torch
 from experiments.comparison.formats import markdown
 from experiments.comparison.tables import compare
 from experiments.run import run_experiment
+from helpers.run_folders import values, write_run
 from helpers.runs import config_of
 from retriever.encoder.text_encoder import TextEncoder
 
@@ -46,3 +47,19 @@ def test_a_run_that_goes_on_knows_the_base_model(small_run, tmp_path):
     assert results["steps"]["best"] == 0 and results["criterion_by_step"].keys() == {"4", "8"}
     assert results["criterion_of_base"] == first["criterion_of_base"]
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
+
+
+def test_a_checkpoint_of_an_earlier_version_names_its_best(small_run, tmp_path):
+    """ModelCheckpoint kept the state then."""
+    run_experiment(config_of(*small_run, "module=distillation", "trainer.max_epochs=1"), tmp_path / "run")
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    states = torch.load(last, weights_only=True)["callbacks"]
+    [best] = [key for key, state in states.items() if "step-" in str(state.get("best_model_path"))]
+    assert best.startswith("ModelCheckpoint{") and states[best]["compared"]
+
+
+def test_a_named_base_keeps_nothing(tmp_path):
+    for name, seed in (("a", 1), ("b", 2)):
+        write_run(tmp_path / name, name, 1, {"d": values(seed)})
+    text = markdown(compare([tmp_path], base="a"))
+    assert "kept the base model" not in text

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 from callbacks.evaluation.metrics import score_run
 from callbacks.reporting.statistics import paired_test
@@ -156,7 +158,7 @@ def test_parts_of_a_set_count_as_one_in_averages():
         [{"path": "a"}, {"path": "f/x", "part_of": "forums"}, {"path": "f/y", "part_of": "forums"}]
     )
     values = {"a": {"ndcg@10": 0.6}, "x": {"ndcg@10": 0.1}, "y": {"ndcg@10": 0.3}}
-    [row] = summarise([Model("m", 0, {}, tuple)], [values], specs, "ndcg@10")
+    [row] = summarise({"m": Model("m", 0, {}, tuple)}, [values], specs, "ndcg@10")
     assert row.values == pytest.approx({"a": 0.6, "forums": 0.2}) and row.average == pytest.approx(0.4)
 
 
@@ -219,7 +221,7 @@ def test_published_figures_stand_beside():
     assert published_of(minilm)["scifact"] == pytest.approx(0.6451)
     assert published_of(Model("m", 0, {"encoder": {"model": "x"}}, tuple)) == {}
     specs = read_evaluation_specs([{"path": "scifact"}, {"path": "nfcorpus", "split": "dev"}])
-    [row] = summarise([minilm], [{"scifact": {"ndcg@10": 0.6}, "nfcorpus": {"ndcg@10": 0.3}}], specs, "ndcg@10")
+    [row] = summarise({"m": minilm}, [{"scifact": {"ndcg@10": 0.6}, "nfcorpus": {"ndcg@10": 0.3}}], specs, "ndcg@10")
     assert row.published == {"scifact": pytest.approx(0.6451)}
     assert all(0 < value < 1 for sets in published_figures().values() for value in sets.values())
 
@@ -231,11 +233,77 @@ def test_jobs_and_ranks_give_the_same(tiny_model, options, tmp_path):
     jobs = start(tmp_path, *typed, "-m", f"hydra.sweep.dir={tmp_path / 'jobs'}", module="experiments.evaluate")
     jobs.join()
     assert jobs.exitcode == 0
-    ranks = ["--nproc_per_node=2", "--standalone", "-m", "experiments.evaluate", *typed, "trainer.devices=2"]
-    two = start(tmp_path, *ranks, f"hydra.run.dir={tmp_path / 'ranks'}", module="torch.distributed.run")
+    ranks = [*typed, "trainer.devices=2", f"hydra.run.dir={tmp_path / 'ranks'}"]  # Lightning starts the other one
+    two = start(tmp_path, *ranks, module="experiments.evaluate")
     two.join()
     assert two.exitcode == 0
     for name in ("tiny_model0", "bm25", f"bm25_{tiny_model.name}"):
         for other in ("jobs", "ranks"):
             assert figures(tmp_path / other / name) == figures(tmp_path / "plain" / name)
     assert (tmp_path / "jobs" / "comparison.html").is_file() and (tmp_path / "ranks" / "summary.json").is_file()
+
+
+def test_a_run_folder_of_others_calls_no_code_of_theirs(runs, tmp_path, monkeypatch, options):
+    folder = tmp_path / "evil_run"
+    shutil.copytree(runs["query_side"], folder)
+    (folder / "evil.py").write_text("def encoder(**_):\n    open('ran', 'w').close()\n")
+    settings = OmegaConf.load(folder / "config.yaml")
+    settings.encoder = {"_target_": "evil_run.evil.encoder", "model": "x"}
+    OmegaConf.save(settings, folder / "config.yaml")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(InputError, match=r"evil_run\.evil\.encoder.*may not call"):
+        evaluate(config(str(folder), *options), tmp_path / "out")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_cross_encoder_reranks_alone_and_fused(tmp_path, tiny_model, options, small_scifact):
+    torch.manual_seed(2)
+    cross = tmp_path / "cross"
+    BertForSequenceClassification(BertConfig.from_pretrained(tiny_model, num_labels=1)).save_pretrained(cross)
+    BertTokenizer.from_pretrained(tiny_model).save_pretrained(cross)
+    target = "retriever.cross_encoder.CrossEncoder.from_pretrained"
+    spec = f"+models.cross={{encoder: {{_target_: {target}, model: {cross}, pair_max_length: 64}}}}"
+    fused = "+models.both={fusion: {bm25: 0.5, cross: 0.5}}"
+    typed = config("bm25", spec, fused, *options, "evaluation.rerank_depth=10")
+    bm25, alone, both = (evaluated_run(f) for f in evaluate(typed, tmp_path / "out"))
+    assert len({*map(str, (bm25, alone, both))}) == 3
+    for query, hits in alone.items():
+        assert set(hits) == set(list(bm25[query])[:10]) and list(hits) != list(bm25[query])[:10]
+
+
+def evaluated_run(folder):
+    """Query id → passage ids, best first."""
+    path = max((folder / "trec_runs" / "small").glob("*.trec"))  # of a re-ranker, behind the order that it is given
+    found = {}
+    for line in path.read_text().splitlines():
+        query, _, passage, *_ = line.split(" ")
+        found.setdefault(query, []).append(passage)
+    return found
+
+
+def test_other_prompts_are_evaluated_anew(tiny_model, options, tmp_path):
+    first = evaluate(config(str(tiny_model), *options), tmp_path / "out")
+    before = figures(first[0])
+    prompt = "models.tiny_model0.encoder.query_prompt='what about the claim that '"
+    again = evaluate(config(str(tiny_model), *options, prompt), tmp_path / "out")
+    assert again == first and figures(again[0]) != before
+
+
+def test_a_path_is_a_model_whatever_is_in_it(tmp_path, monkeypatch):
+    (tmp_path / "lr=0.1" / "m").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert as_overrides(["lr=0.1/m"])[1] == "models.m.encoder.model='lr=0.1/m'"
+
+
+def test_lists_that_ship_are_a_set(tmp_path):
+    sets = "sets=[{path: scifact, lists: scifact/lists/synthetic.dev.parquet, types: [keywords]}]"
+    [folder] = evaluate(config("bm25", sets, "trainer.accelerator=cpu", f"output_dir={tmp_path}"), tmp_path)
+    assert 0 < figures(folder, "scifact")["ndcg@10"] < 1
+
+
+def test_rows_of_one_name_are_told_apart():
+    models = {key: Model("distillation", seed, {}, tuple) for key, seed in (("a", 1), ("b", 2))}
+    figures_of = [{"d": {"ndcg@10": value}} for value in (0.1, 0.2)]
+    rows = summarise(models, figures_of, read_evaluation_specs([{"path": "d"}]), "ndcg@10")
+    assert [row.name for row in rows] == ["distillation (a)", "distillation (b)"]

@@ -319,6 +319,20 @@ def test_a_run_that_holds_queries_texts_and_judgements_needs_no_other_file(tmp_p
     )
 
 
+def test_lines_of_a_query_state_one_text(tmp_path, passages):
+    ids = passages.corpus.ids.to_pylist()[:3]
+    rows = [{"query_id": "1", "query": "what", "doc_id": p, "score": n} for n, p in enumerate(ids)]
+    rows[1].pop("query")  # once is enough
+    path = tmp_path / "run.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    [found] = import_lists(path, "trec", passages)
+    assert found.query == "what" and len(found.passage_ids) == 3
+    rows[2]["query"] = "who"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=r"run\.jsonl:3: the query is 'who' here, and 'what' before"):
+        list(import_lists(path, "trec", passages))
+
+
 def test_a_run_of_ranks_alone_says_so_and_takes_them_when_asked(tmp_path):
     run = tmp_path / "run.tsv"
     run.write_text("1\tb\t1\n1\ta\t2\n")
