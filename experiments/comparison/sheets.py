@@ -111,7 +111,7 @@ def _narrow(comparison: Comparison, table: Table, clean: Table | None) -> Sheet:
         caption += "; the training of these runs came close to every query"
     if left_out:
         caption += f"; no room here for {', '.join(left_out)}: see the runs' results.json"
-    rows = [tuple(of_arm.values()) for of_arm in cells]
+    rows = [tuple(of_arm[name] for name in columns) for of_arm in cells]
     return Sheet(table.title, caption, tuple(columns), rows, [_sign(a.difference, a.p_holm) for a in table.arms])
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 
 import numpy as np
@@ -100,6 +101,8 @@ def test_the_table_pairs_models_with_the_base(tiny_model, runs, options, tmp_pat
     show(typed, tmp_path / "out")
     said = capsys.readouterr().out
     assert "difference to bm25" in said and "comparison.html" in said and "seeds" not in said and "step" not in said
+    for folder, name in zip(folders, ("tiny_model0", "two_sided", "bm25"), strict=True):
+        assert re.search(rf"│ {name} +│ +{figures(folder)['ndcg@10']:.4f} │", said.split("difference to")[1])
     values = [json.loads((f / "per_query/small/step-000000.json").read_text())["ndcg@10"] for f in folders]
     test = paired_test(
         [np.array([[v[q] for q in sorted(v)] for v in (values[1],)])],
