@@ -26,6 +26,7 @@ SLOW_MODULES = ("infonce_conventional", "infonce", "distillation")
 MODULES = [*(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_MODULES), "combined"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", MODULES)
 def test_run_folder_tells_the_whole_story(small_run, small_scifact, tiny_encoder, tmp_path, module):
     folder = tmp_path / "run"

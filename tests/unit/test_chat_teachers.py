@@ -110,6 +110,7 @@ def test_braces_in_texts_are_texts_and_long_passages_are_cut():
     assert "search query: Is {passages} {query}?\n" in asked[0] and "\n[1] {query} i\n[2] b\n" in asked[0]
 
 
+@pytest.mark.slow
 def test_a_judge_grades_each_pair():
     with serving(lambda _, request: (200, grader(request))) as url:
         teacher = preset("judge", url)

@@ -103,6 +103,7 @@ def test_sentence_transformers_keeps_queries_passages_and_scores(tmp_path, passa
         assert found == kept and bits(found) == bits(kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["cadet", "flag_embedding", "tevatron", "sentence_transformers"])
 def test_without_a_corpus_one_is_written_that_trains(tmp_path, passages, real_lists, layout):
     # positives outside their list have no text in these files

@@ -102,6 +102,7 @@ def model(request, tmp_path_factory, texts, t5, pairs):
     return folder, list(expected(folder, *pairs, begin))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [100, 700, 16384])
 def test_the_plain_computation_is_met_in_any_batch_and_order(model, pairs, budget):
     folder, plain = model

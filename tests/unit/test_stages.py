@@ -198,6 +198,7 @@ def test_every_answer_is_accepted_or_rejected_with_a_reason(generate, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_same_seed_writes_the_same_queries_after_a_kill(generate, tmp_path, monkeypatch):
     whole = run_stage(generate(), tmp_path / "whole")
     killed = generate()
@@ -213,6 +214,7 @@ def test_the_same_seed_writes_the_same_queries_after_a_kill(generate, tmp_path, 
         assert resumed.file(name).read_bytes() == whole.file(name).read_bytes() != other.file(name).read_bytes()
 
 
+@pytest.mark.slow
 def test_rejected_answers_are_asked_for_again(generate, tmp_path):
     once, thrice = (run_stage(generate(attempts=n), tmp_path).manifest["counts"] for n in (1, 3))
     assert thrice["asked"] > once["asked"] and thrice["accepted"] > once["accepted"]
@@ -321,6 +323,7 @@ def test_the_runs_are_those_of_whole_searches(small, collected, tiny_encoder, tm
     np.testing.assert_array_equal(fused.rows, expected.rows[:, : fused.rows.shape[1]])
 
 
+@pytest.mark.slow
 def test_neither_chunks_nor_the_cache_change_the_hits(small, collected, tiny_encoder, tmp_path):
     found = []
     for chunk, keep in ((1000, True), (40, True), (40, False)):
@@ -439,6 +442,7 @@ def test_the_fusion_teacher_is_the_fused_score(small, collected, mined, tmp_path
         assert line["teacher_scores"] == sorted(line["teacher_scores"], reverse=True)
 
 
+@pytest.mark.slow
 def test_a_reading_teacher_scores_each_pair_as_alone(small, collected, mined, tiny_cross_encoder, tmp_path):
     output, scored = score(small, collected, mined, tiny_cross_encoder, tmp_path, candidates=6)
     texts = dict(zip(small[0].ids.to_pylist(), small[0].passages.to_pylist(), strict=True))
@@ -450,6 +454,7 @@ def test_a_reading_teacher_scores_each_pair_as_alone(small, collected, mined, ti
     assert output.manifest["settings"]["members"]["teacher"]["weights"]
 
 
+@pytest.mark.slow
 def test_an_ensemble_keeps_the_members_raw_scores(small, collected, mined, tiny_cross_encoder, tmp_path):
     teacher = Ensemble({"fusion": RunFusion(), "cross": tiny_cross_encoder}, {"fusion": 3.0, "cross": 1.0})
     _, scored = score(small, collected, mined, teacher, tmp_path)

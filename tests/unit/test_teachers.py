@@ -301,6 +301,7 @@ def layered_score(folder, ids, before, after, cutoff, ratio, compressed):
     return 30 * torch.tanh(logit / 30)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cutoff", "ratio", "compressed"), [(None, 1, []), (4, 2, [2]), (5, 4, [1, 3])])
 def test_layered_gemma(layered, pairs, cutoff, ratio, compressed):
     teacher = LayeredGemma(
