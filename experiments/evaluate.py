@@ -5,8 +5,8 @@ A model is a run's folder, a model's folder, a name on the hub, an encoder prese
 
 import hashlib
 import logging
-import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from datamodules.specs import EvaluationSpec, read_evaluation_specs
 from datamodules.storage.files import write_json
 from experiments.cli.arguments import check_added, say_what_is_kept
 from experiments.cli.errors import run_kindly
+from experiments.cli.rerun import as_typed, start_with
 from experiments.cli.sweep import keep_error
 from experiments.cli.targets import check_arguments
 from experiments.compare import show_and_write
@@ -43,7 +44,6 @@ from retriever.errors import InputError, choose
 from retriever.typed import read_top
 
 log = logging.getLogger(__name__)
-_TYPED: list[str] = []
 ENCODER = "retriever.encoder.TextEncoder.from_pretrained"
 
 
@@ -67,7 +67,7 @@ def evaluate(config: DictConfig, folder: Path) -> list[Path]:
         InputError: a wrong setting, set or model.
     """
     settings, specs, models = _read(config)
-    fabric = Fabric(**_fabric_options(config))
+    fabric = Fabric(**OmegaConf.to_container(config.trainer, resolve=True))
     fabric.launch()
     asked = settings.evaluation
     how = Ranking(
@@ -111,14 +111,8 @@ def show(config: DictConfig, folder: Path) -> None:
     base = settings.base if settings.base in found else next(iter(found))
     print_summary(tables)
     if len(found) > 1:
-        folders = [folder / key for key in (base, *(key for key in found if key != base))]
-        show_and_write(compare(folders, base=_label(folders)), folder)
-
-
-def _label(folders: Sequence[Path]) -> str:
-    """The name that the first of some folders has in a comparison of them all."""
-    groups = compare(folders).groups
-    return next(name for name, runs in groups.items() if any(run.folder == folders[0] for run in runs))
+        # of models that were not trained, the first one is the base
+        show_and_write(compare([folder / key for key in dict.fromkeys([base, *found])]), folder)
 
 
 def _read(config: DictConfig) -> tuple[EvaluateSettings, list[EvaluationSpec], dict[str, Model]]:
@@ -143,10 +137,6 @@ def _read(config: DictConfig) -> tuple[EvaluateSettings, list[EvaluationSpec], d
     return settings, specs, models
 
 
-def _fabric_options(config: DictConfig) -> dict[str, Any]:
-    return OmegaConf.to_container(config.trainer, resolve=True)
-
-
 class ShowAll(Callback):
     """Hydra callback: the table of all jobs' models, at the end of a sweep."""
 
@@ -166,8 +156,7 @@ def _without_hydra(config: DictConfig) -> DictConfig:
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def application(config: DictConfig) -> None:
     """One job."""
-    if _TYPED:
-        sys.argv[1:] = _TYPED  # Lightning starts other ranks with it
+    as_typed()
     check_added(config, HydraConfig.get(), "evaluate.yaml")
     say_what_is_kept(config, HydraConfig.get().overrides.task)
     disable_progress_bar()
@@ -189,9 +178,7 @@ def application(config: DictConfig) -> None:
 
 def main() -> None:
     """The command."""
-    _TYPED[:] = sys.argv[1:]
-    sys.argv[1:] = as_overrides(sys.argv[1:])
-    run_kindly(application)
+    run_kindly(partial(start_with, application, as_overrides))
 
 
 if __name__ == "__main__":

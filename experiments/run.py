@@ -27,7 +27,6 @@ from experiments.settings.encoders import with_effective_encoders
 from experiments.settings.renamed import rename_arguments, rename_config
 from experiments.settings.without_effect import OF_RUN, say_what_has_no_effect
 from experiments.training.train import run_experiment
-from retriever.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +47,6 @@ def application(config: DictConfig) -> float | None:
     if rank_zero_only.rank > 0:
         logging.getLogger().setLevel(logging.WARNING)  # the first rank speaks for all
     disable_progress_bar()
-    if not HydraConfig.get().run.dir:
-        raise InputError("hydra.run.dir is empty; name the folder of the run, or leave it out.")
     own = Path(HydraConfig.get().runtime.output_dir).absolute()
     # a resumed run goes on in its own folder, where its earlier figures are
     folder = Path(config.resume or own).absolute()

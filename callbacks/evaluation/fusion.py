@@ -7,7 +7,7 @@ import numpy as np
 
 from callbacks.evaluation.block_search import runs_of
 from callbacks.evaluation.metrics import Run, in_trec_order, without_self_hits
-from callbacks.evaluation.ranker import Ranker, Ranking, first_step
+from callbacks.evaluation.ranker import Ranker, Ranking
 from callbacks.evaluation.sets import OpenedSet
 from datamodules.corpus import EvaluationSet
 from datamodules.hits import Hits, fuse_scores
@@ -52,7 +52,7 @@ class FusedRanker(Ranker):
         scores = np.full((len(data.queries), self.depth), -np.inf, np.float32)
         rows = np.full(scores.shape, -1, np.int64)
         places = {query: place for place, query in enumerate(data.queries)}
-        for _, runs in ranker.rank([data], encoder, first_step(ranker), how):
+        for _, runs in ranker.rank([data], encoder, ranker.first_step, how):
             for run in runs:
                 kept = without_self_hits(run, data.qrels) if how.ignore_identical_ids else run
                 for query, hits in kept.items():

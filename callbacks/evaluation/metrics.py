@@ -15,6 +15,7 @@ DEFAULT_METRICS = ("nDCG@10", "R@100", "RR@10", "AP@100")
 # Under which names they have been logged and stored since the first run; every other metric keeps the name it is asked
 # for by: R(rel=2)@1000.
 LOGGED_AS = {"nDCG@10": "ndcg@10", "R@100": "recall@100", "RR@10": "mrr@10", "AP@100": "map@100"}
+ASKED_AS = {logged: measure for measure, logged in LOGGED_AS.items()}
 MAIN = "ndcg@10"  # by which runs are compared
 Qrels = Mapping[str, Mapping[str, int]]
 Run = dict[str, dict[str, float]]
@@ -142,7 +143,7 @@ def _checked(name: str, values: Mapping[str, float], qrels: Qrels) -> dict[str, 
 
 def _parse(name: Any) -> Measure:
     """A measure that trec_eval computes, by its name; also by that under which it is logged."""
-    asked = {logged: measure for measure, logged in LOGGED_AS.items()}.get(name, name)
+    asked = ASKED_AS.get(name, name)
     try:
         measure = parse_measure(asked)
         measure.validate_params()

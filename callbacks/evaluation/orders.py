@@ -16,8 +16,6 @@ from retriever.encoder.text_encoder import TextEncoder
 from retriever.printable import printable
 from retriever.search import exact_search
 
-_QUERIES = 512  # whose hits are Python objects at a time
-
 
 def without_own(data: EvaluationSet, hits: Hits, depth: int, ignore_identical_ids: bool) -> Hits:
     """The best ``depth`` hits, the query's own passage taken out where ``ignore_identical_ids`` asks for it."""

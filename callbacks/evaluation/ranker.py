@@ -79,6 +79,11 @@ class Ranker(ABC):
     def __init__(self) -> None:
         self.samples: dict[str, dict[str, int]] = {}
 
+    @property
+    def first_step(self) -> int:
+        """The step at which it ranks by an encoder as it is: at 0, a re-ranker gives the order that it is given."""
+        return 0 if "base" in self.points else 1
+
     def check(self, module: L.LightningModule) -> None:  # noqa: B027 - most have nothing to refuse
         """Refuse a module that it cannot rank by, with an InputError; take from it what matters."""
 
@@ -134,8 +139,3 @@ def tokenized(
         return queries, cached_tokens(opened.data.corpus.passages, of_passages or encoder, "passage", how.cache_dir)
 
     return zip(sets, made_ahead(tokenize, sets), strict=True)
-
-
-def first_step(ranker: Ranker) -> int:
-    """The step at which a ranker ranks by an encoder as it is: at 0, a re-ranker gives the order that it is given."""
-    return 0 if "base" in ranker.points else 1

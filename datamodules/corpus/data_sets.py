@@ -20,8 +20,10 @@ def find_dataset(name: str | Path, data_dir: str | Path = "data") -> Path:
         if is_folder(folder):
             return folder
     first, *inner = Path(name).parts or ("",)
-    if first in BEIR_NAMES and is_folder(download_beir(first, data_dir).joinpath(*inner)):  # a forum of CQADupStack
-        return Path(data_dir).joinpath(first, *inner)
+    if first in BEIR_NAMES:
+        folder = download_beir(first, data_dir).joinpath(*inner)  # cqadupstack/android, a part
+        if is_folder(folder):
+            return folder
     raise InputError(
         f"There is no data set {shown(str(name))}: it is no folder, none in {data_dir}, not shipped, and no BEIR "
         f"name. BEIR names are {', '.join(BEIR_NAMES)}."

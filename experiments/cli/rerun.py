@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ _MACHINE = ("python", "platform", "processor", "device", "torch_threads", "cuda"
 
 def start_from_run(application: Any) -> None:
     """Call a Hydra application; where the command line says ``--from RUN``, with the configuration of that run."""
-    _TYPED.append(list(sys.argv))
+    _remember()
     arguments = sys.argv[1:]
     found = [number for number, a in enumerate(arguments) if a == FLAG or a.startswith(f"{FLAG}=")]
     if found:
@@ -54,6 +54,17 @@ def start_from_run(application: Any) -> None:
         ConfigStore.instance().store(NAME, read_run(Path(folder), typed))
         sys.argv = [sys.argv[0], "--config-name", NAME, *rest]
     application()
+
+
+def start_with(application: Any, rewrite: Callable[[Sequence[str]], list[str]]) -> None:
+    """Call a Hydra application with the command line that ``rewrite`` makes of what was typed."""
+    _remember()
+    sys.argv[1:] = rewrite(sys.argv[1:])
+    application()
+
+
+def _remember() -> None:
+    _TYPED.append(list(sys.argv))
 
 
 def as_typed() -> None:

@@ -14,6 +14,7 @@ from callbacks.evaluation.fusion import FusedRanker
 from callbacks.evaluation.ranker import Ranker
 from callbacks.evaluation.reranking import CrossEncoderRanker
 from callbacks.reporting.results import RESULTS, read_results
+from datamodules.pipeline.stages.mine import Bm25
 from datamodules.storage.yaml_files import read_yaml
 from experiments.cli.rerun import CONFIG
 from experiments.cli.targets import check_arguments
@@ -25,15 +26,6 @@ from retriever.errors import InputError, choose
 from retriever.typed import read_settings
 
 Loaded = tuple[Ranker, Any]  # what ranks, and the encoder that it ranks by
-
-
-@dataclass(frozen=True)
-class Bm25Settings:
-    """BM25, see :func:`~datamodules.hits.bm25_search`."""
-
-    k1: float = 0.9
-    b: float = 0.4
-    language: str = "english"
 
 
 @dataclass(frozen=True)
@@ -50,7 +42,7 @@ class ModelSettings:
 
     run: str | None = None
     encoder: Mapping[str, Any] | None = None
-    bm25: Bm25Settings | None = None
+    bm25: Bm25 | None = None
     fusion: Mapping[str, float] | None = None
     trust_remote_code: bool = False
 

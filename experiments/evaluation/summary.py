@@ -10,13 +10,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from callbacks.evaluation.metrics import LOGGED_AS, MAIN
+from callbacks.evaluation.metrics import ASKED_AS, MAIN
 from datamodules.specs import EvaluationSpec
 from experiments.evaluation.models import Model
 from experiments.evaluation.published import published_of
 from retriever.printable import printable
 
-_SHOWN = {logged: metric for metric, logged in LOGGED_AS.items()}
 _MOST = 9  # sets beside each other; more stand below each other
 Figures = Mapping[str, Mapping[str, float]]
 
@@ -74,10 +73,10 @@ def print_summary(tables: Mapping[str, Sequence[Row]]) -> None:
     labels, sets = [row.name for row in first], list(first[0].values)
     if len(sets) == 1:
         lines = [[f"{rows[n].values[sets[0]]:.4f}" for rows in tables.values()] for n in range(len(first))]
-        console.print(_table(sets[0], [_SHOWN.get(metric, metric) for metric in tables], labels, lines))
+        console.print(_table(sets[0], [ASKED_AS.get(metric, metric) for metric in tables], labels, lines))
     for metric, rows in tables.items() if len(sets) > 1 else ():
         lines = [[f"{value:.4f}" for value in (*row.values.values(), row.average)] for row in rows]
-        console.print(_table(_SHOWN.get(metric, metric), [*sets, "average"], labels, lines))
+        console.print(_table(ASKED_AS.get(metric, metric), [*sets, "average"], labels, lines))
     for row in first:
         for name, value in row.published.items():
             said = f"{row.name} on {name}: nDCG@10 {row.values[name] - value:+.4f} from the published {value:.4f}"

@@ -15,19 +15,18 @@ from omegaconf import DictConfig, OmegaConf
 from callbacks.evaluation.evaluator import Evaluator
 from callbacks.evaluation.history import History
 from callbacks.evaluation.metrics import Metrics
-from callbacks.evaluation.ranker import Ranking, first_step
+from callbacks.evaluation.ranker import Ranking
 from callbacks.evaluation.sets import OpenedSet, Reading, open_sets
 from callbacks.reporting.query_record import in_words
 from callbacks.reporting.results import RESULTS
 from callbacks.reporting.run_record import environment, peak_memory
-from datamodules.corpus import find_dataset, find_file, judgement_files
-from datamodules.formats.records import find_records
 from datamodules.specs import EvaluationSpec
 from datamodules.storage.files import atomic_path, read_json, write_json
 from datamodules.storage.input_hashes import input_sha256
 from experiments.cli.redact import redact
 from experiments.cli.rerun import CONFIG
 from experiments.evaluation.models import Loaded, Model
+from experiments.settings.inputs import files_of_set
 from retriever.distributed.ranks import broadcast
 from retriever.errors import InputError
 
@@ -55,7 +54,7 @@ class Wanted:
     run_hits: int
 
 
-def evaluate_model(model: Model, wanted: Wanted, folder: Path, fabric: Fabric, alone: bool = True) -> dict[str, Any]:
+def evaluate_model(model: Model, wanted: Wanted, folder: Path, fabric: Fabric, alone: bool = True) -> None:
     """Evaluate a model on every set; what an earlier start of the same command has finished is read.
 
     Args:
@@ -64,15 +63,12 @@ def evaluate_model(model: Model, wanted: Wanted, folder: Path, fabric: Fabric, a
         folder: ``results.json``, ``config.yaml``, ``per_query``, ``trec_runs`` and ``queries`` go there.
         fabric: the processes that take part.
         alone: whether this process evaluated no other model before, whose memory would count.
-
-    Returns:
-        The content of ``results.json``.
     """
     started = time.perf_counter()
     if wanted.how.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(wanted.how.device)
     ranker, encoder = model.load()
-    step = first_step(ranker)
+    step = ranker.first_step
     history = History(folder, wanted.metrics, wanted.run_hits)
     figures, seconds = {}, 0.0
     for spec in wanted.specs:
@@ -99,7 +95,6 @@ def evaluate_model(model: Model, wanted: Wanted, folder: Path, fabric: Fabric, a
         if not alone and wanted.how.device.type != "cuda":  # the process's most is that of an earlier model
             del results["peak_memory_bytes"]
         write_json(folder / RESULTS, results)
-    return figures
 
 
 def _evaluate(loaded: Loaded, step: int, opened: OpenedSet, history: History, how: Ranking) -> Mapping[str, float]:
@@ -113,15 +108,12 @@ def _evaluate(loaded: Loaded, step: int, opened: OpenedSet, history: History, ho
 
 def _facts(model: Model, loaded: Loaded, spec: EvaluationSpec, wanted: Wanted) -> dict[str, Any]:
     """All that decides a set's figures, as JSON values."""
-    folder = find_dataset(spec.path, wanted.reading.data_dir)
-    files = [*find_records(folder, "corpus"), *find_records(folder, "queries")]
-    files += judgement_files(folder, spec.split) if spec.split else []
-    files += [find_file(spec.lists)] if spec.lists else []
+    files = files_of_set(spec, wanted.reading.data_dir)
     reading = {k: v for k, v in asdict(wanted.reading).items() if k not in ("cache_dir", "data_dir")}
     return {
         "model": _fingerprint(model, loaded),
         "set": {k: v for k, v in asdict(spec).items() if k not in ("path", "name", "part_of")},
-        "files": [input_sha256(path) for path in sorted(set(files))],
+        "files": [input_sha256(path) for path in sorted(files.values())],
         "reading": reading,
         "metrics": [str(metric) for metric in wanted.metric_names],
         "how": [wanted.how.hits, wanted.how.ignore_identical_ids, wanted.how.precision, wanted.run_hits],

@@ -36,7 +36,7 @@ def run_callbacks(
         best = {"monitor": config.criterion, "mode": config.criterion_mode, "auto_insert_metric_name": False}
         best["enable_version_counter"] = False  # a resumed run writes the same file again
         # a re-ranker's step 0 is BM25's order, and not what its weights make of it
-        kind = BestCheckpoint if "base" in evaluation.ranker.points else ModelCheckpoint
+        kind = ModelCheckpoint if evaluation.ranker.first_step else BestCheckpoint
         callbacks.append(kind(checkpoints, filename="step-{step:06d}", **best))
         # save_last would write it only where the best one is written: a kill could lose many validations
         callbacks.append(ModelCheckpoint(checkpoints, filename=Path(LAST).stem, enable_version_counter=False))
