@@ -110,7 +110,8 @@ def _model(name: str, settings: ModelSettings, depths: Depths, allowed: Sequence
         of = settings.bm25
         return Model(name, 0, {"bm25": vars(of)}, lambda: (Bm25Ranker(**vars(of)), None))
     encoder = dict(settings.encoder or {})
-    return Model(name, 0, {"encoder": encoder}, lambda: _loaded(instantiate(encoder), depths))
+    placed = OmegaConf.create({"models": {name: {"encoder": encoder}}})  # so that errors name the setting
+    return Model(name, 0, {"encoder": encoder}, lambda: _loaded(instantiate(placed.models[name].encoder), depths))
 
 
 def _run(folder: Path, depths: Depths, allowed: Sequence[str], trust_remote_code: bool) -> Model:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
@@ -18,6 +19,7 @@ from datamodules.caches import embed
 from datamodules.corpus import load_evaluation_set
 from datamodules.hits import Hits, bm25_search, fuse_scores
 from datamodules.specs import read_evaluation_specs
+from experiments.cli.errors import explain
 from experiments.evaluate import evaluate, show
 from experiments.evaluation.models import Model
 from experiments.evaluation.published import published_figures, published_of
@@ -292,6 +294,14 @@ def test_other_prompts_are_evaluated_anew(tiny_model, options, tmp_path):
     prompt = "models.tiny_model0.encoder.query_prompt='what about the claim that '"
     again = evaluate(config(str(tiny_model), *options, prompt), tmp_path / "out")
     assert again == first and figures(again[0]) != before
+
+
+def test_an_error_of_an_encoder_names_its_place(tiny_model, options, tmp_path):
+    model = shutil.copytree(tiny_model, tmp_path / "plain", ignore=shutil.ignore_patterns("modules.json", "1_Pooling"))
+    with pytest.raises(InstantiationException) as raised:
+        evaluate(config(str(model), *options), tmp_path / "out")
+    assert "set models.plain.encoder.pooling to one of cls, mean, last" in explain(raised.value)
+    evaluate(config(str(model), *options, "models.plain.encoder.pooling=mean"), tmp_path / "out")
 
 
 def test_a_path_is_a_model_whatever_is_in_it(tmp_path, monkeypatch):
