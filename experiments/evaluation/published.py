@@ -13,7 +13,7 @@ _FILE = Path(__file__).parent / "published.yaml"
 
 @cache
 def published_figures() -> Mapping[str, Mapping[str, float]]:
-    """Model, by its name on the hub or ``bm25`` → data set, by its BEIR name → nDCG@10, in [0, 1]."""
+    """Hub name of a model, or ``bm25`` → BEIR name of a data set, or of a group → nDCG@10, in [0, 1]."""
     figures: dict[str, Any] = read_yaml(_FILE, "Install this project again.")
     return {model: {name: value / 100 for name, value in sets.items()} for model, sets in figures.items()}
 

@@ -57,13 +57,17 @@ def summarise(
         name = model.name if names.count(model.name) == 1 else f"{model.name} ({key})"
         values = {n: float(np.mean([own[s.shown_name][metric] for s in parts])) for n, parts in members.items()}
         known = published_of(model) if metric == MAIN else {}
-        published = {n: known[parts[0].path] for n, parts in members.items() if _is_published(parts[0], known)}
+        published = {
+            n: known[parts[0].part_of or parts[0].path]
+            for n, parts in members.items()
+            if _is_published(parts[0], known)
+        }
         rows.append(Row(name, values, float(np.mean(list(values.values()))), published))
     return rows
 
 
 def _is_published(spec: EvaluationSpec, known: Mapping[str, float]) -> bool:
-    return spec.path in known and spec.split == "test" and spec.lists is None
+    return (spec.part_of or spec.path) in known and spec.split == "test" and spec.lists is None
 
 
 def print_summary(tables: Mapping[str, Sequence[Row]]) -> None:
@@ -78,9 +82,19 @@ def print_summary(tables: Mapping[str, Sequence[Row]]) -> None:
         lines = [[f"{value:.4f}" for value in (*row.values.values(), row.average)] for row in rows]
         console.print(_table(ASKED_AS.get(metric, metric), [*sets, "average"], labels, lines))
     for row in first:
-        for name, value in row.published.items():
-            said = f"{row.name} on {name}: nDCG@10 {row.values[name] - value:+.4f} from the published {value:.4f}"
+        for name, found, value in _beside_published(row):
+            said = f"{row.name} on {name}: nDCG@10 {found - value:+.4f} from the published {value:.4f}"
             console.print(escape(printable(said)), highlight=False)
+
+
+def _beside_published(row: Row) -> list[tuple[str, float, float]]:
+    """Name, figure and published figure of each set where it is known; of the average, where all are."""
+    found = [(name, row.values[name], value) for name, value in row.published.items()]
+    if len(row.values) == len(found) > 1:
+        found.append(
+            (f"the average of these {len(found)}", row.average, float(np.mean([value for *_, value in found])))
+        )
+    return found
 
 
 def _table(title: str, columns: Sequence[str], labels: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:

@@ -23,7 +23,7 @@ from experiments.cli.errors import explain
 from experiments.evaluate import evaluate, show
 from experiments.evaluation.models import Model
 from experiments.evaluation.published import published_figures, published_of
-from experiments.evaluation.summary import summarise
+from experiments.evaluation.summary import print_summary, summarise
 from experiments.evaluation.typed import as_overrides
 from experiments.run import run_experiment
 from helpers.processes import start
@@ -230,6 +230,27 @@ def test_published_figures_stand_beside():
     [row] = summarise({"m": minilm}, [{"scifact": {"ndcg@10": 0.6}, "nfcorpus": {"ndcg@10": 0.3}}], specs, "ndcg@10")
     assert row.published == {"scifact": pytest.approx(0.6451)}
     assert all(0 < value < 1 for sets in published_figures().values() for value in sets.values())
+
+
+@pytest.mark.parametrize(
+    ("model", "average"),
+    [
+        ("BAAI/bge-base-en-v1.5", 0.5407),
+        ("Alibaba-NLP/gte-base-en-v1.5", 0.5491),
+        ("intfloat/e5-base-v2", 0.5091),
+        ("sentence-transformers/all-MiniLM-L6-v2", 0.4233),
+        ("manveertamber/cadet-embed-base-v1", 0.5516),
+    ],
+)
+def test_published_averages_over_the_papers_fourteen_sets(model, average, capsys):
+    specs = read_evaluation_specs([s for part in config("bm25", "sets=beir14").sets.values() for s in part.datasets])
+    figure = {spec.shown_name: {"ndcg@10": 0.5} for spec in specs}
+    [row] = summarise({"m": Model("m", 0, {"encoder": {"model": model}}, tuple)}, [figure], specs, "ndcg@10")
+    published = np.mean(list(row.published.values()))
+    assert published == pytest.approx(average, abs=1e-4)
+    print_summary({"ndcg@10": [row]})
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said == f"m on the average of these 14: nDCG@10 {0.5 - published:+.4f} from the published {published:.4f}"
 
 
 def test_jobs_and_ranks_give_the_same(tiny_model, options, tmp_path):
