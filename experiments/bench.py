@@ -24,9 +24,10 @@ from experiments.cli.errors import run_kindly
 from experiments.cli.targets import check_arguments
 from experiments.settings.encoders import SPECS
 from experiments.settings.renamed import OF_BENCH, rename_arguments
-from retriever.encoder.text_encoder import EncoderSpec
+from retriever.encoder.spec import EncoderSpec
 from retriever.errors import InputError
-from retriever.pretrained.source import find_model, with_preset
+from retriever.pretrained.preset import with_preset
+from retriever.pretrained.source import find_model
 from retriever.typed import read_top
 
 log = logging.getLogger(__name__)

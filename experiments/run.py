@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 from transformers.utils.logging import disable_progress_bar
 
-from callbacks.reliability.atomic_checkpoints import has_checkpoint
+from callbacks.reliability.checkpoint_files import has_checkpoint
 from callbacks.reporting.results import read_results
 from experiments.cli.arguments import check_added, say_what_is_kept
 from experiments.cli.errors import run_kindly

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics.retrieval import RetrievalNormalizedDCG
 
 from retriever.batch import BatchNeeds, EncodedBatch, RetrievalBatch
-from retriever.cross_encoder.cross_encoder import PairSpec
+from retriever.cross_encoder.spec import PairSpec
 from retriever.diagnostics import top1_agreement
 from retriever.distributed.ranks import sum_over_ranks, world_size
 from retriever.distributed.sharded_module import ShardedModule

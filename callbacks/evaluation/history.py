@@ -8,10 +8,10 @@ from typing import Any
 
 from callbacks.evaluation.block_search import trec_file
 from callbacks.evaluation.metrics import MAIN, Metrics, PerQuery, Run
+from callbacks.evaluation.per_query import read_per_query
 from callbacks.evaluation.sets import OpenedSet
-from datamodules.storage.files import read_json, write_json
+from datamodules.storage.files import write_json
 from retriever.distributed.ranks import rank
-from retriever.errors import InputError, shown
 
 log = logging.getLogger(__name__)
 Figures = dict[str, dict[str, float]]
@@ -104,19 +104,3 @@ class History:
 
     def _per_query_file(self, name: str, step: int) -> Path:
         return self.folder / "per_query" / name / f"step-{step:06d}.json"
-
-
-def read_per_query(path: Path, metric: str = MAIN) -> dict[str, float]:
-    """Query id → value of a metric, from a file under ``per_query``.
-
-    Raises:
-        InputError: the file is missing or damaged, or lacks the metric.
-    """
-    remedy = "Run that experiment again."
-    values = read_json(path, remedy).get(metric)
-    if not isinstance(values, dict) or not values:
-        raise InputError(f"{path}: no {metric!r} of queries in it. {remedy}")
-    for query, value in values.items():
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
-            raise InputError(f"{path}: {metric} of query {shown(query)} is {shown(value)}; expected 0 to 1. {remedy}")
-    return values

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from callbacks.reliability.checkpoint_files import LAST, PREVIOUS, has_checkpoint
 from datamodules.storage.files import atomic_path
 from retriever.errors import InputError
 
 log = logging.getLogger(__name__)
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -68,11 +68,6 @@ def _keep_as_previous(path: Path) -> None:
             os.link(path, temporary)
         except OSError:  # a file system without second names
             shutil.copyfile(path, temporary)
-
-
-def has_checkpoint(folder: str | Path) -> bool:
-    """Whether a run folder has something to resume from."""
-    return any((Path(folder) / "checkpoints" / name).is_file() for name in (LAST, PREVIOUS))
 
 
 def find_checkpoint(folder: str | Path) -> Path:

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from callbacks.reliability.atomic_checkpoints import has_checkpoint
+from callbacks.reliability.checkpoint_files import has_checkpoint
 from callbacks.reporting.results import read_results
 from datamodules.storage.files import write_text
 from experiments.cli.errors import explain, is_for_users

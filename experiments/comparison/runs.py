@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from callbacks.evaluation.history import read_per_query
+from callbacks.evaluation.per_query import read_per_query
 from callbacks.reporting.results import RESULTS, read_results
 from datamodules.specs import EvaluationSpec, TrainFile, read_evaluation_specs, read_list_files
 from datamodules.storage.files import read_json

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.settings.walk import rebuilt
-from retriever.cross_encoder.cross_encoder import PairSpec
+from retriever.cross_encoder.spec import PairSpec
 from retriever.encoder.outline import EncoderOutline
 from retriever.encoder.sentence_transformers_layout import read_spec
-from retriever.encoder.text_encoder import EncoderSpec
-from retriever.pretrained.source import with_preset
+from retriever.encoder.spec import EncoderSpec
+from retriever.pretrained.preset import with_preset
 
 # what a function that takes **spec takes with it
 SPECS: dict[str, type[EncoderSpec | PairSpec]] = {

@@ -12,10 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from callbacks import Evaluation, RunRecord
 from callbacks.pruning import PruneRun
-from callbacks.reliability.atomic_checkpoints import LAST
 from callbacks.reliability.best_checkpoint import BestCheckpoint
+from callbacks.reliability.checkpoint_files import LAST
+from callbacks.reliability.graceful_termination import GracefulTermination
 from callbacks.reliability.step_seeds import StepSeeds
-from callbacks.reliability.termination import GracefulTermination
 from callbacks.reporting.export import ExportBest
 from callbacks.reporting.query_record import QueryRecord
 from callbacks.reporting.wandb_report import WandbReport

@@ -17,7 +17,8 @@ from callbacks import (
     AtomicCSVLogger,
     RunRecord,
 )
-from callbacks.reliability.atomic_checkpoints import LAST, find_checkpoint
+from callbacks.reliability.atomic_checkpoints import find_checkpoint
+from callbacks.reliability.checkpoint_files import LAST
 from callbacks.reporting.run_record import environment
 from datamodules import QueryListDataModule
 from datamodules.storage.files import remove_leftovers, write_json

@@ -9,7 +9,8 @@ from torch import Tensor
 from torchmetrics.retrieval import RetrievalMRR, RetrievalNormalizedDCG
 
 from retriever.batch import BatchNeeds, RetrievalBatch
-from retriever.cross_encoder.cross_encoder import CrossEncoder, PairSpec, score_pairs
+from retriever.cross_encoder.cross_encoder import CrossEncoder, score_pairs
+from retriever.cross_encoder.spec import PairSpec
 from retriever.errors import InputError, require_positive
 from retriever.losses.listwise import listwise_cross_entropy, listwise_distillation
 from retriever.module import TEACHER_TEMPERATURE, QueryListModule

@@ -1,12 +1,7 @@
 """EncoderOutline: what is known of an encoder before its weights are loaded."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from retriever.cross_encoder.cross_encoder import PairSpec
-    from retriever.encoder.text_encoder import EncoderSpec
+from retriever.cross_encoder.spec import PairSpec
+from retriever.encoder.spec import EncoderSpec
 
 
 class EncoderOutline:

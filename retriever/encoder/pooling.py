@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-POOLINGS = ("cls", "mean", "last")
-
 
 def pool(hidden: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
     """Pool token embeddings; padding may be on either side.

@@ -5,9 +5,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
-
 from retriever.errors import InputError, shown
 
 _log = logging.getLogger(__name__)
@@ -56,8 +53,7 @@ def write_spec(folder: Path, spec: dict[str, Any], width: int, lower_case: bool 
         modules.append(("2_Dense", "Dense"))
         dense = {"in_features": width, "out_features": spec["truncate_dim"], "bias": False}
         _write(folder / "2_Dense" / "config.json", {**dense, "activation_function": _IDENTITY})
-        weight = torch.eye(spec["truncate_dim"], width)
-        save_file({"linear.weight": weight}, folder / "2_Dense" / "model.safetensors")
+        _write_cut(folder / "2_Dense" / "model.safetensors", spec["truncate_dim"], width)
     if spec["normalize"]:
         modules.append((f"{len(modules)}_Normalize", "Normalize"))
         (folder / modules[-1][0]).mkdir(exist_ok=True)
@@ -225,8 +221,18 @@ def _similarity(path: Path, main: dict[str, Any], normalized: bool) -> dict[str,
     return {"normalize": normalized or name == "cosine"}
 
 
+def _write_cut(path: Path, kept: int, width: int) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"linear.weight": torch.eye(kept, width)}, path)
+
+
 def _kept_dimensions(folder: Path) -> int:
     """Read how many dimensions a Dense module keeps; refuse one that does more than cut."""
+    import torch
+    from safetensors.torch import load_file
+
     config = _read(folder / "config.json")
     weights = folder / "model.safetensors"
     kept = config.get("out_features")

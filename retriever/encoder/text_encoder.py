@@ -6,9 +6,9 @@ import json
 import logging
 import threading
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +16,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from retriever.encoder import packing
 from retriever.encoder import sentence_transformers_layout as layout
-from retriever.encoder.pooling import POOLINGS, pool
+from retriever.encoder.pooling import pool
+from retriever.encoder.spec import KINDS, POOLINGS, EncoderSpec
 from retriever.encoder.tokens import TokenizedTexts, lower_case, padding_token, to_be_saved
 from retriever.errors import InputError, choose
 from retriever.pretrained.loading import NO_LIMIT, load, load_backbone, readable_length
-from retriever.pretrained.source import find_model, with_preset
-from retriever.typed import check_value
+from retriever.pretrained.preset import with_preset
+from retriever.pretrained.source import find_model
 
 _log = logging.getLogger(__name__)
-KINDS = ("query", "passage")
 _ADVICE = (
     "Name a folder that holds config.json, model.safetensors and tokenizer.json, or a model on the hub that this "
     "machine can reach."
@@ -32,48 +32,6 @@ _ADVICE = (
 _POSITIONS_BEHIND_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "mpnet", "camembert")
 # a fast tokenizer keeps the last call's truncation, so two threads must not be in one at once
 _TOKENIZER_LOCK = threading.Lock()
-
-
-@dataclass(frozen=True)
-class EncoderSpec:
-    """How a text becomes an embedding, beside the weights.
-
-    Attributes:
-        pooling: ``cls``, ``mean`` or ``last``.
-        query_prompt: put before every query unchanged (a trailing space counts).
-        passage_prompt: put before every passage.
-        query_max_length: tokens of a query, prompt and special tokens included; what is longer is cut.
-        passage_max_length: the same for a passage.
-        normalize: scale embeddings to length 1, so that inner products are cosines.
-        truncate_dim: keep this number of dimensions from the start (before normalising), as Matryoshka models allow.
-    """
-
-    pooling: str = "mean"
-    query_prompt: str = ""
-    passage_prompt: str = ""
-    query_max_length: int = 64
-    passage_max_length: int = 512
-    normalize: bool = True
-    truncate_dim: int | None = None
-
-    def __post_init__(self) -> None:
-        """Check the values, which may come from a model's files."""
-        for name, hint in get_type_hints(EncoderSpec).items():
-            check_value(f"encoder.{name}", hint, getattr(self, name))
-        choose("encoder.pooling", self.pooling, POOLINGS)
-        for name in ("query_max_length", "passage_max_length"):
-            if getattr(self, name) < 3:
-                raise InputError(f"encoder.{name} is {getattr(self, name)}; it must be at least 3 tokens.")
-        if self.truncate_dim is not None and self.truncate_dim < 1:
-            raise InputError(f"encoder.truncate_dim is {self.truncate_dim}; it must be at least 1, or null.")
-
-    def prompt(self, kind: str) -> str:
-        """Return the prompt for ``query`` or ``passage``."""
-        return self.query_prompt if choose("kind", kind, KINDS) == "query" else self.passage_prompt
-
-    def max_length(self, kind: str) -> int:
-        """Return the most tokens of a ``query`` or ``passage``."""
-        return self.query_max_length if choose("kind", kind, KINDS) == "query" else self.passage_max_length
 
 
 class TextEncoder(nn.Module):

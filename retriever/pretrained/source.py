@@ -1,17 +1,16 @@
 """Finds where a named model is loaded from: an installed package, a folder, or the hub at one commit."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from retriever.errors import InputError, choose, did_you_mean, shown
+from retriever.errors import InputError, did_you_mean
 from retriever.pretrained.packaged import packaged_path
 
 # what says how a model is used; its weights are fetched by transformers, those that it needs
@@ -45,39 +44,6 @@ class ModelSource:
     revision: str | None
     files: Path
     origin: str
-
-
-def with_preset(
-    model: str, preset: Mapping[str, Any] | None, stated: Mapping[str, Any], fields: Iterable[str]
-) -> tuple[dict[str, Any], Mapping[str, str] | None]:
-    """Add what a preset knows of a model to what the user states.
-
-    Args:
-        model: the model that the user names.
-        preset: ``model``, the name that it is about; ``packaged``, a package with its weights; and fields.
-        stated: field → value; None where the user states nothing.
-        fields: those that a preset may have.
-
-    Returns:
-        Field → value, of those that have one; and the package with the weights. A preset counts where ``model`` is the
-        name that it is about, and the user's values win over it.
-
-    Raises:
-        InputError: a preset without a model, or with a key that is no field.
-    """
-    known = dict(preset or {})
-    for key in known:
-        choose("a key of encoder.preset", key, ("model", "packaged", *fields))
-    if known and not isinstance(known.get("model"), str):
-        raise InputError(
-            f"encoder.preset.model is {shown(known.get('model'))}; it must be the name of the model that the preset is "
-            "about."
-        )
-    values = {name: value for name, value in stated.items() if value is not None}
-    if known.pop("model", None) != model:
-        return values, None
-    packaged = known.pop("packaged", None)
-    return {name: value for name, value in known.items() if value is not None} | values, packaged
 
 
 def find_model(

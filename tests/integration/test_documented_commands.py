@@ -17,9 +17,9 @@ from experiments.preparation.pipeline import Pipeline
 from experiments.run import with_debug_last
 from experiments.settings.checks import check
 from helpers.runs import CONF
-from retriever.encoder.text_encoder import EncoderSpec
+from retriever.encoder.spec import EncoderSpec
 from retriever.errors import InputError
-from retriever.pretrained.source import with_preset
+from retriever.pretrained.preset import with_preset
 
 pytestmark = pytest.mark.slow
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import wandb
 
-from callbacks.evaluation.history import read_per_query
 from callbacks.evaluation.metrics import Metrics
+from callbacks.evaluation.per_query import read_per_query
 from datamodules.corpus import load_queries
 from experiments import dashboard
 from experiments.cli.redact import redact, redact_arguments

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from callbacks import AtomicCSVLogger
-from callbacks.reliability.atomic_checkpoints import LAST, PREVIOUS, AtomicCheckpoints, find_checkpoint
+from callbacks.reliability.atomic_checkpoints import AtomicCheckpoints, find_checkpoint
+from callbacks.reliability.checkpoint_files import LAST, PREVIOUS
 from datamodules.storage.files import atomic_path, is_disk_full
 from experiments.comparison.runs import reason
 from experiments.comparison.tables import compare

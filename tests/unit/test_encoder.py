@@ -15,7 +15,8 @@ from datamodules.caches import embed
 from helpers.encoders import LENGTHS, TEXTS, gradients, save_backbone
 from retriever.encoder.encoding import encode
 from retriever.encoder.pooling import pool
-from retriever.encoder.text_encoder import EncoderSpec, TextEncoder, max_positions
+from retriever.encoder.spec import EncoderSpec
+from retriever.encoder.text_encoder import TextEncoder, max_positions
 from retriever.encoder.tokens import TokenizedTexts, micro_batches, padding_share
 from retriever.errors import InputError
 from retriever.pretrained.packaged import packaged_path

@@ -3,7 +3,7 @@
 import pytest
 
 from experiments.settings.encoders import outline, with_effective_encoders
-from retriever.encoder.text_encoder import EncoderSpec
+from retriever.encoder.spec import EncoderSpec
 from retriever.errors import InputError
 
 TEXT = "retriever.encoder.TextEncoder.from_pretrained"

@@ -2,7 +2,7 @@
 
 from huggingface_hub import ModelCard
 
-from callbacks.evaluation.history import read_per_query
+from callbacks.evaluation.per_query import read_per_query
 from callbacks.reporting.model_card import CardFacts, Figure, model_card
 from callbacks.reporting.statistics import Difference, paired_difference
 from experiments.run import run_experiment

@@ -1,0 +1,52 @@
+"""EncoderSpec: how a text becomes an embedding, beside the weights."""
+
+from dataclasses import dataclass
+from typing import get_type_hints
+
+from retriever.errors import InputError, choose
+from retriever.typed import check_value
+
+KINDS = ("query", "passage")
+POOLINGS = ("cls", "mean", "last")
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """How a text becomes an embedding, beside the weights.
+
+    Attributes:
+        pooling: ``cls``, ``mean`` or ``last``.
+        query_prompt: put before every query unchanged (a trailing space counts).
+        passage_prompt: put before every passage.
+        query_max_length: tokens of a query, prompt and special tokens included; what is longer is cut.
+        passage_max_length: the same for a passage.
+        normalize: scale embeddings to length 1, so that inner products are cosines.
+        truncate_dim: keep this number of dimensions from the start (before normalising), as Matryoshka models allow.
+    """
+
+    pooling: str = "mean"
+    query_prompt: str = ""
+    passage_prompt: str = ""
+    query_max_length: int = 64
+    passage_max_length: int = 512
+    normalize: bool = True
+    truncate_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values, which may come from a model's files."""
+        for name, hint in get_type_hints(EncoderSpec).items():
+            check_value(f"encoder.{name}", hint, getattr(self, name))
+        choose("encoder.pooling", self.pooling, POOLINGS)
+        for name in ("query_max_length", "passage_max_length"):
+            if getattr(self, name) < 3:
+                raise InputError(f"encoder.{name} is {getattr(self, name)}; it must be at least 3 tokens.")
+        if self.truncate_dim is not None and self.truncate_dim < 1:
+            raise InputError(f"encoder.truncate_dim is {self.truncate_dim}; it must be at least 1, or null.")
+
+    def prompt(self, kind: str) -> str:
+        """Return the prompt for ``query`` or ``passage``."""
+        return self.query_prompt if choose("kind", kind, KINDS) == "query" else self.passage_prompt
+
+    def max_length(self, kind: str) -> int:
+        """Return the most tokens of a ``query`` or ``passage``."""
+        return self.query_max_length if choose("kind", kind, KINDS) == "query" else self.passage_max_length
