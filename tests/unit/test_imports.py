@@ -1,4 +1,4 @@
-"""What tests share lies in tests/helpers and conftest.py: none of them imports another."""
+"""What tests share lies in tests/helpers: none of them imports another."""
 
 import re
 from pathlib import Path

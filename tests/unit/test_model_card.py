@@ -1,5 +1,6 @@
 """The model card: valid front matter, figures with intervals, where the data came from, and what that does not say."""
 
+import pytest
 from huggingface_hub import ModelCard
 
 from callbacks.evaluation.per_query import read_per_query
@@ -113,6 +114,7 @@ def test_folder_of_a_local_base_model_is_nobodys_business(tiny_encoder, tiny_mod
     assert f'passages = SentenceTransformer("{tiny_model.name}")' in card
 
 
+@pytest.mark.slow
 def test_exported_card_has_the_runs_own_figures(small_run, tmp_path):
     folder = tmp_path / "run"
     results = run_experiment(config_of("module=distillation", *small_run), folder)

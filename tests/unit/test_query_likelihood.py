@@ -77,15 +77,13 @@ def expected(folder, queries, passages, begin, end=()):
             prompt = prompt[: room - closing] + prompt[-closing:]
         prompt = [*begin, *prompt, *end]
         asked = tokenizer(f" {query}", add_special_tokens=False)["input_ids"][:24]
-        total = 0.0
-        for place, token in enumerate(asked):
-            with torch.no_grad():
-                if end:
-                    so_far = torch.tensor([[0, *asked[:place]]])
-                    logits = model(input_ids=torch.tensor([prompt]), decoder_input_ids=so_far).logits[0, -1]
-                else:
-                    logits = model(torch.tensor([prompt + asked[:place]])).logits[0, -1]
-            total += float(logits.log_softmax(-1)[token])
+        with torch.no_grad():
+            if end:
+                so_far = torch.tensor([[0, *asked]])
+                logits = model(input_ids=torch.tensor([prompt]), decoder_input_ids=so_far).logits[0]
+            else:
+                logits = model(torch.tensor([prompt + asked])).logits[0, len(prompt) - 1 :]
+        total = sum(float(logits[place].log_softmax(-1)[token]) for place, token in enumerate(asked))
         yield total / max(1, len(asked)), cut
 
 

@@ -65,6 +65,7 @@ def test_holm_by_hand():
     assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([]) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_false_positives_are_as_many_as_the_level_says(seeds):
     random = np.random.default_rng(seeds)
@@ -79,6 +80,7 @@ def test_false_positives_are_as_many_as_the_level_says(seeds):
     assert within(one_by_one, 0.05) == (seeds == 1)
 
 
+@pytest.mark.slow
 def test_family_of_corrected_comparisons_errs_at_most_as_often_as_the_level_says():
     random = np.random.default_rng(5)
     wrong = alone = 0
@@ -89,6 +91,7 @@ def test_family_of_corrected_comparisons_errs_at_most_as_often_as_the_level_says
     assert wrong <= stats.binom.ppf(0.9995, EXPERIMENTS, 0.05) < alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seeds", "of_seeds", "least", "most"),
     [
