@@ -9,6 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from datamodules.corpus import find_file
 from experiments.run import run_experiment
 from helpers.runs import CONF
 
@@ -22,8 +23,9 @@ CASES = [pytest.param(path, marks=[NEEDS_OPTUNA] * (path.stem == "search"), id=p
 
 
 def arms_of(params):
-    """The overrides of each run that Hydra's sweeper makes of an experiment's grid."""
-    overrides = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+    """The overrides of each run that Hydra's sweeper makes of an experiment's grid, of several seeds for the first."""
+    given = dict(params) | {"seed": str(params["seed"]).partition(",")[0]} if "seed" in params else params
+    overrides = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in given.items()])
     if any(override.is_interval_sweep() for override in overrides):  # a search: its space has no list of arms
         return [[]]
     return BasicSweeper.split_arguments(overrides, None)[0]
@@ -31,7 +33,7 @@ def arms_of(params):
 
 @pytest.mark.parametrize("path", CASES)
 def test_every_experiment_starts_and_makes_a_step(
-    path, small_run, small_scifact, typed_lists, tiny_encoder, tiny_chat_model, tmp_path
+    path, small_run, small_scifact, typed_lists, tiny_model, tiny_encoder, tiny_chat_model, tmp_path
 ):
     name = str(path.relative_to(CONF / "exp").with_suffix(""))
     assert path.read_text().startswith(f"# @package _global_\n# python -m experiments.run +exp={name}\n")
@@ -41,10 +43,16 @@ def test_every_experiment_starts_and_makes_a_step(
         configs = [compose("run", [f"+exp={name}", *arm]) for arm in arms]
         own = [f"{key}={typed_lists / part}.parquet" for key, part in OWN_FILES.items() if key in plain]
         small = [*small_run, "trainer.max_epochs=1", "trainer.max_steps=1", "export=false"]
-        if own:  # as the files tell a user to name a corpus and lists
+        files = OmegaConf.load(path).get("data") or {}
+        named = [spec.path for key in ("train", "dev") for spec in files.get(key) or () if "${" not in spec.path]
+        assert all(find_file(name).is_file() for name in named)
+        if own and not named:  # as the files tell a user to name a corpus and lists
             lists = ("data.train", "data.dev", "evaluation.datasets")
             small = [o for o in small if not o.startswith(lists)] + ["data.leak_jaccard=1.1", f"corpus={small_scifact}"]
-        small += own + ["list_count=5"] * ("list_count" in plain)
+            small += own
+        small += ["list_count=5"] * ("list_count" in plain)
+        if plain.evaluation.get("dense") is not None:
+            small += [f"evaluation.dense.model={tiny_model}", "evaluation.dense.pooling=mean"]
         if path.stem == "decoder":
             small += [f"encoder.model={tiny_chat_model}", "encoder.pooling=last"]
         first = compose("run", [f"+exp={name}", *arms[0], *small])
