@@ -5,20 +5,20 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader
 
-from datamodules.batches import CANDIDATES, ORDERS, BatchSampler, ListBatches, ListSource, WeightedLists
+from datamodules.batches import BatchSampler, ListBatches, ListSource, WeightedLists
 from datamodules.caches import cached_embeddings, cached_tokens
 from datamodules.corpus import Corpus, EvaluationSet, find_dataset, find_file, load_corpus, load_evaluation_set
 from datamodules.dev_lists import Part, choose_dev, why_none
 from datamodules.leakage.guard import Guarded, LeakGuard
 from datamodules.leakage.overlap import find_overlap
 from datamodules.list_choice import by_type, chosen_lists, held_out_lists
-from datamodules.normalization import NORMALIZATIONS, confident, normalize_scores
+from datamodules.normalization import confident, normalize_scores
 from datamodules.query_lists import QueryLists, open_query_lists
 from datamodules.specs import EvaluationSpec, ListFile, TrainFile, read_evaluation_specs, read_list_files
 from datamodules.storage.made_ahead import made_ahead
@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 
 # Whatever the train batch: dev losses of runs with other batch sizes compare, and shared passages are encoded once.
 DEV_BATCH_SIZE = 4096
-LEAK_ACTIONS = ("drop", "fail", "off")
 
 
 class _ThreadedLoader(DataLoader):
@@ -113,19 +112,19 @@ class QueryListDataModule(L.LightningDataModule):
     dev_fraction: float | None = None
     batch_size: int = 4096
     list_length: int = 20
-    candidates: str = "top"
-    normalization: str = "percentile"
+    candidates: Literal["top", "sample", "stratified"] = "top"
+    normalization: Literal["percentile", "list_minmax", "none"] = "percentile"
     min_top_quantile: float | None = None
-    order: str = "shuffle"
+    order: Literal["shuffle", "rotate"] = "shuffle"
     group_overlapping_lists: bool = False
-    on_bad_list: str = "error"
-    leak_guard: str = "drop"
+    on_bad_list: Literal["error", "drop"] = "error"
+    leak_guard: Literal["drop", "fail", "off"] = "drop"
     leak_jaccard: float = 0.6
     leak_near_passages: float | None = None
     human_types: Sequence[str] = ("human",)
     evaluation: Sequence[Mapping | EvaluationSpec] = ()
-    empty_passages: str = "error"
-    unknown_qrels: str = "error"
+    empty_passages: Literal["error", "keep"] = "error"
+    unknown_qrels: Literal["error", "keep"] = "error"
     cache_dir: str | Path = "outputs/cache"
     data_dir: str | Path = "data"
     token_budget: int = 16_384
@@ -138,13 +137,7 @@ class QueryListDataModule(L.LightningDataModule):
         numbers = ("batch_size", "list_length", "token_budget", "leak_jaccard")
         require_positive(**{name: getattr(self, name) for name in numbers})
         checked_threshold("data.leak_near_passages", self.leak_near_passages)
-        choose("data.leak_guard", self.leak_guard, LEAK_ACTIONS)
-        choose("data.candidates", self.candidates, CANDIDATES)
-        choose("data.normalization", self.normalization, NORMALIZATIONS)
-        choose("data.order", self.order, ORDERS)
-        choose("on_bad_list", self.on_bad_list, ("error", "drop"))
-        choose("empty_passages", self.empty_passages, ("error", "keep"))
-        choose("unknown_qrels", self.unknown_qrels, ("error", "keep"))
+        choose("data.leak_guard", self.leak_guard, ("drop", "fail", "off"))
         if self.num_workers < 0:
             raise InputError(f"data.num_workers is {self.num_workers}; it must not be negative.")
         if self.dev is None and self.dev_fraction is not None and not 0 < self.dev_fraction < 1:

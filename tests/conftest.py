@@ -18,7 +18,7 @@ os.environ.setdefault("WANDB_MODE", "offline")
 # two processes share the files out in this order: a long one that came last would run alone
 LONG_FILES = (
     *("faults", "launchers", "dead_settings", "vllm", "prepare", "bad_input", "sweeps", "readme", "experiments", "ray"),
-    *("dead_settings_of_rerankers", "run", "ranks", "cross_encoder", "security", "configuration", "bench"),
+    *("dead_settings_of_rerankers", "run", "ranks", "cross_encoder", "security", "configuration", "evaluate", "bench"),
     *("documented_commands", "evaluation_at_scale", "killed_runs", "dead_settings_of_prepare", "scifact", "mutants"),
     *("repeat", "wandb", "advice", "torn_files"),
 )

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import lightning as L
@@ -68,7 +69,7 @@ class BestCheckpoint(ModelCheckpoint):
 def best_checkpoint_step(trainer: L.Trainer) -> int:
     """The optimiser step of the checkpoint that the dev criterion chose; the last step where there is none."""
     path = _best_path(trainer)
-    return _read(path)["global_step"] if path else trainer.global_step
+    return _step_of(path) if path else trainer.global_step
 
 
 def load_best_weights(trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -95,6 +96,11 @@ def best_weights(trainer: L.Trainer, module: L.LightningModule) -> Iterator[None
 def _best_path(trainer: L.Trainer) -> str:
     callback = trainer.checkpoint_callback
     return getattr(callback, "best_model_path", "") if getattr(callback, "compared", True) else ""
+
+
+@cache  # several callbacks ask; a file's name says its step, so it is the same whenever it was written
+def _step_of(path: str) -> int:
+    return _read(path)["global_step"]
 
 
 def _read(path: str) -> dict[str, Any]:

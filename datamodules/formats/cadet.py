@@ -42,16 +42,10 @@ class Cadet(Layout):
             text = raw_lists.passage_text(where, entry, passage_id, "text")
             passages.append(RawPassage(where, passage_id, text, raw_lists.title_of(where, entry)))
             scores.append(entry[self.score_key])
-        return RawQueryList(
-            where=where,
-            query=raw_lists.required_text(where, record, "query"),
-            passages=passages,
-            scores=scores,
-            positives=[RawPassage(where, passage_id, None) for passage_id in _positive_ids(where, record)],
-            query_id=raw_lists.text_of(where, record, "query_id", "qid", numbers=True),
-            query_type=raw_lists.text_of(where, record, "query_type", "type"),
-            corpus=raw_lists.text_of(where, record, "corpus"),
-        )
+        query = raw_lists.required_text(where, record, "query")
+        positives = [RawPassage(where, passage_id, None) for passage_id in _positive_ids(where, record)]
+        names = ("query_id", "qid"), ("query_type", "type")
+        return raw_lists.raw_query_list(where, record, query, passages, scores, positives, *names)
 
     def encode(self, where: str, query_list: QueryList, passages: CorpusPassages) -> dict[str, Any]:
         """See :class:`Layout`."""

@@ -55,16 +55,18 @@ def raw_query_list(
     passages: list[RawPassage],
     scores: list[Any],
     positives: list[RawPassage],
+    ids: tuple[str, ...] = ("query_id",),
+    types: tuple[str, ...] = ("query_type",),
 ) -> RawQueryList:
-    """The list of a line whose ``query_id``, ``query_type`` and ``corpus`` stand under these names, if at all."""
+    """The list of a line whose query id, query type and ``corpus`` stand under these names, if at all."""
     return RawQueryList(
         where=where,
         query=query,
         passages=passages,
         scores=scores,
         positives=positives,
-        query_id=text_of(where, record, "query_id", numbers=True),
-        query_type=text_of(where, record, "query_type"),
+        query_id=text_of(where, record, *ids, numbers=True),
+        query_type=text_of(where, record, *types),
         corpus=text_of(where, record, "corpus"),
     )
 

@@ -4,8 +4,9 @@ import inspect
 import math
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from shutil import get_terminal_size
 from textwrap import wrap
@@ -19,7 +20,7 @@ from callbacks import Evaluation
 from callbacks.reporting.run_record import device_name
 from datamodules import QueryListDataModule
 from experiments.plan.steps import Steps
-from experiments.plan.time import estimate
+from experiments.plan.time import Estimate, estimate
 from retriever.module import QueryListModule, RetrieverModule
 from retriever.printable import printable
 from retriever.schedule import default_warmup
@@ -86,7 +87,7 @@ def run_plan(
             "patience": config.early_stopping.patience,
             "monitors": list(config.early_stopping.monitors),
         },
-        "time": _time(config, trainer, module, data, evaluation, steps, trained["share"]),
+        "time": _time(config, partial(estimate, trainer, module, data, evaluation, steps, trained["share"])),
     }
 
 
@@ -150,20 +151,12 @@ def _steps(config: DictConfig, module: QueryListModule, steps: Steps) -> dict[st
     }
 
 
-def _time(
-    config: DictConfig,
-    trainer: L.Trainer,
-    module: QueryListModule,
-    data: QueryListDataModule,
-    evaluation: Evaluation,
-    steps: Steps,
-    trained_share: float,
-) -> dict[str, Any]:
+def _time(config: DictConfig, estimated: Callable[[], Estimate]) -> dict[str, Any]:
     """The estimate, in seconds, or why there is none."""
     if config.encoder.get("compile") is not None:
         return {"unknown": "encoder.compile compiles at the first steps, which is not measured beforehand"}
     try:
-        found = estimate(trainer, module, data, evaluation, steps, trained_share)
+        found = estimated()
     except RuntimeError as error:  # too little memory, or an objective that does not say what it encodes
         return {"unknown": " ".join(str(error).split())[:200] or type(error).__name__}
     return asdict(found) | {"from": found.bounds[0], "to": found.bounds[1]}

@@ -28,7 +28,10 @@ FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(
     [
         "experiments.run",
+        "experiments.training.train",
         "experiments.prepare",
+        "experiments.preparation.pipeline",
+        "experiments.evaluate",
         "experiments.compare",
         "experiments.comparison.report",
         "experiments.comparison.plots",

@@ -180,7 +180,7 @@ def test_every_option_composes(group):
         ("resume=nothing", "nothing/checkpoints/last.ckpt: no such checkpoint"),
         ("criterion=dev/los", "Did you mean 'dev/loss'?"),
         ("early_stopping={patience: 2, monitors: [val/small/ndcg@10]}", "would choose the checkpoint"),
-        ("data.normalization=minmax", "valid values are 'percentile'"),
+        ("data.normalization=minmax", "it must be 'percentile' or 'list_minmax' or 'none'"),
         ("diagnostics.every_n_steps=0", "diagnostics.every_n_steps is 0; it must be a finite number above 0"),
         ("evaluation.datasets=[{path: nowhere}]", "There is no data set 'nowhere'"),
     ],

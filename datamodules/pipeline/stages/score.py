@@ -112,7 +112,11 @@ class Score(Stage):
             "queries": len(table),
             "pairs": len(final),
             "truncated": {n: round(count / max(1, len(final)), 6) for n, count in truncated.items()},
-            "positive first": int(sum(self._is_first(ids, offsets))),
+            "positive first": sum(
+                ids[int(offsets[query])].as_py() in wanted
+                for query, wanted in enumerate(self._queries["positive_ids"].to_pylist())
+                if lengths[query]
+            ),
         }
 
     @cached_property
@@ -164,11 +168,6 @@ class Score(Stage):
             lists = zip(score_of, self._candidates.rows[block].tolist(), strict=True)
             found[name] = np.array([of.get(row, 0.0) for of, rows in lists for row in rows if row >= 0])
         return found
-
-    def _is_first(self, ids: pa.Array, offsets: np.ndarray) -> Iterator[bool]:
-        positives = self._queries["positive_ids"].to_pylist()
-        for query, wanted in enumerate(positives):
-            yield offsets[query] < offsets[query + 1] and ids[int(offsets[query])].as_py() in wanted
 
 
 def _flat(column: pa.ChunkedArray) -> np.ndarray:
