@@ -1,7 +1,7 @@
 """A sample of a corpus that validations can search: what is judged, what two retrievers find, and a random rest."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -50,7 +50,7 @@ def draw_sample(data: EvaluationSet, base: np.ndarray, bm25: np.ndarray, spec: S
 def sampled_set(data: EvaluationSet, rows: np.ndarray) -> EvaluationSet:
     """The same queries and judgements over some of the passages; its name is ``<name>-sample``."""
     columns = (column.take(pa.array(rows)) for column in (data.corpus.ids, data.corpus.titles, data.corpus.texts))
-    return EvaluationSet(f"{data.name}-sample", Corpus(data.corpus.name, *columns), data.queries, data.qrels)
+    return replace(data, name=f"{data.name}-sample", corpus=Corpus(data.corpus.name, *columns))
 
 
 def update_with_evaluation_set(digest: "hashlib._Hash", data: EvaluationSet) -> None:

@@ -85,7 +85,8 @@ class EvaluationSpec:
     """An evaluation set (``evaluation.datasets``).
 
     Attributes:
-        path: a folder in BEIR's layout, the name of a shipped data set, or a BEIR name.
+        path: a folder in BEIR's layout, the name of a shipped data set, a BEIR name, ``ir_datasets:NAME`` or
+            ``hub:OWNER/NAME``; these two may be given as ``ir_datasets: NAME`` and ``hub: OWNER/NAME``, too.
         split: whose judgements are used; ``test`` where neither split nor lists is given.
         name: in the names of metrics; None takes the folder's.
         queries: ``dev``: only the queries of the data module's dev lists, to choose settings by.
@@ -93,6 +94,8 @@ class EvaluationSpec:
         types: the query types among these lists; None takes all.
         sample: validate on a sample of the corpus.
         part_of: in averages it counts as a part of that set, as CQADupStack's forums do, which count as one set.
+        relevance_level: the lowest grade that counts as relevant in metrics that name no level themselves; nDCG takes
+            grades as they are.
     """
 
     path: str
@@ -103,10 +106,13 @@ class EvaluationSpec:
     types: Sequence[str] | None = None
     sample: SampleSpec | None = None
     part_of: str | None = None
+    relevance_level: int = 1
 
     def __post_init__(self) -> None:
         """Refuse contradictions; fill in the split."""
         _check_types(self.types)
+        if self.relevance_level < 1:
+            raise InputError(f"relevance_level is {self.relevance_level}; it must be a grade of at least 1.")
         if self.lists is not None and self.split is not None:
             raise InputError("split and lists are both given; the queries come from one of them.")
         if self.types is not None and self.lists is None:
@@ -117,7 +123,8 @@ class EvaluationSpec:
     @property
     def shown_name(self) -> str:
         """The set's name in metrics; that of the corpus folder unless one is given."""
-        return self.name or Path(self.path).name
+        source, _, inner = self.path.partition(":")
+        return self.name or (inner.replace("/", "-") if source == "ir_datasets" else Path(self.path).name)
 
     @property
     def source(self) -> str:
@@ -146,12 +153,24 @@ def read_evaluation_specs(values: Any, key: str = "evaluation.datasets") -> list
         InputError: no list, what :func:`~retriever.typed.read_settings` refuses, a name that files cannot be called by,
             or two sets of one name.
     """
-    specs = [read_settings(EvaluationSpec, value, f"{key}[{n}]") for n, value in enumerate(_as_list(values, key))]
+    paths = [_with_path(value, f"{key}[{n}]") for n, value in enumerate(_as_list(values, key))]
+    specs = [read_settings(EvaluationSpec, value, f"{key}[{n}]") for n, value in enumerate(paths)]
     names = [file_name(f"{key}[{n}].name", spec.shown_name) for n, spec in enumerate(specs)]
     names += [f"{spec.shown_name}-sample" for spec in specs if spec.sample is not None]
     if len(set(names)) < len(names):
         raise InputError(f"{key}: two sets have one name ({', '.join(names)}). Give one a name: of its own.")
     return specs
+
+
+def _with_path(value: Any, where: str) -> Any:
+    """Turn ``{ir_datasets: NAME}`` into ``{path: ir_datasets:NAME}``, and so ``hub``."""
+    given = [source for source in ("ir_datasets", "hub") if isinstance(value, Mapping) and source in value]
+    if not given:
+        return value
+    if len(given) > 1 or "path" in value:
+        raise InputError(f"{where}: path, ir_datasets and hub: give one of them.")
+    [source] = given
+    return {"path": f"{source}:{value[source]}", **{k: v for k, v in value.items() if k != source}}
 
 
 def _check_types(types: Sequence[str] | None) -> None:

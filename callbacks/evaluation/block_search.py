@@ -91,12 +91,14 @@ def score_runs(
         if unknown:
             raise InputError(f"{data.name}: the run has query {shown(unknown[0])} twice, or that is none of the set's.")
         keep_run(run)
-        for metric, values in metrics.score({query: missing.pop(query) for query in run}, run).items():
+        for metric, values in metrics.score(
+            {query: missing.pop(query) for query in run}, run, data.relevance_level
+        ).items():
             per_query.setdefault(metric, {}).update(values)
     if rank() != 0:
         return {}
     if missing:
-        for metric, values in metrics.score(missing, {}).items():
+        for metric, values in metrics.score(missing, {}, data.relevance_level).items():
             per_query.setdefault(metric, {}).update(values)
     if left_out:
         log.info(

@@ -102,11 +102,11 @@ class Metrics:
             raise InputError(f"evaluation.metrics is [{asked}]; nDCG@10 must be among them: runs are compared by it.")
         self.names = tuple(names)
 
-    def score(self, qrels: Qrels, run: Run) -> PerQuery:
+    def score(self, qrels: Qrels, run: Run, relevance_level: int = 1) -> PerQuery:
         """Metric → query id → value, for all judged queries; arguments as for :func:`score_run`."""
         complete = {query: run.get(query) or {"": 0.0} for query in qrels}  # "" is no passage's id, so never relevant
         found: PerQuery = {}
-        for cutoff, measures in self._passes().items():
+        for cutoff, measures in self._passes(relevance_level).items():
             hits = complete
             if cutoff is not None:
                 hits = {query: dict(in_trec_order(scores, cutoff)) for query, scores in complete.items()}
@@ -118,10 +118,12 @@ class Metrics:
             found[name] = _checked(name, metric(qrels, {query: run.get(query, {}) for query in qrels}), qrels)
         return {name: found[name] for name in self.names}
 
-    def _passes(self) -> dict[int | None, dict[Measure, str]]:
+    def _passes(self, relevance_level: int) -> dict[int | None, dict[Measure, str]]:
         """Cutoff → measure as trec_eval knows it → name. Its reciprocal rank has no cutoff: hits are cut before."""
         passes: dict[int | None, dict[Measure, str]] = defaultdict(dict)
-        for name, measure in self._named.items():
+        for name, asked in self._named.items():
+            has_own = "rel" not in asked.SUPPORTED_PARAMS or "rel" in asked.params
+            measure = asked if has_own or relevance_level == 1 else asked(rel=relevance_level)
             cutoff = measure.params.get("cutoff") if measure.NAME == "RR" else None
             passes[cutoff][_without_cutoff(measure) if cutoff else measure] = name
         return passes
@@ -168,18 +170,21 @@ def headings(names: Iterable[str]) -> dict[str, str]:
     return {name: "Recall@100" if name == "recall@100" else name for name in names if name not in left_out}
 
 
-def score_run(qrels: Qrels, run: Run, metrics: Metrics | None = None) -> tuple[dict[str, float], PerQuery]:
+def score_run(
+    qrels: Qrels, run: Run, metrics: Metrics | None = None, relevance_level: int = 1
+) -> tuple[dict[str, float], PerQuery]:
     """Score a run; the figures of the default metrics are those of ``beir``'s EvaluateRetrieval.
 
     Args:
         qrels: query id → passage id → grade.
         run: query id → passage id → score. A judged query that the run lacks, or that has no hit, counts as 0.
         metrics: None takes the default ones.
+        relevance_level: the lowest grade that counts as relevant, in metrics that name none themselves.
 
     Returns:
         Metric → mean over all judged queries, rounded to five digits as in ``beir``, and metric → query id → value.
     """
-    per_query = (metrics or Metrics()).score(qrels, run)
+    per_query = (metrics or Metrics()).score(qrels, run, relevance_level)
     return mean_scores(per_query), per_query
 
 

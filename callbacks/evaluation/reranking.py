@@ -167,7 +167,9 @@ class CrossEncoderRanker(Ranker):
             table[name] = {"candidates": None, "corpus": None}
             for where, hits in zip(table[name], pair, strict=True):
                 if hits is not None:
-                    means, per_query = score_run(data.qrels, run_of(data.corpus, data.queries, hits), metrics)
+                    means, per_query = score_run(
+                        data.qrels, run_of(data.corpus, data.queries, hits), metrics, data.relevance_level
+                    )
                     table[name][where] = means[MAIN]
                     if rank() == 0:
                         write_json(folder / "per_query" / data.name / f"{name}-{where}.json", per_query)

@@ -1,7 +1,7 @@
 """Opening evaluation sets: queries, judgements and corpora that ``evaluation.datasets`` names."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def open_sets(
         data = _read(spec, folder, corpora[spec.path], reading)
         if spec.chooses:
             data = _only(data, dev_query_ids(data.corpus.name) if dev_query_ids is not None else [])
-        opened.append(OpenedSet(spec, data))
+        opened.append(OpenedSet(spec, replace(data, relevance_level=spec.relevance_level)))
     return opened
 
 
@@ -98,4 +98,4 @@ def _only(data: EvaluationSet, query_ids: list[str]) -> EvaluationSet:
     kept = {q: data.queries[q] for q in query_ids if q in data.queries}
     if not kept:
         raise InputError(f"evaluation set {data.name}: none of its queries is a dev list's; check split and data.dev.")
-    return EvaluationSet(data.name, data.corpus, kept, {q: data.qrels[q] for q in kept})
+    return replace(data, queries=kept, qrels={q: data.qrels[q] for q in kept})

@@ -19,12 +19,15 @@ class EvaluationSet:
         corpus: the whole corpus.
         queries: id → text, those with at least one judgement.
         qrels: query id → passage id → grade (0 is judged and not relevant).
+        relevance_level: the lowest grade that counts as relevant in metrics of relevant and other passages; 2 for TREC
+            DL, whose 1 is "related". nDCG's gains are the grades at any level.
     """
 
     name: str
     corpus: Corpus
     queries: dict[str, str]
     qrels: dict[str, dict[str, int]] = field(repr=False)
+    relevance_level: int = 1
 
     def is_query_itself(self, passage_id: str) -> bool:
         """Whether a passage that has a query's id is taken for that query: it is not judged relevant to it.
