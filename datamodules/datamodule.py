@@ -360,7 +360,7 @@ class QueryListDataModule(L.LightningDataModule):
     def _passages(self, corpus: Corpus) -> tuple[TokenizedTexts, np.ndarray | None]:
         """Token ids of a corpus and, where the objective needs them, embeddings by the base weights; looked up once."""
         if corpus.name not in self._encoded:
-            tokens = cached_tokens(corpus.passages, self.encoder, "passage", self.cache_dir)
+            tokens = cached_tokens(corpus.read_by(self.encoder), self.encoder, "passage", self.cache_dir)
             self._encoded[corpus.name] = (
                 tokens,
                 self._embeddings(corpus, tokens) if self.needs.frozen_passages else None,

@@ -14,6 +14,7 @@ from callbacks.reporting.results import RESULTS
 from datamodules.corpus import EvaluationSet, load_evaluation_set
 from experiments.cli.errors import KindParser
 from experiments.comparison.runs import find_runs, read_runs
+from retriever.encoder.sentence_transformers_layout import read_spec
 from retriever.errors import InputError
 from retriever.pretrained.source import find_model
 from retriever.printable import printable
@@ -43,9 +44,12 @@ def mteb_figures(model: str | Path, data: EvaluationSet, passages: str | Path | 
     encoder = _loaded(str(model), "the model")
     if passages is not None:
         encoder = _two_sided(encoder, _loaded(str(passages), "--passages"))
+    reads = find_model(str(model if passages is None else passages)).files
+    has_titles = read_spec(reads).get("passage_titles", True)
     quiet = {"show_progress_bar": False}
     options = {"batch_size": 32, **quiet}
-    result = mteb.evaluate(encoder, _task(data), encode_kwargs=options, cache=None, co2_tracker=False, **quiet)
+    task = _task(data, has_titles)
+    result = mteb.evaluate(encoder, task, encode_kwargs=options, cache=None, co2_tracker=False, **quiet)
     [scores] = result.task_results[0].scores["test"]
     return {ours: scores[theirs] for ours, theirs in FIGURES.items()}
 
@@ -62,7 +66,7 @@ def _loaded(model: str, setting: str) -> SentenceTransformer:
     return SentenceTransformer(source.load_from, revision=source.revision)
 
 
-def _task(data: EvaluationSet) -> Any:
+def _task(data: EvaluationSet, has_titles: bool) -> Any:
     """A retrieval task over the set, as MTEB has them; MTEB joins title and text as a corpus here does."""
     from datasets import Dataset
     from mteb.abstasks.retrieval import AbsTaskRetrieval
@@ -86,7 +90,7 @@ def _task(data: EvaluationSet) -> Any:
 
         def load_data(self, *_: Any, **__: Any) -> None:
             corpus = data.corpus
-            passages = {"id": corpus.ids, "title": corpus.titles, "text": corpus.texts}
+            passages = {"id": corpus.ids, "text": corpus.texts} | ({"title": corpus.titles} if has_titles else {})
             split = {
                 "corpus": Dataset.from_dict({name: column.to_pylist() for name, column in passages.items()}),
                 "queries": Dataset.from_dict({"id": list(names.values()), "text": list(data.queries.values())}),

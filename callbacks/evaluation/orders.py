@@ -42,7 +42,7 @@ def dense_orders(
     """
     encoder = dense.to(how.device)
     tokens = {
-        "passage": cached_tokens(data.corpus.passages, encoder, "passage", how.cache_dir),
+        "passage": cached_tokens(data.corpus.read_by(encoder), encoder, "passage", how.cache_dir),
         "query": cached_tokens(list(data.queries.values()), encoder, "query", how.cache_dir),
     }
     with how.autocast():

@@ -136,6 +136,7 @@ def tokenized(
 
     def tokenize(opened: OpenedSet) -> tuple[TokenizedTexts, TokenizedTexts]:
         queries = cached_tokens(list(opened.data.queries.values()), encoder, "query", how.cache_dir)
-        return queries, cached_tokens(opened.data.corpus.passages, of_passages or encoder, "passage", how.cache_dir)
+        reads = of_passages or encoder
+        return queries, cached_tokens(opened.data.corpus.read_by(reads), reads, "passage", how.cache_dir)
 
     return zip(sets, made_ahead(tokenize, sets), strict=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -47,8 +48,12 @@ class Corpus:
 
     @cached_property
     def passages(self) -> pa.Array:
-        """What an encoder or BM25 reads: title, a space, text [N]."""
+        """Title, a space and text [N], as BM25, teachers and, where nothing else is asked for, encoders read them."""
         return _joined(self.titles, self.texts) if self.mapped_passages is None else self.mapped_passages
+
+    def read_by(self, encoder: Any) -> pa.Array:
+        """What an encoder reads [N]: :attr:`passages`, or texts alone where its specification leaves titles out."""
+        return self.passages if getattr(encoder.spec, "passage_titles", True) else self.texts
 
     @cached_property
     def ids_sha256(self) -> str:

@@ -23,9 +23,13 @@ class Cadet(Layout):
     Args:
         score_key: the passage's key for the score. CADET's scorer writes ``score``, its trainers read
             ``rankt5_score``.
+        source_ids: ``qid`` is the id of the passage that the query was written for, as in the files that CADET's
+            scripts make: where no positive is stated, that passage is it. As there are several queries of a passage,
+            a query's id gets the number of its line behind it.
     """
 
     score_key: str = "score"
+    source_ids: bool = False
 
     def parse(self, where: str, record: dict[str, Any]) -> RawQueryList:
         """See :class:`Layout`."""
@@ -43,8 +47,13 @@ class Cadet(Layout):
             passages.append(RawPassage(where, passage_id, text, raw_lists.title_of(where, entry)))
             scores.append(entry[self.score_key])
         query = raw_lists.required_text(where, record, "query")
-        positives = [RawPassage(where, passage_id, None) for passage_id in _positive_ids(where, record)]
-        names = ("query_id", "qid"), ("query_type", "type")
+        positive_ids = _positive_ids(where, record)
+        if self.source_ids:
+            source = raw_lists.id_of(where, "qid", record.get("qid"))
+            positive_ids = positive_ids or [source]
+            record = record | {"qid": f"{source}-{where.rpartition(':')[2]}"}
+        positives = [RawPassage(where, passage_id, None) for passage_id in positive_ids]
+        names = ("qid",) if self.source_ids else ("query_id", "qid"), ("query_type", "type")
         return raw_lists.raw_query_list(where, record, query, passages, scores, positives, *names)
 
     def encode(self, where: str, query_list: QueryList, passages: CorpusPassages) -> dict[str, Any]:

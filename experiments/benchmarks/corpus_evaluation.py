@@ -57,7 +57,7 @@ def run_search(job: Mapping[str, Any], encoder: TextEncoder, device: torch.devic
 
 def _ours(job: Mapping[str, Any], data: EvaluationSet, encoder: TextEncoder, folder: str, device: torch.device):
     def evaluate() -> float:
-        texts = {"query": list(data.queries.values()), "passage": data.corpus.passages.to_pylist()}
+        texts = {"query": list(data.queries.values()), "passage": data.corpus.read_by(encoder).to_pylist()}
         tokens = [encoder.tokenize(of_kind, kind) for kind, of_kind in texts.items()]
         queries, passages = (embed(of_kind, encoder, job["token_budget"]) for of_kind in tokens)
         runs = search_blocks(data, queries, passages, _HITS + 1)
@@ -75,7 +75,7 @@ def _sentence_transformers(
     peer = SentenceTransformer(folder, device=str(device))
     evaluator = InformationRetrievalEvaluator(
         data.queries,
-        dict(zip(data.corpus.ids.to_pylist(), data.corpus.passages.to_pylist(), strict=True)),
+        dict(zip(data.corpus.ids.to_pylist(), data.corpus.read_by(encoder).to_pylist(), strict=True)),
         data.relevant(),
         batch_size=job["peer_batch"],
         ndcg_at_k=[10],
@@ -97,7 +97,10 @@ def _beir(job: Mapping[str, Any], data: EvaluationSet, encoder: TextEncoder, fol
     model = _BeirModel(SentenceTransformer(folder, device=str(device)))
     search = DenseRetrievalExactSearch(model, batch_size=job["peer_batch"])
     columns = (column.to_pylist() for column in (data.corpus.ids, data.corpus.titles, data.corpus.texts))
-    corpus = {passage: {"title": title, "text": text} for passage, title, text in zip(*columns, strict=True)}
+    joins = encoder.spec.passage_titles
+    corpus = {
+        passage: {"title": title if joins else "", "text": text} for passage, title, text in zip(*columns, strict=True)
+    }
 
     def evaluate() -> float:
         retriever = EvaluateRetrieval(search, k_values=[10, _HITS], score_function="cos_sim")

@@ -45,7 +45,8 @@ class Lists:
     def __init__(self, job: Mapping[str, Any], encoder: TextEncoder) -> None:
         self.corpus: Corpus = load_corpus(find_dataset(job["corpus"]), empty_passages=job["empty_passages"])
         self.list_length, cache_dir = job["list_length"], job["cache_dir"]
-        passages = cached_tokens(self.corpus.passages, encoder, "passage", cache_dir)
+        self.read = self.corpus.read_by(encoder)
+        passages = cached_tokens(self.read, encoder, "passage", cache_dir)
         random = np.random.default_rng(job["seed"])
         self.sources, places = [], []
         for number, path in enumerate(job["files"]):
@@ -65,7 +66,7 @@ class Lists:
     def texts(self, batch: RetrievalBatch) -> tuple[list[str], list[list[str]]]:
         """Queries [Q] and, column by column, the passages [K][Q] of a batch's lists."""
         rows = batch.passage_keys[batch.list_index].numpy()
-        columns = [self.corpus.passages.take(column).to_pylist() for column in rows.T]
+        columns = [self.read.take(column).to_pylist() for column in rows.T]
         # by place: two files may name different queries alike
         lists = [(self.sources[number].lists, row) for number, row in self.places[: len(batch)]]
         assert [found.query_ids[row].as_py() for found, row in lists] == list(batch.query_ids)

@@ -61,6 +61,8 @@ def _parser() -> KindParser:
     read.add_argument("--corpus-output", metavar="FOLDER", help="of that new corpus (default: beside the output)")
     read.add_argument("--query-type", help="of lists whose line states none (default: human)")
     read.add_argument("--teacher", help="where the scores come from, for the metadata")
+    read.add_argument("--source-ids", action="store_const", const=True, help="cadet: qid is the id of the passage that "
+                      "the query was written for, its positive")  # fmt: skip
     read.add_argument("--ignore-texts", dest="check_texts", action="store_const", const=False,
                       help="where a file gives ids and texts, do not compare the texts with the corpus")  # fmt: skip
     read.add_argument("--queries", metavar="FILE", help="runs: queries.jsonl or queries.tsv (default: "

@@ -204,6 +204,7 @@ def _texts_line(model: Mapping[str, Any]) -> str:
         length = "" if model["normalize"] else ", not normalised"
         parts.insert(0, f"pooling {model['pooling']}, {model['dimension']} dimensions{length}")
         parts.append(f"prompts {model['query_prompt']!r} and {model['passage_prompt']!r}")
+        parts += [] if model["passage_titles"] else ["passages without titles"]
     return "; ".join(parts)
 
 

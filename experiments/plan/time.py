@@ -119,9 +119,9 @@ class _Meter:
         self.trainer, self.module = trainer, module
         random = np.random.default_rng(0)
         part = max(data.train_lists, key=lambda part: len(part.lists))
-        rows = [random.integers(len(texts), size=_SAMPLE) for texts in (part.lists.queries, part.corpus.passages)]
+        rows = [random.integers(len(texts), size=_SAMPLE) for texts in (part.lists.queries, part.corpus.ids)]
         self.queries = part.lists.queries.take(rows[0]).to_pylist()
-        self.passages = part.corpus.passages.take(rows[1]).to_pylist()
+        self.passages = part.corpus.read_by(module.encoder).take(rows[1]).to_pylist()
         self._found: dict[str, tuple[float, float]] = {}
         module.encoder.to(trainer.strategy.root_device)
 
@@ -188,10 +188,11 @@ def _uncached(
     wanted = evaluation.ranker.corpora_to_encode(evaluation.history.sets)
     if wanted and not module.train_passage_encoder:
         wanted |= {(part.corpus.name, "float32"): part.corpus for part in (*data.train_lists, *data.dev_lists)}
+    encoder = module.encoder
     with trainer.precision_plugin.forward_context():
         return [
             corpus
             for (_, dtype), corpus in wanted.items()
-            if (tokens := find_tokens(corpus.passages, module.encoder, "passage", data.cache_dir)) is None
-            or not has_embeddings(tokens, module.encoder, data.cache_dir, dtype)
+            if (tokens := find_tokens(corpus.read_by(encoder), encoder, "passage", data.cache_dir)) is None
+            or not has_embeddings(tokens, encoder, data.cache_dir, dtype)
         ]

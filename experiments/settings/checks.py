@@ -28,7 +28,7 @@ from retriever.errors import InputError, choose
 _MADE_WITH = ("encoder", "module._target_", "module.train_passage_encoder", "module.matryoshka_dimensions")
 _PARTS = ("encoder", "module", "data", "evaluation", "optimizer", "scheduler", "trainer", "logger")
 _SPEEDS = ("attention", "compile", "trust_remote_code")  # give the same embeddings
-_AS_TRAINED = ("query_prompt", "passage_prompt", "pooling", "normalize")
+_AS_TRAINED = ("query_prompt", "passage_prompt", "passage_titles", "pooling", "normalize")
 
 
 def check(config: DictConfig) -> None:

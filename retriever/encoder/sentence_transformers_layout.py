@@ -27,6 +27,7 @@ _TRANSFORMER_FILES = tuple(
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 _MAIN_FILE = "config_sentence_transformers.json"
+_TITLES = "passage_titles"  # there, in folders that this project exported
 # names of prompts that models are published with, sentence-transformers' first
 _PROMPT_NAMES = {
     "query_prompt": ("query", "search_query"),
@@ -67,7 +68,9 @@ def write_spec(folder: Path, spec: dict[str, Any], width: int, lower_case: bool 
     _write(folder / "sentence_bert_config.json", {**lengths, "do_lower_case": lower_case})
     prompts = {"query": spec["query_prompt"], "document": spec["passage_prompt"]}
     similarity = "cosine" if spec["normalize"] else "dot"
-    main = {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": similarity}
+    main: dict[str, Any] = {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": similarity}
+    if not spec["passage_titles"]:  # sentence-transformers joins no titles, and reads over this
+        main[_TITLES] = False
     _write(folder / _MAIN_FILE, main)
 
 
@@ -88,6 +91,8 @@ def read_spec(folder: Path) -> dict[str, Any]:
         spec["pooling"] = _pooling(folder / modules["Pooling"] / "config.json")
     main = _read(folder / _MAIN_FILE) if (folder / _MAIN_FILE).is_file() else {}
     spec |= _prompts(folder / _MAIN_FILE, main) | _similarity(folder / _MAIN_FILE, main, "Normalize" in modules)
+    if _TITLES in main:
+        spec["passage_titles"] = main[_TITLES]
     cut = _whole(folder / _MAIN_FILE, main, "truncate_dim", 1)
     if "Dense" in modules:
         kept = _kept_dimensions(folder / modules["Dense"])

@@ -18,6 +18,8 @@ class EncoderSpec:
         pooling: ``cls``, ``mean`` or ``last``.
         query_prompt: put before every query unchanged (a trailing space counts).
         passage_prompt: put before every passage.
+        passage_titles: a passage is its title, a space and its text; False: its text alone, an empty one where it has
+            none. Whoever reads passages from a corpus for an encoder goes by it.
         query_max_length: tokens of a query, prompt and special tokens included; what is longer is cut.
         passage_max_length: the same for a passage.
         normalize: scale embeddings to length 1, so that inner products are cosines.
@@ -27,6 +29,7 @@ class EncoderSpec:
     pooling: str = "mean"
     query_prompt: str = ""
     passage_prompt: str = ""
+    passage_titles: bool = True
     query_max_length: int = 64
     passage_max_length: int = 512
     normalize: bool = True

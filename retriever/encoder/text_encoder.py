@@ -220,7 +220,8 @@ class TextEncoder(nn.Module):
     def fingerprint(self) -> str:
         """Hash weights, pooling and normalisation by SHA-256: equal if and only if equal tokens embed equally."""
         relevant = replace(self.spec, query_prompt="", passage_prompt="", query_max_length=64, passage_max_length=64)
-        digest = hashlib.sha256(json.dumps(asdict(relevant), sort_keys=True).encode())
+        embeds = {name: value for name, value in asdict(relevant).items() if name != "passage_titles"}
+        digest = hashlib.sha256(json.dumps(embeds, sort_keys=True).encode())
         digest.update(json.dumps(self.backbone.config.to_dict(), sort_keys=True, default=str).encode())
         update_with_weights(digest, self.backbone)
         return digest.hexdigest()

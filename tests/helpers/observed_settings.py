@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from hydra import compose, initialize_config_dir
@@ -34,6 +35,7 @@ from transformers import BertConfig, BertModel
 
 import datamodules
 from datamodules.batches import ListBatches
+from datamodules.corpus import Corpus
 from datamodules.query_lists import read_query_lists, write_query_lists
 from experiments.preparation.pipeline import Pipeline
 from experiments.prepare import prepare
@@ -206,7 +208,10 @@ class World:
         encoder = instantiate(config.encoder)
         long = "The cell of a fish swims in cold water and eats what it finds there. " * 30
         found = []
-        for kind, text in (("query", long), ("passage", long), ("query", "fish")):
+        [passage] = (
+            Corpus("of_one", pa.array(["1"]), pa.array(["A fish"]), pa.array([long])).read_by(encoder).to_pylist()
+        )
+        for kind, text in (("query", long), ("passage", passage), ("query", "fish")):
             tokens = encoder.tokenize([text], kind)
             torch.manual_seed(0)
             ids = torch.from_numpy(np.array(tokens.ids, dtype=np.int64))[None]
@@ -468,6 +473,7 @@ def encoder_leaves(world: World, place: str = "encoder", by: str = "embeddings")
         "pooling": Seen(by, "cls"),
         "query_prompt": Seen(by, "query: "),
         "passage_prompt": Seen(by, "passage: "),
+        "passage_titles": Seen(by, False),
         "query_max_length": Seen(by, 20),
         "passage_max_length": Seen(by, 20),
         "normalize": Seen(by, False),

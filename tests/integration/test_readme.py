@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from datamodules.corpus import load_corpus
 from datamodules.query_lists import read_query_lists, write_query_lists
 from experiments.evaluation.typed import as_overrides
 from helpers.processes import run_in
@@ -101,7 +102,7 @@ def test_own_loss_needs_one_class_and_one_file(tmp_path, small_run):
 @pytest.fixture
 def own_corpus(tmp_path, small_scifact, small_lists, typed_lists):
     """A folder in which what the documents name is there: a corpus and lists of one's own, a small SciFact."""
-    for name in ("path/to/my_corpus", "FOLDER", "scifact", "data/msmarco"):
+    for name in ("path/to/my_corpus", "FOLDER", "scifact", "data/msmarco", "fiqa"):
         shutil.copytree(small_scifact, tmp_path / name, ignore=shutil.ignore_patterns("lists"))
     shutil.copy(tmp_path / "data/msmarco/qrels/test.tsv", tmp_path / "data/msmarco/qrels/dev.tsv")
     files = {"TRAIN": "train", "HUMAN": "dev", "DEV": "held_out", "train": "train"}
@@ -114,6 +115,18 @@ def own_corpus(tmp_path, small_scifact, small_lists, typed_lists):
         lists = [dataclasses.replace(q, corpus=corpus) for q in read_query_lists(typed_lists / f"{part}.parquet")]
         write_query_lists(tmp_path / f"{name}.parquet", lists, {"teacher": "made for tests"})
     return tmp_path
+
+
+def write_as_the_papers_scripts(path: Path, folder: Path) -> None:
+    """Lists as the paper's scripts leave them: two queries of a source passage, whose id is theirs; texts cut."""
+    corpus = load_corpus(folder / "fiqa")
+    texts = dict(zip(corpus.ids.to_pylist(), corpus.texts.to_pylist(), strict=True))
+    with open(path, "w") as file:
+        for found in read_query_lists(folder / "train.parquet"):
+            scored = sorted(zip(found.teacher_scores, found.passage_ids, strict=True), reverse=True)
+            passages = [{"docid": i, "text": texts[i][:2048].strip(), "rankt5_score": s} for s, i in scored]
+            for query in (found.query, f"{found.query}, again"):
+                file.write(json.dumps({"query": query, "passages": passages, "qid": scored[0][1]}) + "\n")
 
 
 def small(module: str, line: str, model: Path, chat: Path, teacher: Path) -> list[str]:
@@ -161,6 +174,7 @@ def check_composes(arguments: list[str], name: str) -> None:
 def test_every_command_works_on_a_corpus_of_ones_own(own_corpus, tiny_model, tiny_chat_model, t5):
     to_cadet = ["--layout", "cadet", "--corpus", "path/to/my_corpus", "--output", "scores.jsonl"]
     run(own_corpus, "experiments.prepare", "export", "train.parquet", *to_cadet)
+    write_as_the_papers_scripts(own_corpus / "beir.bge.fiqa.train.generated_queries.listwise.jsonl", own_corpus)
     runs, counts = 0, {"run": 0, "composed": 0, "listed": 0}
     every = commands()
     for line in sorted(every, key=lambda line: ("--from" in line, "experiments.compare" in line)):

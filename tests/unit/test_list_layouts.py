@@ -183,6 +183,23 @@ def write(path, *records):
     return path
 
 
+def test_the_papers_lists_are_named_after_their_source_passages(tmp_path):
+    scored = [{"docid": "b", "text": "text b", "rankt5_score": 1.0}, {"docid": "a", "rankt5_score": 0.25}]
+    lines = [{"query": query, "qid": "b", "passages": scored} for query in ("what", "why")]
+    path = write(tmp_path / "beir.bge.small.jsonl", *lines, lines[0] | {"query": "who", "positive_ids": ["e"]})
+    options = {"score_key": "rankt5_score", "query_type": "synthetic"}
+    assert list(import_lists(path, "cadet", CorpusPassages(SMALL), source_ids=True, **options)) == [
+        QueryList("b-1", "what", "synthetic", "small", ["b"], ["b", "a"], [1.0, 0.25]),
+        QueryList("b-2", "why", "synthetic", "small", ["b"], ["b", "a"], [1.0, 0.25]),
+        QueryList("b-3", "who", "synthetic", "small", ["e"], ["b", "a"], [1.0, 0.25]),
+    ]
+    with pytest.raises(InputError, match=r"small\.jsonl:2: the query id 'b' is already"):
+        list(import_lists(path, "cadet", CorpusPassages(SMALL), **options))
+    path = write(tmp_path / "none.jsonl", {"query": "what", "passages": scored})
+    with pytest.raises(InputError, match=r"none\.jsonl:1: 'qid' has a null where an id is expected"):
+        list(import_lists(path, "cadet", CorpusPassages(SMALL), source_ids=True, **options))
+
+
 def test_lines_as_other_tools_write_them(tmp_path):
     known = CorpusPassages(SMALL)
     path = write(

@@ -103,7 +103,8 @@ class Dense(Searcher):
         """See :class:`Searcher`."""
         spec = self.encoder.spec
         lengths = [spec.query_prompt, spec.passage_prompt, spec.query_max_length, spec.passage_max_length]
-        return {"encoder": self.encoder.fingerprint(), "prompts_and_lengths": lengths, "chunk": self.chunk}
+        titles = {} if spec.passage_titles else {"passage_titles": False}
+        return {"encoder": self.encoder.fingerprint(), "prompts_and_lengths": lengths, "chunk": self.chunk} | titles
 
     def describe(self) -> str:
         """See :class:`Searcher`."""
@@ -112,7 +113,8 @@ class Dense(Searcher):
         return (
             f"{name}, {encoder.dimension} dimensions, pooling {spec.pooling}, prompts {spec.query_prompt!r} and "
             f"{spec.passage_prompt!r}, at most {spec.query_max_length} tokens of a query and "
-            f"{spec.passage_max_length} of a passage, on {device_of(encoder)}"
+            f"{spec.passage_max_length} of a passage{'' if spec.passage_titles else ' without its title'}, on "
+            f"{device_of(encoder)}"
         )
 
     def parts(self, passages: int) -> list[range]:
@@ -123,7 +125,7 @@ class Dense(Searcher):
         """See :class:`Searcher`."""
         asked = self._embeddings(queries, "query", "encode queries")
         title = f"encode {corpus.name}" + ("" if len(part) == len(corpus) else f" {part.start:,} to {part.stop:,}")
-        passages = self._embeddings(corpus.passages[part.start : part.stop], "passage", title)
+        passages = self._embeddings(corpus.read_by(self.encoder)[part.start : part.stop], "passage", title)
         return Hits(*exact_search(asked, passages, k, first_row=part.start))
 
     def _embeddings(self, texts: pa.Array, kind: str, title: str) -> np.ndarray:
