@@ -123,8 +123,7 @@ class EvaluationSpec:
     @property
     def shown_name(self) -> str:
         """The set's name in metrics; that of the corpus folder unless one is given."""
-        source, _, inner = self.path.partition(":")
-        return self.name or (inner.replace("/", "-") if source == "ir_datasets" else Path(self.path).name)
+        return self.name or corpus_name(self.path)
 
     @property
     def source(self) -> str:
@@ -135,6 +134,12 @@ class EvaluationSpec:
     def chooses(self) -> bool:
         """Whether its queries are dev queries, by which settings and checkpoints may be chosen."""
         return self.queries == "dev"
+
+
+def corpus_name(path: str) -> str:
+    """Name of a data set's folder, wherever it is."""
+    source, _, inner = path.partition(":")
+    return inner.replace("/", "-") if source == "ir_datasets" else Path(path).name
 
 
 def read_list_files(kind: type[ListFile], values: Any, key: str) -> list[Any]:

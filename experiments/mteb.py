@@ -90,9 +90,10 @@ def _task(data: EvaluationSet, has_titles: bool) -> Any:
 
         def load_data(self, *_: Any, **__: Any) -> None:
             corpus = data.corpus
-            passages = {"id": corpus.ids, "text": corpus.texts} | ({"title": corpus.titles} if has_titles else {})
+            titles = corpus.titles.to_pylist() if has_titles else [""] * len(corpus)
+            passages = {"id": corpus.ids.to_pylist(), "title": titles, "text": corpus.texts.to_pylist()}
             split = {
-                "corpus": Dataset.from_dict({name: column.to_pylist() for name, column in passages.items()}),
+                "corpus": Dataset.from_dict(passages),
                 "queries": Dataset.from_dict({"id": list(names.values()), "text": list(data.queries.values())}),
                 "relevant_docs": {names[query]: judged for query, judged in data.qrels.items()},
                 "top_ranked": None,

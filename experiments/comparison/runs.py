@@ -16,7 +16,7 @@ from yaml import YAMLError
 
 from callbacks.evaluation.per_query import read_per_query
 from callbacks.reporting.results import RESULTS, read_results
-from datamodules.specs import EvaluationSpec, TrainFile, read_evaluation_specs, read_list_files
+from datamodules.specs import EvaluationSpec, TrainFile, corpus_name, read_evaluation_specs, read_list_files
 from datamodules.storage.files import read_json
 from datamodules.storage.yaml_files import read_yaml
 from experiments.cli.rerun import CONFIG
@@ -123,7 +123,7 @@ class Run:
 
     def is_home(self, dataset: str) -> bool:
         """Whether the data set's corpus is one that the run was trained on."""
-        return dataset in self.specs and _corpus(self.specs[dataset]) in self.trained_on
+        return dataset in self.specs and corpus_name(self.specs[dataset].path) in self.trained_on
 
     def is_aside(self, dataset: str) -> bool:
         """Whether a data set stands for itself alone: dev queries, and query lists that were held out."""
@@ -219,18 +219,14 @@ def read_runs(finished: Mapping[Path, dict[str, Any]]) -> list[Run]:
         specs = {name: specs[name] for name in results["datasets"] if name in specs}
         read.append((folder, results, config, specs, trained_on))
         for name, spec in specs.items():
-            corpora.setdefault(name, set()).add(_corpus(spec))
+            corpora.setdefault(name, set()).add(corpus_name(spec.path))
     runs = []
     for folder, results, config, specs, trained_on in read:
-        names = {n: f"{n} ({_corpus(s)})" if len(corpora[n]) > 1 else n for n, s in specs.items()}
+        names = {n: f"{n} ({corpus_name(s.path)})" if len(corpora[n]) > 1 else n for n, s in specs.items()}
         datasets = {names.get(name, name): name for name in results["datasets"]}
         specs = {names[name]: spec for name, spec in specs.items()}
         runs.append(Run(folder, results, config, _content(folder, config), datasets, specs, trained_on))
     return runs
-
-
-def _corpus(spec: EvaluationSpec) -> str:
-    return Path(spec.path).name
 
 
 def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -392,4 +388,4 @@ def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, EvaluationSpec],
     except InputError as error:
         raise InputError(f"{path}: {error} {_AGAIN}") from None
     specs_by_name = {spec.shown_name: spec for spec in specs}
-    return as_now(config), specs_by_name, {Path(spec.corpus).name for spec in trained}
+    return as_now(config), specs_by_name, {corpus_name(spec.corpus) for spec in trained}

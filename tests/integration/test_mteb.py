@@ -19,9 +19,15 @@ needs_mteb = pytest.mark.skipif(not importlib.util.find_spec("mteb"), reason="th
 
 
 @needs_mteb
-@pytest.mark.parametrize("prompts", [("", ""), ("query: ", "passage: ")])
-def test_mteb_and_the_run_agree_on_the_exported_folder(small_run, small_scifact, tmp_path, capsys, prompts):
-    options = [f"encoder.query_prompt='{prompts[0]}'", f"encoder.passage_prompt='{prompts[1]}'"]
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["encoder.query_prompt='query: '", "encoder.passage_prompt='passage: '"],
+        ["encoder.passage_titles=false"],
+    ],
+)
+def test_mteb_and_the_run_agree_on_the_exported_folder(small_run, small_scifact, tmp_path, capsys, options):
     results = run_experiment(config_of(*small_run, *options), tmp_path / "run")
     command.main([str(tmp_path / "run" / "model"), "--dataset", str(small_scifact)])
     printed = capsys.readouterr().out
