@@ -38,7 +38,12 @@ OPTIONS = {
 }
 
 
-@pytest.fixture(scope="module", params=KINDS)
+FAST = ("bert", "t5", "llama")  # one of each way to lay out weights and tokens; the others are slow together
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(kind, marks=[pytest.mark.slow] * (kind not in FAST)) for kind in KINDS]
+)
 def tiny_folder(request, tmp_path_factory):
     """The kind of a model, and a folder with a random one."""
     texts = [text + " Instruct: find it Query: passage: " for text in TEXTS]

@@ -366,7 +366,7 @@ def test_objectives_reach_queries_and_passages_with_the_right_gradients(objectiv
 @pytest.mark.parametrize("threshold", ["0.6", "0.3", None])
 @pytest.mark.parametrize("multiset", [True, False])
 @pytest.mark.parametrize("vectors", ["grid", "signs", "large"])
-@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("copies", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_infonce_objective_equals_the_enumeration_of_the_pool(positive, threshold, multiset, vectors, copies):
     arguments = {
         "positive": positive,
@@ -393,7 +393,7 @@ def test_infonce_objective_follows_the_paper_by_default():
 @pytest.mark.parametrize(("share", "margin"), [("0.931", "0"), ("1", "0.0031"), ("0.931", "0.0031"), ("1", "0")])
 @pytest.mark.parametrize("positive", ["teacher", "labelled"])
 @pytest.mark.parametrize("vectors", ["grid", "signs", "large"])
-@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("copies", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_positive_aware_infonce_equals_the_enumeration_of_the_pool(scorer, share, margin, positive, vectors, copies):
     arguments = {"negative_share": float(share), "negative_margin": float(margin), "false_negative_threshold": None}
     for seed in range(6):

@@ -133,7 +133,9 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[pytest.mark.slow] * (name != "Roberta")) for name in FAMILIES]
+)
 def test_classifier_families(family, tmp_path, texts, pairs):
     make_tokenizer, settings = FAMILIES[family]
     tokenizer = make_tokenizer(tmp_path, texts)
@@ -400,7 +402,10 @@ def _refusals():
     }
 
 
-@pytest.mark.parametrize("message", _refusals())
+@pytest.mark.parametrize(
+    "message",  # to name another auto class, transformers imports them all
+    [pytest.param(m, marks=[pytest.mark.slow] * (m == "as AutoModelForCausalLM")) for m in _refusals()],
+)
 def test_refusals(message, bert, t5, qwen, layered, gemma2, tmp_path):
     folders = {"bert": bert, "t5": t5, "qwen": qwen, "layered": layered, "gemma2": gemma2, "empty": tmp_path}
     with pytest.raises(InputError, match=message):
