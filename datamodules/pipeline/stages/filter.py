@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from datamodules.normalization import confident
 from datamodules.pipeline.stages.stage import Output, Stage, table_writer
 from datamodules.pipeline.stages.student import Student, of_candidates
 from datamodules.query_lists.files import to_ragged
@@ -97,10 +98,11 @@ class Filter(Stage):
         for rule, fails in self._rules(table):
             verdict[fails & ~exempt & _alive(verdict)] = rule
         if self.min_top_quantile is not None:
-            alive = _alive(verdict) & (_lengths(table) > 0)
-            types = [f"{g}\n{k}" for g, k in zip(group, kind, strict=True)]
-            low = _low(table, types, alive, self.min_top_quantile)
-            verdict[low & ~exempt] = "low score"
+            alive = np.flatnonzero(_alive(verdict) & (_lengths(table) > 0))
+            scores, offsets = _scores(table.take(pa.array(alive)))
+            types = np.unique(group[alive] + "\n" + kind[alive], return_inverse=True)[1]
+            low = alive[~confident(scores, offsets, types, self.min_top_quantile)]
+            verdict[low[~exempt[low]]] = "low score"
         # two candidates are what a list is
         verdict[(_lengths(table) < 2) & _alive(verdict)] = "short list"
         advance(len(table))
@@ -157,10 +159,9 @@ def score_scale(table: pa.Table, lists: pa.ChunkedArray) -> dict[str, dict[str, 
     With these, scores are normalised in the same way whatever is cut from the lists later.
     """
     table = table.filter(lists)
-    scores, lengths = to_ragged(table["teacher_scores"])
-    values = scores.to_numpy(zero_copy_only=False).astype(np.float64)
+    values, offsets = _scores(table)
     names = list(zip(table["group"].to_pylist(), table["query_type"].to_pylist(), strict=True))
-    number = np.repeat(np.arange(len(table)), lengths)
+    number = np.repeat(np.arange(len(table)), np.diff(offsets))
     scale: dict[str, dict[str, list[float]]] = {}
     for group, kind in sorted(set(names)):
         inside = values[np.array([name == (group, kind) for name in names], dtype=bool)[number]]
@@ -174,18 +175,10 @@ def _alive(verdict: np.ndarray) -> np.ndarray:
     return np.array([rule is None for rule in verdict], dtype=bool)
 
 
-def _low(table: pa.Table, groups: list[str], alive: np.ndarray, quantile: float) -> np.ndarray:
-    """Lists whose best score is below the quantile of all scores of the lists that are alive in their group."""
+def _scores(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """The scores of all lists, float64 [T], and where each list begins, int64 [N + 1]."""
     values, lengths = to_ragged(table["teacher_scores"])
-    scores, starts = values.to_numpy(zero_copy_only=False).astype(np.float64), to_offsets(lengths)[:-1]
-    number = np.repeat(np.arange(len(table)), lengths)
-    low = np.zeros(len(table), dtype=bool)
-    for name in sorted(set(groups)):
-        inside = alive & (np.array(groups, dtype=object) == name)
-        if inside.any():
-            floor = np.quantile(scores[inside[number]], quantile)
-            low[inside] = scores[starts[inside]] < floor  # a list's first score is its best
-    return low
+    return values.to_numpy(zero_copy_only=False).astype(np.float64), to_offsets(lengths)
 
 
 def _lengths(table: pa.Table) -> np.ndarray:

@@ -64,7 +64,6 @@ class CollectQueries(Stage):
                 raise InputError(f"queries.{name}: source is file; name it in queries.{name}.path.")
             if options["source"] == "file" and not Path(options["path"]).is_file():
                 raise InputError(f"queries.{name}: {options['path']}: no such file.")
-        choose("unknown_qrels", self.unknown_qrels, ("error", "keep"))
 
     def settings(self) -> dict[str, Any]:
         """See :class:`Stage`."""
