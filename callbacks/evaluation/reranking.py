@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import lightning as L
@@ -29,6 +30,7 @@ from retriever.work import Work
 _BLOCK = 10  # queries whose scores are kept together; a killed evaluation loses at most one block
 
 
+@dataclass(eq=False)
 class CrossEncoderRanker(Ranker):
     """Ranks BM25's best passages by a cross-encoder's logits, once at the end; step 0 is BM25's own order.
 
@@ -49,22 +51,19 @@ class CrossEncoderRanker(Ranker):
     points = ("best",)
     finishes = True
 
-    def __init__(
-        self,
-        depth: int = 100,
-        k1: float = 0.9,
-        b: float = 0.4,
-        dense: TextEncoder | None = None,
-        dense_weight: float = 0.5,
-        every_validation: bool = False,
-    ) -> None:
+    depth: int = 100
+    k1: float = 0.9
+    b: float = 0.4
+    dense: TextEncoder | None = None
+    dense_weight: float = 0.5
+    every_validation: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the values."""
         super().__init__()
-        require_positive(depth=depth)
-        if not 0 < dense_weight < 1:
-            raise InputError(f"evaluation.dense_weight is {dense_weight}; it must be above 0 and below 1.")
-        self.depth, self.k1, self.b = depth, k1, b
-        self.dense, self.dense_weight = dense, dense_weight
-        self.every_validation = every_validation
+        require_positive(depth=self.depth)
+        if not 0 < self.dense_weight < 1:
+            raise InputError(f"evaluation.dense_weight is {self.dense_weight}; it must be above 0 and below 1.")
         self._tokens: dict[str, tuple[TokenizedTexts, TokenizedTexts]] = {}
         self._sets: list[EvaluationSet] = []
         self._candidates: dict[str, Hits] = {}

@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import sys
+from argparse import ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -40,18 +41,14 @@ _MACHINE = ("python", "platform", "processor", "device", "torch_threads", "cuda"
 def start_from_run(application: Any) -> None:
     """Call a Hydra application; where the command line says ``--from RUN``, with the configuration of that run."""
     _remember()
-    arguments = sys.argv[1:]
-    found = [number for number, a in enumerate(arguments) if a == FLAG or a.startswith(f"{FLAG}=")]
-    if found:
-        number = found[0]
-        name, equals, folder = arguments[number].partition("=")
-        rest = arguments[:number] + arguments[number + (1 if equals else 2) :]
-        if not equals:
-            folder = arguments[number + 1] if number + 1 < len(arguments) else ""
-        if not folder or len(found) > 1:
-            raise InputError(f"{name} wants one run folder: {FLAG} RUN.")
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)  # all else is for Hydra
+    parser.add_argument(FLAG, action="append", nargs="?", const="", default=[], dest="folders")
+    given, rest = parser.parse_known_args()
+    if given.folders:
+        if len(given.folders) > 1 or not given.folders[0]:
+            raise InputError(f"{FLAG} wants one run folder: {FLAG} RUN.")
         typed = {a.partition("=")[0].lstrip("+~") for a in rest if "=" in a}
-        ConfigStore.instance().store(NAME, read_run(Path(folder), typed))
+        ConfigStore.instance().store(NAME, read_run(Path(given.folders[0]), typed))
         sys.argv = [sys.argv[0], "--config-name", NAME, *rest]
     application()
 

@@ -110,17 +110,11 @@ def in_micro_batches(
             on_micro_batch(len(rows))
     if together is None:
         together = torch.cat(outputs)
-        together = together[torch.from_numpy(_inverse(parts)).to(together.device)]
+        in_order = np.argsort(np.concatenate(parts))  # where each row is among the outputs
+        together = together[torch.from_numpy(in_order).to(together.device)]
     return together
 
 
 def device_of(encoder: nn.Module) -> torch.device:
     """Return the device that the encoder's weights are on."""
     return next(encoder.parameters()).device
-
-
-def _inverse(parts: list[np.ndarray]) -> np.ndarray:
-    order = np.concatenate(parts)
-    inverse = np.empty_like(order)
-    inverse[order] = np.arange(len(order))
-    return inverse
