@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
 from callbacks.reliability.termination import terminate_gracefully
 from datamodules.storage.files import is_disk_full, write_text
 from experiments.cli.errors import KindParser, explain
+from experiments.cli.ranks import is_first_rank
 from experiments.comparison.formats import markdown, print_tables
 from experiments.comparison.measured import BASE
 from experiments.comparison.tables import POINTS, Comparison, compare
@@ -32,7 +32,7 @@ class CompareSweep(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Print the comparison of all runs of the sweep, and keep it in the sweep's folder."""
-        if rank_zero_only.rank > 0:
+        if not is_first_rank():
             return
         folder = Path(config.hydra.sweep.dir)
         try:

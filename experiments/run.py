@@ -7,26 +7,24 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
-from transformers.utils.logging import disable_progress_bar
 
 from callbacks.reliability.checkpoint_files import has_checkpoint
 from callbacks.reporting.results import read_results
 from experiments.cli.arguments import check_added, say_what_is_kept
 from experiments.cli.errors import run_kindly
+from experiments.cli.ranks import is_first_rank
 from experiments.cli.rerun import as_typed, start_from_run
 from experiments.cli.sweep import arm_name, run_of_sweep
-from experiments.comparison.formats import print_tables
-from experiments.comparison.tables import compare
 from experiments.settings.encoders import with_effective_encoders
+from experiments.settings.first_checks import check_first, check_inputs
 from experiments.settings.renamed import rename_arguments, rename_config
 from experiments.settings.without_effect import OF_RUN, say_what_has_no_effect
-from experiments.training.train import run_experiment
 
 log = logging.getLogger(__name__)
 
@@ -39,14 +37,8 @@ def application(config: DictConfig) -> float | None:
     check_added(config, HydraConfig.get(), "run.yaml")
     say_what_is_kept(config, HydraConfig.get().overrides.task)
     say_what_has_no_effect(config, HydraConfig.get().overrides.task, OF_RUN)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # the data module's state is
-    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # inside Lightning
-    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # the run folder
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    if rank_zero_only.rank > 0:
+    if not is_first_rank():
         logging.getLogger().setLevel(logging.WARNING)  # the first rank speaks for all
-    disable_progress_bar()
     own = Path(HydraConfig.get().runtime.output_dir).absolute()
     # a resumed run goes on in its own folder, where its earlier figures are
     folder = Path(config.resume or own).absolute()
@@ -59,13 +51,38 @@ def application(config: DictConfig) -> float | None:
         log.info("There is no checkpoint yet: the run begins.")  # one command, to start it and to start it again
         config.resume = None
     if HydraConfig.get().mode == RunMode.MULTIRUN:  # a sweep ends with one table of all
-        results = run_of_sweep(config, folder, partial(run_experiment, arm=arm), with_effective_encoders)
+        results = run_of_sweep(config, folder, partial(_train, arm=arm), with_effective_encoders)
     else:
-        results = run_experiment(config, folder)
-        if rank_zero_only.rank == 0:
-            print_tables(compare([folder]))
+        check_first(config)
+        check_inputs(config)
+        results = _train(config, folder)
+        if is_first_rank():
+            _print_table(folder)
     value = None if results is None else results.get("criterion_value")
     return -value if value is not None and config.criterion_mode == "max" else value
+
+
+def _train(config: DictConfig, folder: Path, arm: str | None = None) -> dict[str, Any]:
+    logging.disable(logging.INFO)  # of what is imported
+    from transformers.utils.logging import disable_progress_bar
+
+    from experiments.training.train import run_experiment
+
+    logging.disable(logging.NOTSET)
+    disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # the data module's state is
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # inside Lightning
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # the run folder
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    return run_experiment(config, folder, arm)
+
+
+def _print_table(folder: Path) -> None:
+    from experiments.comparison.formats import print_tables
+    from experiments.comparison.tables import compare
+
+    print_tables(compare([folder]))
 
 
 def with_debug_last(arguments: Sequence[str]) -> list[str]:

@@ -21,17 +21,32 @@ def find_dataset(name: str | Path, data_dir: str | Path = "data") -> Path:
     Raises:
         InputError: none of these, or the download failed.
     """
-    for folder in (Path(name), SHIPPED / name, Path(data_dir) / name):
-        if is_folder(folder):
-            return folder
-    if is_source_name(str(name)):
+    require_dataset(name, data_dir)
+    folder = _on_disk(name, data_dir)
+    if folder is None and is_source_name(str(name)):
         return folder_of_source(str(name), data_dir)
-    first, *inner = Path(name).parts or ("",)
-    if first in BEIR_NAMES:
+    if folder is None:
+        first, *inner = Path(name).parts
         folder = download_beir(first, data_dir).joinpath(*inner)  # cqadupstack/android, a part
-        if is_folder(folder):
-            return folder
-    raise InputError(
+    if not is_folder(folder):
+        raise _unknown(name, data_dir)
+    return folder
+
+
+def require_dataset(name: str | Path, data_dir: str | Path = "data") -> None:
+    """Raise the InputError of :func:`find_dataset` for what can be no data set; nothing is downloaded."""
+    known = is_source_name(str(name)) or Path(name).parts[:1] in [(known,) for known in BEIR_NAMES]
+    if not known and _on_disk(name, data_dir) is None:
+        raise _unknown(name, data_dir)
+
+
+def _on_disk(name: str | Path, data_dir: str | Path) -> Path | None:
+    folders = (Path(name), SHIPPED / name, Path(data_dir) / name)
+    return next((folder for folder in folders if is_folder(folder)), None)
+
+
+def _unknown(name: str | Path, data_dir: str | Path) -> InputError:
+    return InputError(
         f"There is no data set {shown(str(name))}: it is no folder, none in {data_dir}, not shipped, and no BEIR "
         f"name. BEIR names are {', '.join(BEIR_NAMES)}; others are ir_datasets:NAME and hub:OWNER/NAME."
     )

@@ -6,8 +6,6 @@ import zlib
 from pathlib import Path
 from typing import IO, Any
 
-import pyarrow as pa
-
 from retriever.errors import InputError
 
 ENDINGS = (".gz", ".zst", ".bz2")
@@ -49,11 +47,14 @@ def open_bytes(path: Path) -> IO[bytes]:
     packed = split_ending(path)[1]
     if not packed:
         return path.open("rb")
-    if packed == ".gz":
-        stream: Any = gzip.GzipFile(path)
-    else:
-        stream = pa.CompressedInputStream(pa.OSFile(str(path), "rb"), {".zst": "zstd", ".bz2": "bz2"}[packed])
+    stream = gzip.GzipFile(path) if packed == ".gz" else _arrows(path, packed)
     return io.BufferedReader(_Decompressed(path, stream), 2**17)
+
+
+def _arrows(path: Path, packed: str) -> Any:
+    import pyarrow as pa
+
+    return pa.CompressedInputStream(pa.OSFile(str(path), "rb"), {".zst": "zstd", ".bz2": "bz2"}[packed])
 
 
 class _Decompressed(io.RawIOBase):

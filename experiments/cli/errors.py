@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -24,7 +23,6 @@ from experiments.conf import CONF
 from retriever.errors import InputError, did_you_mean
 from retriever.printable import printable
 
-_NO_MEMORY = (MemoryError, torch.OutOfMemoryError)
 _NO_HOST_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # torch has no type for it
 
 
@@ -70,7 +68,13 @@ def _reader_left() -> bool:
 
 
 def _is_memory_full(error: BaseException) -> bool:
-    return isinstance(error, _NO_MEMORY) or (isinstance(error, RuntimeError) and _NO_HOST_MEMORY in str(error))
+    found_by_torch = isinstance(error, RuntimeError) and _NO_HOST_MEMORY in str(error)
+    return isinstance(error, MemoryError) or found_by_torch or _is_of_gpu(error)
+
+
+def _is_of_gpu(error: BaseException) -> bool:
+    torch = sys.modules.get("torch")  # where it has not been imported, it raised nothing
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 
 def _is_lost_worker(error: Exception) -> bool:
@@ -158,7 +162,7 @@ def _makes_run_folder(error: BaseException) -> bool:
 
 
 def _full_memory(error: BaseException) -> str:
-    where = "The GPU's" if isinstance(error, torch.OutOfMemoryError) else "This machine's"
+    where = "The GPU's" if _is_of_gpu(error) else "This machine's"
     said = str(error).strip().split(". ")[0] or type(error).__name__
     return (
         f"{where} memory is full ({said}). Lower token_budget (and module.uncheckpointed_tokens, where set): it bounds "

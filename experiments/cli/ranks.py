@@ -2,35 +2,44 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from functools import cache
-
-from lightning.fabric.plugins.environments import (
-    ClusterEnvironment,
-    LightningEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
-from torch.distributed import DistStoreError, Store, rendezvous
+from typing import TYPE_CHECKING
 
 from retriever.errors import InputError
+
+if TYPE_CHECKING:
+    from lightning.fabric.plugins.environments import ClusterEnvironment
+    from torch.distributed import Store
 
 _VARIABLE = "EXPERIMENT_OF_FIRST_RANK"  # what the processes that Lightning starts find in their environment
 _READING = timedelta(minutes=5)
 _LONGEST = timedelta(days=1)  # a first rank that ends is noticed at once
+_NUMBERS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # as Lightning looks for them
+_LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS")  # set where another program may have started the ranks
+
+
+def is_first_rank() -> bool:
+    """Whether this process speaks and writes for all: by Lightning, or by its launcher where that is not imported."""
+    lightning = sys.modules.get("lightning.fabric.utilities.rank_zero")
+    if lightning is not None:
+        return lightning.rank_zero_only.rank == 0
+    return int(next((os.environ[name] for name in _NUMBERS if name in os.environ), 0)) == 0
 
 
 def number_of_process(num_nodes: int) -> tuple[int, int]:
     """This process's number among those that ask, and how many share a store: of a node's own children none does."""
     tasks = _tasks()
-    if not isinstance(tasks, LightningEnvironment):
+    if tasks is not None:
         return tasks.global_rank(), tasks.world_size()
     child = int(os.environ.get("LOCAL_RANK", 0))
     if child > 0:  # Lightning started this process, with its parent's environment
         return child, 1
-    return tasks.node_rank(), num_nodes  # one process on each node, which will start the others
+    # one process on each node, which will start the others
+    return int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", 0))), num_nodes
 
 
 def broadcast_from_rank_zero(key: str, find: Callable[[], str], num_nodes: int) -> str:
@@ -65,6 +74,8 @@ def broadcast_from_rank_zero(key: str, find: Callable[[], str], num_nodes: int) 
             wrong = message and InputError(message)
             store.set(f"{name}-{number}", "read")
         if number == 0 and wrong is not None:  # the store ends with this process
+            from torch.distributed import DistStoreError
+
             with suppress(DistStoreError):  # one that died does not keep the others
                 store.wait([f"{name}-{other}" for other in range(1, sharing)], _READING)
     if wrong is not None:
@@ -73,14 +84,22 @@ def broadcast_from_rank_zero(key: str, find: Callable[[], str], num_nodes: int) 
     return value
 
 
-def _tasks() -> ClusterEnvironment:
-    return next((e() for e in (TorchElasticEnvironment, SLURMEnvironment) if e.detect()), LightningEnvironment())
+def _tasks() -> "ClusterEnvironment | None":
+    """The program that started the ranks; None where Lightning will."""
+    if not any(name in os.environ for name in _LAUNCHERS):
+        return None
+    from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+
+    return next((e() for e in (TorchElasticEnvironment, SLURMEnvironment) if e.detect()), None)
 
 
 @cache  # and so kept open: the first rank's must be there for the slowest
-def _store(rank: int, world_size: int) -> Store:
+def _store(rank: int, world_size: int) -> "Store":
     """A store that the first rank opens where the process group will meet."""
-    tasks = _tasks()
+    from lightning.fabric.plugins.environments import LightningEnvironment
+    from torch.distributed import rendezvous
+
+    tasks = _tasks() or LightningEnvironment()
     url = f"tcp://{tasks.main_address}:{tasks.main_port}"
     store, *_ = next(rendezvous(url, rank=rank, world_size=world_size))
     store.set_timeout(_LONGEST)

@@ -14,7 +14,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
@@ -22,10 +21,10 @@ from callbacks.reliability.checkpoint_files import has_checkpoint
 from callbacks.reporting.results import read_results
 from datamodules.storage.files import write_text
 from experiments.cli.errors import explain, is_for_users
+from experiments.cli.ranks import is_first_rank
 from experiments.cli.redact import redact
 from experiments.cli.rerun import CONFIG
 from experiments.settings.older_runs import as_now
-from retriever.distributed.ranks import world_size
 from retriever.errors import InputError
 from retriever.printable import printable
 
@@ -73,7 +72,7 @@ def run_of_sweep(
     damaged = begun and not (folder / CONFIG).is_file()
     if begun and not damaged:
         _refuse_other_configuration(config, folder, in_effect)
-    if rank_zero_only.rank == 0:
+    if is_first_rank():
         (folder / ERROR_FILE).unlink(missing_ok=True)
     if damaged:
         what = "results" if results is not None else "a checkpoint"
@@ -89,6 +88,8 @@ def run_of_sweep(
     try:
         return train(config, folder)
     except Exception as error:  # whatever it is, the other runs can do without this one
+        from retriever.distributed.ranks import world_size
+
         keep_error(error, folder)
         if world_size() > 1:  # the other ranks wait for this one
             raise
@@ -178,7 +179,7 @@ class FailedRuns(Callback):
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """List them."""
         errors = sorted(Path(config.hydra.sweep.dir).glob(f"*/{ERROR_FILE}"))
-        if not errors or rank_zero_only.rank > 0:
+        if not errors or not is_first_rank():
             return
         lines = [f"{path.parent}: {path.read_text(encoding='utf-8').splitlines()[0]}" for path in errors]
         runs = "One run" if len(lines) == 1 else f"{len(lines)} runs"
@@ -203,5 +204,5 @@ def keep_error(error: Exception, folder: Path) -> None:
     """Log why a job failed, and write ``error.txt``, on the first rank."""
     message = " ".join((explain(error) if is_for_users(error) else f"{type(error).__name__}: {error}").split())
     log.error("%s failed: %s", folder, message)
-    if rank_zero_only.rank == 0:  # on a full disk this fails, too, and ends the sweep
+    if is_first_rank():  # on a full disk this fails, too, and ends the sweep
         write_text(folder / ERROR_FILE, f"{message}\n\n{''.join(traceback.format_exception(error))}")

@@ -1,16 +1,16 @@
 """What a configuration calls: Python objects of the project, of the user, or allowed by a switch; and with what."""
 
 import importlib.util
-import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.cli.signatures import Signature, of_object, of_source
 from experiments.settings.walk import walk
 from retriever.errors import InputError, did_you_mean
 from retriever.typed import check_value
@@ -42,13 +42,24 @@ LIBRARIES = (
     "optuna.pruners",
     "torch.optim",
 )
-_OURS = ("retriever", "datamodules", "callbacks")
 HYDRAS = {"_target_", "_convert_", "_recursive_", "_partial_", "_args_"}
 _FOLLOWS = re.compile(r"\$\{([\w.]+)\}")
 
 
 def check_targets(config: DictConfig) -> list[tuple[str, dict[str, Any]]]:
-    """Refuse a configuration that calls what it may not, before anything of it is imported or called.
+    """Refuse a configuration that calls what it may not, before anything of it is called.
+
+    As :func:`named_targets`; what is imported for it must come from where its name says.
+    """
+    found = named_targets(config)
+    allowed, found_in_run = tuple(config.get("allowed_targets") or ()), config.get("repeats") is not None
+    for key, node in found:
+        _check_home(f"{key}._target_", node["_target_"], allowed, found_in_run)
+    return found
+
+
+def named_targets(config: DictConfig) -> list[tuple[str, dict[str, Any]]]:
+    """Find what a configuration calls; refuse what it may not call, by its name: nothing is imported.
 
     Allowed are ``PROJECT``, ``LIBRARIES``, what ``allowed_targets`` in the configuration names, and modules that are
     the user's own: on Python's path, and neither installed as a package nor part of Python. Where ``repeats`` says
@@ -72,11 +83,11 @@ def check_targets(config: DictConfig) -> list[tuple[str, dict[str, Any]]]:
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
     found = [(key, node) for key, node in walk(plain) if isinstance(node, dict) and "_target_" in node]
     for key, node in found:
-        _check(f"{key}._target_", node["_target_"], allowed, found_in_run)
+        _check_name(f"{key}._target_", node["_target_"], allowed, found_in_run)
     return found
 
 
-def _check(key: str, target: Any, allowed: Sequence[str], found_in_run: bool) -> None:
+def _check_name(key: str, target: Any, allowed: Sequence[str], found_in_run: bool) -> None:
     if not isinstance(target, str):
         raise InputError(f"{key} is {target!r}; it is the dotted name of a class.")
     root = target.partition(".")[0]
@@ -88,6 +99,11 @@ def _check(key: str, target: Any, allowed: Sequence[str], found_in_run: bool) ->
             f"{key} is {target!r}, which a configuration may not call. Where you know and trust that code, say "
             f"allowed_targets=[{target.rpartition('.')[0] or target}]."
         )
+
+
+def _check_home(key: str, target: str, allowed: Sequence[str], found_in_run: bool) -> None:
+    root = target.partition(".")[0]
+    own = not found_in_run and _is_own(root)
     # a module also reaches what it imports: retriever.encoder.torch.load; the user's own from each other is all right
     home = getattr(_located(key, target), "__module__", None) or ""
     from_root = home.partition(".")[0]
@@ -140,9 +156,22 @@ def check_arguments(config: DictConfig, specs: Mapping[str, type]) -> None:
             nearest it does; or a value of another type than its annotation names, with what it may be.
     """
     for key, node in check_targets(config):
-        target = node["_target_"]
-        names = {name: _followed(config, f"{key}.{name}") for name in node}
-        check_settings(key, node, get_object(target), specs.get(target), names)
+        _check_node(config, key, node, of_object(get_object(node["_target_"])), specs)
+
+
+def check_written(config: DictConfig, specs: Mapping[str, type]) -> None:
+    """Do what :func:`check_arguments` does, as far as it can be done by names and sources: nothing is imported."""
+    for key, node in named_targets(config):
+        signature = of_source(node["_target_"])
+        if signature is not None:
+            _check_node(config, key, node, signature, specs)
+
+
+def _check_node(
+    config: DictConfig, key: str, node: Mapping[str, Any], signature: Signature, specs: Mapping[str, type]
+) -> None:
+    names = {name: _followed(config, f"{key}.{name}") for name in node}
+    check_settings(key, node, signature, specs.get(node["_target_"]), names)
 
 
 def _followed(config: DictConfig, key: str) -> str:
@@ -161,23 +190,23 @@ def _followed(config: DictConfig, key: str) -> str:
 def check_settings(
     key: str,
     settings: Mapping[str, Any],
-    called: Callable[..., Any],
+    signature: Signature,
     spec: type | None = None,
     names: Mapping[str, str] | None = None,
 ) -> None:
-    """Compare settings with what a class or function takes.
+    """Compare settings with what a call takes.
 
     Args:
         key: where the settings stand.
         settings: name → value.
-        called: what takes them.
+        signature: of what takes them.
         spec: a class whose fields it takes, too.
         names: setting → what to call it where its value is wrong; None calls each by its dotted key.
 
     Raises:
         InputError: as :func:`check_arguments`.
     """
-    known, is_open = _parameters(called)
+    known, is_open = dict(signature.parameters), signature.is_open
     fields = get_type_hints(spec) if spec is not None else {}
     if spec is not None:
         known, is_open = known | fields, False
@@ -188,37 +217,10 @@ def check_settings(
             if is_open:
                 continue
             raise InputError(
-                f"{key} has an unexpected keyword argument {name!r}; {called.__qualname__} takes "
+                f"{key} has an unexpected keyword argument {name!r}; {signature.name} takes "
                 f"{', '.join(sorted(known))}.{did_you_mean(name, known)}"
             )
         if value is None and name in fields:
             continue  # the model's own
         if value != "???":
             check_value((names or {}).get(name, f"{key}.{name}"), known[name], value)
-
-
-def _parameters(called: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
-    """Parameter → annotation, those of base classes that a constructor passes ``**others`` to included; any other?"""
-    functions = [called]
-    if inspect.isclass(called):
-        functions = [vars(base)["__init__"] for base in called.__mro__[:-1] if "__init__" in vars(base)]
-        if not functions:  # object's takes nothing, whatever its signature says
-            return {}, called.__new__ is not object.__new__
-    found: dict[str, Any] = {}
-    for function in functions:
-        try:
-            hints = get_type_hints(function)
-        except (NameError, TypeError):  # a name that is imported for type checkers alone
-            hints = {}
-        try:
-            parameters = inspect.signature(function, follow_wrapped=True).parameters.values()
-        except (TypeError, ValueError):
-            return found, True
-        for parameter in parameters:
-            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-                found.setdefault(parameter.name, hints.get(parameter.name, Any))
-        if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
-            return {name: hint for name, hint in found.items() if name != "self"}, False
-        if function.__module__.partition(".")[0] not in _OURS:  # it may do something of its own with the others
-            break
-    return found, True

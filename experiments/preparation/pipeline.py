@@ -34,6 +34,7 @@ from datamodules.pipeline.stages.score import Score
 from datamodules.pipeline.stages.split import Split
 from datamodules.pipeline.stages.stage import Output, Shard, Stage, find_output, run_stage
 from datamodules.pipeline.stages.student import Student
+from experiments.cli.signatures import of_object
 from experiments.cli.targets import check_arguments, check_settings
 from experiments.preparation.settings import STAGES, JudgedSplit, PrepareSettings
 from experiments.settings.encoders import SPECS
@@ -66,7 +67,7 @@ class Pipeline:
         read_top(PrepareSettings, config)
         self.groups: dict[str, dict[str, Any]] = OmegaConf.to_container(config.queries, resolve=True)
         for name, stage in _OF_STAGE.items():
-            check_settings(name, _plain(config[name]), stage)
+            check_settings(name, _plain(config[name]), of_object(stage))
         self.students: dict[str, str] = OmegaConf.to_container(config.students, resolve=True)
         self.outputs: dict[str, Output] = {}
         self.of_students: dict[str, dict[str, Output]] = {}

@@ -25,7 +25,8 @@ from datamodules.storage.files import remove_leftovers, write_json
 from experiments.cli.ranks import broadcast_from_rank_zero
 from experiments.cli.rerun import save_config, warn_of_changes
 from experiments.plan.plan import print_plan, run_plan
-from experiments.settings.checks import check, monitored_metrics
+from experiments.settings.checks import check
+from experiments.settings.first_checks import check_inputs, monitored_metrics
 from experiments.settings.inputs import input_hashes
 from experiments.settings.trainer_checks import check_batches, lightning_explained
 from experiments.training.callbacks import recorded_settings, run_callbacks, run_reports
@@ -48,6 +49,7 @@ def run_experiment(config: DictConfig, folder: Path, arm: str | None = None) -> 
         The content of ``results.json``.
     """
     check(config)
+    check_inputs(config)
     if config.debug is not None:
         log.warning("This is a debug run, on a few lists and queries: its figures mean nothing.")
         config = DebugData(config, folder / "data").cut()

@@ -39,9 +39,8 @@ from datamodules.corpus import Corpus
 from datamodules.query_lists import read_query_lists, write_query_lists
 from experiments.preparation.pipeline import Pipeline
 from experiments.prepare import prepare
-from experiments.run import run_experiment
 from experiments.settings.checks import check
-from experiments.training.train import make_module_and_data
+from experiments.training.train import make_module_and_data, run_experiment
 from helpers.runs import CONF
 from retriever.cross_encoder.cross_encoder import CrossEncoder
 from retriever.encoder.text_encoder import TextEncoder

@@ -31,8 +31,8 @@ from experiments.evaluate import evaluate
 from experiments.evaluation.typed import as_overrides
 from experiments.lists import command as list_files
 from experiments.preparation.pipeline import Pipeline
-from experiments.run import run_experiment
 from experiments.settings.checks import check
+from experiments.training.train import run_experiment
 from helpers.encoders import save_backbone
 from helpers.runs import CONF, config_of
 from retriever.encoder.text_encoder import TextEncoder

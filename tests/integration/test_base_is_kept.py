@@ -7,7 +7,7 @@ import torch
 
 from experiments.comparison.formats import markdown
 from experiments.comparison.tables import compare
-from experiments.run import run_experiment
+from experiments.training.train import run_experiment
 from helpers.run_folders import values, write_run
 from helpers.runs import config_of
 from retriever.encoder.text_encoder import TextEncoder

@@ -13,8 +13,8 @@ from datamodules.corpus import load_corpus
 from datamodules.query_lists import read_metadata, read_query_lists
 from experiments.evaluate import evaluate
 from experiments.evaluation.typed import as_overrides
-from experiments.run import run_experiment
 from experiments.settings.checks import check
+from experiments.training.train import run_experiment
 from helpers.runs import CONF, prepare, prepare_config_of
 from retriever.schedule import learning_rate_factor
 

@@ -28,7 +28,7 @@ from experiments.comparison.page import page
 from experiments.comparison.plots import _short
 from experiments.comparison.runs import find_runs, read_runs
 from experiments.comparison.tables import compare
-from experiments.run import run_experiment
+from experiments.training.train import run_experiment
 from helpers.run_folders import values, write_run
 from helpers.runs import config_of
 from helpers.wandb_files import offline_records

@@ -10,12 +10,13 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from experiments.cli.targets import check_arguments
-from experiments.run import run_experiment, with_debug_last
+from experiments.run import with_debug_last
 from experiments.settings import renamed
 from experiments.settings.checks import check
 from experiments.settings.encoders import SPECS
 from experiments.settings.older_runs import as_now
 from experiments.settings.renamed import RenameSwept, rename, rename_arguments, rename_config
+from experiments.training.train import run_experiment
 from helpers.kills import killed_at
 from helpers.runs import config_of, weights
 from retriever.errors import InputError

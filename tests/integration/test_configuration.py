@@ -24,12 +24,13 @@ from experiments import prepare as prepare_module
 from experiments import run as run_module
 from experiments.cli.arguments import check_added, say_what_is_kept
 from experiments.cli.errors import explain, run_kindly
+from experiments.cli.signatures import of_object
 from experiments.cli.targets import check_settings
 from experiments.lists import command as list_files
 from experiments.preparation.pipeline import Pipeline
-from experiments.run import run_experiment
 from experiments.settings.checks import check
 from experiments.settings.without_effect import OF_PREPARE, OF_RUN, say_what_has_no_effect
+from experiments.training.train import run_experiment
 from helpers.runs import CONF, config_of, error_of
 from retriever.errors import InputError
 from retriever.objectives import InfoNCE
@@ -138,8 +139,11 @@ def base():
         ),
         ("logger.wandb={projct: x}", "Did you mean 'project'?"),
         ("data.train=???", "data.train has no default, and is not set: say data.train="),
-        ("evaluation.datasets=null", "evaluation.datasets is None; it must be a list, each of it a mapping with path"),
-        ("evaluation.datasets=[x]", "evaluation.datasets is .'x'.; it must be a list, each of it a mapping"),
+        (
+            "evaluation.datasets=null",
+            "evaluation.datasets is None; it must be a list of mappings",
+        ),
+        ("evaluation.datasets=[x]", r"evaluation.datasets\[0\] is 'x'; it must be a mapping with path"),
         ("evaluation.datasets=[{path: 3}]", r"evaluation.datasets\[0\].path is 3; it must be text"),
         ("evaluation.datasets=[{path: x, name: 3}]", r"evaluation.datasets\[0\].name is 3; it must be text"),
         ("data.train=[{path: 3, corpus: x}]", r"data.train\[0\].path is 3; it must be text"),
@@ -206,9 +210,9 @@ class OwnWay:
 
 
 def test_what_a_users_class_makes_of_its_arguments_is_its_own_business():
-    check_settings("module", {"layers": [1, 2], "of": {"a": 1}, "margin": 0.1}, OwnWay)
+    check_settings("module", {"layers": [1, 2], "of": {"a": 1}, "margin": 0.1}, of_object(OwnWay))
     with pytest.raises(InputError, match=r"'margin'; InfoNCE takes"):
-        check_settings("module", {"margin": 0.1}, InfoNCE)
+        check_settings("module", {"margin": 0.1}, of_object(InfoNCE))
 
 
 def test_a_metric_of_no_evaluation_is_refused(small_run, small_scifact, never_loaded):

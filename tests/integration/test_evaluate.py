@@ -25,7 +25,7 @@ from experiments.evaluation.models import Model
 from experiments.evaluation.published import published_figures, published_of
 from experiments.evaluation.summary import print_summary, summarise
 from experiments.evaluation.typed import as_overrides
-from experiments.run import run_experiment
+from experiments.training.train import run_experiment
 from helpers.processes import start
 from helpers.runs import CONF, config_of
 from retriever.encoder.text_encoder import TextEncoder

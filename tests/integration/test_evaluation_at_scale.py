@@ -28,7 +28,7 @@ from datamodules.corpus import Corpus, EvaluationSet, load_evaluation_set
 from datamodules.sampled_corpus import draw_sample
 from datamodules.specs import SampleSpec
 from datamodules.storage.made_ahead import made_ahead
-from experiments.run import run_experiment
+from experiments.training.train import run_experiment
 from helpers.kills import killed_at
 from helpers.processes import FORKED, finish, free_port, on_two_ranks, start_ranks
 from helpers.runs import config_of

@@ -13,9 +13,9 @@ from callbacks.evaluation.sets import open_sets
 from datamodules.specs import read_evaluation_specs
 from experiments.comparison.formats import csv_text, markdown, print_tables
 from experiments.comparison.tables import compare
-from experiments.run import run_experiment
 from experiments.settings.checks import check
 from experiments.settings.older_runs import as_now
+from experiments.training.train import run_experiment
 from helpers.runs import CONF, config_of
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError

@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from datamodules.corpus import find_file
-from experiments.run import run_experiment
+from experiments.training.train import run_experiment
 from helpers.runs import CONF
 
 pytestmark = pytest.mark.slow

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 from datamodules.caches import embed
 from datamodules.pipeline.engines.transformers import TransformersEngine
 from experiments import run as run_module
-from experiments.run import run_experiment
+from experiments.training.train import run_experiment
 from helpers.encoders import LENGTHS, TEXTS, gradients, save_backbone
 from helpers.kills import killed_at
 from helpers.processes import finish, start

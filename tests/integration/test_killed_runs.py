@@ -13,7 +13,7 @@ import torch
 
 from callbacks import AtomicCheckpoints
 from experiments.comparison.tables import compare
-from experiments.run import run_experiment
+from experiments.training.train import run_experiment
 from helpers.kills import killed_at
 from helpers.processes import begin, end, finish, start
 from helpers.runs import config_of, metrics, weights

@@ -10,8 +10,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from experiments.run import run_experiment
-from experiments.training.train import _slurm
+from experiments.training.train import _slurm, run_experiment
 from helpers.processes import finish, free_port, start
 from helpers.runs import CONF, config_of, weights
 

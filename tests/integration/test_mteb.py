@@ -7,7 +7,7 @@ import pytest
 
 from datamodules.corpus import SHIPPED, load_corpus, load_evaluation_set, load_qrels, load_queries
 from experiments import mteb as command
-from experiments.run import run_experiment
+from experiments.training.train import run_experiment
 from helpers.plain_evaluation import ndcg_of
 from helpers.runs import config_of
 from retriever.encoder.text_encoder import TextEncoder

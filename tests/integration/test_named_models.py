@@ -25,8 +25,8 @@ from transformers import (
 
 from datamodules.caches import embed
 from datamodules.pipeline.engines.choice import choose_engine
-from experiments.run import run_experiment
 from experiments.settings.older_runs import as_now
+from experiments.training.train import run_experiment
 from helpers.runs import config_of
 from helpers.tiny_models import backbone_of, tokenizer_of, write_model
 from retriever.cross_encoder.cross_encoder import CrossEncoder

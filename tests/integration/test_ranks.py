@@ -20,7 +20,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from callbacks.reporting.diagnostics import measure
 from datamodules import QueryListDataModule
 from datamodules.batches import BatchSampler, ListBatches
-from experiments.run import run_experiment
+from experiments.training.train import run_experiment
 from helpers.kills import killed_at
 from helpers.objectives import CONTRASTIVE, OBJECTIVES
 from helpers.processes import free_port, on_two_ranks

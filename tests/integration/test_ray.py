@@ -13,7 +13,7 @@ import time
 import pytest
 import torch
 
-from experiments.run import run_experiment
+from experiments.training.train import run_experiment
 from helpers.processes import PATIENCE, finish
 from helpers.ray_sweeps import ray_worker, start_on_ray
 from helpers.runs import config_of, lists_in, prepare, weights

@@ -12,7 +12,7 @@ from datamodules.query_lists import read_query_lists, write_query_lists
 from datamodules.storage import input_hashes
 from experiments import run as run_module
 from experiments.cli.rerun import changes, follows, read_run
-from experiments.run import run_experiment
+from experiments.training.train import run_experiment
 from helpers.processes import finish, start
 from helpers.runs import config_of, metrics, weights
 from retriever.errors import InputError

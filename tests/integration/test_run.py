@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from datamodules.caches import embed
 from datamodules.corpus import load_evaluation_set
 from experiments import run as run_module
-from experiments.run import run_experiment
+from experiments.training.train import run_experiment
 from helpers.plain_evaluation import ndcg_of
 from helpers.runs import CONF, config_of, error_of, metrics, weights
 from retriever.encoder.text_encoder import TextEncoder

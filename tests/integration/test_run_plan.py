@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 
 from experiments.plan.plan import plan_lines, run_plan
 from experiments.plan.steps import Steps
-from experiments.run import run_experiment
+from experiments.training.train import run_experiment
 from helpers.runs import config_of
 
 

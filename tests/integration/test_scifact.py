@@ -11,7 +11,7 @@ import pytest
 from datamodules.corpus import SHIPPED
 from datamodules.query_lists import read_query_lists, write_query_lists
 from datamodules.small_corpus import cut_data_set
-from experiments.run import run_experiment
+from experiments.training.train import run_experiment
 from helpers.runs import config_of
 
 pytestmark = pytest.mark.slow

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from experiments import run as run_module
-from experiments.run import run_experiment
 from experiments.settings.checks import check
 from experiments.training import train as train_module
+from experiments.training.train import run_experiment
 from helpers.runs import config_of, metrics
 from retriever.errors import InputError
 

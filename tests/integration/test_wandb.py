@@ -12,7 +12,7 @@ from datamodules.corpus import load_queries
 from experiments import dashboard
 from experiments.cli.redact import redact, redact_arguments
 from experiments.cli.wandb_run import module_file, source_files
-from experiments.run import run_experiment
+from experiments.training.train import run_experiment
 from helpers.kills import killed_at
 from helpers.processes import finish, start
 from helpers.runs import config_of

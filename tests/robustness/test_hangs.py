@@ -16,7 +16,7 @@ import tqdm.rich
 import transformers.utils.logging
 
 from datamodules.storage.progress import progress_bar
-from experiments.run import run_experiment
+from experiments.training.train import run_experiment
 from helpers.processes import PATIENCE, apart, end, start
 from helpers.runs import config_of
 

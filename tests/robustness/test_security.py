@@ -41,8 +41,8 @@ from experiments.comparison.report import write_report
 from experiments.comparison.sheets import Sheet
 from experiments.comparison.tables import compare
 from experiments.lists import command as list_files
-from experiments.run import run_experiment
 from experiments.settings.encoders import SPECS
+from experiments.training.train import run_experiment
 from helpers.run_folders import values, write_run
 from helpers.runs import CONF, config_of
 from retriever.encoder.text_encoder import TextEncoder

@@ -18,8 +18,7 @@ from callbacks.reliability.checkpoint_files import LAST, PREVIOUS
 from datamodules.storage.files import atomic_path, is_disk_full
 from experiments.comparison.runs import reason
 from experiments.comparison.tables import compare
-from experiments.run import run_experiment
-from experiments.training.train import _checkpoint
+from experiments.training.train import _checkpoint, run_experiment
 from helpers.kills import killed_at
 from helpers.processes import free_port, on_two_ranks
 from helpers.run_folders import make_run

@@ -35,7 +35,7 @@ from datamodules.corpus import load_evaluation_set
 from datamodules.datamodule import QueryListDataModule
 from datamodules.hits import bm25_search
 from datamodules.specs import read_evaluation_specs
-from experiments.run import run_experiment
+from experiments.training.train import run_experiment
 from helpers.kills import killed_at
 from helpers.processes import finish, start_ranks
 from helpers.runs import config_of, metrics, weights

@@ -11,7 +11,7 @@ from scipy.stats import kendalltau
 from torch.utils.checkpoint import checkpoint
 
 from callbacks.reporting.diagnostics import measure
-from experiments.run import run_experiment
+from experiments.training.train import run_experiment
 from helpers.loss_examples import Example, encoded, module, random_example
 from helpers.loss_references import reference_distillation_objective, reference_infonce_objective
 from helpers.runs import config_of, metrics, weights

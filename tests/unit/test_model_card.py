@@ -6,8 +6,8 @@ from huggingface_hub import ModelCard
 from callbacks.evaluation.per_query import read_per_query
 from callbacks.reporting.model_card import CardFacts, Figure, model_card
 from callbacks.reporting.statistics import Difference, paired_difference
-from experiments.run import run_experiment
 from experiments.training.callbacks import card_facts
+from experiments.training.train import run_experiment
 from helpers.runs import config_of
 from retriever.encoder.text_encoder import TextEncoder
 
