@@ -11,34 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from lightning.fabric import Fabric
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
-from transformers.utils.logging import disable_progress_bar
 
-from callbacks.evaluation.metrics import Metrics
-from callbacks.evaluation.ranker import Ranking
-from callbacks.evaluation.sets import Reading
 from callbacks.reporting.results import read_results
+from datamodules.corpus.data_sets import find_file, require_dataset
 from datamodules.specs import EvaluationSpec, read_evaluation_specs
 from datamodules.storage.files import write_json
 from experiments.cli.arguments import check_added, say_what_is_kept
 from experiments.cli.errors import run_kindly
+from experiments.cli.quiet import quiet_imports
+from experiments.cli.ranks import is_first_rank
 from experiments.cli.rerun import as_typed, start_with
 from experiments.cli.sweep import keep_error
-from experiments.cli.targets import check_arguments
-from experiments.compare import show_and_write
-from experiments.comparison.tables import compare
-from experiments.evaluation.models import Depths, Model, read_models
+from experiments.cli.targets import check_arguments, check_written
+from experiments.evaluation.models import Check, Depths, Model, read_models
 from experiments.evaluation.settings import EvaluateSettings
-from experiments.evaluation.summary import as_json, print_summary, summarise
 from experiments.evaluation.typed import as_overrides
-from experiments.evaluation.work import Wanted, evaluate_model
 from experiments.settings.encoders import SPECS
 from retriever.errors import InputError, choose
 from retriever.typed import read_top
@@ -66,7 +58,20 @@ def evaluate(config: DictConfig, folder: Path) -> list[Path]:
     Raises:
         InputError: a wrong setting, set or model.
     """
-    settings, specs, models = _read(config)
+    with quiet_imports():
+        import torch
+        from lightning.fabric import Fabric
+        from transformers.utils.logging import disable_progress_bar
+
+        from callbacks.evaluation.metrics import Metrics
+        from callbacks.evaluation.ranker import Ranking
+        from callbacks.evaluation.sets import Reading
+        from experiments.evaluation.work import Wanted, evaluate_model
+
+    disable_progress_bar()
+    for name in ("lightning", "callbacks.evaluation.history"):  # of steps, of which there are none
+        logging.getLogger(name).setLevel(logging.WARNING)
+    settings, specs, models = _read(config, check_arguments)
     fabric = Fabric(**OmegaConf.to_container(config.trainer, resolve=True))
     fabric.launch()
     asked = settings.evaluation
@@ -97,7 +102,11 @@ def show(config: DictConfig, folder: Path) -> None:
     Raises:
         InputError: a model has not been evaluated.
     """
-    settings, specs, models = _read(config)
+    from experiments.compare import show_and_write
+    from experiments.comparison.tables import compare
+    from experiments.evaluation.summary import as_json, print_summary, summarise
+
+    settings, specs, models = _read(config, check_written)
     found: dict[str, Mapping[str, Any]] = {}
     for key in models:
         results = read_results(folder / key)
@@ -115,19 +124,23 @@ def show(config: DictConfig, folder: Path) -> None:
         show_and_write(compare([folder / key for key in dict.fromkeys([base, *found])]), folder)
 
 
-def _read(config: DictConfig) -> tuple[EvaluateSettings, list[EvaluationSpec], dict[str, Model]]:
-    """Check and read a configuration."""
+def _read(config: DictConfig, check: Check) -> tuple[EvaluateSettings, list[EvaluationSpec], dict[str, Model]]:
+    """Read a configuration; ``check`` is of what it calls."""
     for model in config.models.values():
         if OmegaConf.is_dict(model) and OmegaConf.is_dict(model.get("encoder")) and "_target_" not in model.encoder:
             OmegaConf.update(model, "encoder._target_", ENCODER, force_add=True)
-    check_arguments(config, SPECS)
+    check(config, SPECS)
     plain = OmegaConf.to_container(config, resolve=True)
     settings = read_top(EvaluateSettings, plain)
     specs = read_evaluation_specs([spec for of in plain["sets"].values() for spec in of["datasets"]], "sets")
     if not specs:
         raise InputError("There is no data set to evaluate on: say sets=scifact, or sets=FOLDER.")
+    for spec in specs:
+        require_dataset(spec.path, settings.data_dir)
+        if spec.lists is not None:
+            find_file(spec.lists)
     depths = Depths(settings.evaluation.fusion_depth, settings.evaluation.rerank_depth)
-    models = read_models(plain["models"], depths, settings.allowed_targets)
+    models = read_models(plain["models"], depths, check, settings.allowed_targets)
     for name in settings.order:
         choose("order: a model", name, list(models))
     models = {name: models[name] for name in dict.fromkeys([*settings.order, *models])}
@@ -142,7 +155,7 @@ class ShowAll(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Print and write it."""
-        if rank_zero_only.rank == 0:
+        if is_first_rank():
             try:
                 show(_without_hydra(config), Path(config.hydra.sweep.dir))
             except InputError as error:
@@ -159,9 +172,6 @@ def application(config: DictConfig) -> None:
     as_typed()
     check_added(config, HydraConfig.get(), "evaluate.yaml")
     say_what_is_kept(config, HydraConfig.get().overrides.task)
-    disable_progress_bar()
-    for name in ("lightning", "callbacks.evaluation.history"):  # of steps, of which there are none
-        logging.getLogger(name).setLevel(logging.WARNING)
     folder = Path(HydraConfig.get().runtime.output_dir).absolute()
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         if config.only is None:
@@ -171,8 +181,9 @@ def application(config: DictConfig) -> None:
         except Exception as error:  # whatever it is, the other models can do without this one
             keep_error(error, folder)
         return
+    _read(config, check_written)
     evaluate(config, folder)
-    if rank_zero_only.rank == 0:
+    if is_first_rank():
         show(config, folder)
 
 

@@ -18,6 +18,7 @@ from callbacks.reliability.checkpoint_files import has_checkpoint
 from callbacks.reporting.results import read_results
 from experiments.cli.arguments import check_added, say_what_is_kept
 from experiments.cli.errors import run_kindly
+from experiments.cli.quiet import quiet_imports
 from experiments.cli.ranks import is_first_rank
 from experiments.cli.rerun import as_typed, start_from_run
 from experiments.cli.sweep import arm_name, run_of_sweep
@@ -63,12 +64,11 @@ def application(config: DictConfig) -> float | None:
 
 
 def _train(config: DictConfig, folder: Path, arm: str | None = None) -> dict[str, Any]:
-    logging.disable(logging.INFO)  # of what is imported
-    from transformers.utils.logging import disable_progress_bar
+    with quiet_imports():
+        from transformers.utils.logging import disable_progress_bar
 
-    from experiments.training.train import run_experiment
+        from experiments.training.train import run_experiment
 
-    logging.disable(logging.NOTSET)
     disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # the data module's state is

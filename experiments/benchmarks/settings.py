@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from experiments.benchmarks.training_step import SYSTEMS
 from experiments.settings.common import CommonSettings
 from retriever.errors import choose, require_positive
 
 Part = Literal["step", "profile", "evaluation", "curves", "cost"]
 PARTS: tuple[str, ...] = get_args(Part)
+SYSTEMS = ("ours_infonce", "st_infonce", "plain_infonce", "ours_kl", "st_kl")
 
 
 @dataclass(frozen=True)

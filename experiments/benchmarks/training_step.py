@@ -158,16 +158,14 @@ def plain_loop(encoder: TextEncoder, queries: TokenizedTexts, entries: Tokenized
     return System(list(encoder.parameters()), loss, facts)
 
 
-SYSTEMS = ("ours_infonce", "st_infonce", "plain_infonce", "ours_kl", "st_kl")
-
-
 def run_step(job: Mapping[str, Any], encoder: TextEncoder, device: torch.device) -> dict[str, Any]:
     """Time one step of one system; its gradient goes to ``job["gradient"]``, if that names a file.
 
     On a GPU the median of five steps behind a first one, which loads kernels.
 
     Args:
-        job: ``system`` (one of SYSTEMS), ``files``, ``corpus``, ``size`` (lists), ``list_length``, ``token_budget``,
+        job: ``system`` (see ``SYSTEMS`` in ``settings.py``), ``files``, ``corpus``, ``size`` (lists), ``list_length``,
+            ``token_budget``,
             ``uncheckpointed_tokens``, ``peer_batch`` (texts of a peer's micro-batch), ``rate_seconds`` (for which
             matrices are multiplied, before and after), ``cache_dir``, ``seed``, ``gradient``.
         encoder: with the lengths to cut at, on ``device``.

@@ -2,30 +2,27 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from callbacks.evaluation.bm25 import Bm25Ranker
-from callbacks.evaluation.dense import DenseRanker
-from callbacks.evaluation.fusion import FusedRanker
-from callbacks.evaluation.ranker import Ranker
-from callbacks.evaluation.reranking import CrossEncoderRanker
 from callbacks.reporting.results import RESULTS, read_results
-from datamodules.pipeline.stages.mine import Bm25
+from datamodules.pipeline.searchers import Bm25
 from datamodules.storage.yaml_files import read_yaml
 from experiments.cli.rerun import CONFIG
-from experiments.cli.targets import check_arguments
 from experiments.settings.encoders import SPECS
 from experiments.settings.older_runs import as_now
-from retriever.cross_encoder.cross_encoder import CrossEncoder
-from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError, choose
 from retriever.typed import read_settings
 
-Loaded = tuple[Ranker, Any]  # what ranks, and the encoder that it ranks by
+if TYPE_CHECKING:
+    from callbacks.evaluation.ranker import Ranker
+
+Loaded = tuple["Ranker", Any]  # what ranks, and the encoder that it ranks by
+Check = Callable[[DictConfig, Mapping[str, type]], None]
 
 
 @dataclass(frozen=True)
@@ -77,12 +74,15 @@ class Depths:
     rerank: int
 
 
-def read_models(config: Mapping[str, Any], depths: Depths, allowed: Sequence[str] = ()) -> dict[str, Model]:
+def read_models(
+    config: Mapping[str, Any], depths: Depths, check: Check, allowed: Sequence[str] = ()
+) -> dict[str, Model]:
     """Read ``models``; nothing is loaded yet.
 
     Args:
         config: name → :class:`ModelSettings`, of plain containers.
         depths: of fusions and re-rankers.
+        check: of what a run's configuration calls.
         allowed: what a run's configuration may call beside this project, ``allowed_targets``.
 
     Raises:
@@ -96,25 +96,24 @@ def read_models(config: Mapping[str, Any], depths: Depths, allowed: Sequence[str
     for name, of in settings.items():
         for member in of.fusion or ():
             choose(f"models.{name}.fusion: a member", member, [n for n, s in settings.items() if s.fusion is None])
-    models = {name: _model(name, of, depths, allowed) for name, of in settings.items() if of.fusion is None}
+    models = {name: _model(name, of, depths, check, allowed) for name, of in settings.items() if of.fusion is None}
     for name, of in settings.items():
         if of.fusion is not None:
             models[name] = _fusion(name, of.fusion, models, depths.fusion)
     return {name: models[name] for name in settings}
 
 
-def _model(name: str, settings: ModelSettings, depths: Depths, allowed: Sequence[str]) -> Model:
+def _model(name: str, settings: ModelSettings, depths: Depths, check: Check, allowed: Sequence[str]) -> Model:
     if settings.run is not None:
-        return _run(Path(settings.run).expanduser(), depths, allowed, settings.trust_remote_code)
+        return _run(Path(settings.run).expanduser(), depths, check, allowed, settings.trust_remote_code)
     if settings.bm25 is not None:
-        of = settings.bm25
-        return Model(name, 0, {"bm25": vars(of)}, lambda: (Bm25Ranker(**vars(of)), None))
+        return Model(name, 0, {"bm25": vars(settings.bm25)}, partial(_load_bm25, settings.bm25))
     encoder = dict(settings.encoder or {})
     placed = OmegaConf.create({"models": {name: {"encoder": encoder}}})  # so that errors name the setting
-    return Model(name, 0, {"encoder": encoder}, lambda: _loaded(instantiate(placed.models[name].encoder), depths))
+    return Model(name, 0, {"encoder": encoder}, partial(_load_encoder, placed.models[name].encoder, depths))
 
 
-def _run(folder: Path, depths: Depths, allowed: Sequence[str], trust_remote_code: bool) -> Model:
+def _run(folder: Path, depths: Depths, check: Check, allowed: Sequence[str], trust_remote_code: bool) -> Model:
     """A run's exported model; one whose query side alone was trained keeps its base model's passages."""
     results = read_results(folder)
     if results is None:
@@ -129,34 +128,55 @@ def _run(folder: Path, depths: Depths, allowed: Sequence[str], trust_remote_code
     # the folder may come from others: it decides nothing that runs foreign code, as with --from
     own = config["encoder"] | {"trust_remote_code": trust_remote_code}
     encoder = OmegaConf.create({"encoder": own, "repeats": str(folder), "allowed_targets": list(allowed)})
-    check_arguments(encoder, SPECS)
+    check(encoder, SPECS)
     frozen = (config.get("module") or {}).get("train_passage_encoder") is False
     is_reranker = "CrossEncoder" in str(config["encoder"].get("_target_"))
-
-    def load() -> Loaded:
-        if is_reranker:
-            return _loaded(CrossEncoder.from_pretrained(str(exported), trust_remote_code=trust_remote_code), depths)
-        base = instantiate(encoder.encoder) if frozen else None
-        return DenseRanker(passage_encoder=base), TextEncoder.from_pretrained(
-            str(exported), trust_remote_code=trust_remote_code
-        )
-
+    load = partial(_load_run, exported, trust_remote_code, encoder.encoder if frozen else None, is_reranker, depths)
     return Model(results["name"], results["seed"], config, load)
 
 
-def _loaded(encoder: Any, depths: Depths) -> Loaded:
+def _load_bm25(settings: Bm25) -> Loaded:
+    from callbacks.evaluation.bm25 import Bm25Ranker
+
+    return Bm25Ranker(**vars(settings)), None
+
+
+def _load_run(
+    exported: Path, trust_remote_code: bool, of_passages: DictConfig | None, is_reranker: bool, depths: Depths
+) -> Loaded:
+    from callbacks.evaluation.dense import DenseRanker
+    from retriever.cross_encoder import CrossEncoder
+    from retriever.encoder import TextEncoder
+
+    if is_reranker:
+        return _ranked_by(CrossEncoder.from_pretrained(str(exported), trust_remote_code=trust_remote_code), depths)
+    base = None if of_passages is None else instantiate(of_passages)
+    tuned = TextEncoder.from_pretrained(str(exported), trust_remote_code=trust_remote_code)
+    return DenseRanker(passage_encoder=base), tuned
+
+
+def _load_encoder(config: DictConfig, depths: Depths) -> Loaded:
+    return _ranked_by(instantiate(config), depths)
+
+
+def _ranked_by(encoder: Any, depths: Depths) -> Loaded:
+    from callbacks.evaluation.dense import DenseRanker
+    from callbacks.evaluation.reranking import CrossEncoderRanker
+    from retriever.cross_encoder import CrossEncoder
+
     if isinstance(encoder, CrossEncoder):
         return CrossEncoderRanker(depths.rerank), encoder
     return DenseRanker(), encoder
+
+
+def _load_fusion(members: Mapping[str, Model], weights: Mapping[str, float], depth: int) -> Loaded:
+    from callbacks.evaluation.fusion import FusedRanker
+
+    return FusedRanker({name: model.load() for name, model in members.items()}, weights, depth), None
 
 
 def _fusion(name: str, weights: Mapping[str, float], models: Mapping[str, Model], depth: int) -> Model:
     members = {member: models[member] for member in weights}
     config = {"fusion": {member: {"weight": weights[member]} | models[member].config for member in weights}}
     label = "+".join(model.name for model in members.values()) if name == "_".join(members) else name
-    return Model(
-        label,
-        0,
-        config | {"depth": depth},
-        lambda: (FusedRanker({m: model.load() for m, model in members.items()}, weights, depth), None),
-    )
+    return Model(label, 0, config | {"depth": depth}, partial(_load_fusion, members, weights, depth))

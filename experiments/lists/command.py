@@ -10,12 +10,11 @@ from datamodules.corpus import find_dataset
 from datamodules.formats.transfer import LAYOUTS
 from datamodules.small_corpus import cut_data_set
 from experiments.cli.errors import KindParser
+from experiments.lists import COMMANDS
 from experiments.lists.inspect import inspect_file
 from experiments.lists.transfer import export_file, import_file
 from retriever.errors import InputError
 from retriever.printable import PrintableFormatter, printable
-
-COMMANDS = ("inspect", "import", "export", "cut")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -4,7 +4,6 @@ from itertools import cycle
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from datamodules.list_summary import ListSummary
 from datamodules.storage.files import atomic_path
@@ -14,6 +13,8 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#555555", "#e69f00", "#
 
 def draw(summary: ListSummary, path: Path, title: str) -> None:
     """Draw histograms of list length, query length, scores and best scores, by query type, to a PNG file."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(10, 7), layout="constrained")
     panels = {
         "passages in a list": "lengths",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from datamodules.corpus import (
@@ -24,10 +24,11 @@ from datamodules.corpus import (
 )
 from datamodules.pipeline.engines import Engine
 from datamodules.pipeline.query_types import load_query_types
+from datamodules.pipeline.searchers import Bm25, Searcher
 from datamodules.pipeline.stages.deduplicate import Deduplicate
 from datamodules.pipeline.stages.filter import Filter
 from datamodules.pipeline.stages.generate import Generate
-from datamodules.pipeline.stages.mine import Bm25, Dense, Mine, Searcher
+from datamodules.pipeline.stages.mine import Dense, Mine
 from datamodules.pipeline.stages.queries import CollectQueries
 from datamodules.pipeline.stages.sample import Sample
 from datamodules.pipeline.stages.score import Score
@@ -36,7 +37,7 @@ from datamodules.pipeline.stages.stage import Output, Shard, Stage, find_output,
 from datamodules.pipeline.stages.student import Student
 from experiments.cli.signatures import of_object
 from experiments.cli.targets import check_arguments, check_settings
-from experiments.preparation.settings import STAGES, JudgedSplit, PrepareSettings
+from experiments.preparation.settings import OF_STAGES, STAGES, JudgedSplit, PrepareSettings
 from experiments.settings.encoders import SPECS
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError, choose
@@ -45,8 +46,6 @@ from retriever.teachers import Ensemble, Teacher
 from retriever.typed import read_settings, read_top
 
 log = logging.getLogger(__name__)
-# whose section of the configuration has arguments of theirs alone
-_OF_STAGE: dict[str, type[Stage]] = {"deduplicate": Deduplicate, "sample": Sample, "score": Score, "filter": Filter}
 
 
 def _plain(section: DictConfig) -> dict[str, Any]:
@@ -66,8 +65,8 @@ class Pipeline:
         self.config = config
         read_top(PrepareSettings, config)
         self.groups: dict[str, dict[str, Any]] = OmegaConf.to_container(config.queries, resolve=True)
-        for name, stage in _OF_STAGE.items():
-            check_settings(name, _plain(config[name]), of_object(stage))
+        for name, stage in OF_STAGES.items():
+            check_settings(name, _plain(config[name]), of_object(get_object(stage)))
         self.students: dict[str, str] = OmegaConf.to_container(config.students, resolve=True)
         self.outputs: dict[str, Output] = {}
         self.of_students: dict[str, dict[str, Output]] = {}

@@ -9,6 +9,13 @@ from experiments.settings.common import CommonSettings
 
 StageName = Literal["deduplicate", "sample", "generate", "queries", "mine", "score", "filter", "split"]
 STAGES: tuple[str, ...] = get_args(StageName)
+# section of the configuration → the stage whose arguments alone it has
+OF_STAGES = {
+    "deduplicate": "datamodules.pipeline.stages.deduplicate.Deduplicate",
+    "sample": "datamodules.pipeline.stages.sample.Sample",
+    "score": "datamodules.pipeline.stages.score.Score",
+    "filter": "datamodules.pipeline.stages.filter.Filter",
+}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from experiments.benchmarks.corpus_evaluation import run_evaluation
 from experiments.benchmarks.cost_model import estimate, paper_workload
 from experiments.benchmarks.flops import forward_flops
 from experiments.benchmarks.measuring import measure, medians, run_worker
-from experiments.benchmarks.training_step import SYSTEMS, run_step
+from experiments.benchmarks.settings import SYSTEMS
+from experiments.benchmarks.training_step import run_step
 from helpers.runs import CONF
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError

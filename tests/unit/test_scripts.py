@@ -15,8 +15,9 @@ from datamodules.hits import bm25_search
 from datamodules.leakage.queries import find_leaks
 from datamodules.pipeline.query_cleaning import clean_query, copied_run, language_notes
 from datamodules.pipeline.query_types import QueryType
+from datamodules.pipeline.searchers import Bm25
 from datamodules.pipeline.stages.deduplicate import Deduplicate
-from datamodules.pipeline.stages.mine import Bm25, Mine
+from datamodules.pipeline.stages.mine import Mine
 from datamodules.pipeline.stages.queries import CollectQueries
 from datamodules.pipeline.stages.stage import run_stage
 from datamodules.text.words import count_words, fold, main_script, normalize_texts, search_terms, terms, words

@@ -14,10 +14,11 @@ from datamodules.corpus import Corpus, load_corpus, load_evaluation_set
 from datamodules.hits import Hits, bm25_search, fuse_ranks, fuse_scores
 from datamodules.pipeline.engines import TransformersEngine
 from datamodules.pipeline.query_types import load_query_types
+from datamodules.pipeline.searchers import Bm25
 from datamodules.pipeline.stages.deduplicate import Deduplicate
 from datamodules.pipeline.stages.filter import Filter
 from datamodules.pipeline.stages.generate import DUPLICATE, Generate
-from datamodules.pipeline.stages.mine import Bm25, Dense, Mine, hits_to_table, table_to_hits
+from datamodules.pipeline.stages.mine import Dense, Mine, hits_to_table, table_to_hits
 from datamodules.pipeline.stages.queries import QUERIES, CollectQueries
 from datamodules.pipeline.stages.sample import Sample
 from datamodules.pipeline.stages.score import Score

@@ -1,8 +1,7 @@
 """Stage mine: candidates of every query, from any number of retrievers, fused into one list."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,12 @@ import pyarrow as pa
 
 from datamodules.caches import cached_embeddings, cached_tokens, embed
 from datamodules.corpus import Corpus
-from datamodules.hits import Hits, bm25_search, fuse_ranks, fuse_scores
+from datamodules.hits import Hits, fuse_ranks, fuse_scores
+from datamodules.pipeline.searchers import Searcher
 from datamodules.pipeline.stages.sample import named_passages
 from datamodules.pipeline.stages.stage import Output, Stage, table_writer
 from datamodules.query_lists.files import to_ragged
 from datamodules.storage.parquet import read_parquet
-from datamodules.text.words import METHOD
 from retriever.encoder.encoding import device_of
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError, choose, require_positive
@@ -29,51 +28,6 @@ _METHOD = 2  # raise it where the same settings give other candidates
 _ROW_GROUP = 10_000
 _NAMING = ("query_id", "query_type", "positive_ids")
 FUSIONS = ("reciprocal_rank", "score")
-
-
-class Searcher(ABC):
-    """A searcher whose work on a corpus can be cut into parts of passages."""
-
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """JSON values that decide the hits."""
-
-    @abstractmethod
-    def describe(self) -> str:
-        """What it is, in words."""
-
-    @abstractmethod
-    def parts(self, passages: int) -> list[range]:
-        """Which passages are searched together."""
-
-    @abstractmethod
-    def search(self, corpus: Corpus, part: range, queries: pa.Array, k: int) -> Hits:
-        """The best ``k`` of a part, as rows of the whole corpus."""
-
-
-@dataclass(frozen=True)
-class Bm25(Searcher):
-    """BM25 over the whole corpus at once, for its term weights need all passages."""
-
-    k1: float = 0.9
-    b: float = 0.4
-    language: str = "english"
-
-    def settings(self) -> dict[str, Any]:
-        """See :class:`Searcher`."""
-        return {"bm25": asdict(self), "words": METHOD}
-
-    def describe(self) -> str:
-        """See :class:`Searcher`."""
-        return f"BM25, {', '.join(f'{name} {value}' for name, value in asdict(self).items())}"
-
-    def parts(self, passages: int) -> list[range]:
-        """See :class:`Searcher`."""
-        return [range(passages)]
-
-    def search(self, corpus: Corpus, part: range, queries: pa.Array, k: int) -> Hits:
-        """See :class:`Searcher`."""
-        return bm25_search(corpus.passages.to_pylist(), queries.to_pylist(), k, **asdict(self))
 
 
 @dataclass(eq=False)

@@ -1,0 +1,201 @@
+"""The parts of the benchmark: what is measured, in what order, and the tables that it fills."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from experiments.benchmarks import report
+from experiments.benchmarks.cost_model import estimate, needed_and_recomputed, paper_workload
+from experiments.benchmarks.measuring import medians, run_in_turns
+from experiments.benchmarks.settings import PARTS
+from retriever.encoder.spec import EncoderSpec
+from retriever.errors import InputError
+from retriever.pretrained.preset import with_preset
+from retriever.pretrained.source import find_model
+
+# what is left out of a job: its own options say it, or it changes nothing that is measured
+_NOT_OF_JOBS = {"parts", "output_dir", "allowed_targets", "encoder", *PARTS}
+
+
+class Bench:
+    """The parts of the benchmark; each fills ``report`` and gives its tables as Markdown.
+
+    Args:
+        config: as composed from ``experiments/conf/bench.yaml``.
+        folder: where the report goes; what this revision measured there already is not measured again.
+        revision: the code's, by git.
+    """
+
+    def __init__(self, config: DictConfig, folder: Path, revision: str | None) -> None:
+        self.config = OmegaConf.to_container(config, resolve=True)
+        self.folder = folder
+        self.console = Console(width=None if sys.stdout.isatty() else 160)
+        self.threads = self.config["threads"] or os.cpu_count()
+        self.common = {k: v for k, v in self.config.items() if k not in _NOT_OF_JOBS}
+        self.common |= {"threads": self.threads, "revision": revision}
+        self.report: dict[str, Any] = {}
+
+    def step(self) -> str:
+        """A training step of each system, for each case."""
+        self.report["step"] = [self._step_case(case) for case in self.config["step"]["cases"]]
+        title = "A training step: forward and backward pass, clipping, AdamW"
+        return self._table(title, report.step_rows(self.report["step"]))
+
+    def profile(self) -> str:
+        """Where the time of a step of ours goes."""
+        lists, kept = self.config["profile"]["lists"], self.config["uncheckpointed_tokens"]
+        [result] = self._run({"ours": self._job("profile", size=lists)}, 1, f"profile of {lists} lists")["ours"]
+        self.report["profile"] = {"lists": lists, **result}
+        rows = [
+            {"kind of operation": kind, "seconds": f"{seconds:.2f}", "share": f"{seconds / result['seconds']:.1%}"}
+            for kind, seconds in result["kinds"].items()
+        ]
+        return self._table(f"Where a step of {lists} lists spends its time ({kept} tokens not computed again)", rows)
+
+    def evaluation(self) -> str:
+        """Corpus encoding, exact search and nDCG@10 of each system."""
+        options = self.config["evaluation"]
+        dataset, length = options["dataset"], options["max_length"]
+        jobs = {s: self._job("evaluation", system=s, dataset=dataset, max_length=length) for s in options["systems"]}
+        rounds = self._run(jobs, options["rounds"], "evaluation")
+        self.report["evaluation"] = {name: medians(results) for name, results in rounds.items()}
+        title = f"Evaluation of {dataset}, texts of at most {length} tokens, from text to nDCG@10"
+        return self._table(title, report.evaluation_rows(self.report["evaluation"]))
+
+    def curves(self) -> str:
+        """How a step of ours and a search grow."""
+        options = self.config["curves"]
+        jobs = {
+            f"search-{n}-{q}": self._job("search", passages=n, queries=q)
+            for q in options["queries"]
+            for n in options["passages"]
+        }
+        at = options["list_length_at"]
+        curves = {
+            "lists of a batch": [self._point(n, lists=n) for n in options["lists"]],
+            "passages of a list": [self._point(k, lists=at, list_length=k) for k in options["list_lengths"]],
+            "passages searched": [
+                {"x": jobs[name]["passages"], "group": f"{jobs[name]['queries']} queries", **result}
+                for name, [result] in self._run(jobs, 1, "search").items()
+            ],
+        }
+        self.report["curves"] = curves
+        report.plot_curves(curves, self.folder / "curves.png")
+        rows = [
+            {
+                "what grows": name,
+                "to": f"{p['x']:,}",
+                "": p.get("group", ""),
+                "seconds": f"{p['seconds']:.2f}",
+                "GiB": f"{p['bytes'] / 2**30:.3f}",
+            }
+            for name, points in curves.items()
+            for p in points
+        ]
+        return self._table("Time and memory as things grow", rows) + "\n![curves](curves.png)\n"
+
+    def cost(self) -> str:
+        """The paper's run from operations and rates, and the same model checked against steps measured here."""
+        options = self.config["cost"]
+        small, large = self._measured_steps()
+        budget = self.config["uncheckpointed_tokens"]
+        rate = needed_and_recomputed(small, budget) / small["seconds"]
+        predicted = needed_and_recomputed(large, budget) / rate
+        workload = paper_workload(options, budget)
+        # activations grow with tokens, layers and width; their number per token is that of the measured step
+        size = options["layers"] * options["width"] / (large["layers"] * large["width"])
+        flops, activations = options["gpu_flops"] * options["utilisation"], large["activation_bytes"] * size
+        estimates = [estimate(workload, n, flops, activations) for n in options["gpus"]]
+        check = {"rate": rate, "measured_seconds": large["seconds"], "predicted_seconds": predicted}
+        self.report["cost"] = {"assumptions": options, "check": check, "estimates": estimates}
+        said = (
+            f"Check: at the {rate / 1e9:.0f} GFLOP/s that the step of {small['lists']} lists reached here, the step of "
+            f"{large['lists']} should take {predicted:.1f} s; it took {large['seconds']:.1f} s "
+            f"({predicted / large['seconds']:.2f}). Assumed, not measured: {options}; activations of a micro-batch of "
+            f"{budget} tokens as measured here, scaled by layers and width."
+        )
+        self.console.print(said)
+        title = (
+            f"The paper's run: {options['lists']:,} lists of {options['list_length']}, {options['epochs']} epoch(s); "
+            f"{options['corpus']:,} passages evaluated once"
+        )
+        return self._table(title, report.cost_rows(estimates)) + f"\n{said}\n"
+
+    def _measured_steps(self) -> list[dict[str, Any]]:
+        """The smallest and the largest step of ours that were measured; where there are not two, two are measured."""
+        cases = [c for c in self.report.get("step", ()) if "ours_infonce" in c["results"] and not c["variant"]]
+        if len({c["lists"] for c in cases}) < 2:
+            cases = [self._our_step(lists=n) for n in self.config["curves"]["lists"][:2]]
+        cases = sorted(cases, key=lambda c: c["lists"])
+        return [{**c["results"]["ours_infonce"], "lists": c["lists"]} for c in (cases[0], cases[-1])]
+
+    def _our_step(self, **case: int) -> dict[str, Any]:
+        return self._step_case({**case, "rounds": 1, "systems": ["ours_infonce"]})
+
+    def _point(self, x: int, **case: int) -> dict[str, Any]:
+        result = self._our_step(**case)["results"]["ours_infonce"]
+        return {"x": x, "seconds": result["seconds"], "bytes": result["step_bytes"]}
+
+    def _step_case(self, case: dict[str, Any]) -> dict[str, Any]:
+        settings = {k: v for k, v in case.items() if k not in ("lists", "rounds", "systems", "attention")}
+        variant = {k: case[k] for k in ("attention", "uncheckpointed_tokens") if k in case}
+        gradients = self.folder / "gradients"
+        gradients.mkdir(parents=True, exist_ok=True)
+        jobs = {}
+        for system in case["systems"]:
+            job = jobs[system] = self._job("step", system=system, size=case["lists"], **settings)
+            if system.startswith("ours") and "attention" in case:
+                job["encoder"]["attention"] = case["attention"]
+            of_name = (system, case["lists"], job["list_length"], job["max_length"], *variant.values())
+            job["gradient"] = str(gradients / f"{'-'.join(map(str, of_name))}.npy")
+        rounds = self._run(jobs, case["rounds"], f"step of {case['lists']} lists")
+        results = {name: medians(r) for name, r in rounds.items()}
+        for name, result in results.items():
+            if "rate_share" in result:
+                twice = needed_and_recomputed(result, job["uncheckpointed_tokens"]) / result["needed_flops"]
+                result["rate_share_with_recomputed"] = twice * result["rate_share"]
+            ours = "ours_" + name.partition("_")[2]
+            if name != ours and ours in results:
+                result["cosine"] = _cosine(jobs[ours]["gradient"], jobs[name]["gradient"])
+        return {
+            "lists": case["lists"],
+            "list_length": job["list_length"],
+            "max_length": job["max_length"],
+            "variant": "".join(f", {k} {v}" for k, v in variant.items()),
+            "rounds": case["rounds"],
+            "results": results,
+            "each_round": rounds,
+        }
+
+    def _job(self, kind: str, **options: Any) -> dict[str, Any]:
+        job = {"job": kind, **self.common, **options}
+        lengths = dict.fromkeys(("query_max_length", "passage_max_length"), job["max_length"])
+        return job | {"encoder": self.config["encoder"] | lengths}
+
+    def _run(self, jobs: dict[str, dict[str, Any]], rounds: int, say: str) -> dict[str, list[dict[str, Any]]]:
+        return run_in_turns(jobs, rounds, say, self.folder / "measured")
+
+    def _table(self, title: str, rows: list[dict[str, str]]) -> str:
+        return report.print_and_collect(title, rows, self.console)
+
+
+def _cosine(left: str, right: str) -> float:
+    a, b = (np.load(path).astype(np.float64) for path in (left, right))
+    if a.shape != b.shape:
+        raise InputError(f"{left} and {right}: gradients of {len(a)} and {len(b)} weights; these are not one model's.")
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+def what_is_measured(config: DictConfig) -> str:
+    """What is measured, in one line."""
+    encoder = OmegaConf.to_container(config.encoder, resolve=True)
+    stated = {name: encoder.get(name) for name in EncoderSpec.__dataclass_fields__}
+    _, packaged = with_preset(encoder["model"], encoder.get("preset"), stated, stated)
+    origin = find_model(encoder["model"], encoder.get("revision"), packaged).origin
+    files = ", ".join(config.files)
+    return f"{', '.join(config.parts)} with {encoder['model']} ({origin}); lists of {files} over {config.corpus}"
