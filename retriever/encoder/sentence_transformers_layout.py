@@ -2,6 +2,7 @@
 
 import json
 import logging
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -206,13 +207,18 @@ def _prompts(path: Path, main: dict[str, Any]) -> dict[str, str]:
         spare = [default] if default is not None and default not in others else []
         found[field] = next((prompts[name] for name in (*names, *spare) if prompts.get(name)), "")
     if not any(found.values()) and any(prompts.values()):
-        _log.warning(
-            "%s has prompts %s, none of them for queries or passages: none is used. Give encoder.query_prompt and "
-            "encoder.passage_prompt where they should be",
-            path,
-            ", ".join(name for name, text in prompts.items() if text),
-        )
+        _say_unused(path, ", ".join(name for name, text in prompts.items() if text))
     return found
+
+
+@cache  # a folder is read more than once
+def _say_unused(path: Path, prompts: str) -> None:
+    _log.warning(
+        "%s has prompts %s, none of them for queries or passages: none is used. Give encoder.query_prompt and "
+        "encoder.passage_prompt where they should be",
+        path,
+        prompts,
+    )
 
 
 def _similarity(path: Path, main: dict[str, Any], normalized: bool) -> dict[str, bool]:
