@@ -13,7 +13,7 @@ from datamodules.corpus import load_corpus
 from datamodules.pipeline.stages.mine import Dense
 from experiments.evaluate import evaluate
 from experiments.evaluation.typed import as_overrides
-from experiments.run import run_experiment
+from experiments.training.train import run_experiment
 from helpers.runs import CONF, config_of
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError
