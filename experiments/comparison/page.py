@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from callbacks.reporting.templates import render
@@ -19,10 +20,13 @@ _PLOTS = {
 _TEMPLATE = Path(__file__).with_suffix(".html")
 
 
-def page(comparison: Comparison) -> str:
-    """The page. All text of corpora, queries and configurations is escaped; only its own script may run."""
+def page(comparison: Comparison, plots: Mapping[str, bytes]) -> str:
+    """The page, with plots on white as :func:`~experiments.comparison.plots.draw` gives them, and on dark beside them.
+
+    All text of corpora, queries and configurations is escaped; only its own script may run.
+    """
     style, script = (_TEMPLATE.with_suffix(kind).read_text(encoding="utf-8") for kind in (".css", ".js"))
-    light, dark = (draw(comparison, ground) for ground in ("light", "dark"))
+    dark = draw(comparison, on_dark=True)
     return render(
         _TEMPLATE,
         autoescape=True,
@@ -31,7 +35,7 @@ def page(comparison: Comparison) -> str:
         step="at the step that its dev lists chose" if comparison.which == "best" else "at its last step",
         unfinished=[(folder, reason(folder)) for folder in comparison.unfinished],
         sheets=sheets(comparison),
-        plots=[(words, _data(light[name]), _data(dark[name])) for name, words in _PLOTS.items()],
+        plots=[(words, _data(plots[name]), _data(dark[name])) for name, words in _PLOTS.items()],
         changes=most_changed(comparison),
         style=style,
         script=script,

@@ -17,21 +17,16 @@ from experiments.comparison.tables import Comparison
 # told apart by most who are colour-blind (Okabe & Ito 2008), and light enough for a dark ground
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 _LINES = ("-", "--", ":", "-.")
-_INK = {"light": "#1f2328", "dark": "#e6edf3"}
+_INK, _INK_ON_DARK = "#1f2328", "#e6edf3"
 _LABEL = 40
 _WIDTH, _HANDLE = 0.09, 0.7  # inches of a letter, and of what a legend puts before a name
 
 
-def draw(comparison: Comparison, ground: str | None = None) -> dict[str, bytes]:
-    """Name → PNG.
-
-    Args:
-        comparison: what to draw.
-        ground: ``light`` or ``dark``, on which the plots stand without a ground of their own; None: white.
-    """
-    ink = _INK[ground or "light"]
-    settings: dict[str, Any] = {"savefig.transparent": ground is not None, "font.size": 10, "axes.spines.top": False}
-    settings |= {"axes.spines.right": False, "axes.facecolor": "none" if ground else "white"}
+def draw(comparison: Comparison, on_dark: bool = False) -> dict[str, bytes]:
+    """Name → PNG, on white or, without a ground of its own, for a dark page."""
+    ink = _INK_ON_DARK if on_dark else _INK
+    settings: dict[str, Any] = {"savefig.transparent": on_dark, "font.size": 10, "axes.spines.top": False}
+    settings |= {"axes.spines.right": False, "axes.facecolor": "none" if on_dark else "white"}
     settings |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
     style = _styles(comparison)
     with matplotlib.rc_context(settings):

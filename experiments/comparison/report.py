@@ -15,7 +15,7 @@ def write_report(comparison: Comparison, folder: Path) -> list[Path]:
     plots = draw(comparison)
     images = "\n".join(f"![{name}](comparison-{name}.png)" for name in plots)
     contents: dict[str, str | bytes] = {
-        "comparison.html": page(comparison),
+        "comparison.html": page(comparison, plots),
         "comparison.md": f"{markdown(comparison)}\n{images}\n",
         "comparison.tex": latex(comparison),
         "comparison.csv": csv_text(comparison),

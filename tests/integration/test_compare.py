@@ -21,11 +21,11 @@ from datamodules.corpus import SHIPPED, load_evaluation_set, load_qrels, load_qu
 from datamodules.leakage.overlap import find_overlap
 from datamodules.query_lists import open_query_lists, read_query_lists
 from experiments.compare import main
+from experiments.comparison import page as pages
 from experiments.comparison import runs as run_folders
 from experiments.comparison.changes import most_changed
 from experiments.comparison.formats import csv_text, latex, markdown, print_tables, records
-from experiments.comparison.page import page
-from experiments.comparison.plots import _short
+from experiments.comparison.plots import _short, draw
 from experiments.comparison.runs import find_runs, read_runs
 from experiments.comparison.tables import compare
 from experiments.training.train import run_experiment
@@ -35,6 +35,11 @@ from helpers.wandb_files import offline_records
 from retriever.errors import InputError
 
 pytestmark = pytest.mark.slow
+
+
+def page(comparison):
+    return pages.page(comparison, draw(comparison))
+
 
 HOSTILE = '<script>alert("1")</script> & | \\ $x_1^2$ `a` [b](http://c) </table>'
 
