@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from datamodules.corpus import Corpus
+from datamodules.corpus_scores import CorpusScores
 from datamodules.query_lists import QueryLists, ragged_take
 from retriever.batch import BatchNeeds, RetrievalBatch
 from retriever.encoder.tokens import TokenizedTexts
@@ -43,11 +44,13 @@ class ListSource(WeightedLists):
         query_tokens: token ids of the queries.
         passage_tokens: token ids of the whole corpus.
         passage_embeddings: float32 [N, D] of the whole corpus where the passage encoder is frozen, else None.
+        corpus_scores: the teacher's scores of all passages, where an objective needs them.
     """
 
     query_tokens: TokenizedTexts
     passage_tokens: TokenizedTexts
     passage_embeddings: np.ndarray | None
+    corpus_scores: CorpusScores | None = None
 
 
 @dataclass(frozen=True)
@@ -242,12 +245,14 @@ class ListBatches(Dataset):
             every epoch; ``stratified``, its first and, of the others in ``list_length`` − 1 groups of equal size by
             teacher score, a random one of each, drawn anew likewise.
         needs: what else batches hold.
+        drawn_anew: whether passages that stand for the rest of a corpus are others in each epoch.
     """
 
     sources: list[ListSource]
     list_length: int
     candidates: str
     needs: BatchNeeds
+    drawn_anew: bool = True
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -269,13 +274,19 @@ class ListBatches(Dataset):
         mask = rows >= 0
         first = labelled[:, 0] if self.needs.labels else np.full(len(rows), -1)
         others = labelled[labelled >= 0] if self.needs.all_labels else rows[:0, 0]
-        distinct, inverse = np.unique(np.concatenate([rows[mask], first[first >= 0], others]), return_inverse=True)
-        list_index = np.zeros_like(rows)
-        list_index[mask] = inverse[: mask.sum()]
-        positive_index = np.full(len(rows), -1)
-        positive_index[first >= 0] = inverse[mask.sum() :][: (first >= 0).sum()]
+        distinct = np.unique(np.concatenate([rows[mask], first[first >= 0], others]))
         source = parts[0][0]
         frozen = source.passage_embeddings is not None
+        of_all: dict[str, torch.Tensor] = {}
+        if self.needs.all_scores:
+            distinct, log_weights = self._columns(source, distinct, frozen, draw)
+            of_all["log_weights"] = torch.from_numpy(log_weights)
+            found = [s.corpus_scores(at)[:, distinct] for s, at in parts if s.corpus_scores is not None]
+            of_all["all_scores"] = torch.from_numpy(np.concatenate(found))
+        list_index = np.zeros_like(rows)
+        list_index[mask] = np.searchsorted(distinct, rows[mask])
+        positive_index = np.full(len(rows), -1)
+        positive_index[first >= 0] = np.searchsorted(distinct, first[first >= 0])
         return RetrievalBatch(
             corpus=source.corpus.name,
             query_ids=[q for s, at in parts for q in s.lists.query_ids.take(at).to_pylist()],
@@ -288,7 +299,38 @@ class ListBatches(Dataset):
             teacher_scores=torch.from_numpy(scores.astype(np.float32)),
             positive_index=torch.from_numpy(positive_index),
             labelled_keys=torch.from_numpy(labelled),
+            **of_all,
         )
+
+    def _columns(
+        self, source: ListSource, wanted: np.ndarray, frozen: bool, draw: Draw
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Choose the passages that every query of a batch is compared with.
+
+        Args:
+            source: of the batch's lists.
+            wanted: passages that must be among them, sorted.
+            frozen: whether the corpus' embeddings are known; else there are no others.
+            draw: of the batch.
+
+        Returns:
+            Rows of the corpus, sorted, int64 [P]; and the log of how many passages each counts for, float32 [P].
+        """
+        assert source.corpus_scores is not None
+        size, most = len(source.corpus), source.corpus_scores.scoring.columns
+        if not frozen:
+            return wanted, np.zeros(len(wanted), np.float32)
+        if size <= max(most, len(wanted)):
+            return np.arange(size), np.zeros(size, np.float32)
+        seed = draw.seed if self.drawn_anew else (draw.seed[0], *draw.seed[2:])  # without the epoch
+        others = np.setdiff1d(np.arange(size), wanted, assume_unique=True)
+        count = max(1, most - len(wanted))
+        drawn = np.random.default_rng([*seed, 1]).choice(others, count, replace=False, shuffle=False)
+        rows = np.concatenate([wanted, drawn])
+        log_weights = np.zeros(len(rows), np.float32)
+        log_weights[len(wanted) :] = np.log(len(others) / count)
+        order = np.argsort(rows, kind="stable")
+        return rows[order], log_weights[order]
 
     def _candidates(
         self, lists: QueryLists, at: np.ndarray, random: np.random.Generator

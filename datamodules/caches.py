@@ -62,7 +62,7 @@ def cached_tokens(texts: Sequence[str], encoder: TextEncoder, kind: str, cache_d
 
     starts = range(0, len(texts), _TEXT_BLOCK)
     parts = [range(start, min(start + _TEXT_BLOCK, len(texts))) for start in starts]
-    _make_in_blocks(folder, lambda: _is_whole(folder, dtype), parts, tokenize, merge, f"tokenise {kind} texts")
+    make_in_blocks(folder, lambda: _is_whole(folder, dtype), parts, tokenize, merge, f"tokenise {kind} texts")
     return _open_tokens(folder, dtype)
 
 
@@ -95,7 +95,7 @@ def _is_whole(folder: Path, dtype: np.dtype) -> bool:
     return ids.stat().st_size == np.load(offsets, mmap_mode="r")[-1] * dtype.itemsize
 
 
-def _make_in_blocks(
+def make_in_blocks(
     folder: Path,
     is_whole: Callable[[], bool],
     parts: Sequence[Part],
@@ -142,7 +142,7 @@ def cached_embeddings(
     tokens: TokenizedTexts,
     encoder: TextEncoder,
     cache_dir: str | Path,
-    token_budget: int,
+    token_budget: int | None,
     title: str,
     dtype: str = "float32",
 ) -> np.ndarray:
@@ -181,7 +181,7 @@ def cached_embeddings(
                 merged[rows] = np.load(block)
             merged.flush()
 
-    _make_in_blocks(whole.parent, whole.is_file, parts, embedded, merge, title)
+    make_in_blocks(whole.parent, whole.is_file, parts, embedded, merge, title)
     return np.load(whole, mmap_mode="r")
 
 
@@ -191,7 +191,9 @@ def has_embeddings(tokens: TokenizedTexts, encoder: TextEncoder, cache_dir: str 
 
 
 def _embeddings_file(tokens: TokenizedTexts, encoder: TextEncoder, cache_dir: str | Path, dtype: str) -> Path:
-    digest = hashlib.sha256(f"{encoder.fingerprint()} {_precision(encoder)} {dtype}".encode())
+    digest = hashlib.sha256(f"{encoder.fingerprint()} {precision_of(encoder)} {dtype}".encode())
+    if tokens.states is not None:  # in float16, so that embeddings are others by a rounding
+        digest.update(b" from stored states")
     update_with_tokens(digest, tokens)
     return Path(cache_dir) / "embeddings" / digest.hexdigest()[:32] / "embeddings.npy"
 
@@ -199,7 +201,7 @@ def _embeddings_file(tokens: TokenizedTexts, encoder: TextEncoder, cache_dir: st
 def embed(
     tokens: TokenizedTexts,
     encoder: TextEncoder,
-    token_budget: int,
+    token_budget: int | None,
     title: str | None = None,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
@@ -220,16 +222,10 @@ def embed(
     with _evaluating(encoder), progress_bar(title, len(tokens), "texts") as advance:
         # the encoder's device holds the embeddings of one part at a time
         for start in range(0, len(tokens), _EMBED_PART):
-            part = token_range(tokens, start, min(start + _EMBED_PART, len(tokens)))
+            part = tokens.part(start, min(start + _EMBED_PART, len(tokens)))
             embeddings = encode(encoder, part, token_budget, on_micro_batch=advance)
             out[start : start + _EMBED_PART] = embeddings.float().cpu().numpy()
     return out
-
-
-def token_range(tokens: TokenizedTexts, start: int, stop: int) -> TokenizedTexts:
-    """The texts from ``start`` up to ``stop``, without a copy of their ids."""
-    offsets = tokens.offsets[start : stop + 1]
-    return TokenizedTexts(tokens.ids[offsets[0] : offsets[-1]], offsets - offsets[0])
 
 
 def update_with_tokens(digest: "hashlib._Hash", tokens: TokenizedTexts) -> None:
@@ -250,7 +246,8 @@ def _evaluating(encoder: TextEncoder) -> Iterator[None]:
         encoder.train(training)
 
 
-def _precision(encoder: TextEncoder) -> str:
+def precision_of(encoder: TextEncoder) -> str:
+    """Name the floating type that an encoder's products are computed in here."""
     device = device_of(encoder).type
     return str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "float32"
 

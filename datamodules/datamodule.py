@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,48 +15,28 @@ from torch.utils.data import DataLoader
 from datamodules.batches import BatchSampler, ListBatches, ListSource, WeightedLists
 from datamodules.caches import cached_embeddings, cached_tokens
 from datamodules.corpus import Corpus, EvaluationSet, find_dataset, find_file, load_corpus, load_evaluation_set
+from datamodules.corpus_scores import CorpusScores
 from datamodules.dev_lists import Part, choose_dev, why_none
+from datamodules.hidden_states import with_states
 from datamodules.leakage.guard import Guarded, LeakGuard
 from datamodules.leakage.overlap import find_overlap
 from datamodules.list_choice import by_type, chosen_lists, held_out_lists
+from datamodules.list_record import about_file
 from datamodules.normalization import confident, normalize_scores
 from datamodules.query_lists import QueryLists, open_query_lists
-from datamodules.specs import EvaluationSpec, ListFile, TrainFile, read_evaluation_specs, read_list_files
-from datamodules.storage.made_ahead import made_ahead
+from datamodules.specs import CorpusScoring, EvaluationSpec, ListFile, TrainFile, read_evaluation_specs, read_list_files
 from datamodules.text.near_texts import checked_threshold
-from retriever.batch import BatchNeeds, RetrievalBatch
+from datamodules.threaded_loader import ThreadedLoader
+from retriever.batch import BatchNeeds
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.encoder.tokens import TokenizedTexts
 from retriever.errors import InputError, choose, require_positive
+from retriever.typed import read_settings
 
 log = logging.getLogger(__name__)
 
 # Whatever the train batch: dev losses of runs with other batch sizes compare, and shared passages are encoded once.
 DEV_BATCH_SIZE = 4096
-
-
-class _ThreadedLoader(DataLoader):
-    """Makes batches ahead in threads.
-
-    torch's worker processes share semaphores and pipes with the run: one that is killed (by a machine that is short of
-    memory) may keep what the run waits for. And threads begin with the first batch that is asked for: Lightning makes
-    the iterator before it names the epoch, and under FSDP before it reads a checkpoint.
-
-    Args:
-        dataset: makes the batch of a draw.
-        sampler: draws.
-        threads: how many make batches ahead; 0 makes each when it is asked for.
-    """
-
-    def __init__(self, dataset: ListBatches, sampler: BatchSampler, threads: int) -> None:
-        super().__init__(dataset, sampler=sampler, batch_size=None)
-        self.threads = threads
-
-    def __iter__(self) -> Iterator[RetrievalBatch]:
-        if self.threads:
-            yield from made_ahead(self.dataset.__getitem__, self.sampler, self.threads)
-        else:
-            yield from super().__iter__()
 
 
 @dataclass(eq=False, repr=False)
@@ -100,7 +81,9 @@ class QueryListDataModule(L.LightningDataModule):
         unknown_qrels: ``error`` or ``keep``, for the guarded sets.
         cache_dir: where token ids, embeddings and memory-mapped corpora and lists are kept.
         data_dir: where downloaded data sets lie.
-        token_budget: tokens of a micro-batch where passages are encoded once.
+        token_budget: tokens of a micro-batch where passages are encoded once; None takes the machine's.
+        corpus_scores: the teacher of objectives that look at the whole corpus, a
+            :class:`~datamodules.specs.CorpusScoring` or a mapping of its fields; None takes its defaults.
         num_workers: threads that make batches ahead; making a batch is cheap, so 0 does on a laptop.
         seed: of order, sampling and the choice among labels.
     """
@@ -127,7 +110,8 @@ class QueryListDataModule(L.LightningDataModule):
     unknown_qrels: Literal["error", "keep"] = "error"
     cache_dir: str | Path = "outputs/cache"
     data_dir: str | Path = "data"
-    token_budget: int = 16_384
+    token_budget: int | None = None
+    corpus_scores: Mapping | CorpusScoring | None = None
     num_workers: int = 0
     seed: int = 1
 
@@ -154,6 +138,10 @@ class QueryListDataModule(L.LightningDataModule):
             None if self.dev is None else read_list_files(ListFile, self.dev, "data.dev")
         )
         self.evaluation_specs = read_evaluation_specs(self.evaluation)
+        given = self.corpus_scores or {}
+        self.corpus_scoring = (
+            given if isinstance(given, CorpusScoring) else read_settings(CorpusScoring, given, "data.corpus_scores")
+        )
         self.needs = BatchNeeds(labels=True)
         self.report: dict[str, Any] = {}
         self._done: tuple[int, int] | None = None
@@ -207,7 +195,7 @@ class QueryListDataModule(L.LightningDataModule):
         self.report["train_lists"] = sum(len(s.lists) for s in self.train_lists)
         self.report["dev_lists"] = sum(len(s.lists) for s in self.dev_lists)
         self.report["teachers"] = [s.lists.metadata.get("teacher") for s in self.train_lists]
-        self.report["files"] = [_about("train", *p) for p in train] + [_about("dev", *p) for p in dev]
+        self.report["files"] = [about_file("train", *p) for p in train] + [about_file("dev", *p) for p in dev]
 
     def _say_where_lists_are_short(self, train: Sequence[QueryLists]) -> None:
         """Warn where no train list has ``list_length`` candidates: another length would then be the same run."""
@@ -275,10 +263,11 @@ class QueryListDataModule(L.LightningDataModule):
             grouped,
         )
 
-    def _loader(self, sources: list[ListSource], train: bool) -> _ThreadedLoader:
-        dataset = ListBatches(sources, self.list_length, self.candidates if train else "top", self.needs)
+    def _loader(self, sources: list[ListSource], train: bool) -> ThreadedLoader:
+        candidates = self.candidates if train else "top"
+        dataset = ListBatches(sources, self.list_length, candidates, self.needs, drawn_anew=train)
         ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else ()
-        return _ThreadedLoader(dataset, self.sampler(train, *ranks), self.num_workers)
+        return ThreadedLoader(dataset, self.sampler(train, *ranks), self.num_workers)
 
     def _open(self, spec: ListFile) -> Part:
         corpus = self._corpus(spec.corpus)
@@ -348,43 +337,54 @@ class QueryListDataModule(L.LightningDataModule):
 
     def _source(self, part: WeightedLists) -> ListSource:
         tokens, embeddings = self._passages(part.corpus)
+        name = part.lists.source.name
+        queries = self._started(cached_tokens(part.lists.queries, self.encoder, "query", self.cache_dir), name)
         return ListSource(
             corpus=part.corpus,
             lists=part.lists,
             weights=part.weights,
-            query_tokens=cached_tokens(part.lists.queries, self.encoder, "query", self.cache_dir),
+            query_tokens=queries,
             passage_tokens=tokens,
             passage_embeddings=embeddings,
+            corpus_scores=self._corpus_scores(part, tokens, queries, embeddings) if self.needs.all_scores else None,
         )
+
+    def _corpus_scores(
+        self, part: WeightedLists, passages: TokenizedTexts, queries: TokenizedTexts, known: np.ndarray | None
+    ) -> CorpusScores:
+        """Build the teacher that scores all passages; the base encoder's part is encoded once, and kept."""
+        embeddings: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
+        if self.corpus_scoring.encoder:
+            of_passages = self._embeddings(part.corpus.name, passages) if known is None else known
+            embeddings = self._embeddings(part.lists.source.name, queries), of_passages
+        return CorpusScores(self.corpus_scoring, part.corpus, part.lists.queries, *embeddings)
 
     def _passages(self, corpus: Corpus) -> tuple[TokenizedTexts, np.ndarray | None]:
         """Token ids of a corpus and, where the objective needs them, embeddings by the base weights; looked up once."""
         if corpus.name not in self._encoded:
             tokens = cached_tokens(corpus.read_by(self.encoder), self.encoder, "passage", self.cache_dir)
-            self._encoded[corpus.name] = (
-                tokens,
-                self._embeddings(corpus, tokens) if self.needs.frozen_passages else None,
-            )
+            if self.needs.frozen_passages:
+                self._encoded[corpus.name] = tokens, self._embeddings(corpus.name, tokens)
+            else:
+                self._encoded[corpus.name] = self._started(tokens, corpus.name), None
         return self._encoded[corpus.name]
 
-    def _embeddings(self, corpus: Corpus, tokens: TokenizedTexts) -> np.ndarray:
+    def _embeddings(self, name: str, tokens: TokenizedTexts) -> np.ndarray:
+        with self._on_device():
+            return cached_embeddings(tokens, self.encoder, self.cache_dir, self.token_budget, f"encode {name}")
+
+    def _started(self, tokens: TokenizedTexts, name: str) -> TokenizedTexts:
+        """Let texts begin behind the frozen layers, where there are any."""
+        if not getattr(self.encoder, "starts_from_states", False):
+            return tokens
+        with self._on_device():
+            return with_states(tokens, self.encoder, self.cache_dir, self.token_budget, f"frozen layers, {name}")
+
+    @contextmanager
+    def _on_device(self) -> Iterator[None]:
+        """Encode where, and in the precision in which, the trainer does."""
         if self.trainer is None:
-            raise InputError("Passages are encoded on the trainer's device; open this data module by a trainer.")
+            raise InputError("Texts are encoded on the trainer's device; open this data module by a trainer.")
         self.encoder.to(self.trainer.strategy.root_device)
         with self.trainer.precision_plugin.forward_context():
-            return cached_embeddings(tokens, self.encoder, self.cache_dir, self.token_budget, f"encode {corpus.name}")
-
-
-def _about(part: str, spec: ListFile, corpus: Corpus, lists: QueryLists) -> dict[str, object]:
-    """What is used of a file, for the record."""
-    types, groups = by_type(lists)
-    return {
-        "part": part,
-        "file": lists.source.name,
-        "corpus": spec.corpus,
-        "lists": len(lists),
-        "weight": spec.weight,
-        "types": dict(zip(types, np.bincount(groups, minlength=len(types)).tolist(), strict=True)),
-        "candidates": [int(f(np.diff(lists.offsets))) for f in (np.min, np.median, np.max)] if len(lists) else [0] * 3,
-        "teacher": lists.metadata.get("teacher"),
-    }
+            yield

@@ -55,9 +55,7 @@ class Hits:
     rows: np.ndarray
 
 
-def bm25_search(
-    passages: Sequence[str], queries: Sequence[str], k: int, k1: float = 0.9, b: float = 0.4, language: str = "english"
-) -> Hits:
+class Bm25Index:
     """BM25 (bm25s) with a Snowball stemmer and, where bm25s has them, the language's stop words.
 
     Texts in scripts without spaces between words, and Korean ones, are searched by characters and pairs of characters
@@ -65,39 +63,66 @@ def bm25_search(
     says so before the search.
 
     Args:
-        passages: the corpus.
+        passages: the corpus, N texts.
         queries: Q texts.
-        k: hits per query, at most the corpus' size.
         k1: term frequency saturation.
         b: length normalisation.
         language: the stemmer's and the stop words' (a name that Snowball knows).
-
-    Returns:
-        Hits [Q, k]; a passage that shares no term with the query is none of its hits.
     """
-    # bm25s starts JAX where that is installed, and JAX takes three quarters of a GPU's memory and orders ties otherwise
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    with installed_by("prepare", "BM25"):
-        import bm25s
-        import Stemmer
 
-    if language not in Stemmer.algorithms():
-        choose("mine.retrievers.bm25.bm25.language", language, Stemmer.algorithms())
-    _say_what_is_not_stemmed(passages, language)
-    options: dict[str, Any] = {
-        "stopwords": _STOP_WORDS.get(language, []),
-        "stemmer": Stemmer.Stemmer(language),
-        "show_progress": False,
-    }
-    if any(unlike_english(text) for texts in (passages, queries) for text in texts):
-        options["token_pattern"] = r"\S+"
-        passages, queries = ([" ".join(found) for found in search_terms(texts)] for texts in (passages, queries))
-    index = bm25s.BM25(k1=k1, b=b)
-    index.index(bm25s.tokenize(list(passages), **options), show_progress=False)
-    tokens = bm25s.tokenize(list(queries), **options)
-    rows, scores = index.retrieve(tokens, k=min(k, len(passages)), show_progress=False, backend_selection="numpy")
-    found = scores > 0
-    return Hits(np.where(found, scores, -np.inf).astype(np.float32), np.where(found, rows, -1).astype(np.int64))
+    def __init__(
+        self,
+        passages: Sequence[str],
+        queries: Sequence[str],
+        k1: float = 0.9,
+        b: float = 0.4,
+        language: str = "english",
+    ) -> None:
+        # bm25s starts JAX where that is installed, and JAX takes three quarters of a GPU's memory and orders ties
+        # otherwise
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        with installed_by("prepare", "BM25"):
+            import bm25s
+            import Stemmer
+
+        if language not in Stemmer.algorithms():
+            choose("mine.retrievers.bm25.bm25.language", language, Stemmer.algorithms())
+        _say_what_is_not_stemmed(passages, language)
+        options: dict[str, Any] = {
+            "stopwords": _STOP_WORDS.get(language, []),
+            "stemmer": Stemmer.Stemmer(language),
+            "show_progress": False,
+        }
+        if any(unlike_english(text) for texts in (passages, queries) for text in texts):
+            options["token_pattern"] = r"\S+"
+            passages, queries = ([" ".join(found) for found in search_terms(texts)] for texts in (passages, queries))
+        self.size = len(passages)
+        self._index = bm25s.BM25(k1=k1, b=b)
+        self._index.index(bm25s.tokenize(list(passages), **options), show_progress=False)
+        self._queries = bm25s.tokenize(list(queries), return_ids=False, **options)
+
+    def best(self, k: int) -> Hits:
+        """Find each query's best ``k`` passages, [Q, k]; one that shares no term with the query is none of them."""
+        rows, scores = self._index.retrieve(
+            self._queries, k=min(k, self.size), show_progress=False, backend_selection="numpy"
+        )
+        found = scores > 0
+        return Hits(np.where(found, scores, -np.inf).astype(np.float32), np.where(found, rows, -1).astype(np.int64))
+
+    def scores(self, numbers: np.ndarray) -> np.ndarray:
+        """Score all passages for some of the queries, float32 [n, N]; 0 where they share no term."""
+        found = np.zeros((len(numbers), self.size), np.float32)
+        for row, number in enumerate(numbers):
+            if self._queries[number]:
+                found[row] = self._index.get_scores(self._queries[number])
+        return found
+
+
+def bm25_search(
+    passages: Sequence[str], queries: Sequence[str], k: int, k1: float = 0.9, b: float = 0.4, language: str = "english"
+) -> Hits:
+    """Search a corpus by BM25, see :class:`Bm25Index`; the best ``k`` passages of each query, [Q, k]."""
+    return Bm25Index(passages, queries, k1, b, language).best(k)
 
 
 def _say_what_is_not_stemmed(passages: Sequence[str], language: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datamodules.storage.files import file_name
-from retriever.errors import InputError
+from retriever.errors import InputError, require_positive
 from retriever.typed import read_settings
 
 
@@ -36,6 +36,34 @@ class ListFile:
         """Passes over each list of a query type per epoch."""
         weight = self.weight.get(query_type, 0.0) if isinstance(self.weight, Mapping) else self.weight
         return float(weight)
+
+
+@dataclass(frozen=True)
+class CorpusScoring:
+    """The teacher of objectives that look at the whole corpus (``data.corpus_scores``): a fusion, as ``prepare`` has.
+
+    Attributes:
+        bm25: BM25's weight.
+        encoder: the weight of the encoder that is trained, by its base weights.
+        depth: hits of each, by whose best and worst score its scores are scaled to [0, 1]; passages below count 0.
+        columns: passages that a batch looks at: all of a corpus that has no more; of a larger one, the candidates of
+            the batch's lists and a weighted draw of the others, anew for each batch, up to this number.
+        language: of BM25's stemmer and stop words.
+    """
+
+    bm25: float = 0.5
+    encoder: float = 0.5
+    depth: int = 100
+    columns: int = 20_000
+    language: str = "english"
+
+    def __post_init__(self) -> None:
+        """Refuse negative weights, and two of 0."""
+        require_positive(depth=self.depth, columns=self.columns)
+        if min(self.bm25, self.encoder) < 0 or self.bm25 + self.encoder == 0:
+            raise InputError(
+                f"bm25 is {self.bm25} and encoder is {self.encoder}; these weights must not be negative, nor both 0."
+            )
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,14 @@ class BatchNeeds:
         labels: one labelled positive of each query, drawn anew every epoch, among the passages.
         all_labels: all labelled positives of each query among the passages.
         frozen_passages: embeddings of the passages by the base model, in place of their tokens.
+        all_scores: the teacher's score of every passage for every query; where passages are frozen, these are all of
+            the corpus, or a weighted draw.
     """
 
     labels: bool = False
     all_labels: bool = False
     frozen_passages: bool = False
+    all_scores: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,8 @@ class ListTensors:
         positive_index: int64 [Q] into the P passages: the labelled positive to train on; −1 where there is none, or
             :class:`BatchNeeds` asks for no labels.
         labelled_keys: int64 [Q, M], the passage keys of all labelled positives, padded with −1.
+        all_scores: float32 [Q, P], the teacher's of every passage; None where :class:`BatchNeeds` asks for none.
+        log_weights: float32 [P], log of how many passages of the corpus each counts for; None likewise.
     """
 
     passage_keys: Tensor
@@ -46,6 +51,8 @@ class ListTensors:
     teacher_scores: Tensor
     positive_index: Tensor
     labelled_keys: Tensor
+    all_scores: Tensor | None = None
+    log_weights: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

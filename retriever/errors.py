@@ -30,10 +30,10 @@ def did_you_mean(wrong: object, valid: Iterable[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
-def require_positive(**values: float) -> None:
-    """Raise an InputError for the first keyword whose value is not a finite number above zero."""
+def require_positive(**values: float | None) -> None:
+    """Raise an InputError for the first keyword whose value is neither None nor a finite number above zero."""
     for name, value in values.items():
-        if not (value > 0 and value != float("inf")):
+        if value is not None and not (value > 0 and value != float("inf")):
             raise InputError(f"{name} is {value}; it must be a finite number above 0.")
 
 

@@ -13,7 +13,8 @@ from retriever.cross_encoder.spec import PairSpec
 from retriever.diagnostics import top1_agreement
 from retriever.distributed.ranks import sum_over_ranks, world_size
 from retriever.distributed.sharded_module import ShardedModule
-from retriever.encoder.encoding import encode
+from retriever.encoder.budget import fastest_token_budget, tokens_that_fit
+from retriever.encoder.encoding import device_of, encode
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.encoder.tokens import TokenizedTexts, micro_batches, padding_share
 from retriever.errors import InputError, require_positive
@@ -35,6 +36,8 @@ _EXAMPLE = EncodedBatch(
     teacher_scores=torch.tensor([[1.0, 0.0], [1.0, 0.5]]),
     positive_index=torch.tensor([0, 2]),
     labelled_keys=torch.tensor([[0], [2]]),
+    all_scores=torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.5, 1.0]]),
+    log_weights=torch.zeros(3),
 )
 
 
@@ -54,9 +57,9 @@ class QueryListModule(ShardedModule):
         weight_decay: the optimiser's; learned temperatures get none.
         optimizer: see :func:`~retriever.optimizer.make_optimizer`.
         scheduler: see :func:`~retriever.optimizer.make_scheduler`.
-        token_budget: tokens of a micro-batch, padding included; bounds the memory of a step.
-        uncheckpointed_tokens: tokens of a step that are not computed again in the backward pass; None takes
-            ``token_budget``, which costs no memory. More of them save time where there is memory.
+        token_budget: tokens of a micro-batch, padding included; bounds the memory of a step. None takes the machine's.
+        uncheckpointed_tokens: tokens of a step that are not computed again in the backward pass: they take memory and
+            save time. None keeps as many as fit (:meth:`keep_what_fits`).
     """
 
     train_passage_encoder = True
@@ -69,15 +72,15 @@ class QueryListModule(ShardedModule):
         weight_decay: float = 0.01,
         optimizer: MakeOptimizer = torch.optim.AdamW,
         scheduler: MakeScheduler = linear_with_warmup,
-        token_budget: int = 16_384,
+        token_budget: int | None = None,
         uncheckpointed_tokens: int | None = None,
     ) -> None:
         super().__init__()
         require_positive(learning_rate=learning_rate, token_budget=token_budget)
         if uncheckpointed_tokens is not None and uncheckpointed_tokens < 0:
             raise InputError(
-                f"module.uncheckpointed_tokens is {uncheckpointed_tokens}; it must not be negative, or null for "
-                "token_budget."
+                f"module.uncheckpointed_tokens is {uncheckpointed_tokens}; it must not be negative, or null for as "
+                "many as fit."
             )
         if weight_decay < 0:
             raise InputError(f"weight_decay is {weight_decay}; it must not be negative.")
@@ -86,11 +89,35 @@ class QueryListModule(ShardedModule):
         self.weight_decay = weight_decay
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
-        self.token_budget = token_budget
-        self.uncheckpointed_tokens = uncheckpointed_tokens
+        self._token_budget = token_budget
+        self._uncheckpointed_tokens = uncheckpointed_tokens
         self.encoded_in_step = self._encoded = Encoded()
         self._dev_lists = 0
         self._of_step = -1, 0, torch.zeros(0)  # optimiser step, its queries up to now, means over them
+
+    @property
+    def token_budget(self) -> int:
+        """Return the tokens of a micro-batch."""
+        return self._token_budget or fastest_token_budget(self.encoder, device_of(self.encoder), with_gradient=True)
+
+    @property
+    def uncheckpointed_tokens(self) -> int:
+        """Return the tokens of a step that are not computed again; a micro-batch's until :meth:`keep_what_fits`."""
+        return self.token_budget if self._uncheckpointed_tokens is None else self._uncheckpointed_tokens
+
+    def keep_what_fits(self, device: torch.device, ranks: int = 1) -> None:
+        """Keep the activations of as many tokens as fit into memory, unless a number was given; figures stay equal.
+
+        Args:
+            device: on which the module is trained.
+            ranks: on this machine.
+        """
+        if self._uncheckpointed_tokens is None:
+            self._uncheckpointed_tokens = max(self.token_budget, tokens_that_fit(self.encoder, device, ranks))
+
+    def setup(self, stage: str) -> None:
+        """Look at the memory once, before a step has filled it."""
+        self.keep_what_fits(self.trainer.strategy.root_device, self.trainer.world_size // self.trainer.num_nodes)
 
     @property
     def needs(self) -> BatchNeeds:

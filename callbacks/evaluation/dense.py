@@ -13,8 +13,9 @@ from callbacks.evaluation.metrics import Run
 from callbacks.evaluation.ranker import Ranker, Ranking, tokenized
 from callbacks.evaluation.samples import sample_rows
 from callbacks.evaluation.sets import OpenedSet
-from datamodules.caches import cached_embeddings, embed, token_range
+from datamodules.caches import cached_embeddings, embed
 from datamodules.corpus import Corpus, EvaluationSet
+from datamodules.hidden_states import with_states
 from datamodules.sampled_corpus import sampled_set
 from datamodules.storage.files import reserve
 from retriever.distributed.ranks import rank, world_size
@@ -94,6 +95,9 @@ class DenseRanker(Ranker):
         found = []
         for opened, (queries, passages) in tokenized(sets, encoder, how, of_passages):
             data, spec = opened.data, opened.spec.sample
+            queries = self._started(queries, encoder, f"frozen layers, {data.name} queries", how)
+            if not self.frozen_passages and spec is None:  # a sample's corpus may be too large to be copied from
+                passages = self._started(passages, encoder, f"frozen layers, {data.name}", how)
             base = self._cached(passages, of_passages, f"encode {data.name}", self.embedding_dtype, how)
             whole = self._prepared[data.name] = _Prepared(queries, passages, base)
             found.append(data)
@@ -160,7 +164,7 @@ class DenseRanker(Ranker):
         if self.frozen_passages or step == 0:
             return prepared.base[rows]
         tokens = prepared.passages
-        tokens = token_range(tokens, share.start, share.stop) if prepared.rows is None else tokens.select(rows)
+        tokens = tokens.part(share.start, share.stop) if prepared.rows is None else tokens.select(rows)
         out = self._room(len(tokens), encoder.dimension, how)
         with how.autocast():
             return embed(tokens, encoder, how.token_budget, f"encode {data.name}", out)
@@ -181,6 +185,15 @@ class DenseRanker(Ranker):
         with tempfile.TemporaryFile(dir=how.cache_dir) as file:
             reserve(file, rows * dimension * np.dtype(self.embedding_dtype).itemsize)
             return np.memmap(file, self.embedding_dtype, "w+", shape=(rows, dimension))
+
+    @staticmethod
+    def _started(tokens: TokenizedTexts, encoder: TextEncoder, title: str, how: Ranking) -> TokenizedTexts:
+        """Let texts begin behind the frozen layers, where there are any."""
+        if not encoder.starts_from_states:
+            return tokens
+        encoder.to(how.device)
+        with how.autocast():
+            return with_states(tokens, encoder, how.cache_dir, how.token_budget, title)
 
     @staticmethod
     def _cached(tokens: TokenizedTexts, encoder: TextEncoder, title: str, dtype: str, how: Ranking) -> np.ndarray:

@@ -44,7 +44,7 @@ class Evaluation(L.Callback):
         run_hits: hits per query in the TREC run files.
         cache_dir: where memory-mapped corpora, token ids, embeddings and samples are kept.
         data_dir: where downloaded data sets lie.
-        token_budget: tokens of a micro-batch.
+        token_budget: tokens of a micro-batch; None takes the machine's.
 
     Attributes:
         history: figures and files; what recorders are handed.
@@ -65,7 +65,7 @@ class Evaluation(L.Callback):
         run_hits: int = 100,
         cache_dir: str | Path = "outputs/cache",
         data_dir: str | Path = "data",
-        token_budget: int = 16_384,
+        token_budget: int | None = None,
     ) -> None:
         require_positive(hits=hits, run_hits=run_hits, token_budget=token_budget)
         self.specs = read_evaluation_specs(datasets)

@@ -32,7 +32,7 @@ class Ranking:
         hits: passages to give for each query (BEIR: 1,000).
         ignore_identical_ids: whether a query's own passage counts as no hit, unless it is judged relevant.
         cache_dir: where token ids, embeddings, samples and scores are kept.
-        token_budget: tokens of a micro-batch.
+        token_budget: tokens of a micro-batch; None takes the machine's.
         device: where texts are encoded.
         precision: as Lightning calls it; what is kept depends on it.
         autocast: makes the context in which the encoder runs.
@@ -41,7 +41,7 @@ class Ranking:
     hits: int = 1000
     ignore_identical_ids: bool = True
     cache_dir: Path = Path("outputs/cache")
-    token_budget: int = 16_384
+    token_budget: int | None = None
     device: torch.device = _CPU
     precision: str = "32-true"
     autocast: Callable[[], AbstractContextManager] = nullcontext

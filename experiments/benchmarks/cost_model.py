@@ -84,14 +84,13 @@ def estimate(workload: Workload, gpus: int, flops: float, activation_bytes: floa
     }
 
 
-def needed_and_recomputed(step: Mapping[str, Any], uncheckpointed_tokens: int) -> float:
+def needed_and_recomputed(step: Mapping[str, Any]) -> float:
     """Operations of a measured step: forward and backward pass, and the forward pass again for what is not kept.
 
     Args:
-        step: with ``needed_flops`` and ``needed_tokens``.
-        uncheckpointed_tokens: tokens that are not computed again.
+        step: with ``needed_flops``, ``needed_tokens`` and ``uncheckpointed_tokens``.
     """
-    recomputed = step["needed_flops"] / 3 * max(0.0, 1 - uncheckpointed_tokens / step["needed_tokens"])
+    recomputed = step["needed_flops"] / 3 * max(0.0, 1 - step["uncheckpointed_tokens"] / step["needed_tokens"])
     return step["needed_flops"] + recomputed
 
 

@@ -20,6 +20,7 @@ from retriever.pretrained.source import find_model
 
 # what is left out of a job: its own options say it, or it changes nothing that is measured
 _NOT_OF_JOBS = {"parts", "output_dir", "allowed_targets", "encoder", *PARTS}
+_OF_ENCODER = ("attention", "trainable_layers")  # what a case may set in our encoder
 
 
 class Bench:
@@ -48,14 +49,14 @@ class Bench:
 
     def profile(self) -> str:
         """Where the time of a step of ours goes."""
-        lists, kept = self.config["profile"]["lists"], self.config["uncheckpointed_tokens"]
+        lists = self.config["profile"]["lists"]
         [result] = self._run({"ours": self._job("profile", size=lists)}, 1, f"profile of {lists} lists")["ours"]
-        self.report["profile"] = {"lists": lists, **result}
+        self.report["profile"], kept = {"lists": lists, **result}, result["uncheckpointed_tokens"]
         rows = [
             {"kind of operation": kind, "seconds": f"{seconds:.2f}", "share": f"{seconds / result['seconds']:.1%}"}
             for kind, seconds in result["kinds"].items()
         ]
-        return self._table(f"Where a step of {lists} lists spends its time ({kept} tokens not computed again)", rows)
+        return self._table(f"Where a step of {lists} lists spends its time ({kept:,} tokens not computed again)", rows)
 
     def evaluation(self) -> str:
         """Corpus encoding, exact search and nDCG@10 of each system."""
@@ -103,9 +104,8 @@ class Bench:
         """The paper's run from operations and rates, and the same model checked against steps measured here."""
         options = self.config["cost"]
         small, large = self._measured_steps()
-        budget = self.config["uncheckpointed_tokens"]
-        rate = needed_and_recomputed(small, budget) / small["seconds"]
-        predicted = needed_and_recomputed(large, budget) / rate
+        rate = needed_and_recomputed(small) / small["seconds"]
+        predicted, budget = needed_and_recomputed(large) / rate, large["uncheckpointed_tokens"]
         workload = paper_workload(options, budget)
         # activations grow with tokens, layers and width; their number per token is that of the measured step
         size = options["layers"] * options["width"] / (large["layers"] * large["width"])
@@ -142,22 +142,22 @@ class Bench:
         return {"x": x, "seconds": result["seconds"], "bytes": result["step_bytes"]}
 
     def _step_case(self, case: dict[str, Any]) -> dict[str, Any]:
-        settings = {k: v for k, v in case.items() if k not in ("lists", "rounds", "systems", "attention")}
-        variant = {k: case[k] for k in ("attention", "uncheckpointed_tokens") if k in case}
+        settings = {k: v for k, v in case.items() if k not in ("lists", "rounds", "systems", *_OF_ENCODER)}
+        variant = {k: case[k] for k in (*_OF_ENCODER, "uncheckpointed_tokens") if k in case}
         gradients = self.folder / "gradients"
         gradients.mkdir(parents=True, exist_ok=True)
         jobs = {}
         for system in case["systems"]:
             job = jobs[system] = self._job("step", system=system, size=case["lists"], **settings)
-            if system.startswith("ours") and "attention" in case:
-                job["encoder"]["attention"] = case["attention"]
+            if system.startswith("ours"):
+                job["encoder"] |= {k: case[k] for k in _OF_ENCODER if k in case}
             of_name = (system, case["lists"], job["list_length"], job["max_length"], *variant.values())
             job["gradient"] = str(gradients / f"{'-'.join(map(str, of_name))}.npy")
         rounds = self._run(jobs, case["rounds"], f"step of {case['lists']} lists")
         results = {name: medians(r) for name, r in rounds.items()}
         for name, result in results.items():
             if "rate_share" in result:
-                twice = needed_and_recomputed(result, job["uncheckpointed_tokens"]) / result["needed_flops"]
+                twice = needed_and_recomputed(result) / result["needed_flops"]
                 result["rate_share_with_recomputed"] = twice * result["rate_share"]
             ours = "ours_" + name.partition("_")[2]
             if name != ours and ours in results:

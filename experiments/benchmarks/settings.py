@@ -22,6 +22,7 @@ class StepCase:
     max_length: int | None = None
     list_length: int | None = None
     attention: str | None = None
+    trainable_layers: int | None = None
     uncheckpointed_tokens: int | None = None
     peer_batch: int | None = None
 
@@ -75,7 +76,7 @@ class BenchSettings(CommonSettings):
     threads: int | None
     output_dir: str
     on_bad_list: Literal["error", "drop"]
-    uncheckpointed_tokens: int
+    uncheckpointed_tokens: int | None
     peer_batch: int
     rate_seconds: float
     corpus: str

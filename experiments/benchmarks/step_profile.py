@@ -7,7 +7,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from experiments.benchmarks.measuring import autocast
-from experiments.benchmarks.training_step import Lists, SameInfoNCE, one_step, ours
+from experiments.benchmarks.training_step import Lists, SameInfoNCE, built, one_step, ours
 from retriever.encoder.text_encoder import TextEncoder
 
 # kind → what the names of its operations begin with, the first that fits
@@ -32,7 +32,7 @@ def run_profile(job: Mapping[str, Any], encoder: TextEncoder, device: torch.devi
         device: where to run.
     """
     lists = Lists(job, encoder)
-    module = SameInfoNCE(encoder, token_budget=job["token_budget"], uncheckpointed_tokens=job["uncheckpointed_tokens"])
+    module = built(SameInfoNCE, encoder, job, device)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     with autocast(device):
         one_step(ours(module, lists.batch(min(8, job["size"])).to(device)))
@@ -45,4 +45,4 @@ def run_profile(job: Mapping[str, Any], encoder: TextEncoder, device: torch.devi
         own = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
         seconds[kind] = seconds.get(kind, 0.0) + own / 1e6
     kinds = dict(sorted(seconds.items(), key=lambda item: -item[1]))
-    return {"seconds": sum(seconds.values()), "kinds": kinds}
+    return {"seconds": sum(seconds.values()), "kinds": kinds, "uncheckpointed_tokens": module.uncheckpointed_tokens}

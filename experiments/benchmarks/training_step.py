@@ -1,7 +1,7 @@
 """A training step on the same lists, weights and lengths: this project's, sentence-transformers', a plain loop's."""
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from datamodules.batches import Draw, ListBatches, ListSource
 from datamodules.caches import cached_tokens
 from datamodules.corpus import Corpus, find_dataset, find_file, load_corpus
+from datamodules.hidden_states import with_states
 from datamodules.query_lists import open_query_lists
 from experiments.benchmarks.flops import forward_flops
 from experiments.benchmarks.measuring import autocast, matmul_rate, measure
@@ -46,13 +47,18 @@ class Lists:
         self.corpus: Corpus = load_corpus(find_dataset(job["corpus"]), empty_passages=job["empty_passages"])
         self.list_length, cache_dir = job["list_length"], job["cache_dir"]
         self.read = self.corpus.read_by(encoder)
-        passages = cached_tokens(self.read, encoder, "passage", cache_dir)
+
+        def opened(texts: Sequence[str], kind: str) -> TokenizedTexts:
+            tokens = cached_tokens(texts, encoder, kind, cache_dir)
+            return with_states(tokens, encoder, cache_dir, job["token_budget"], f"frozen layers, {kind} texts")
+
+        passages = opened(self.read, "passage")
         random = np.random.default_rng(job["seed"])
         self.sources, places = [], []
         for number, path in enumerate(job["files"]):
             lists, _ = open_query_lists(find_file(path), self.corpus, cache_dir, job["on_bad_list"])
-            tokens = cached_tokens(lists.queries, encoder, "query", cache_dir)
-            self.sources.append(ListSource(self.corpus, lists, np.ones(len(lists)), tokens, passages, None))
+            queries = opened(lists.queries, "query")
+            self.sources.append(ListSource(self.corpus, lists, np.ones(len(lists)), queries, passages, None))
             long_enough = random.permutation(np.flatnonzero(np.diff(lists.offsets) >= self.list_length))
             places.append(np.stack([np.full(len(long_enough), number), long_enough], 1))
         self.places = np.concatenate(places)
@@ -113,6 +119,8 @@ def ours(module: RetrieverModule, batch: RetrievalBatch) -> System:
         lengths = TokenizedTexts.concatenate([batch.queries, batch.passages]).lengths
         parts = micro_batches(lengths, module.token_budget, on_gpu=batch.list_mask.is_cuda)
         return {
+            "token_budget": module.token_budget,
+            "uncheckpointed_tokens": module.uncheckpointed_tokens,
             "distinct_share": len(batch.passage_keys) / float(batch.list_mask.sum()),
             "padding_share": padding_share(lengths, parts),
             "micro_batches": len(parts),
@@ -120,7 +128,7 @@ def ours(module: RetrieverModule, batch: RetrievalBatch) -> System:
             "needed_tokens": int(lengths.sum()),
             "layers": backbone.config.num_hidden_layers,
             "width": backbone.config.hidden_size,
-            "needed_flops": 3 * forward_flops(backbone, lengths),
+            "needed_flops": 3 * forward_flops(backbone, lengths) * module.encoder.computed_share,
         }
 
     return System(list(module.parameters()), lambda: module.losses(batch)["loss"], facts)
@@ -156,6 +164,15 @@ def plain_loop(encoder: TextEncoder, queries: TokenizedTexts, entries: Tokenized
         return {"distinct_share": 1.0, "padding_share": padding_share(texts.lengths, micro_batches_of(texts))}
 
     return System(list(encoder.parameters()), loss, facts)
+
+
+def built(
+    kind: type[RetrieverModule], encoder: TextEncoder, job: Mapping[str, Any], device: torch.device
+) -> RetrieverModule:
+    """Build an objective with a job's ``token_budget`` and ``uncheckpointed_tokens``; None takes what a run takes."""
+    module = kind(encoder, **{name: job[name] for name in ("token_budget", "uncheckpointed_tokens")})
+    module.keep_what_fits(device)
+    return module
 
 
 def run_step(job: Mapping[str, Any], encoder: TextEncoder, device: torch.device) -> dict[str, Any]:
@@ -212,10 +229,9 @@ def one_step(system: System) -> tuple[float, np.ndarray]:
 def _system(job: Mapping[str, Any], encoder: TextEncoder, lists: Lists, size: int, device: torch.device) -> System:
     kind, _, loss = job["system"].partition("_")
     batch = lists.batch(size)
-    options = {"token_budget": job["token_budget"], "uncheckpointed_tokens": job["uncheckpointed_tokens"]}
     if kind == "ours":
         chosen = SameInfoNCE if loss == "infonce" else ListwiseDistillation
-        return ours(chosen(encoder, **options), batch.to(device))
+        return ours(built(chosen, encoder, job, device), batch.to(device))
     if kind == "plain":
         rows = batch.passage_keys[batch.list_index].T.flatten().numpy()
         return plain_loop(encoder, batch.queries, lists.sources[0].passage_tokens.select(rows), job["peer_batch"])

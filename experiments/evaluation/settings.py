@@ -34,7 +34,7 @@ class EvaluateSettings:
     unknown_qrels: Literal["error", "keep"]
     empty_passages: Literal["error", "keep"]
     on_bad_list: Literal["error", "drop"]
-    token_budget: int
+    token_budget: int | None
     output_dir: str
     cache_dir: str
     data_dir: str

@@ -59,7 +59,6 @@ def run_plan(
     trained = _trained(config, module)
     corpora = [part.corpus for part in (*data.train_lists, *data.dev_lists)]
     corpora += [opened.data.corpus for opened in evaluation.history.sets]
-    kept = module.uncheckpointed_tokens
     return {
         "resumes": str(checkpoint) if checkpoint else None,
         "repeats": config.repeats,
@@ -77,7 +76,7 @@ def run_plan(
             "ranks": trainer.world_size,
             "machines": trainer.num_nodes,
             "token_budget": module.token_budget,
-            "uncheckpointed_tokens": module.token_budget if kept is None else kept,
+            "uncheckpointed_tokens": module.uncheckpointed_tokens,
         },
         "steps": _steps(config, module, steps),
         "validation": {

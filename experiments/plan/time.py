@@ -63,7 +63,8 @@ def estimate(
 
     Some texts of the data are encoded as a step would encode them, in evaluation mode and without gradient, for a
     second or so; nothing is drawn from torch's random generators. A step counts as three forward passes (two where no
-    weight but those of adapters learns), and one more for tokens whose activations are not kept.
+    weight but those of adapters learns), and one more for tokens whose activations are not kept. Layers whose
+    output is stored are left out.
 
     Args:
         trainer: whose device, precision and ranks are used.
@@ -98,14 +99,18 @@ def estimate(
     meter = _Meter(trainer, module, data)
     corpora = _uncached(trainer, module, data, evaluation)
     tokens = meter.tokens(step)
-    kept = module.token_budget if module.uncheckpointed_tokens is None else module.uncheckpointed_tokens
-    passes = 2 + trained_share + max(0.0, 1 - kept * trainer.world_size / max(1, tokens))
+    share = getattr(module.encoder, "computed_share", 1.0)
+    passes = (
+        2
+        + (trained_share if share == 1 else 1)
+        + max(0.0, 1 - module.uncheckpointed_tokens * trainer.world_size / max(1, tokens))
+    )
     # weights, and two moments of each that learns, in float32
     checkpoint_bytes = sum((12 if p.requires_grad else 4) * p.numel() for p in module.parameters())
     return Estimate(
         encoding=meter.seconds(Work(passages=sum(map(len, corpora)))),
-        steps=steps.left * steps.accumulated * passes * meter.seconds(step),
-        evaluations=sum(meter.seconds(work) for work in evaluations),
+        steps=steps.left * steps.accumulated * passes * share * meter.seconds(step),
+        evaluations=share * sum(meter.seconds(work) for work in evaluations),
         saving=steps.validations * len(trainer.checkpoint_callbacks) * checkpoint_bytes / _SAVED,
         passages=sum(map(len, corpora)),
         number=len([work for work in evaluations if work != Work()]),

@@ -13,7 +13,7 @@ class CommonSettings:
 
     seed: int
     cache_dir: str
-    token_budget: int
+    token_budget: int | None
     empty_passages: Literal["error", "keep"]
     unknown_qrels: Literal["error", "keep"]
     allowed_targets: Sequence[str] = field(default_factory=list)

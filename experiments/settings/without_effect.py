@@ -35,6 +35,11 @@ def _is_undistilled(config: DictConfig) -> bool:
     return "CrossEncoder" in str(config.module.get("_target_")) and not config.module.get("distillation_weight")
 
 
+def _reads_lists_alone(config: DictConfig) -> bool:
+    target = str(config.module.get("_target_"))
+    return target.startswith("retriever.") and ".Corpus" not in target
+
+
 def _is_unread(temperature: str) -> Callable[[DictConfig], bool]:
     def is_idle(config: DictConfig) -> bool:
         parts = [config.module, None if config.diagnostics.every_n_steps is None else config.diagnostics]
@@ -63,6 +68,7 @@ OF_RUN: dict[str, Rule] = {
     "early_stopping.monitors": _where("early_stopping.patience", None),
     "diagnostics.teacher_temperature": _where("diagnostics.every_n_steps", None),
     "criterion": _where("save_checkpoints", False),
+    "data.corpus_scores": (_reads_lists_alone, "module reads the teacher scores of the lists"),
     "module.matryoshka_weights": _where("module.matryoshka_dimensions", None),
 }
 _NOT_GENERATED = _is_not_generated, "no group of queries has source: generated"

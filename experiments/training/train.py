@@ -88,6 +88,7 @@ def train(config: DictConfig, folder: Path, arm: str, checkpoint: Path | None) -
     evaluation.open(module, data)
     with ExitStack() as stack:
         if trainer.is_global_zero:
+            module.keep_what_fits(trainer.strategy.root_device, trainer.world_size // trainer.num_nodes)
             plan = run_plan(config, trainer, module, data, evaluation, checkpoint)
             print_plan(plan)
             write_json(folder / "environment.json", facts | {"plan": plan})

@@ -16,8 +16,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from retriever.cross_encoder.spec import PairSpec
 from retriever.encoder import packing
 from retriever.encoder.encoding import device_of, in_micro_batches
-from retriever.encoder.text_encoder import max_positions, set_dropout, update_with_weights
+from retriever.encoder.text_encoder import max_positions, set_dropout
 from retriever.encoder.tokens import TokenizedTexts, padding_token, to_be_saved
+from retriever.encoder.weights import update_with_weights
 from retriever.errors import InputError, choose
 from retriever.pretrained.loading import is_pair, load, load_whole, readable_length
 from retriever.pretrained.preset import with_preset
@@ -254,7 +255,7 @@ class CrossEncoder(nn.Module):
 def score_pairs(
     encoder: CrossEncoder,
     pairs: Pairs,
-    token_budget: int = 16_384,
+    token_budget: int | None = None,
     on_micro_batch: Callable[[int], None] | None = None,
     uncheckpointed_tokens: int | None = None,
 ) -> Tensor:
@@ -263,7 +264,7 @@ def score_pairs(
     Args:
         encoder: in whichever mode (train, eval) the caller wants.
         pairs: N pairs.
-        token_budget: rows × longest row of a micro-batch, padding included.
+        token_budget: as for :func:`retriever.encoder.encoding.encode`.
         on_micro_batch: called with the number of pairs after each micro-batch (for progress bars).
         uncheckpointed_tokens: as for :func:`retriever.encoder.encoding.encode`.
 

@@ -27,13 +27,15 @@ class ShardedModule(L.LightningModule):
         """Share the encoder out over the ranks.
 
         Raises:
-            InputError: a temperature is learned; FSDP shards no scalars.
+            InputError: a temperature is learned, and FSDP shards no scalars; or lower layers are frozen.
         """
         if self.device_mesh is None:
             return
         if self._whole_encoder is not None:
             release_weights(self.encoder)  # the optimiser is made next, and a validation before may have gathered them
             return
+        if getattr(self.encoder, "split", None) is not None:
+            raise InputError("encoder.trainable_layers: FSDP shards whole layers alone. Train them under DDP, or all.")
         if any(p.requires_grad and p.ndim == 0 for p in self.parameters()):
             raise InputError("module.learnable_temperature: FSDP cannot shard a scalar. Fix it, or train under DDP.")
         self.encoder.cpu()  # evaluation may have moved it; the copy waits there, and what is sharded moves back

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from retriever.encoder.budget import fastest_token_budget
 from retriever.encoder.host_memory import give_freed_memory_back, reuse_freed_memory
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.encoder.tokens import TokenizedTexts, micro_batches
@@ -18,7 +19,7 @@ _TRIM_TOKENS = 2**15  # between two trims of the heap: after each, the next micr
 def encode(
     encoder: TextEncoder,
     tokens: TokenizedTexts,
-    token_budget: int = 16_384,
+    token_budget: int | None = None,
     on_micro_batch: Callable[[int], None] | None = None,
     uncheckpointed_tokens: int | None = None,
 ) -> Tensor:
@@ -32,8 +33,9 @@ def encode(
 
     Args:
         encoder: in whichever mode (train, eval) the caller wants.
-        tokens: N texts.
-        token_budget: rows × longest row of a micro-batch, padding included.
+        tokens: N texts; where they hold states, the encoder starts from these.
+        token_budget: rows × longest row of a micro-batch, padding included; None takes the machine's
+            (:func:`retriever.encoder.budget.fastest_token_budget`).
         uncheckpointed_tokens: tokens, padding included, that are not computed again; None takes ``token_budget``.
         on_micro_batch: called with the number of texts after each micro-batch (for progress bars).
 
@@ -46,8 +48,9 @@ def encode(
 
     lengths = tokens.lengths
 
-    def inputs(rows: np.ndarray) -> tuple[Tensor, Tensor, list[int]]:
-        return *tokens.padded(rows, encoder.pad_id, device), lengths[rows].tolist()
+    def inputs(rows: np.ndarray) -> tuple[Tensor, Tensor, list[int], Tensor | None]:
+        states = tokens.padded_states(rows, device)
+        return *tokens.padded(rows, encoder.pad_id, device), lengths[rows].tolist(), states
 
     return in_micro_batches(encoder, lengths, token_budget, inputs, on_micro_batch, uncheckpointed_tokens)
 
@@ -55,7 +58,7 @@ def encode(
 def in_micro_batches(
     model: nn.Module,
     lengths: np.ndarray,
-    token_budget: int,
+    token_budget: int | None,
     inputs: Callable[[np.ndarray], tuple[object, ...]],
     on_micro_batch: Callable[[int], None] | None = None,
     uncheckpointed_tokens: int | None = None,
@@ -65,7 +68,7 @@ def in_micro_batches(
     Args:
         model: called with what ``inputs`` gives; a row of its output for each row.
         lengths: tokens of each of N ≥ 1 rows.
-        token_budget: rows × longest row of a micro-batch, padding included.
+        token_budget: as for :func:`encode`.
         inputs: rows of a micro-batch → the model's arguments.
         on_micro_batch: called with the number of rows after each micro-batch.
         uncheckpointed_tokens: as for :func:`encode`.
@@ -73,11 +76,13 @@ def in_micro_batches(
     Returns:
         The outputs [N, …], in the order of ``lengths``.
     """
-    on_host = device_of(model).type == "cpu"
+    device, with_gradient = device_of(model), torch.is_grad_enabled()
+    on_host = device.type == "cpu"
+    if token_budget is None:
+        token_budget = fastest_token_budget(model, device, with_gradient=with_gradient)
     parts = micro_batches(lengths, token_budget, on_gpu=not on_host)
     sizes = [len(rows) * max(1, int(lengths[rows].max())) for rows in parts]
     behind = np.cumsum(sizes[::-1])[::-1]  # tokens of this and all later micro-batches
-    with_gradient = torch.is_grad_enabled()
     if on_host:
         reuse_freed_memory()
 

@@ -5,7 +5,8 @@ import hashlib
 import json
 import logging
 import threading
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from retriever.encoder import packing
 from retriever.encoder import sentence_transformers_layout as layout
+from retriever.encoder.layers import LayerSplit
 from retriever.encoder.pooling import pool
 from retriever.encoder.spec import KINDS, POOLINGS, EncoderSpec
 from retriever.encoder.tokens import TokenizedTexts, lower_case, padding_token, to_be_saved
+from retriever.encoder.weights import update_with_weights
 from retriever.errors import InputError, choose
 from retriever.pretrained.loading import NO_LIMIT, load, load_backbone, readable_length
 from retriever.pretrained.preset import with_preset
@@ -61,6 +64,7 @@ class TextEncoder(nn.Module):
         self.name = name
         self.origin = origin
         self.lower_case = False  # by the tokenizer, before it does anything else
+        self.split: LayerSplit | None = None  # where the lower layers are frozen
         width = getattr(backbone.config, "hidden_size", None)
         if width is None:
             raise InputError(f"{name} is a {type(backbone).__name__}, which gives no token embeddings of a text.")
@@ -87,6 +91,7 @@ class TextEncoder(nn.Module):
         compile: Mapping[str, object] | None = None,
         dropout: float | None = 0.0,
         lora: Mapping[str, object] | None = None,
+        trainable_layers: int | None = None,
         **spec: object,
     ) -> "TextEncoder":
         """Load a backbone and its tokenizer, from a folder, an installed package or the hub.
@@ -109,6 +114,8 @@ class TextEncoder(nn.Module):
                 does not compile. Takes a minute at the first steps.
             dropout: probability set in every dropout layer (the paper: 0); None keeps those of the model.
             lora: arguments of ``peft.LoraConfig``; the backbone is then frozen, and the adapters learn.
+            trainable_layers: the number of last layers that learn; those below, and the token embeddings, are frozen,
+                and what they make of a text is computed once and stored. None trains all.
             **spec: fields of :class:`EncoderSpec`; None where nothing is stated.
 
         Raises:
@@ -155,6 +162,9 @@ class TextEncoder(nn.Module):
             )
         if lora:
             encoder.add_lora(lora)
+        if trainable_layers is not None:
+            with _unpacked(backbone):
+                encoder.split = LayerSplit(encoder.backbone, trainable_layers)
         if compile is not None:
             encoder.backbone.compile(**compile)
         return encoder
@@ -184,18 +194,38 @@ class TextEncoder(nn.Module):
         """Tell whether texts are concatenated instead of padded."""
         return self.backbone.config._attn_implementation == packing.NAME
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, text_lengths: list[int] | None = None) -> Tensor:
+    @property
+    def starts_from_states(self) -> bool:
+        """Tell whether what the lower layers give can be stored, and the upper ones start there."""
+        return self.split is not None and not self.packed
+
+    @property
+    def computed_share(self) -> float:
+        """Return the share of the layers that each encoding computes, where states are stored."""
+        return self.split.trainable_layers / self.split.layers if self.split and self.starts_from_states else 1.0
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        text_lengths: list[int] | None = None,
+        states: Tensor | None = None,
+    ) -> Tensor:
         """Embed token ids.
 
         Args:
             input_ids: int64 [n, L], padded on the right where the encoder packs.
             attention_mask: int64 [n, L], 1 for real tokens.
             text_lengths: real tokens of each text; None counts them, for which a packing GPU must be waited for.
+            states: what the lower layers made of the texts, float32 [n, L, D]; None computes it.
 
         Returns:
             float32 [n, dimension]; of length 1 where ``spec.normalize``.
         """
-        if self.packed:
+        if states is not None:
+            assert self.split is not None
+            hidden = self.split.upper(states, input_ids, attention_mask)
+        elif self.packed:
             lengths = attention_mask.sum(1).tolist() if text_lengths is None else text_lengths
             hidden = packing.packed_hidden_states(self.backbone, input_ids, lengths, first_position(self.backbone))
         else:
@@ -253,28 +283,26 @@ def _packs(backbone: nn.Module) -> bool:
     try:
         with torch.inference_mode():
             packed = packing.packed_hidden_states(backbone, padded, lengths, first_position(backbone))
-            backbone.set_attn_implementation("sdpa")
-            alone = backbone(input_ids=padded, attention_mask=mask.long()).last_hidden_state
+            with _unpacked(backbone):
+                alone = backbone(input_ids=padded, attention_mask=mask.long()).last_hidden_state
     except (TypeError, ValueError, NotImplementedError):
         return False
     finally:
-        backbone.set_attn_implementation(packing.NAME)
         backbone.train(training)
     return torch.allclose(packed[mask], alone[mask], rtol=1e-3, atol=1e-3)
 
 
-def update_with_weights(digest: "hashlib._Hash", module: nn.Module) -> None:
-    """Feed a module's names, types, shapes and weights to a hash."""
-    # no state_dict(), which has the same tensors, and no NumPy views of them: with these, FSDP cannot free its weights
-    tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
-    for place, part in module.named_modules(remove_duplicate=False):
-        kept = part._buffers.keys() - part._non_persistent_buffers_set
-        tensors |= {
-            f"{place}.{name}".lstrip("."): part._buffers[name] for name in kept if part._buffers[name] is not None
-        }
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().to("cpu", copy=True).contiguous().view(torch.uint8).numpy().tobytes())
+@contextmanager
+def _unpacked(backbone: nn.Module) -> Iterator[None]:
+    """Have a backbone that packs texts read padded ones."""
+    packs = backbone.config._attn_implementation == packing.NAME
+    try:
+        if packs:
+            backbone.set_attn_implementation("sdpa")
+        yield
+    finally:
+        if packs:
+            backbone.set_attn_implementation(packing.NAME)
 
 
 def set_dropout(module: nn.Module, probability: float) -> None:

@@ -21,10 +21,13 @@ class TokenizedTexts:
     Attributes:
         ids: int32 or uint16 array [T], the token ids of all texts one after the other (may be memory-mapped).
         offsets: int64 array [N + 1] (may be memory-mapped); text ``i`` is ``ids[offsets[i]:offsets[i + 1]]``.
+        states: float16 array [T, D] (may be memory-mapped), what a backbone's frozen layers make of each token
+            (:class:`retriever.encoder.layers.LayerSplit`); None: they are computed.
     """
 
     ids: np.ndarray
     offsets: np.ndarray
+    states: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -61,14 +64,24 @@ class TokenizedTexts:
     def concatenate(cls, parts: Sequence["TokenizedTexts"]) -> "TokenizedTexts":
         """Concatenate several sets of texts."""
         offsets = np.concatenate([[0], *(p.lengths for p in parts)]).cumsum().astype(np.int64)
-        return cls(np.concatenate([p.ids for p in parts]), offsets)
+        states = [p.states for p in parts if p.states is not None]
+        whole = np.concatenate(states) if states and len(states) == len(parts) else None
+        return cls(np.concatenate([p.ids for p in parts]), offsets, whole)
 
     def select(self, rows: np.ndarray) -> "TokenizedTexts":
         """Copy the texts in ``rows`` (integers [n]) into a new set, in that order."""
         rows, lengths = self._lengths_of(rows)
         offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int64)
-        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-        return TokenizedTexts(np.asarray(self.ids[np.repeat(self.offsets[rows], lengths) + within]), offsets)
+        where = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        states = None if self.states is None else np.asarray(self.states[where])
+        return TokenizedTexts(np.asarray(self.ids[where]), offsets, states)
+
+    def part(self, start: int, stop: int) -> "TokenizedTexts":
+        """Look at the texts from ``start`` up to ``stop``, without a copy."""
+        offsets = self.offsets[start : stop + 1]
+        tokens = slice(offsets[0], offsets[-1])
+        states = None if self.states is None else self.states[tokens]
+        return TokenizedTexts(self.ids[tokens], offsets - offsets[0], states)
 
     def padded(self, rows: np.ndarray, pad_id: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """Pad ``rows`` on the right: token ids and attention mask, both int64 [n, longest].
@@ -85,6 +98,16 @@ class TokenizedTexts:
             torch.from_numpy(ids).to(device, non_blocking=True),
             torch.from_numpy(mask.astype(np.int64)).to(device, non_blocking=True),
         )
+
+    def padded_states(self, rows: np.ndarray, device: torch.device | str = "cpu") -> Tensor | None:
+        """Pad the states of ``rows`` on the right with 0: float32 [n, longest, D]; None where there are none."""
+        if self.states is None:
+            return None
+        rows, lengths = self._lengths_of(rows)
+        padded = np.zeros((len(rows), max(1, int(lengths.max(initial=1))), self.states.shape[1]), self.states.dtype)
+        for number, (start, length) in enumerate(zip(self.offsets[rows], lengths, strict=True)):
+            padded[number, :length] = self.states[start : start + length]
+        return torch.from_numpy(padded).to(device, non_blocking=True).float()
 
     def _lengths_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows = np.asarray(rows, dtype=np.int64)

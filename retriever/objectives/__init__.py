@@ -6,6 +6,7 @@ from retriever.on_demand import import_when_used
 
 if TYPE_CHECKING:
     from retriever.objectives.combined import CombinedObjective
+    from retriever.objectives.corpus import CorpusDistillation, CorpusInfoNCE
     from retriever.objectives.distillation import ListwiseDistillation
     from retriever.objectives.in_batch_distillation import InBatchDistillation
     from retriever.objectives.infonce import InfoNCE

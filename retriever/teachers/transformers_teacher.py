@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from retriever.encoder.budget import fastest_token_budget
 from retriever.encoder.text_encoder import max_positions
 from retriever.encoder.tokens import micro_batches
 from retriever.errors import InputError, choose, require_positive
@@ -33,7 +34,8 @@ class TransformersTeacher(ModelTeacher):
 
     Args:
         model: see :class:`ModelTeacher`, as for ``revision``, ``trust_remote_code`` and the lengths.
-        token_budget: rows × longest row of a micro-batch, padding included.
+        token_budget: rows × longest row of a micro-batch, padding included; None takes the machine's
+            (:func:`retriever.encoder.budget.fastest_token_budget`).
         dtype: of the weights, ``float32`` or ``bfloat16``; ``auto`` takes bfloat16 on a GPU that has it.
         device: ``cpu``, ``cuda``, ``cuda:1``, …; None takes a GPU where there is one.
         **common: arguments of :class:`ModelTeacher`.
@@ -47,14 +49,14 @@ class TransformersTeacher(ModelTeacher):
         self,
         model: str,
         *,
-        token_budget: int = 16_384,
+        token_budget: int | None = None,
         dtype: str = "float32",
         device: str | None = None,
         **common: Any,
     ) -> None:
         super().__init__(model, **common)
         require_positive(**{"teacher.token_budget": token_budget})
-        self.token_budget = token_budget
+        self._token_budget = token_budget
         self.device = _device(device)
         self.dtype = chosen_dtype(dtype, on_gpu=self.device.type == "cuda")
 
@@ -90,6 +92,11 @@ class TransformersTeacher(ModelTeacher):
     def model(self) -> PreTrainedModel:
         """Load the model on its device for inference, once."""
         return self._load_model().eval().requires_grad_(False).to(self.device)
+
+    @property
+    def token_budget(self) -> int:
+        """Return the tokens of a micro-batch."""
+        return self._token_budget or fastest_token_budget(self.model, self.device)
 
     def _template(self) -> str | Sequence[str] | None:
         return self.template

@@ -20,7 +20,7 @@ class VllmScorer(ModelTeacher):
 
     Args:
         model: see :class:`ModelTeacher`; a classifier of one label that vLLM supports.
-        token_budget: tokens that vLLM puts into one step.
+        token_budget: tokens that vLLM puts into one step; None takes 16,384.
         dtype: ``float32`` or ``bfloat16``; ``auto`` takes bfloat16 on a GPU that has it.
         device: only None; vLLM takes the device that it was built for.
         options: further arguments of ``vllm.LLM`` (tensor_parallel_size, gpu_memory_utilization, …).
@@ -35,7 +35,7 @@ class VllmScorer(ModelTeacher):
         self,
         model: str,
         *,
-        token_budget: int = 16_384,
+        token_budget: int | None = None,
         dtype: str = "float32",
         device: str | None = None,
         options: dict[str, Any] | None = None,
@@ -44,7 +44,7 @@ class VllmScorer(ModelTeacher):
         super().__init__(model, **common)
         if device is not None:
             raise InputError(f"teacher.device is {device!r}; vLLM chooses the device by its build. Say null.")
-        self.token_budget = token_budget
+        self.token_budget = token_budget or 16_384
         self.dtype = chosen_dtype(dtype, on_gpu=torch.cuda.is_available())
         self.options = dict(options or {})
 

@@ -89,7 +89,10 @@ def encoded(example, dtype=torch.float32, garbage=0.0, seed=0, labels=True, copi
         index.append([row[key] for key, _ in pairs] + [rng.randrange(len(keys)) for _ in range(padding)])
         mask.append([True] * len(pairs) + [False] * padding)
         teacher.append([score for _, score in pairs] + [garbage] * padding)
+    all_scores = [dict.fromkeys(keys, 0.0) | dict(pairs) for pairs in example.lists]
     return EncodedBatch(
+        all_scores=torch.tensor([[scores[key] for key in keys] for scores in all_scores], dtype=torch.float32),
+        log_weights=torch.zeros(len(keys)),
         queries=torch.tensor(example.queries, dtype=dtype),
         passages=torch.tensor([example.passages[key] for key in keys], dtype=dtype),
         passage_keys=torch.tensor(keys),

@@ -9,6 +9,8 @@ from retriever.module import RetrieverModule
 from retriever.objectives import (
     ApproxNDCG,
     CombinedObjective,
+    CorpusDistillation,
+    CorpusInfoNCE,
     InBatchDistillation,
     InfoNCE,
     LambdaLoss,
@@ -30,11 +32,14 @@ OBJECTIVES: dict[str, tuple[type[RetrieverModule], dict[str, Any]]] = {
     "combined, matryoshka": (CombinedObjective, {"matryoshka_dimensions": [16, 8]}),
     "distillation, in batch": (InBatchDistillation, {"learnable_temperature": True}),
     "distillation, in batch, masked": (InBatchDistillation, {"false_negative_share": 0.99, "unknown_margin": 0.1}),
+    "distillation, corpus": (CorpusDistillation, {"learnable_temperature": True}),
+    "infonce, corpus": (CorpusInfoNCE, {}),
     "margin_mse": (MarginMSE, {}),
     "ranknet": (RankNet, {}),
     "approx_ndcg": (ApproxNDCG, {}),
     "lambdaloss": (LambdaLoss, {}),
 }
+OF_CORPUS = (CorpusDistillation, CorpusInfoNCE)  # where passages are trained, over the passages of each rank alone
 CLASSES = list(dict.fromkeys(objective for objective, _ in OBJECTIVES.values()))
 CONTRASTIVE = (InfoNCE, CombinedObjective)  # these take passages out of a pool of negatives
 

@@ -165,6 +165,14 @@ OBJECTIVES: dict[str, Seen] = {
     "weights": Seen("gradients", "lambdarank"),
     "weighted": Seen("gradients", True),
 }
+# of the data, for objectives that look at the whole corpus
+CORPUS_SCORES: dict[str, Seen] = {
+    "bm25": Seen("gradients", 0.1),
+    "encoder": Seen("gradients", 0.1),
+    "depth": Seen("gradients", 3),
+    "columns": Seen("gradients", 20, {"module.train_passage_encoder": False}),
+    "language": Seen("gradients", "german"),
+}
 OTHER = {"teacher": "labelled", "labelled": "teacher", "kl": "reverse_kl", "reverse_kl": "kl", "jensen_shannon": "kl"}
 
 
@@ -193,5 +201,7 @@ def test_every_setting_of_an_objective_is_followed_or_refused(world, said, modul
     assert not without, f"these settings have no entry here: {without}"
     base = world.base() | ({"module.matryoshka_dimensions": [16, 8]} if module == "matryoshka" else {})
     entries = {f"module.{name}": other(OBJECTIVES[name], value) for name, value in every.items()}
+    if module.endswith("_corpus"):
+        entries |= {f"data.corpus_scores.{name}": seen for name, seen in CORPUS_SCORES.items()}
     found_dead = dead(world, entries, base, said, [f"module={module}"])
     assert not found_dead, "\n".join(found_dead)

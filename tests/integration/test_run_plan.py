@@ -49,7 +49,7 @@ def test_a_run_says_what_it_runs_before_it_encodes(small_run, small_scifact, tin
         f"{results['data']['dev_lists']} lists (human) of human.parquet",
         "small (120 passages)",
         "small (20 queries of test)",
-        "32-true, 1 rank; micro-batches of 16,384 tokens",
+        "32-true, 1 rank; micro-batches of 4,096 tokens",
         "8 steps of 8 lists, 4 an epoch; lr 0.001, warm-up 2, down to 0.0001; weight decay 0.01, clip 1",
         "at most 2; keeps the lowest dev/loss; stops after 5 without a better dev/kl or dev/loss",
         "encoding 120 passages",

@@ -38,7 +38,7 @@ class Dense(Searcher):
         encoder: of queries and passages.
         cache_dir: where token ids and embeddings are kept.
         chunk: passages encoded and searched at a time; bounds the memory.
-        token_budget: tokens of a micro-batch.
+        token_budget: tokens of a micro-batch; None takes the machine's.
         keep_embeddings: whether passage embeddings stay in the cache, for training and evaluation to find.
     """
 
@@ -46,7 +46,7 @@ class Dense(Searcher):
     cache_dir: str | Path
     _: KW_ONLY
     chunk: int = 100_000
-    token_budget: int = 16_384
+    token_budget: int | None = None
     keep_embeddings: bool = True
 
     def __post_init__(self) -> None:

@@ -1,0 +1,120 @@
+"""A cache on disk, by content: what an encoder's frozen layers make of texts, so that encoding starts there."""
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from datamodules.caches import make_in_blocks, precision_of, update_with_tokens
+from datamodules.storage.files import atomic_path, reserve
+from retriever.encoder.budget import fastest_token_budget
+from retriever.encoder.encoding import device_of
+from retriever.encoder.text_encoder import TextEncoder
+from retriever.encoder.tokens import TokenizedTexts, micro_batches
+from retriever.errors import InputError
+
+log = logging.getLogger(__name__)
+_BLOCK = 1_024  # texts whose states are one file until all are merged
+_SHARE_OF_DISK = 0.25  # of what is free, that one set of texts may take
+
+
+def with_states(
+    tokens: TokenizedTexts, encoder: TextEncoder, cache_dir: str | Path, token_budget: int | None, title: str
+) -> TokenizedTexts:
+    """Add the states that an encoder's frozen layers give, computed once; nothing where no layer is frozen.
+
+    They are float16 in a memory-mapped file, two bytes for each token and dimension. Where they would take more than a
+    quarter of the free disk, nothing is stored, and each encoding computes all layers.
+
+    Args:
+        tokens: N texts.
+        encoder: stays as it is; its frozen layers are used in evaluation mode.
+        cache_dir: the cache's folder; processes that share it share the work.
+        token_budget: as for :func:`retriever.encoder.encoding.encode`.
+        title: what the progress bar says.
+
+    Raises:
+        InputError: a state is too large for float16.
+    """
+    if not encoder.starts_from_states or not len(tokens):
+        return tokens
+    width = encoder.backbone.config.hidden_size
+    whole = _file(tokens, encoder, cache_dir)
+    if not whole.is_file() and not _fits(int(tokens.offsets[-1]) * width * 2, cache_dir, title):
+        return tokens
+    order = np.argsort(-tokens.lengths, kind="stable") if not whole.is_file() else np.zeros(0, np.int64)
+    parts = [order[start : start + _BLOCK] for start in range(0, len(order), _BLOCK)]
+
+    def computed(rows: np.ndarray, advance: Callable[[int], None]) -> list[np.ndarray]:
+        return [_states(tokens.select(rows), encoder, token_budget, advance)]
+
+    def merge(blocks: Sequence[Path]) -> None:
+        with atomic_path(whole) as temporary:
+            merged = np.lib.format.open_memmap(temporary, "w+", np.float16, (int(tokens.offsets[-1]), width))
+            with open(temporary, "rb+") as file:
+                reserve(file, temporary.stat().st_size)
+            for block, rows in zip(blocks, parts, strict=True):
+                states, start = np.load(block, mmap_mode="r"), 0
+                for row in rows:
+                    first, last = tokens.offsets[row : row + 2]
+                    merged[first:last] = states[start : start + last - first]
+                    start += last - first
+            merged.flush()
+
+    make_in_blocks(whole.parent, whole.is_file, parts, computed, merge, title)
+    return replace(tokens, states=np.load(whole, mmap_mode="r"))
+
+
+def _states(
+    tokens: TokenizedTexts, encoder: TextEncoder, token_budget: int | None, advance: Callable[[int], None]
+) -> np.ndarray:
+    """Compute the states of texts, float16 [T, D]."""
+    assert encoder.split is not None
+    device, training = device_of(encoder), encoder.training
+    budget = token_budget or fastest_token_budget(encoder, device)
+    found = np.empty((len(tokens.ids), encoder.backbone.config.hidden_size), np.float16)
+    encoder.eval()
+    try:
+        for rows in micro_batches(tokens.lengths, budget, on_gpu=device.type != "cpu"):
+            states = encoder.split.lower(*tokens.padded(rows, encoder.pad_id, device)).to(torch.float16).cpu().numpy()
+            for row, of_text in zip(rows, states, strict=True):
+                first, last = tokens.offsets[row : row + 2]
+                found[first:last] = of_text[: last - first]
+            advance(len(rows))
+    finally:
+        encoder.train(training)
+    if not np.isfinite(found).all():
+        raise InputError(
+            f"encoder.trainable_layers: the states below the trained layers of {encoder.name} are too large for "
+            "float16, in which they are stored. Take another number of layers, or null."
+        )
+    return found
+
+
+def _file(tokens: TokenizedTexts, encoder: TextEncoder, cache_dir: str | Path) -> Path:
+    assert encoder.split is not None
+    digest = hashlib.sha256(f"{encoder.split.fingerprint()} {precision_of(encoder)}".encode())
+    update_with_tokens(digest, tokens)
+    return Path(cache_dir) / "states" / digest.hexdigest()[:32] / "states.npy"
+
+
+def _fits(size: int, cache_dir: str | Path, title: str) -> bool:
+    """Tell whether so many bytes may be taken, twice while they are merged; say so where not."""
+    Path(cache_dir).mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(cache_dir).free
+    if 2 * size <= free * _SHARE_OF_DISK:
+        return True
+    log.warning(
+        "%s: the states below the trained layers would take %.1f GB, and %s has %.1f GB free; they are not stored, and "
+        "all layers are computed each time",
+        title,
+        size / 1e9,
+        cache_dir,
+        free / 1e9,
+    )
+    return False

@@ -1,0 +1,134 @@
+"""Distillation and InfoNCE whose list is the whole corpus, or a weighted sample of it."""
+
+from torch import Tensor
+
+from retriever.batch import BatchNeeds, EncodedBatch, membership_mask
+from retriever.errors import InputError, choose, require_positive
+from retriever.losses.corpus import corpus_distillation, corpus_infonce
+from retriever.losses.query_blocks import in_query_blocks
+from retriever.module import STUDENT_TEMPERATURE, RetrieverModule
+from retriever.objectives.temperature import Temperature
+
+POSITIVES = ("teacher", "labelled")
+
+
+class CorpusObjective(RetrieverModule):
+    """What both have in common: batches that hold the passages of the corpus and the teacher's scores of all of them.
+
+    Where passages keep the base embeddings, they are the whole corpus, or the teacher's best and a weighted draw of the
+    rest (``data.corpus_scores.columns``). Where passages are trained, they are the distinct ones of this rank's lists,
+    with the teacher score of every pair.
+    """
+
+    @property
+    def needs(self) -> BatchNeeds:
+        """See :class:`RetrieverModule`."""
+        return BatchNeeds(frozen_passages=not self.train_passage_encoder, all_scores=True)
+
+    def scores_of_all(self, batch: EncodedBatch) -> tuple[Tensor, Tensor]:
+        """Give the teacher's scores of all passages, float32 [Q, P], and log weights of these, float32 [P].
+
+        Raises:
+            InputError: the batch was made without them.
+        """
+        if batch.all_scores is None or batch.log_weights is None:
+            raise InputError(
+                f"{type(self).__name__} needs the teacher's scores of all passages of a batch. Give the data module "
+                "what the module needs: data.needs = module.needs."
+            )
+        return batch.all_scores, batch.log_weights
+
+
+class CorpusDistillation(CorpusObjective):
+    """KL( softmax(teacher / τ_t) ‖ softmax(s / τ_s) ) over the corpus.
+
+    Over a list, only differences inside the list are held, and a query that learns against passages that do not may
+    drift towards others. Here the teacher speaks of every passage.
+
+    Args:
+        encoder: what is trained.
+        temperature: τ_s of the student.
+        learnable_temperature: learn τ_s from there on.
+        teacher_temperature: τ_t, for a teacher whose scores are in [0, 1].
+        **common: arguments of :class:`RetrieverModule`.
+    """
+
+    def __init__(
+        self,
+        encoder,
+        *,
+        temperature: float = STUDENT_TEMPERATURE,
+        learnable_temperature: bool = False,
+        teacher_temperature: float = 0.05,
+        **common,
+    ) -> None:
+        super().__init__(encoder, **common)
+        require_positive(teacher_temperature=teacher_temperature)
+        self.temperature = Temperature(temperature, learnable_temperature)
+        self.teacher_temperature = teacher_temperature
+
+    def objective(self, batch: EncodedBatch) -> dict[str, Tensor]:
+        """Compute the divergence's mean over the queries."""
+        teacher, log_weights = self.scores_of_all(batch)
+
+        def losses(queries: Tensor, teacher: Tensor) -> Tensor:
+            scores = queries @ batch.passages.T
+            return corpus_distillation(scores, teacher, log_weights, self.temperature(), self.teacher_temperature)
+
+        each = in_query_blocks(losses, batch.queries, teacher, numbers_per_query=len(batch.passages))
+        return {"loss": each.mean()}
+
+
+class CorpusInfoNCE(CorpusObjective):
+    """InfoNCE whose negatives are all other passages of the corpus.
+
+    Labelled positives of a query are never its negatives.
+
+    Args:
+        encoder: what is trained.
+        temperature: τ of the softmax.
+        learnable_temperature: learn τ from there on.
+        positive: ``labelled``, one of ``positive_ids``, or ``teacher``, the passage that the teacher ranks first.
+        **common: arguments of :class:`RetrieverModule`.
+    """
+
+    def __init__(
+        self,
+        encoder,
+        *,
+        temperature: float = 0.01,
+        learnable_temperature: bool = False,
+        positive: str = "labelled",
+        **common,
+    ) -> None:
+        super().__init__(encoder, **common)
+        self.temperature = Temperature(temperature, learnable_temperature)
+        self.positive = choose("module.positive", positive, POSITIVES)
+
+    @property
+    def needs(self) -> BatchNeeds:
+        """See :class:`CorpusObjective`."""
+        return BatchNeeds(
+            labels=self.positive == "labelled", frozen_passages=not self.train_passage_encoder, all_scores=True
+        )
+
+    def objective(self, batch: EncodedBatch) -> dict[str, Tensor]:
+        """Compute the loss's mean over the queries.
+
+        Raises:
+            InputError: a query has no labelled positive.
+        """
+        teacher, log_weights = self.scores_of_all(batch)
+        positive = teacher.argmax(1) if self.positive == "teacher" else batch.positive_index
+        if (positive < 0).any():
+            raise InputError(
+                "module.positive is 'labelled', but a list has no labelled positive: take module.positive=teacher, or "
+                "lists whose queries have positives."
+            )
+
+        def losses(queries: Tensor, positive: Tensor, labelled: Tensor) -> Tensor:
+            excluded = membership_mask(batch.passage_keys, labelled)
+            return corpus_infonce(queries @ batch.passages.T, positive, excluded, log_weights, self.temperature())
+
+        rows = (batch.queries, positive, batch.labelled_keys)
+        return {"loss": in_query_blocks(losses, *rows, numbers_per_query=len(batch.passages)).mean()}

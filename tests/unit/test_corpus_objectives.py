@@ -1,0 +1,265 @@
+"""Distillation and InfoNCE over the whole corpus: losses, gradients, the draw of a large corpus, the teacher."""
+
+import itertools
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from datamodules.batches import Draw, ListBatches, ListSource
+from datamodules.corpus import Corpus
+from datamodules.corpus_scores import CorpusScores
+from datamodules.hits import Hits, bm25_search, fuse_scores
+from datamodules.query_lists import QueryLists
+from datamodules.specs import CorpusScoring
+from retriever.batch import BatchNeeds, EncodedBatch
+from retriever.encoder.tokens import TokenizedTexts
+from retriever.errors import InputError
+from retriever.losses import corpus as losses
+from retriever.losses.listwise import listwise_distillation
+from retriever.objectives import CorpusDistillation, CorpusInfoNCE
+
+DOUBLE = torch.float64
+
+
+def reference_kl(scores, teacher, log_weights, student_temperature, teacher_temperature):
+    """Plain sums in Python, of passages that stand for several each."""
+    found = []
+    for s, t in zip(scores.tolist(), teacher.tolist(), strict=True):
+        weights = [math.exp(w) for w in log_weights.tolist()]
+        p = [w * math.exp((x - max(t)) / teacher_temperature) for w, x in zip(weights, t, strict=True)]
+        q = [w * math.exp((x - max(s)) / student_temperature) for w, x in zip(weights, s, strict=True)]
+        p, q = [x / sum(p) for x in p], [x / sum(q) for x in q]
+        found.append(sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a))
+    return torch.tensor(found, dtype=DOUBLE)
+
+
+def example(seed=0, queries=4, passages=9, weights=True):
+    torch.manual_seed(seed)
+    scores, teacher = (torch.rand(queries, passages, dtype=DOUBLE) for _ in range(2))
+    scores[0, 1], teacher[0, 1] = scores[0, 0], teacher[0, 0]  # ties
+    log_weights = torch.rand(passages, dtype=DOUBLE) * 3 if weights else torch.zeros(passages, dtype=DOUBLE)
+    return scores, teacher, log_weights
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("weights", [False, True])
+def test_the_divergence_is_that_of_plain_sums(seed, weights):
+    scores, teacher, log_weights = example(seed, weights=weights)
+    found = losses.corpus_distillation(scores, teacher, log_weights, 0.05, 0.07)
+    torch.testing.assert_close(found, reference_kl(scores, teacher, log_weights, 0.05, 0.07), rtol=1e-9, atol=1e-12)
+    single = losses.corpus_distillation(scores.float(), teacher.float(), log_weights.float(), 0.05, 0.07)
+    torch.testing.assert_close(single.double(), found, rtol=1e-4, atol=1e-5)
+
+
+def test_where_the_list_is_the_corpus_it_is_listwise_distillation():
+    scores, teacher, none = example(weights=False)
+    listed = listwise_distillation(scores, teacher, torch.ones_like(scores, dtype=torch.bool), 0.05, 0.3)
+    torch.testing.assert_close(losses.corpus_distillation(scores, teacher, none, 0.05, 0.3), listed)
+
+
+def test_a_passage_that_counts_twice_is_two_passages():
+    scores, teacher, none = example(weights=False)
+    twice = none.clone()
+    twice[3] = math.log(2)
+    double = [torch.cat([x, x[:, 3:4]], 1) for x in (scores, teacher)]
+    expected = losses.corpus_distillation(*double, torch.zeros(10, dtype=DOUBLE), 0.05, 0.3)
+    torch.testing.assert_close(losses.corpus_distillation(scores, teacher, twice, 0.05, 0.3), expected)
+
+
+def test_gradients_are_right():
+    scores, teacher, log_weights = example(queries=2, passages=5)
+    scores.requires_grad_()
+    temperature = torch.tensor(0.3, dtype=DOUBLE, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda s, t: losses.corpus_distillation(s, teacher, log_weights, t, 0.3), (scores, temperature)
+    )
+    excluded = torch.zeros(2, 5, dtype=torch.bool)
+    excluded[0, 2] = excluded[1, 3] = True
+    positive = torch.tensor([2, 0])
+    assert torch.autograd.gradcheck(
+        lambda s, t: losses.corpus_infonce(s, positive, excluded, log_weights, t), (scores, temperature)
+    )
+
+
+def test_extreme_scores_stay_finite():
+    scores = torch.tensor([[1.0, -1.0, 1e4], [1.0, 1.0, 1.0]], requires_grad=True)
+    teacher = torch.tensor([[0.0, 1e4, -1e4], [1.0, 1.0, 1.0]])
+    none = torch.zeros(3)
+    found = losses.corpus_distillation(scores, teacher, none, 0.01, 0.01)
+    other = losses.corpus_infonce(scores, torch.tensor([0, 1]), torch.zeros(2, 3, dtype=torch.bool), none, 0.01)
+    (found.sum() + other.sum()).backward()
+    assert torch.isfinite(found).all() and torch.isfinite(other).all() and torch.isfinite(scores.grad).all()
+    assert found[1] == 0 and other[1].item() == pytest.approx(math.log(3))
+
+
+def test_infonce_counts_negatives_as_they_weigh_and_leaves_other_positives_out():
+    scores = torch.tensor([[0.5, 0.4, 0.9, 0.1]], dtype=DOUBLE)
+    excluded = torch.tensor([[True, False, True, False]])  # the positive itself, and another positive
+    weights = torch.tensor([7.0, 0.0, 3.0, math.log(5)], dtype=DOUBLE)
+    found = losses.corpus_infonce(scores, torch.tensor([0]), excluded, weights, 0.1)
+    total = math.exp(5) + math.exp(4) + 5 * math.exp(1)
+    assert found.item() == pytest.approx(-math.log(math.exp(5) / total))
+
+
+def batch(scores: torch.Tensor | None, log_weights: torch.Tensor | None) -> EncodedBatch:
+    torch.manual_seed(0)
+    return EncodedBatch(
+        queries=torch.nn.functional.normalize(torch.randn(3, 8), dim=1).requires_grad_(),
+        passages=torch.nn.functional.normalize(torch.randn(6, 8), dim=1),
+        passage_keys=torch.arange(6) * 10,
+        list_index=torch.tensor([[0, 1], [2, 3], [4, 5]]),
+        list_mask=torch.ones(3, 2, dtype=torch.bool),
+        teacher_scores=torch.rand(3, 2),
+        positive_index=torch.tensor([0, 3, 5]),
+        labelled_keys=torch.tensor([[0, 50], [30, -1], [50, 20]]),
+        all_scores=scores,
+        log_weights=log_weights,
+    )
+
+
+def test_the_objectives_are_the_losses_of_inner_products(monkeypatch):
+    scores, none = torch.rand(3, 6), torch.zeros(6)
+    encoder = torch.nn.Linear(2, 2)
+    of = batch(scores, none)
+    found = CorpusDistillation(encoder, train_passage_encoder=False, temperature=0.05).objective(of)["loss"]
+    products = (of.queries @ of.passages.T).double()
+    torch.testing.assert_close(found.double(), reference_kl(products, scores, none, 0.05, 0.05).mean())
+    contrast = CorpusInfoNCE(encoder, temperature=0.1).objective(of)["loss"]
+    expected = []
+    for query, (positive, others) in enumerate([(0, {0, 5}), (3, {3}), (5, {5, 2})]):
+        row = products[query] / 0.1
+        kept = [n for n in range(6) if n == positive or n not in others]
+        expected.append(row[kept].logsumexp(0) - row[positive])
+    torch.testing.assert_close(contrast.double(), torch.stack(expected).mean())
+    by_teacher = CorpusInfoNCE(encoder, temperature=0.1, positive="teacher")
+    assert not by_teacher.needs.labels and CorpusInfoNCE(encoder).needs.labels
+    assert by_teacher.objective(of)["loss"] != contrast
+    monkeypatch.setattr("retriever.losses.query_blocks.BLOCK_NUMBERS", 6)  # a query a block
+    gradients = []
+    for loss in (found, CorpusDistillation(encoder, temperature=0.05).objective(of)["loss"]):
+        of.queries.grad = None
+        loss.backward()
+        gradients.append(of.queries.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_what_a_batch_lacks_is_said():
+    with pytest.raises(InputError, match=r"data\.needs = module\.needs"):
+        CorpusDistillation(torch.nn.Linear(2, 2)).objective(batch(None, None))
+    without = replace(batch(torch.rand(3, 6), torch.zeros(6)), positive_index=torch.tensor([0, -1, 5]))
+    with pytest.raises(InputError, match=r"take module\.positive=teacher"):
+        CorpusInfoNCE(torch.nn.Linear(2, 2)).objective(without)
+
+
+def test_a_draw_estimates_the_sum_over_the_corpus():
+    """All draws of 2 of the 5 others, each as likely as the next: their mean is the whole sum, exactly."""
+    terms = torch.rand(8, dtype=DOUBLE)
+    known, others = [0, 3, 6], [1, 2, 4, 5, 7]
+    estimates = [
+        (terms[known].sum() + math.exp(math.log(5 / 2)) * terms[list(drawn)].sum()).item()
+        for drawn in itertools.combinations(others, 2)
+    ]
+    assert np.mean(estimates) == pytest.approx(terms.sum().item())
+
+
+TEXTS = ["red apples and pears", "green apples", "pears in rain", "cars drive on roads", "roads in rain", "a tree"]
+QUERIES = ["apples and pears", "rain on roads", "unseen"]
+
+
+def corpus_of(texts):
+    return Corpus("fruit", pa.array(map(str, range(len(texts)))), pa.array([""] * len(texts)), pa.array(texts))
+
+
+@pytest.mark.parametrize("depth", [2, 3, 100])
+@pytest.mark.parametrize("weights", [(0.5, 0.5), (1.0, 0.0), (0.0, 2.0), (0.3, 0.9)])
+def test_the_teacher_is_the_fusion_of_each_retrievers_best(depth, weights):
+    random = np.random.default_rng(3)
+    queries, passages = (random.standard_normal((n, 4)).astype(np.float32) for n in (3, 6))
+    known = (queries, passages) if weights[1] else (None, None)
+    scoring = CorpusScoring(bm25=weights[0], encoder=weights[1], depth=depth)
+    found = CorpusScores(scoring, corpus_of(TEXTS), pa.array(QUERIES), *known)(np.array([0, 1, 2]))
+    bm25 = bm25_search(TEXTS, QUERIES, min(depth, 6))
+    products = queries @ passages.T
+    rows = np.argsort(-products, axis=1)[:, :depth]
+    runs = [bm25, Hits(np.take_along_axis(products, rows, 1), rows)]
+    fused = fuse_scores(runs, list(weights), 12)
+    expected = np.zeros((3, 6))
+    for query in range(3):
+        there = fused.rows[query] >= 0
+        expected[query, fused.rows[query][there]] = fused.scores[query][there] / sum(weights)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_wrong_weights_are_refused():
+    with pytest.raises(InputError, match="nor both 0"):
+        CorpusScoring(bm25=0, encoder=0)
+
+
+def source_of(size, columns):
+    """One list of two candidates and two positives for each of three queries, over a corpus of ``size`` passages."""
+    corpus = corpus_of([f"{word} {n}" for n, word in zip(range(size), itertools.cycle(QUERIES), strict=False)])
+    lists = QueryLists(
+        source=Path("lists.parquet"),
+        line=np.arange(1, 4),
+        metadata={},
+        query_ids=pa.array(["a", "b", "c"]),
+        query_types=pa.array(["x"] * 3),
+        queries=pa.array(QUERIES),
+        rows=np.array([0, 1, 2, 3, 4, 5], np.int32),
+        scores=np.ones(6, np.float32),
+        offsets=np.arange(0, 7, 2),
+        positive_rows=np.array([0, 7, 8], np.int32),
+        positive_offsets=np.arange(4),
+    )
+    scoring = CorpusScoring(bm25=1, encoder=0, columns=columns)
+    tokens = TokenizedTexts.from_lists([[1, 2]] * size)
+    embeddings = np.random.default_rng(0).standard_normal((size, 4)).astype(np.float32)
+    scores = CorpusScores(scoring, corpus, lists.queries, None, None)
+    return ListSource(corpus, lists, np.ones(3), tokens.select(np.arange(3)), tokens, embeddings, scores)
+
+
+def batches(source, **options):
+    return ListBatches([source], 2, "top", BatchNeeds(labels=True, frozen_passages=True, all_scores=True), **options)
+
+
+PLACES = np.stack([np.zeros(3, int), np.arange(3)], 1)
+
+
+def test_a_batch_holds_a_small_corpus_whole():
+    source = source_of(40, columns=40)
+    made = batches(source)[Draw(PLACES, (1, 0, 0, 0))]
+    assert made.passage_keys.tolist() == list(range(40)) and not made.log_weights.any()
+    np.testing.assert_array_equal(made.passage_embeddings, source.passage_embeddings)
+    np.testing.assert_array_equal(made.all_scores, source.corpus_scores(np.arange(3)))
+    assert made.passage_keys[made.positive_index].tolist() == [0, 7, 8]
+    assert made.passage_keys[made.list_index].tolist() == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_of_a_large_corpus_a_batch_holds_its_lists_and_a_weighted_draw():
+    source = source_of(40, columns=18)
+    made = [batches(source)[Draw(PLACES, (1, epoch, 0, 0))] for epoch in (0, 0, 1)]
+    wanted = {0, 1, 2, 3, 4, 5, 7, 8}
+    for one in made:
+        keys = one.passage_keys.tolist()
+        assert len(keys) == 18 and keys == sorted(set(keys)) and wanted < set(keys)
+        drawn = [weight for key, weight in zip(keys, one.log_weights.exp().tolist(), strict=True) if key not in wanted]
+        assert drawn == pytest.approx([32 / 10] * 10)
+        assert sum(one.log_weights.exp().tolist()) == pytest.approx(40)
+        assert one.passage_keys[one.positive_index].tolist() == [0, 7, 8]
+        np.testing.assert_array_equal(one.all_scores, source.corpus_scores(np.arange(3))[:, keys])
+    assert made[0].passage_keys.tolist() == made[1].passage_keys.tolist() != made[2].passage_keys.tolist()
+    dev = [batches(source, drawn_anew=False)[Draw(PLACES, (1, epoch, 0, 0))] for epoch in (0, 1)]
+    assert dev[0].passage_keys.tolist() == dev[1].passage_keys.tolist()
+
+
+def test_where_passages_learn_every_pair_of_the_batch_has_a_score():
+    source = replace(source_of(40, columns=40), passage_embeddings=None)
+    needs = BatchNeeds(all_scores=True)
+    made = ListBatches([source], 2, "top", needs)[Draw(PLACES, (1, 0, 0, 0))]
+    assert made.passage_keys.tolist() == [0, 1, 2, 3, 4, 5] and len(made.passages) == 6
+    np.testing.assert_array_equal(made.all_scores, source.corpus_scores(np.arange(3))[:, :6])

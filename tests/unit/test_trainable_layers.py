@@ -1,0 +1,128 @@
+"""Frozen lower layers: what they give is stored, and encoding, with and without gradient, starts there."""
+
+import copy
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules import hidden_states
+from datamodules.caches import cached_embeddings, embed
+from datamodules.hidden_states import with_states
+from helpers.encoders import LENGTHS, TEXTS, gradients, save_backbone
+from retriever.encoder.encoding import encode
+from retriever.encoder.text_encoder import TextEncoder
+from retriever.encoder.tokens import TokenizedTexts
+from retriever.errors import InputError
+
+KINDS = ("bert", "roberta", "mpnet", "llama")
+
+
+def load(kind, tiny_model, folder, **options) -> TextEncoder:
+    path = str(tiny_model) if kind == "bert" else save_backbone(kind, tiny_model, folder / kind)
+    return TextEncoder.from_pretrained(path, pooling="mean", **(LENGTHS | {"trainable_layers": 1} | options))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stored_states_give_the_embeddings_and_the_gradient_of_the_whole(kind, tiny_model, tmp_path):
+    encoder = load(kind, tiny_model, tmp_path)
+    tokens = encoder.tokenize(TEXTS * 3, "passage")
+    stored = with_states(tokens, encoder, tmp_path / "cache", None, "states")
+    assert stored.states.dtype == np.float16 and stored.states.shape == (len(tokens.ids), 32)
+    np.testing.assert_allclose(embed(stored, encoder, 40), embed(tokens, encoder, None), atol=2e-3)
+    whole, parts = gradients(encoder, tokens, 40), gradients(encoder, stored, 40)
+    assert torch.nn.functional.cosine_similarity(whole, parts, dim=0) > 0.9999
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_last_layers_learn_and_nothing_else(kind, tiny_model, tmp_path):
+    encoder = load(kind, tiny_model, tmp_path)
+    learns = {name for name, p in encoder.backbone.named_parameters() if p.requires_grad}
+    assert learns and all(".1." in name or name.startswith("norm.") for name in learns)
+    before = encoder.fingerprint(), encoder.split.fingerprint()
+    encode(encoder, encoder.tokenize(TEXTS, "query")).sum().backward()
+    torch.optim.SGD([p for p in encoder.parameters() if p.requires_grad], 0.1).step()
+    assert encoder.fingerprint() != before[0] and encoder.split.fingerprint() == before[1]
+
+
+def test_the_lower_layers_run_once_for_a_text(tiny_model, tmp_path):
+    encoder = load("bert", tiny_model, tmp_path)
+    layers, runs = encoder.backbone.encoder.layer, [0, 0]
+    for number, layer in enumerate(layers):
+        layer.register_forward_hook(lambda *_, n=number: runs.__setitem__(n, runs[n] + 1))
+    tokens = encoder.tokenize(TEXTS * 3, "passage")
+    stored = with_states(tokens, encoder, tmp_path, None, "states")
+    assert runs[0] > 0 == runs[1]
+    once = runs[0]
+    for _ in range(3):
+        encode(encoder, with_states(tokens, encoder, tmp_path, None, "states")).sum().backward()
+        embed(stored, encoder, None)
+    assert runs[0] == once and runs[1] >= 6
+
+
+def test_a_copy_of_an_encoder_has_its_own_upper_layers(tiny_model, tmp_path):
+    encoder = load("bert", tiny_model, tmp_path)
+    stored = with_states(encoder.tokenize(TEXTS, "passage"), encoder, tmp_path, None, "states")
+    copied, before = copy.deepcopy(encoder), embed(stored, encoder, None)
+    with torch.no_grad():
+        copied.backbone.encoder.layer[1].output.dense.weight.mul_(3)
+    assert np.array_equal(embed(stored, encoder, None), before)
+    assert np.abs(embed(stored, copied, None) - before).max() > 1e-3
+
+
+def test_states_go_with_the_texts_that_are_chosen(tiny_model, tmp_path):
+    encoder = load("bert", tiny_model, tmp_path)
+    stored = with_states(encoder.tokenize(TEXTS, "passage"), encoder, tmp_path, None, "states")
+    whole = embed(stored, encoder, None)
+    rows = np.array([2, 0, 2])
+    np.testing.assert_allclose(embed(stored.select(rows), encoder, None), whole[rows], atol=1e-5)
+    np.testing.assert_allclose(embed(stored.part(1, 3), encoder, None), whole[1:3], atol=1e-5)
+    both = TokenizedTexts.concatenate([stored.part(0, 2), stored.part(2, 4)])
+    assert np.array_equal(both.states, stored.states)
+    assert TokenizedTexts.concatenate([stored, encoder.tokenize(["a"], "query")]).states is None
+
+
+def test_embeddings_of_stored_states_are_kept_apart(tiny_model, tmp_path):
+    encoder = load("bert", tiny_model, tmp_path)
+    tokens = encoder.tokenize(TEXTS, "passage")
+    stored = with_states(tokens, encoder, tmp_path, None, "states")
+    for texts in (tokens, stored):
+        kept = cached_embeddings(texts, encoder, tmp_path, None, "embeddings")
+        assert np.array_equal(kept, embed(texts, encoder, None))
+
+
+def test_where_the_disk_is_short_all_layers_are_computed(tiny_model, tmp_path, monkeypatch, caplog):
+    encoder = load("bert", tiny_model, tmp_path)
+    tokens = encoder.tokenize(TEXTS, "passage")
+    monkeypatch.setattr(hidden_states, "_SHARE_OF_DISK", 1e-12)
+    with caplog.at_level(logging.WARNING):
+        assert with_states(tokens, encoder, tmp_path, None, "cells") is tokens
+    assert "cells: the states below the trained layers would take" in caplog.text
+
+
+def test_adapters_learn_in_the_upper_layers_alone(tiny_model, tmp_path):
+    lora = {"r": 2, "target_modules": ["query", "value"], "lora_alpha": 4}
+    encoder = load("bert", tiny_model, tmp_path, lora=lora)
+    learns = [name for name, p in encoder.backbone.named_parameters() if p.requires_grad]
+    assert learns and all("lora" in name and ".layer.1." in name for name in learns)
+    tokens = encoder.tokenize(TEXTS, "passage")
+    stored = with_states(tokens, encoder, tmp_path, None, "states")
+    whole, parts = gradients(encoder, tokens, 40), gradients(encoder, stored, 40)
+    assert torch.nn.functional.cosine_similarity(whole, parts, dim=0) > 0.999
+    encoder.save(tmp_path / "saved")
+    again = TextEncoder.from_pretrained(str(tmp_path / "saved"), pooling="mean", **LENGTHS)
+    np.testing.assert_allclose(embed(tokens, again, None), embed(tokens, encoder, None), atol=1e-5)
+
+
+@pytest.mark.parametrize("layers", [0, 2, 9])
+def test_a_wrong_number_of_layers_is_refused(layers, tiny_model, tmp_path):
+    with pytest.raises(InputError, match=f"trainable_layers is {layers}, but BertModel has 2 layers: take 1 to 1"):
+        load("bert", tiny_model, tmp_path, trainable_layers=layers)
+
+
+def test_packed_texts_are_computed_whole_with_frozen_layers(tiny_model, tmp_path):
+    encoder = load("bert", tiny_model, tmp_path, attention="packed")
+    tokens = encoder.tokenize(TEXTS, "passage")
+    assert with_states(tokens, encoder, tmp_path, None, "states") is tokens
+    assert not any(p.requires_grad for n, p in encoder.backbone.named_parameters() if ".layer.0." in n)
