@@ -38,6 +38,7 @@ FORKED.set_forkserver_preload(
         "experiments.comparison.plots",
         "sentence_transformers",
         "torch.distributed.run",
+        "helpers.out_of_collection",
     ]
 )
 
