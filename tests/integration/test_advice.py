@@ -272,7 +272,7 @@ CASES: list[tuple[str, Callable, tuple[str, ...]]] = [
     ("datamodule.py: data.list_length=%d", run, (TRAIN, "data.list_length=20")),
     ("dev_lists.py: data.dev_fraction={}", run, (
         "data.train=[{{path: {three}, corpus: {corpus}}}]", "data.dev_fraction=0.1")),
-    ("checks.py: allow_test_selection=true", checked, ("criterion=val/small/ndcg@10", "criterion_mode=max")),
+    ("first_checks.py: allow_test_selection=true", checked, ("criterion=val/small/ndcg@10", "criterion_mode=max")),
     ("optimizer.py: module.weight_decay=0", checked, (
         "optimizer._target_=torch.optim.Rprop", "module.weight_decay=0.01")),
     ("metrics.py: evaluation.hits={}", checked, ("evaluation.metrics=[nDCG@10,R@2000]",)),
@@ -358,8 +358,8 @@ NOT_TYPED = {
     "sequence_classifier.py: teacher.dtype=float32": "no model of transformers is without a last projection",
     "dense.py: module=reranker": "what was typed",
     "reranking.py: evaluation=rerank": "what was typed",
-    "checks.py: encoder.{}=null": "see test_repeat.py and test_encoder.py: prompts of an exported model",
-    "checks.py: module.train_passage_encoder=false": "what was typed",
+    "first_checks.py: encoder.{}=null": "see test_repeat.py and test_encoder.py: prompts of an exported model",
+    "first_checks.py: module.train_passage_encoder=false": "what was typed",
     "trainer_checks.py: trainer=fsdp": "in place of a strategy of one's own",
     "arguments.py: --cfg": "Hydra's own",
     "run_settings.py: logger=csv": "test_readme.py types it with every run",
