@@ -245,6 +245,8 @@ class ListBatches(Dataset):
             every epoch; ``stratified``, its first and, of the others in ``list_length`` − 1 groups of equal size by
             teacher score, a random one of each, drawn anew likewise.
         needs: what else batches hold.
+        columns: passages of a batch where an objective looks at the whole corpus
+            (:class:`~datamodules.specs.CorpusScoring`).
         drawn_anew: whether passages that stand for the rest of a corpus are others in each epoch.
     """
 
@@ -252,6 +254,7 @@ class ListBatches(Dataset):
     list_length: int
     candidates: str
     needs: BatchNeeds
+    columns: int = 20_000
     drawn_anew: bool = True
 
     def __post_init__(self) -> None:
@@ -278,9 +281,10 @@ class ListBatches(Dataset):
         source = parts[0][0]
         frozen = source.passage_embeddings is not None
         of_all: dict[str, torch.Tensor] = {}
-        if self.needs.all_scores:
-            distinct, log_weights = self._columns(source, distinct, frozen, draw)
+        if self.needs.whole_corpus:
+            distinct, log_weights = self._columns(len(source.corpus), distinct, frozen, draw)
             of_all["log_weights"] = torch.from_numpy(log_weights)
+        if self.needs.all_scores:
             found = [s.corpus_scores(at)[:, distinct] for s, at in parts if s.corpus_scores is not None]
             of_all["all_scores"] = torch.from_numpy(np.concatenate(found))
         list_index = np.zeros_like(rows)
@@ -302,13 +306,11 @@ class ListBatches(Dataset):
             **of_all,
         )
 
-    def _columns(
-        self, source: ListSource, wanted: np.ndarray, frozen: bool, draw: Draw
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _columns(self, size: int, wanted: np.ndarray, frozen: bool, draw: Draw) -> tuple[np.ndarray, np.ndarray]:
         """Choose the passages that every query of a batch is compared with.
 
         Args:
-            source: of the batch's lists.
+            size: of the corpus.
             wanted: passages that must be among them, sorted.
             frozen: whether the corpus' embeddings are known; else there are no others.
             draw: of the batch.
@@ -316,15 +318,13 @@ class ListBatches(Dataset):
         Returns:
             Rows of the corpus, sorted, int64 [P]; and the log of how many passages each counts for, float32 [P].
         """
-        assert source.corpus_scores is not None
-        size, most = len(source.corpus), source.corpus_scores.scoring.columns
         if not frozen:
             return wanted, np.zeros(len(wanted), np.float32)
-        if size <= max(most, len(wanted)):
+        if size <= max(self.columns, len(wanted)):
             return np.arange(size), np.zeros(size, np.float32)
         seed = draw.seed if self.drawn_anew else (draw.seed[0], *draw.seed[2:])  # without the epoch
         others = np.setdiff1d(np.arange(size), wanted, assume_unique=True)
-        count = max(1, most - len(wanted))
+        count = max(1, self.columns - len(wanted))
         drawn = np.random.default_rng([*seed, 1]).choice(others, count, replace=False, shuffle=False)
         rows = np.concatenate([wanted, drawn])
         log_weights = np.zeros(len(rows), np.float32)

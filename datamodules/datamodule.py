@@ -265,7 +265,7 @@ class QueryListDataModule(L.LightningDataModule):
 
     def _loader(self, sources: list[ListSource], train: bool) -> ThreadedLoader:
         candidates = self.candidates if train else "top"
-        dataset = ListBatches(sources, self.list_length, candidates, self.needs, drawn_anew=train)
+        dataset = ListBatches(sources, self.list_length, candidates, self.needs, self.corpus_scoring.columns, train)
         ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else ()
         return ThreadedLoader(dataset, self.sampler(train, *ranks), self.num_workers)
 

@@ -19,13 +19,14 @@ class BatchNeeds:
         labels: one labelled positive of each query, drawn anew every epoch, among the passages.
         all_labels: all labelled positives of each query among the passages.
         frozen_passages: embeddings of the passages by the base model, in place of their tokens.
-        all_scores: the teacher's score of every passage for every query; where passages are frozen, these are all of
-            the corpus, or a weighted draw.
+        whole_corpus: where passages are frozen, all of the corpus, or a weighted draw of it.
+        all_scores: the teacher's score of every passage for every query.
     """
 
     labels: bool = False
     all_labels: bool = False
     frozen_passages: bool = False
+    whole_corpus: bool = False
     all_scores: bool = False
 
 
@@ -42,7 +43,8 @@ class ListTensors:
             :class:`BatchNeeds` asks for no labels.
         labelled_keys: int64 [Q, M], the passage keys of all labelled positives, padded with −1.
         all_scores: float32 [Q, P], the teacher's of every passage; None where :class:`BatchNeeds` asks for none.
-        log_weights: float32 [P], log of how many passages of the corpus each counts for; None likewise.
+        log_weights: float32 [P], log of how many passages of the corpus each counts for; None likewise, where none is
+            asked for.
     """
 
     passage_keys: Tensor

@@ -1,5 +1,7 @@
 """Distillation and InfoNCE whose list is the whole corpus, or a weighted sample of it."""
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from retriever.batch import BatchNeeds, EncodedBatch, membership_mask
@@ -15,28 +17,29 @@ POSITIVES = ("teacher", "labelled")
 class CorpusObjective(RetrieverModule):
     """What both have in common: batches that hold the passages of the corpus and the teacher's scores of all of them.
 
-    Where passages keep the base embeddings, they are the whole corpus, or the teacher's best and a weighted draw of the
-    rest (``data.corpus_scores.columns``). Where passages are trained, they are the distinct ones of this rank's lists,
-    with the teacher score of every pair.
+    Where passages keep the base embeddings, those are the whole corpus, or the lists' candidates and a weighted draw of
+    the rest (``data.corpus_scores.columns``). Where passages are trained, they are the distinct ones of this rank's
+    lists, with the teacher score of every pair; ranks do not look at one another's.
     """
 
     @property
     def needs(self) -> BatchNeeds:
         """See :class:`RetrieverModule`."""
-        return BatchNeeds(frozen_passages=not self.train_passage_encoder, all_scores=True)
+        return BatchNeeds(frozen_passages=not self.train_passage_encoder, whole_corpus=True, all_scores=True)
 
-    def scores_of_all(self, batch: EncodedBatch) -> tuple[Tensor, Tensor]:
-        """Give the teacher's scores of all passages, float32 [Q, P], and log weights of these, float32 [P].
 
-        Raises:
-            InputError: the batch was made without them.
-        """
-        if batch.all_scores is None or batch.log_weights is None:
-            raise InputError(
-                f"{type(self).__name__} needs the teacher's scores of all passages of a batch. Give the data module "
-                "what the module needs: data.needs = module.needs."
-            )
-        return batch.all_scores, batch.log_weights
+def made_with(tensor: Tensor | None) -> Tensor:
+    """Give a batch's ``all_scores`` or ``log_weights``.
+
+    Raises:
+        InputError: the batch was made without.
+    """
+    if tensor is None:
+        raise InputError(
+            "This objective looks at the whole corpus, and the batch was made for another. Give the data module what "
+            "the module needs: data.needs = module.needs."
+        )
+    return tensor
 
 
 class CorpusDistillation(CorpusObjective):
@@ -69,7 +72,7 @@ class CorpusDistillation(CorpusObjective):
 
     def objective(self, batch: EncodedBatch) -> dict[str, Tensor]:
         """Compute the divergence's mean over the queries."""
-        teacher, log_weights = self.scores_of_all(batch)
+        teacher, log_weights = made_with(batch.all_scores), made_with(batch.log_weights)
 
         def losses(queries: Tensor, teacher: Tensor) -> Tensor:
             scores = queries @ batch.passages.T
@@ -108,9 +111,8 @@ class CorpusInfoNCE(CorpusObjective):
     @property
     def needs(self) -> BatchNeeds:
         """See :class:`CorpusObjective`."""
-        return BatchNeeds(
-            labels=self.positive == "labelled", frozen_passages=not self.train_passage_encoder, all_scores=True
-        )
+        labelled = self.positive == "labelled"
+        return replace(super().needs, labels=labelled, all_scores=not labelled)
 
     def objective(self, batch: EncodedBatch) -> dict[str, Tensor]:
         """Compute the loss's mean over the queries.
@@ -118,8 +120,8 @@ class CorpusInfoNCE(CorpusObjective):
         Raises:
             InputError: a query has no labelled positive.
         """
-        teacher, log_weights = self.scores_of_all(batch)
-        positive = teacher.argmax(1) if self.positive == "teacher" else batch.positive_index
+        by_teacher, log_weights = self.positive == "teacher", made_with(batch.log_weights)
+        positive = made_with(batch.all_scores).argmax(1) if by_teacher else batch.positive_index
         if (positive < 0).any():
             raise InputError(
                 "module.positive is 'labelled', but a list has no labelled positive: take module.positive=teacher, or "

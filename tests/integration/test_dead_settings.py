@@ -202,6 +202,11 @@ def test_every_setting_of_an_objective_is_followed_or_refused(world, said, modul
     base = world.base() | ({"module.matryoshka_dimensions": [16, 8]} if module == "matryoshka" else {})
     entries = {f"module.{name}": other(OBJECTIVES[name], value) for name, value in every.items()}
     if module.endswith("_corpus"):
-        entries |= {f"data.corpus_scores.{name}": seen for name, seen in CORPUS_SCORES.items()}
+        by_teacher = {"module.positive": "teacher"} if "positive" in found else {}
+        entries |= {
+            f"data.corpus_scores.{name}": dataclasses.replace(seen, context=seen.context | by_teacher)
+            for name, seen in CORPUS_SCORES.items()
+        }
+        entries = {key: dataclasses.replace(seen, by="fit") for key, seen in entries.items()}  # the data module's part
     found_dead = dead(world, entries, base, said, [f"module={module}"])
     assert not found_dead, "\n".join(found_dead)

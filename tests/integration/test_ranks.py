@@ -139,7 +139,9 @@ def fit(name, overrides, **trainer):
         **dict.fromkeys(off, False),
         **trainer,
     )
-    trainer.fit(module, datamodule=instantiate(config.data, encoder=encoder))
+    data = instantiate(config.data, encoder=encoder)
+    data.needs = module.needs
+    trainer.fit(module, datamodule=data)
     return trainer.strategy.lightning_module_state_dict(), watch
 
 
@@ -206,6 +208,8 @@ def trained(tiny_model, small_scifact, small_lists, folder):
             "token_budget=700",
             f"cache_dir={folder}/cache",
             *(["module.matryoshka_dimensions=[16, 8]"] if name == "matryoshka" else []),
+            # else each rank looks at the passages of its own lists alone
+            *(["module.train_passage_encoder=false"] if name.endswith("_corpus") else []),
         ]
     one = {name: fit(name, overrides) for name, overrides in cases.items()}
     on_two_ranks(fit_as_rank, 2, free_port(), cases, folder / "two")
@@ -220,7 +224,7 @@ def test_training_on_two_ranks_gives_the_weights_of_one_and_reduces_gradients_on
         parts = torch.cat([weights[key].flatten() for key in one[name][0]])
         assert (parts - whole).norm() < 1e-5 * whole.norm()
         assert forwards.keys() == reduced.keys() == {0, 1, 2}
-        assert min(forwards.values()) >= 3
+        assert min(forwards.values()) >= (1 if name.endswith("_corpus") else 3)
         parameters = sum(w.numel() for key, w in weights.items())
         assert all(sum(sizes) == parameters for sizes in reduced.values())
 

@@ -148,6 +148,14 @@ def test_the_objectives_are_the_losses_of_inner_products(monkeypatch):
     torch.testing.assert_close(*gradients)
 
 
+def test_only_what_is_needed_is_asked_for():
+    frozen = {"train_passage_encoder": False}
+    encoder = torch.nn.Linear(2, 2)
+    assert CorpusDistillation(encoder, **frozen).needs == replace(NEEDS, labels=False)
+    assert CorpusInfoNCE(encoder, **frozen).needs == replace(NEEDS, all_scores=False)
+    assert CorpusInfoNCE(encoder, positive="teacher").needs == BatchNeeds(whole_corpus=True, all_scores=True)
+
+
 def test_what_a_batch_lacks_is_said():
     with pytest.raises(InputError, match=r"data\.needs = module\.needs"):
         CorpusDistillation(torch.nn.Linear(2, 2)).objective(batch(None, None))
@@ -223,8 +231,11 @@ def source_of(size, columns):
     return ListSource(corpus, lists, np.ones(3), tokens.select(np.arange(3)), tokens, embeddings, scores)
 
 
+NEEDS = BatchNeeds(labels=True, frozen_passages=True, whole_corpus=True, all_scores=True)
+
+
 def batches(source, **options):
-    return ListBatches([source], 2, "top", BatchNeeds(labels=True, frozen_passages=True, all_scores=True), **options)
+    return ListBatches([source], 2, "top", NEEDS, source.corpus_scores.scoring.columns, **options)
 
 
 PLACES = np.stack([np.zeros(3, int), np.arange(3)], 1)
@@ -259,7 +270,7 @@ def test_of_a_large_corpus_a_batch_holds_its_lists_and_a_weighted_draw():
 
 def test_where_passages_learn_every_pair_of_the_batch_has_a_score():
     source = replace(source_of(40, columns=40), passage_embeddings=None)
-    needs = BatchNeeds(all_scores=True)
+    needs = BatchNeeds(whole_corpus=True, all_scores=True)
     made = ListBatches([source], 2, "top", needs)[Draw(PLACES, (1, 0, 0, 0))]
     assert made.passage_keys.tolist() == [0, 1, 2, 3, 4, 5] and len(made.passages) == 6
     np.testing.assert_array_equal(made.all_scores, source.corpus_scores(np.arange(3))[:, :6])
