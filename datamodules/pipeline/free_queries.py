@@ -1,14 +1,16 @@
-"""Queries that need no generation: judged ones, titles, and claims that a passage makes."""
+"""Queries that need no generation: judged ones, titles, sentences, and claims that a passage makes."""
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from datamodules.corpus import Corpus, find_dataset, load_evaluation_set
+from datamodules.text.words import count_words
 from retriever.errors import choose
 
-QUERY_SOURCES = ("judged", "titles", "claims")
+QUERY_SOURCES = ("judged", "titles", "claims", "sentences")
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 _CLAIM = re.compile(
@@ -18,6 +20,9 @@ _CLAIM = re.compile(
     re.IGNORECASE,
 )
 _WORDS = range(5, 31)
+# where a sentence ends in any script: a full stop before a blank or the end, or one of those that need no blank
+_ANY_SENTENCE_END = re.compile(r"(?<=[.!?…؟۔।॥։።])\s+|(?<=[。！？｡])\s*|\n+")
+_LETTERS = 0.6  # of a sentence's characters, blanks aside; formulas and tables have fewer
 
 
 def collect_queries(
@@ -28,12 +33,12 @@ def collect_queries(
     data_dir: str | Path = "data",
     unknown_qrels: str = "error",
 ) -> Iterator[tuple[str, str, str, list[str]]]:
-    """Queries without any generation: id, text, type (``human``, ``title`` or ``claim``), and ids of the positives.
+    """Queries without any generation: id, text, type (``human``, ``title``, …), and ids of the positives.
 
     Args:
         source: ``judged``: the queries of a split with their relevant passages; ``titles``: each passage's title;
-            ``claims``: what a passage says that it shows (see :func:`claim`). The positive of the latter two is
-            the passage itself.
+            ``claims``: what a passage says that it shows (see :func:`claim`); ``sentences``: each passage's sentences
+            (see :func:`sentences`). The positive of all but the first is the passage itself.
         dataset: as for :func:`~datamodules.corpus.find_dataset`.
         corpus: the loaded corpus.
         split: of the qrels; never the one that is evaluated on.
@@ -51,6 +56,11 @@ def collect_queries(
             if ids or unknown_qrels == "error":
                 yield query_id, judged.queries[query_id], "human", ids
         return
+    if source == "sentences":
+        for passage_id, text in zip(corpus.ids.to_pylist(), corpus.texts.to_pylist(), strict=True):
+            for number, sentence in enumerate(sentences(text), 1):
+                yield f"sentence-{passage_id}-{number}", sentence, "sentence", [passage_id]
+        return
     ways: dict[str, tuple[str, Any, Callable[[str], str | None]]] = {
         "titles": ("title", corpus.titles, str.strip),
         "claims": ("claim", corpus.texts, claim),
@@ -59,6 +69,17 @@ def collect_queries(
     for passage_id, text in zip(corpus.ids.to_pylist(), map(make, texts.to_pylist()), strict=True):
         if text:  # a title or a claim that a passage lacks makes no query
             yield f"{query_type}-{passage_id}", text, query_type, [passage_id]
+
+
+def sentences(text: str) -> list[str]:
+    """Find a text's sentences of 5 to 30 words, in any script, each once; of their characters most must be letters."""
+    found = []
+    for part in _ANY_SENTENCE_END.split(text):
+        sentence = " ".join(part.split())
+        letters = sum(c.isalpha() or unicodedata.combining(c) > 0 for c in sentence)
+        if count_words(sentence) in _WORDS and letters >= _LETTERS * len(sentence.replace(" ", "")):
+            found.append(sentence)
+    return list(dict.fromkeys(found))
 
 
 def claim(text: str) -> str | None:

@@ -284,6 +284,11 @@ CASES: list[tuple[str, Callable, tuple[str, ...]]] = [
     ("infonce.py: module.positive=teacher", whole_run, (
         "module=infonce_conventional", "data.train=[{{path: {unlabelled}, corpus: {corpus}}}]",
         "data.dev=[{{path: {unlabelled}, corpus: {corpus}}}]", "data.leak_guard=off")),
+    ("corpus.py: module.positive=teacher", whole_run, (
+        "module=infonce_corpus", "data.train=[{{path: {unlabelled}, corpus: {corpus}}}]",
+        "data.dev=[{{path: {unlabelled}, corpus: {corpus}}}]", "data.leak_guard=off")),
+    ("layers.py: encoder.trainable_layers=null", encoder, (
+        "encoder.model={model}", "encoder.pooling=mean", "encoder.trainable_layers=9")),
     ("targets.py: allowed_targets=[{}]", checked, ("+module.other._target_=shutil.rmtree", "allowed_targets=shutil")),
     ("pipeline.py: until={}", prepare, (JUDGED, "stage=mine")),
     ("pipeline.py: stage={}", prepare, (JUDGED, "stage=mine")),
