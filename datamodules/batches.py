@@ -1,5 +1,6 @@
 """Which lists a batch holds (seeded, by epoch and rank), and the batch made of them: each distinct passage once."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -51,6 +52,14 @@ class ListSource(WeightedLists):
     passage_tokens: TokenizedTexts
     passage_embeddings: np.ndarray | None
     corpus_scores: CorpusScores | None = None
+
+
+def fitting_batch_size(lists: int) -> int:
+    """Choose the batch size for a number of train lists: the power of two nearest to its square root, 16 to 4,096.
+
+    An epoch then has about as many steps as a step has lists: 32 for 1,000 lists, 64 for 5,000, 1,024 for a million.
+    """
+    return min(4096, max(16, 2 ** round(math.log2(max(1, lists)) / 2)))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader
 
-from datamodules.batches import BatchSampler, ListBatches, ListSource, WeightedLists
+from datamodules.batches import BatchSampler, ListBatches, ListSource, WeightedLists, fitting_batch_size
 from datamodules.caches import cached_embeddings, cached_tokens
 from datamodules.corpus import Corpus, EvaluationSet, find_dataset, find_file, load_corpus, load_evaluation_set
 from datamodules.corpus_scores import CorpusScores
@@ -56,7 +56,8 @@ class QueryListDataModule(L.LightningDataModule):
             query type), or the dev file beside lists that are split already, see
             :func:`~datamodules.dev_lists.choose_dev`.
         dev_fraction: share of the train lists, in (0, 1), or None; looked at only where ``dev`` is None.
-        batch_size: lists of an optimiser step, over all ranks; a corpus with fewer makes one smaller batch.
+        batch_size: lists of an optimiser step, over all ranks; a corpus with fewer makes one smaller batch. None
+            follows the number of lists (:func:`~datamodules.batches.fitting_batch_size`).
         list_length: candidates of a list, at most.
         candidates: ``top``, ``sample`` or ``stratified``, see :class:`~datamodules.batches.ListBatches`.
         normalization: ``percentile``, ``list_minmax`` or ``none``; percentiles are those of all candidates that
@@ -93,7 +94,7 @@ class QueryListDataModule(L.LightningDataModule):
     dev: Sequence[Mapping | ListFile] | None = None
     _: KW_ONLY
     dev_fraction: float | None = None
-    batch_size: int = 4096
+    batch_size: int | None = None
     list_length: int = 20
     candidates: Literal["top", "sample", "stratified"] = "top"
     normalization: Literal["percentile", "list_minmax", "none"] = "percentile"
@@ -233,6 +234,11 @@ class QueryListDataModule(L.LightningDataModule):
         """The dev lists in their order, each once."""
         return self._loader(self._dev, train=False)
 
+    @property
+    def lists_of_step(self) -> int:
+        """Return the batch size that was asked for, or that fits the number of train lists; these are open."""
+        return self.batch_size or fitting_batch_size(sum(len(part.lists) for part in self.train_lists))
+
     def dev_query_ids(self, corpus: str) -> list[str]:
         """Ids of the dev queries of a corpus."""
         return [q for s in self.dev_lists if s.corpus.name == corpus for q in s.lists.query_ids.to_pylist()]
@@ -255,7 +261,7 @@ class QueryListDataModule(L.LightningDataModule):
         grouped = self.group_overlapping_lists if group_overlapping_lists is None else group_overlapping_lists
         return BatchSampler(
             self.train_lists if train else self.dev_lists,
-            self.batch_size if train else DEV_BATCH_SIZE,
+            self.lists_of_step if train else DEV_BATCH_SIZE,
             self.seed,
             self.order if train else None,
             rank,

@@ -1,5 +1,6 @@
 """QueryListModule trains anything on query lists; RetrieverModule adds what all objectives of text encoders share."""
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 
@@ -27,6 +28,8 @@ from retriever.work import Encoded, Work
 # The paper's temperatures; dev/kl is measured at these whatever the objective trains with, so that runs compare.
 STUDENT_TEMPERATURE, TEACHER_TEMPERATURE = 0.05, 0.3
 
+PAPER_LEARNING_RATE, PAPER_BATCH_SIZE = 2e-4, 4096
+
 _EXAMPLE = EncodedBatch(
     queries=torch.eye(2, 1024),
     passages=torch.eye(3, 1024),
@@ -53,7 +56,7 @@ class QueryListModule(ShardedModule):
 
     Args:
         encoder: what is trained.
-        learning_rate: the peak.
+        learning_rate: the peak; None follows the lists of a step (:meth:`peak_learning_rate`).
         weight_decay: the optimiser's; learned temperatures get none.
         optimizer: see :func:`~retriever.optimizer.make_optimizer`.
         scheduler: see :func:`~retriever.optimizer.make_scheduler`.
@@ -68,7 +71,7 @@ class QueryListModule(ShardedModule):
         self,
         encoder: torch.nn.Module,
         *,
-        learning_rate: float = 2e-4,
+        learning_rate: float | None = None,
         weight_decay: float = 0.01,
         optimizer: MakeOptimizer = torch.optim.AdamW,
         scheduler: MakeScheduler = linear_with_warmup,
@@ -231,12 +234,25 @@ class QueryListModule(ShardedModule):
         self._dev_lists += len(batch)
         return numbers
 
+    def peak_learning_rate(self, lists: int) -> float:
+        """Return the peak that was asked for, or 2e-4 · √(lists / 4096): the paper's at its batch size.
+
+        With Adam, the noise of a step's gradient falls with the square root of the lists that it is the mean of.
+
+        Args:
+            lists: of an optimiser step, over all ranks.
+        """
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return PAPER_LEARNING_RATE * math.sqrt(lists / PAPER_BATCH_SIZE)
+
     def configure_optimizers(self) -> dict:
         """Make the optimiser, and the schedule that is stepped with it."""
+        lists = getattr(getattr(self.trainer, "datamodule", None), "lists_of_step", PAPER_BATCH_SIZE)
         optimizer = make_optimizer(
             self.make_optimizer,
             [p for p in self.parameters() if p.requires_grad],
-            self.learning_rate,
+            self.peak_learning_rate(lists * self.trainer.accumulate_grad_batches),
             self.weight_decay,
             # float16's gradient scaler cannot clip what a fused step unscales
             fused=self.trainer.precision != "16-mixed",

@@ -50,8 +50,13 @@ class ExportBest(L.Callback):
 
     def _card(self, trainer: L.Trainer, module: QueryListModule) -> str:
         step = best_checkpoint_step(trainer)
+        lists, accumulated = trainer.datamodule.lists_of_step, trainer.accumulate_grad_batches
+        chosen = {
+            "training": {"lists of a step": lists} | self.facts["training"],
+            "settings": self.facts["settings"] | {"learning_rate": module.peak_learning_rate(lists * accumulated)},
+        }
         facts = CardFacts(
-            **self.facts,
+            **(self.facts | chosen),
             data=trainer.datamodule.report,
             encoder=module.encoder,
             frozen_passages=not module.train_passage_encoder,

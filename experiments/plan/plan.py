@@ -78,7 +78,7 @@ def run_plan(
             "token_budget": module.token_budget,
             "uncheckpointed_tokens": module.uncheckpointed_tokens,
         },
-        "steps": _steps(config, module, steps),
+        "steps": _steps(config, module, steps, data.lists_of_step * steps.accumulated),
         "validation": {
             "in_training": steps.validations if steps.every is not None else None,
             "criterion": config.criterion if config.save_checkpoints else None,
@@ -129,7 +129,7 @@ def _objective(config: DictConfig) -> dict[str, Any]:
     return {k: v for k, v in settings.items() if k not in common and not k.startswith("_") and v not in (None, False)}
 
 
-def _steps(config: DictConfig, module: QueryListModule, steps: Steps) -> dict[str, Any]:
+def _steps(config: DictConfig, module: QueryListModule, steps: Steps, lists: int) -> dict[str, Any]:
     total = 2**62 if steps.total is None else steps.total
     scheduler = {k: v for k, v in config.scheduler.items() if k not in ("_convert_", "_partial_")}
     if scheduler["_target_"] == _LINEAR and scheduler.get("warmup_steps") is None:
@@ -139,9 +139,9 @@ def _steps(config: DictConfig, module: QueryListModule, steps: Steps) -> dict[st
         "done": steps.done,
         "of_epoch": steps.of_epoch,
         "epochs": config.trainer.max_epochs,
-        "lists": config.data.batch_size * steps.accumulated,
+        "lists": lists,
         "candidates": config.data.list_length,
-        "learning_rate": module.learning_rate,
+        "learning_rate": module.peak_learning_rate(lists),
         "weight_decay": module.weight_decay,
         "optimizer": config.optimizer._target_.rpartition(".")[2],
         "scheduler": {"class": scheduler.pop("_target_").rpartition(".")[2], **scheduler},

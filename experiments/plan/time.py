@@ -84,7 +84,7 @@ def estimate(
     all_lists = sum(len(part.lists) for part in data.train_lists)
     labels = sum(len(part.lists.positive_rows) for part in data.train_lists) / all_lists  # of a list, in the mean
     lists = all_lists / max(1, steps.batches)  # of a batch, in the mean
-    step = module.work(min(lists, data.batch_size), passages, labels)
+    step = module.work(min(lists, data.lists_of_step), passages, labels)
     sampler = data.sampler(train=False)
     dev_lists = sum(len(part.lists) for part in data.dev_lists)
     dev = module.work(dev_lists, sampler.distinct_passages(data.list_length).sum(), labels, dev=True)

@@ -210,7 +210,7 @@ def check_optimizer(config: DictConfig) -> None:
         InputError: what they say.
     """
     make, schedule = (instantiate(config[part], _partial_=True) for part in ("optimizer", "scheduler"))
-    rates = config.module.get("learning_rate", 1e-4), config.module.get("weight_decay", 0.0)
+    rates = config.module.get("learning_rate") or 1e-4, config.module.get("weight_decay", 0.0)
     optimizer = make_optimizer(make, [torch.nn.Parameter(torch.zeros(1, 1))], *rates, fused=False)
     make_scheduler(schedule, optimizer, 100, 10)
 

@@ -98,7 +98,6 @@ def card_facts(config: DictConfig) -> dict[str, Any]:
     training = {
         "optimiser": _call(config.optimizer),
         "schedule of the learning rate": _call(config.scheduler),
-        "lists of a step": data.batch_size,
         "candidates of a list": f"{data.list_length} ({data.candidates})",
         "teacher scores": data.normalization,
         "at most": f"{trainer.max_epochs} epochs" if trainer.max_steps < 0 else f"{trainer.max_steps} steps",

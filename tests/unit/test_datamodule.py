@@ -12,7 +12,7 @@ import pytest
 from transformers import ByT5Tokenizer
 
 from datamodules import QueryListDataModule
-from datamodules.batches import BatchSampler, ListBatches, gathered
+from datamodules.batches import BatchSampler, ListBatches, fitting_batch_size, gathered
 from datamodules.caches import cached_embeddings, cached_tokens, embed
 from datamodules.normalization import confident, normalize_scores
 from datamodules.query_lists import QueryList, read_query_lists, write_query_lists
@@ -477,3 +477,29 @@ def test_gathering_keeps_counts_ranks_and_resumption(make_data, small_scifact, s
     resumed = data.train_dataloader()
     resumed.sampler.set_epoch(1)
     assert [draw.places.tolist() for draw in resumed.sampler] == every[3:]
+
+
+@pytest.mark.parametrize(
+    ("lists", "expected"),
+    [(1, 16), (100, 16), (1000, 32), (5000, 64), (10_000, 128), (1_000_000, 1024), (10**8, 4096)],
+)
+def test_the_batch_follows_the_number_of_lists(lists, expected):
+    assert fitting_batch_size(lists) == expected
+
+
+def test_a_batch_size_is_found_once_lists_are_open(tiny_encoder, small_scifact, small_lists, tmp_path):
+    files = [{"path": str(small_lists), "corpus": str(small_scifact)}]
+    data = QueryListDataModule(tiny_encoder, files, files, leak_guard="off", cache_dir=tmp_path)
+    data.open()
+    lists = sum(len(part.lists) for part in data.train_lists)
+    assert data.lists_of_step == fitting_batch_size(lists) == 16
+    assert {len(draw.places) for draw in data.sampler(train=True)} <= set(range(lists // len(data.sampler(True)), 17))
+    asked = QueryListDataModule(tiny_encoder, files, files, leak_guard="off", cache_dir=tmp_path, batch_size=5)
+    assert asked.lists_of_step == 5
+
+
+def test_the_learning_rate_follows_the_batch(tiny_encoder):
+    module = ListwiseDistillation(tiny_encoder)
+    assert module.peak_learning_rate(4096) == 2e-4  # the paper's
+    assert module.peak_learning_rate(64) == pytest.approx(2.5e-5)
+    assert ListwiseDistillation(tiny_encoder, learning_rate=1e-5).peak_learning_rate(64) == 1e-5
