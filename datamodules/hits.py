@@ -85,6 +85,7 @@ class Bm25Index:
             import bm25s
             import Stemmer
 
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # it tells of every index
         if language not in Stemmer.algorithms():
             choose("mine.retrievers.bm25.bm25.language", language, Stemmer.algorithms())
         _say_what_is_not_stemmed(passages, language)
