@@ -127,7 +127,7 @@ def test_every_target_of_the_configuration_is_read_as_it_is(target):
 def test_annotations_of_plain_types_are_read():
     trainer, data = of_source("lightning.Trainer"), of_source("datamodules.QueryListDataModule")
     assert trainer is not None and data is not None
-    assert trainer.parameters["max_epochs"] == int | None and data.parameters["batch_size"] is int
+    assert trainer.parameters["max_epochs"] == int | None and data.parameters["list_length"] is int
     assert data.parameters["leak_near_passages"] == float | None
 
 
