@@ -43,8 +43,9 @@ def test_every_experiment_starts_and_makes_a_step(
         configs = [compose("run", [f"+exp={name}", *arm]) for arm in arms]
         own = [f"{key}={typed_lists / part}.parquet" for key, part in OWN_FILES.items() if key in plain]
         small = [*small_run, "trainer.max_epochs=1", "trainer.max_steps=1", "export=false"]
-        files = OmegaConf.load(path).get("data") or {}
-        named = [spec.path for key in ("train", "dev") for spec in files.get(key) or () if "${" not in spec.path]
+        files = OmegaConf.to_container(OmegaConf.load(path)).get("data") or {}
+        stated = [spec["path"] for key in ("train", "dev") for spec in files.get(key) or ()]
+        named = [name for name in stated if "${" not in name]
         assert all(find_file(name).is_file() for name in named)
         if own and not named:  # as the files tell a user to name a corpus and lists
             lists = ("data.train", "data.dev", "evaluation.datasets")
