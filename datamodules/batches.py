@@ -294,7 +294,7 @@ class ListBatches(Dataset):
             distinct, log_weights = self._columns(len(source.corpus), distinct, frozen, draw)
             of_all["log_weights"] = torch.from_numpy(log_weights)
         if self.needs.all_scores:
-            found = [s.corpus_scores(at)[:, distinct] for s, at in parts if s.corpus_scores is not None]
+            found = [s.corpus_scores(at, distinct) for s, at in parts if s.corpus_scores is not None]
             of_all["all_scores"] = torch.from_numpy(np.concatenate(found))
         list_index = np.zeros_like(rows)
         list_index[mask] = np.searchsorted(distinct, rows[mask])

@@ -7,6 +7,8 @@ from datamodules.corpus import Corpus
 from datamodules.hits import Bm25Index
 from datamodules.specs import CorpusScoring
 
+_BLOCK_NUMBERS = 2**24  # of a matrix of queries and the whole corpus
+
 
 class CorpusScores:
     """Scores all N passages of a corpus for Q queries, in [0, 1].
@@ -36,8 +38,22 @@ class CorpusScores:
         self._bm25 = Bm25Index(*texts, language=scoring.language) if scoring.bm25 else None
         self._queries, self._passages = query_embeddings, passage_embeddings
 
-    def __call__(self, numbers: np.ndarray) -> np.ndarray:
-        """Score all passages for some queries: float32 [n, N]."""
+    def __call__(self, numbers: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Score passages for some queries, some queries at a time.
+
+        Args:
+            numbers: of the queries, [n].
+            columns: rows of the corpus, [P].
+
+        Returns:
+            float32 [n, P].
+        """
+        size = max(1, _BLOCK_NUMBERS // self.size)
+        blocks = [numbers[start : start + size] for start in range(0, len(numbers), size)]
+        return np.concatenate([self._all(block)[:, columns] for block in blocks])
+
+    def _all(self, numbers: np.ndarray) -> np.ndarray:
+        """Score the whole corpus for some queries: float32 [n, N]."""
         total = np.zeros((len(numbers), self.size), np.float32)
         if self._bm25 is not None:
             total += self.scoring.bm25 * self._scaled(self._bm25.scores(numbers), found_above=0.0)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 _FLOAT32 = 4  # bytes
+_TRAINING_BYTES = 16  # of each weight that learns: itself, its gradient, two moments
 _USUAL_CACHE = 2**25  # bytes, of a processor that does not say
 _ON_CPU, _ON_GPU = (1024, 4096), (4096, 65_536)  # the least and the most tokens of a micro-batch
 _INFERENCE_ON_GPU = 16_384  # tokens; fewer leave a GPU idle between kernels
@@ -36,16 +37,20 @@ def fastest_token_budget(model: nn.Module, device: torch.device, *, with_gradien
 
 
 def tokens_that_fit(model: nn.Module, device: torch.device, processes: int = 1) -> int:
-    """Count the tokens whose activations fit into memory: a quarter of what a CPU has free, half of what a GPU has.
+    """Count the tokens whose activations fit into memory: a quarter of what a CPU has free, half of what a GPU has
+    beside weights, gradients and Adam's moments.
 
     Args:
         model: a ``transformers`` model, or what holds one as ``backbone``.
         device: where it runs.
         processes: ranks that share a CPU's memory.
     """
-    on_gpu = device.type == "cuda"
-    free = torch.cuda.mem_get_info(device)[0] // 2 if on_gpu else _free_bytes() // 4 // processes
-    return free // activation_bytes(model)
+    if device.type == "cuda":
+        learns = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        room = max(0, torch.cuda.mem_get_info(device)[0] - _TRAINING_BYTES * learns) // 2
+    else:
+        room = _free_bytes() // 4 // processes
+    return room // activation_bytes(model)
 
 
 def activation_bytes(model: nn.Module) -> int:

@@ -46,6 +46,15 @@ def test_ranks_share_the_memory_that_is_free(monkeypatch):
     assert budget.tokens_that_fit(model(384), CPU, processes=2) == 2**29 // budget.activation_bytes(model(384))
 
 
+def test_a_gpu_has_room_for_weights_gradients_and_moments_first(monkeypatch, tiny_encoder):
+    learns, gpu = sum(p.numel() for p in tiny_encoder.parameters()), torch.device("cuda")
+    for free, room in ((16 * learns + 2**20, 2**19), (10, 0)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2**34))
+        assert budget.tokens_that_fit(tiny_encoder, torch.device("cuda")) == room // budget.activation_bytes(
+            tiny_encoder
+        )
+
+
 def test_a_container_s_limit_counts(monkeypatch):
     files = {"/proc/meminfo": ["MemTotal: 9 kB", "MemAvailable:       4096 kB"], "/sys/fs/cgroup/memory.max": ["2000"]}
     files["/sys/fs/cgroup/memory.current"] = ["500"]

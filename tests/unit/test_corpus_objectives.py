@@ -190,7 +190,7 @@ def test_the_teacher_is_the_fusion_of_each_retrievers_best(depth, weights):
     queries, passages = (random.standard_normal((n, 4)).astype(np.float32) for n in (3, 6))
     known = (queries, passages) if weights[1] else (None, None)
     scoring = CorpusScoring(bm25=weights[0], encoder=weights[1], depth=depth)
-    found = CorpusScores(scoring, corpus_of(TEXTS), pa.array(QUERIES), *known)(np.array([0, 1, 2]))
+    found = CorpusScores(scoring, corpus_of(TEXTS), pa.array(QUERIES), *known)(np.array([0, 1, 2]), np.arange(6))
     bm25 = bm25_search(TEXTS, QUERIES, min(depth, 6))
     products = queries @ passages.T
     rows = np.argsort(-products, axis=1)[:, :depth]
@@ -201,6 +201,13 @@ def test_the_teacher_is_the_fusion_of_each_retrievers_best(depth, weights):
         there = fused.rows[query] >= 0
         expected[query, fused.rows[query][there]] = fused.scores[query][there] / sum(weights)
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_queries_are_scored_some_at_a_time(monkeypatch):
+    scores = CorpusScores(CorpusScoring(encoder=0), corpus_of(TEXTS), pa.array(QUERIES), None, None)
+    whole = scores(np.array([2, 0, 1]), np.array([5, 0, 2]))
+    monkeypatch.setattr("datamodules.corpus_scores._BLOCK_NUMBERS", 12)  # two queries a block
+    np.testing.assert_array_equal(scores(np.array([2, 0, 1]), np.array([5, 0, 2])), whole)
 
 
 def test_wrong_weights_are_refused():
@@ -246,7 +253,7 @@ def test_a_batch_holds_a_small_corpus_whole():
     made = batches(source)[Draw(PLACES, (1, 0, 0, 0))]
     assert made.passage_keys.tolist() == list(range(40)) and not made.log_weights.any()
     np.testing.assert_array_equal(made.passage_embeddings, source.passage_embeddings)
-    np.testing.assert_array_equal(made.all_scores, source.corpus_scores(np.arange(3)))
+    np.testing.assert_array_equal(made.all_scores, source.corpus_scores(np.arange(3), np.arange(40)))
     assert made.passage_keys[made.positive_index].tolist() == [0, 7, 8]
     assert made.passage_keys[made.list_index].tolist() == [[0, 1], [2, 3], [4, 5]]
 
@@ -262,7 +269,7 @@ def test_of_a_large_corpus_a_batch_holds_its_lists_and_a_weighted_draw():
         assert drawn == pytest.approx([32 / 10] * 10)
         assert sum(one.log_weights.exp().tolist()) == pytest.approx(40)
         assert one.passage_keys[one.positive_index].tolist() == [0, 7, 8]
-        np.testing.assert_array_equal(one.all_scores, source.corpus_scores(np.arange(3))[:, keys])
+        np.testing.assert_array_equal(one.all_scores, source.corpus_scores(np.arange(3), np.array(keys)))
     assert made[0].passage_keys.tolist() == made[1].passage_keys.tolist() != made[2].passage_keys.tolist()
     dev = [batches(source, drawn_anew=False)[Draw(PLACES, (1, epoch, 0, 0))] for epoch in (0, 1)]
     assert dev[0].passage_keys.tolist() == dev[1].passage_keys.tolist()
@@ -273,4 +280,4 @@ def test_where_passages_learn_every_pair_of_the_batch_has_a_score():
     needs = BatchNeeds(whole_corpus=True, all_scores=True)
     made = ListBatches([source], 2, "top", needs)[Draw(PLACES, (1, 0, 0, 0))]
     assert made.passage_keys.tolist() == [0, 1, 2, 3, 4, 5] and len(made.passages) == 6
-    np.testing.assert_array_equal(made.all_scores, source.corpus_scores(np.arange(3))[:, :6])
+    np.testing.assert_array_equal(made.all_scores, source.corpus_scores(np.arange(3), np.arange(6)))
