@@ -47,12 +47,10 @@ def test_ranks_share_the_memory_that_is_free(monkeypatch):
 
 
 def test_a_gpu_has_room_for_weights_gradients_and_moments_first(monkeypatch, tiny_encoder):
-    learns, gpu = sum(p.numel() for p in tiny_encoder.parameters()), torch.device("cuda")
+    learns, of_token = sum(p.numel() for p in tiny_encoder.parameters()), budget.activation_bytes(tiny_encoder)
     for free, room in ((16 * learns + 2**20, 2**19), (10, 0)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2**34))
-        assert budget.tokens_that_fit(tiny_encoder, torch.device("cuda")) == room // budget.activation_bytes(
-            tiny_encoder
-        )
+        assert budget.tokens_that_fit(tiny_encoder, torch.device("cuda")) == room // of_token
 
 
 def test_a_container_s_limit_counts(monkeypatch):
