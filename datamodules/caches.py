@@ -62,7 +62,7 @@ def cached_tokens(texts: Sequence[str], encoder: TextEncoder, kind: str, cache_d
 
     starts = range(0, len(texts), _TEXT_BLOCK)
     parts = [range(start, min(start + _TEXT_BLOCK, len(texts))) for start in starts]
-    make_in_blocks(folder, lambda: _is_whole(folder, dtype), parts, tokenize, merge, f"tokenise {kind} texts")
+    _make_in_blocks(folder, lambda: _is_whole(folder, dtype), parts, tokenize, merge, f"tokenise {kind} texts")
     return _open_tokens(folder, dtype)
 
 
@@ -95,7 +95,7 @@ def _is_whole(folder: Path, dtype: np.dtype) -> bool:
     return ids.stat().st_size == np.load(offsets, mmap_mode="r")[-1] * dtype.itemsize
 
 
-def make_in_blocks(
+def _make_in_blocks(
     folder: Path,
     is_whole: Callable[[], bool],
     parts: Sequence[Part],
@@ -164,24 +164,56 @@ def cached_embeddings(
         [N, D] of ``dtype``, memory-mapped, read-only.
     """
     whole = _embeddings_file(tokens, encoder, cache_dir, dtype)
-    order = np.argsort(-tokens.lengths, kind="stable") if not whole.is_file() else np.zeros(0, np.int64)
-    parts = [order[start : start + _EMBEDDING_BLOCK] for start in range(0, len(order), _EMBEDDING_BLOCK)]
 
-    def embedded(rows: np.ndarray, advance: Callable[[int], None]) -> list[np.ndarray]:
-        with _evaluating(encoder):
+    def embedded(rows: np.ndarray, advance: Callable[[int], None]) -> np.ndarray:
+        with evaluating(encoder):
             embeddings = encode(encoder, tokens.select(rows), token_budget, on_micro_batch=advance)
-        return [embeddings.float().cpu().numpy().astype(dtype, copy=False)]
+        return embeddings.float().cpu().numpy().astype(dtype, copy=False)
+
+    shape = len(tokens), encoder.dimension
+    return cached_array(whole, tokens.lengths, _EMBEDDING_BLOCK, embedded, shape, dtype, lambda rows: rows, title)
+
+
+def cached_array(
+    whole: Path,
+    lengths: np.ndarray,
+    block_size: int,
+    make: Callable[[np.ndarray, Callable[[int], None]], np.ndarray],
+    shape: tuple[int, int],
+    dtype: str,
+    place: Callable[[np.ndarray], np.ndarray],
+    title: str,
+) -> np.ndarray:
+    """Make what is computed of texts, once, in blocks of texts of nearly one length, into one file.
+
+    Each finished block is kept, so that a killed run goes on where it stopped; processes share the blocks.
+
+    Args:
+        whole: the file.
+        lengths: tokens of each of N texts.
+        block_size: texts of a block.
+        make: texts as row numbers, and what is called with numbers of texts as they are done → the block's array.
+        shape: of the whole.
+        dtype: of the whole.
+        place: texts as row numbers → where their part of the block belongs in the whole.
+        title: what the progress bar says.
+
+    Returns:
+        The whole, memory-mapped, read-only.
+    """
+    order = np.argsort(-lengths, kind="stable") if not whole.is_file() else np.zeros(0, np.int64)
+    parts = [order[start : start + block_size] for start in range(0, len(order), block_size)]
 
     def merge(blocks: Sequence[Path]) -> None:
         with atomic_path(whole) as temporary:
-            merged = np.lib.format.open_memmap(temporary, "w+", np.dtype(dtype), (len(tokens), encoder.dimension))
+            merged = np.lib.format.open_memmap(temporary, "w+", np.dtype(dtype), shape)
             with open(temporary, "rb+") as file:
                 reserve(file, temporary.stat().st_size)
             for block, rows in zip(blocks, parts, strict=True):
-                merged[rows] = np.load(block)
+                merged[place(rows)] = np.load(block, mmap_mode="r")
             merged.flush()
 
-    make_in_blocks(whole.parent, whole.is_file, parts, embedded, merge, title)
+    _make_in_blocks(whole.parent, whole.is_file, parts, lambda *block: [make(*block)], merge, title)
     return np.load(whole, mmap_mode="r")
 
 
@@ -219,7 +251,7 @@ def embed(
     """
     if out is None:
         out = np.empty((len(tokens), encoder.dimension), np.float32)
-    with _evaluating(encoder), progress_bar(title, len(tokens), "texts") as advance:
+    with evaluating(encoder), progress_bar(title, len(tokens), "texts") as advance:
         # the encoder's device holds the embeddings of one part at a time
         for start in range(0, len(tokens), _EMBED_PART):
             part = tokens.part(start, min(start + _EMBED_PART, len(tokens)))
@@ -236,7 +268,8 @@ def update_with_tokens(digest: "hashlib._Hash", tokens: TokenizedTexts) -> None:
 
 
 @contextmanager
-def _evaluating(encoder: TextEncoder) -> Iterator[None]:
+def evaluating(encoder: TextEncoder) -> Iterator[None]:
+    """Put an encoder into evaluation mode, without gradient, and back."""
     training = encoder.training
     encoder.eval()
     try:

@@ -3,15 +3,14 @@
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from datamodules.caches import make_in_blocks, precision_of, update_with_tokens
-from datamodules.storage.files import atomic_path, reserve
+from datamodules.caches import cached_array, evaluating, precision_of, update_with_tokens
 from retriever.encoder.budget import fastest_token_budget
 from retriever.encoder.encoding import device_of
 from retriever.encoder.text_encoder import TextEncoder
@@ -47,27 +46,13 @@ def with_states(
     whole = _file(tokens, encoder, cache_dir)
     if not whole.is_file() and not _fits(int(tokens.offsets[-1]) * width * 2, cache_dir, title):
         return tokens
-    order = np.argsort(-tokens.lengths, kind="stable") if not whole.is_file() else np.zeros(0, np.int64)
-    parts = [order[start : start + _BLOCK] for start in range(0, len(order), _BLOCK)]
 
-    def computed(rows: np.ndarray, advance: Callable[[int], None]) -> list[np.ndarray]:
-        return [_states(tokens.select(rows), encoder, token_budget, advance)]
+    def computed(rows: np.ndarray, advance: Callable[[int], None]) -> np.ndarray:
+        return _states(tokens.select(rows), encoder, token_budget, advance)
 
-    def merge(blocks: Sequence[Path]) -> None:
-        with atomic_path(whole) as temporary:
-            merged = np.lib.format.open_memmap(temporary, "w+", np.float16, (int(tokens.offsets[-1]), width))
-            with open(temporary, "rb+") as file:
-                reserve(file, temporary.stat().st_size)
-            for block, rows in zip(blocks, parts, strict=True):
-                states, start = np.load(block, mmap_mode="r"), 0
-                for row in rows:
-                    first, last = tokens.offsets[row : row + 2]
-                    merged[first:last] = states[start : start + last - first]
-                    start += last - first
-            merged.flush()
-
-    make_in_blocks(whole.parent, whole.is_file, parts, computed, merge, title)
-    return replace(tokens, states=np.load(whole, mmap_mode="r"))
+    shape = int(tokens.offsets[-1]), width
+    states = cached_array(whole, tokens.lengths, _BLOCK, computed, shape, "float16", tokens.positions, title)
+    return replace(tokens, states=states)
 
 
 def _states(
@@ -75,19 +60,14 @@ def _states(
 ) -> np.ndarray:
     """Compute the states of texts, float16 [T, D]."""
     assert encoder.split is not None
-    device, training = device_of(encoder), encoder.training
+    device = device_of(encoder)
     budget = token_budget or fastest_token_budget(encoder, device)
     found = np.empty((len(tokens.ids), encoder.backbone.config.hidden_size), np.float16)
-    encoder.eval()
-    try:
+    with evaluating(encoder):
         for rows in micro_batches(tokens.lengths, budget, on_gpu=device.type != "cpu"):
-            states = encoder.split.lower(*tokens.padded(rows, encoder.pad_id, device)).to(torch.float16).cpu().numpy()
-            for row, of_text in zip(rows, states, strict=True):
-                first, last = tokens.offsets[row : row + 2]
-                found[first:last] = of_text[: last - first]
+            ids, mask = tokens.padded(rows, encoder.pad_id, device)
+            found[tokens.positions(rows)] = encoder.split.lower(ids, mask)[mask.bool()].to(torch.float16).cpu().numpy()
             advance(len(rows))
-    finally:
-        encoder.train(training)
     if not np.isfinite(found).all():
         raise InputError(
             f"encoder.trainable_layers: the states below the trained layers of {encoder.name} are too large for "

@@ -70,11 +70,16 @@ class TokenizedTexts:
 
     def select(self, rows: np.ndarray) -> "TokenizedTexts":
         """Copy the texts in ``rows`` (integers [n]) into a new set, in that order."""
-        rows, lengths = self._lengths_of(rows)
-        offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int64)
-        where = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        offsets = np.concatenate([[0], self._lengths_of(rows)[1].cumsum()]).astype(np.int64)
+        where = self.positions(rows)
         states = None if self.states is None else np.asarray(self.states[where])
         return TokenizedTexts(np.asarray(self.ids[where]), offsets, states)
+
+    def positions(self, rows: np.ndarray) -> np.ndarray:
+        """Say where the tokens of the texts in ``rows`` are among all T, text by text: int64 [t]."""
+        rows, lengths = self._lengths_of(rows)
+        before = lengths.cumsum() - lengths
+        return np.repeat(self.offsets[rows] - before, lengths) + np.arange(lengths.sum())
 
     def part(self, start: int, stop: int) -> "TokenizedTexts":
         """Look at the texts from ``start`` up to ``stop``, without a copy."""
@@ -104,9 +109,9 @@ class TokenizedTexts:
         if self.states is None:
             return None
         rows, lengths = self._lengths_of(rows)
-        padded = np.zeros((len(rows), max(1, int(lengths.max(initial=1))), self.states.shape[1]), self.states.dtype)
-        for number, (start, length) in enumerate(zip(self.offsets[rows], lengths, strict=True)):
-            padded[number, :length] = self.states[start : start + length]
+        mask = np.arange(max(1, int(lengths.max(initial=1)))) < lengths[:, None]
+        padded = np.zeros((*mask.shape, self.states.shape[1]), self.states.dtype)
+        padded[mask] = self.states[self.positions(rows)]
         return torch.from_numpy(padded).to(device, non_blocking=True).float()
 
     def _lengths_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
