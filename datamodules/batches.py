@@ -335,11 +335,8 @@ class ListBatches(Dataset):
         others = np.setdiff1d(np.arange(size), wanted, assume_unique=True)
         count = max(1, self.columns - len(wanted))
         drawn = np.random.default_rng([*seed, 1]).choice(others, count, replace=False, shuffle=False)
-        rows = np.concatenate([wanted, drawn])
-        log_weights = np.zeros(len(rows), np.float32)
-        log_weights[len(wanted) :] = np.log(len(others) / count)
-        order = np.argsort(rows, kind="stable")
-        return rows[order], log_weights[order]
+        rows = np.sort(np.concatenate([wanted, drawn]))
+        return rows, np.where(np.isin(rows, wanted), 0.0, np.log(len(others) / count)).astype(np.float32)
 
     def _candidates(
         self, lists: QueryLists, at: np.ndarray, random: np.random.Generator

@@ -359,7 +359,7 @@ class RetrieverModule(QueryListModule):
                 "module.train_passage_encoder is false, but batches hold no passage embeddings. Give the data module "
                 "what the module needs: data.needs = module.needs."
             )
-        texts = self._texts(batch)
+        texts = TokenizedTexts.concatenate(self._texts(batch))
         self._encoded = Encoded(len(texts) - len(batch), len(texts), int(texts.lengths.sum()))
         embeddings = self.encode(texts)
         queries, passages = embeddings[: len(batch)], embeddings[len(batch) :]
@@ -371,9 +371,9 @@ class RetrieverModule(QueryListModule):
         """Embed texts in micro-batches, float32 [n, D]."""
         return encode(self.encoder, texts, self.token_budget, uncheckpointed_tokens=self.uncheckpointed_tokens)
 
-    def _texts(self, batch: RetrievalBatch) -> TokenizedTexts:
+    def _texts(self, batch: RetrievalBatch) -> list[TokenizedTexts]:
         """Collect what is encoded for a batch: its queries and, unless their embeddings are given, its passages."""
-        return batch.queries if batch.passages is None else TokenizedTexts.concatenate([batch.queries, batch.passages])
+        return [batch.queries] if batch.passages is None else [batch.queries, batch.passages]
 
     def losses(self, batch: RetrievalBatch) -> dict[str, Tensor]:
         """Embed the batch and compute the objective."""
@@ -385,7 +385,7 @@ class RetrieverModule(QueryListModule):
 
     def shares(self, batch: RetrievalBatch) -> dict[str, float]:
         """Compute the share of list entries that are distinct passages, and of encoded tokens that are padding."""
-        lengths, padding = self._texts(batch).lengths, 0.0
+        lengths, padding = np.concatenate([texts.lengths for texts in self._texts(batch)]), 0.0
         if not self.encoder.packed:
             parts = micro_batches(lengths, self.token_budget, on_gpu=self.device.type != "cpu")
             padding = padding_share(lengths, parts)

@@ -9,9 +9,8 @@ from retriever.errors import InputError, choose, require_positive
 from retriever.losses.corpus import corpus_distillation, corpus_infonce
 from retriever.losses.query_blocks import in_query_blocks
 from retriever.module import STUDENT_TEMPERATURE, RetrieverModule
+from retriever.objectives.infonce import POSITIVES
 from retriever.objectives.temperature import Temperature
-
-POSITIVES = ("teacher", "labelled")
 
 
 class CorpusObjective(RetrieverModule):
