@@ -1,6 +1,7 @@
 """What a class takes, by its source: the same as by the class itself, or nothing is said."""
 
 import re
+import sys
 from typing import Any
 
 import pytest
@@ -133,14 +134,16 @@ def test_annotations_of_plain_types_are_read():
 
 @pytest.fixture
 def own_module(tmp_path, monkeypatch):
-    package = tmp_path / "own_package"
+    package = tmp_path / "package_to_read"
     package.mkdir()
     (package / "__init__.py").write_text("")
     (package / "module.py").write_text(OURS)
     (package / "beside.py").write_text("class Near:\n    def __init__(self, near: bool = True): ...\n")
     (tmp_path / "elsewhere.py").write_text("class Base:\n    def __init__(self, b: str, c: float = 1.0): ...\n")
     monkeypatch.syspath_prepend(tmp_path)
-    return "own_package.module"
+    yield "package_to_read.module"
+    for name in ("package_to_read", "package_to_read.module", "package_to_read.beside", "elsewhere"):
+        sys.modules.pop(name, None)
 
 
 def test_classes_and_functions_of_a_user(own_module):
