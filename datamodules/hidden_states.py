@@ -13,6 +13,7 @@ import torch
 from datamodules.caches import cached_array, evaluating, precision_of, update_with_tokens
 from retriever.encoder.budget import fastest_token_budget
 from retriever.encoder.encoding import device_of
+from retriever.encoder.states import StoredStates
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.encoder.tokens import TokenizedTexts, micro_batches
 from retriever.errors import InputError
@@ -52,7 +53,7 @@ def with_states(
 
     shape = int(tokens.offsets[-1]), width
     states = cached_array(whole, tokens.lengths, _BLOCK, computed, shape, "float16", tokens.positions, title)
-    return replace(tokens, states=states)
+    return replace(tokens, states=StoredStates((states,), tokens.offsets[:-1]))
 
 
 def _states(

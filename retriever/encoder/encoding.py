@@ -69,7 +69,8 @@ def in_micro_batches(
         model: called with what ``inputs`` gives; a row of its output for each row.
         lengths: tokens of each of N ≥ 1 rows.
         token_budget: as for :func:`encode`.
-        inputs: rows of a micro-batch → the model's arguments.
+        inputs: rows of a micro-batch → the model's arguments; called anew where activations are computed again, so
+            that no more than one micro-batch's arguments need memory.
         on_micro_batch: called with the number of rows after each micro-batch.
         uncheckpointed_tokens: as for :func:`encode`.
 
@@ -88,19 +89,21 @@ def in_micro_batches(
 
     untrimmed = 0
 
-    def run(*arguments: Any) -> Tensor:
+    def run(rows: np.ndarray, *_: Tensor) -> Tensor:
         nonlocal untrimmed
+        arguments: Any = inputs(rows)
         untrimmed += arguments[0].numel()
         if with_gradient and on_host and untrimmed >= _TRIM_TOKENS:
             give_freed_memory_back()
             untrimmed = 0
         return model(*arguments)
 
+    at = torch.empty(0, device=device)  # torch keeps the random state of the devices of what it is given
+
     def output(rows: np.ndarray, tokens: int) -> Tensor:
-        arguments = inputs(rows)
         if with_gradient and tokens > (token_budget if uncheckpointed_tokens is None else uncheckpointed_tokens):
-            return checkpoint(run, *arguments, use_reentrant=False, preserve_rng_state=True)
-        return run(*arguments)
+            return checkpoint(run, rows, at, use_reentrant=False, preserve_rng_state=True)
+        return run(rows)
 
     outputs, together = [], None
     for rows, tokens in zip(parts, behind, strict=True):

@@ -11,6 +11,7 @@ from tokenizers import normalizers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from retriever.encoder.states import StoredStates
 from retriever.errors import InputError
 
 
@@ -21,13 +22,13 @@ class TokenizedTexts:
     Attributes:
         ids: int32 or uint16 array [T], the token ids of all texts one after the other (may be memory-mapped).
         offsets: int64 array [N + 1] (may be memory-mapped); text ``i`` is ``ids[offsets[i]:offsets[i + 1]]``.
-        states: float16 array [T, D] (may be memory-mapped), what a backbone's frozen layers make of each token
-            (:class:`retriever.encoder.layers.LayerSplit`); None: they are computed.
+        states: what a backbone's frozen layers (:class:`retriever.encoder.layers.LayerSplit`) make of each token; None:
+            they are computed.
     """
 
     ids: np.ndarray
     offsets: np.ndarray
-    states: np.ndarray | None = None
+    states: StoredStates | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -65,15 +66,14 @@ class TokenizedTexts:
         """Concatenate several sets of texts."""
         offsets = np.concatenate([[0], *(p.lengths for p in parts)]).cumsum().astype(np.int64)
         states = [p.states for p in parts if p.states is not None]
-        whole = np.concatenate(states) if states and len(states) == len(parts) else None
-        return cls(np.concatenate([p.ids for p in parts]), offsets, whole)
+        joined = StoredStates.concatenate(states) if states and len(states) == len(parts) else None
+        return cls(np.concatenate([p.ids for p in parts]), offsets, joined)
 
     def select(self, rows: np.ndarray) -> "TokenizedTexts":
         """Copy the texts in ``rows`` (integers [n]) into a new set, in that order."""
         offsets = np.concatenate([[0], self._lengths_of(rows)[1].cumsum()]).astype(np.int64)
-        where = self.positions(rows)
-        states = None if self.states is None else np.asarray(self.states[where])
-        return TokenizedTexts(np.asarray(self.ids[where]), offsets, states)
+        states = None if self.states is None else self.states.select(rows)
+        return TokenizedTexts(np.asarray(self.ids[self.positions(rows)]), offsets, states)
 
     def positions(self, rows: np.ndarray) -> np.ndarray:
         """Say where the tokens of the texts in ``rows`` are among all T, text by text: int64 [t]."""
@@ -84,9 +84,8 @@ class TokenizedTexts:
     def part(self, start: int, stop: int) -> "TokenizedTexts":
         """Look at the texts from ``start`` up to ``stop``, without a copy."""
         offsets = self.offsets[start : stop + 1]
-        tokens = slice(offsets[0], offsets[-1])
-        states = None if self.states is None else self.states[tokens]
-        return TokenizedTexts(self.ids[tokens], offsets - offsets[0], states)
+        states = None if self.states is None else self.states.select(slice(start, stop))
+        return TokenizedTexts(self.ids[offsets[0] : offsets[-1]], offsets - offsets[0], states)
 
     def padded(self, rows: np.ndarray, pad_id: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """Pad ``rows`` on the right: token ids and attention mask, both int64 [n, longest].
@@ -108,11 +107,8 @@ class TokenizedTexts:
         """Pad the states of ``rows`` on the right with 0: float32 [n, longest, D]; None where there are none."""
         if self.states is None:
             return None
-        rows, lengths = self._lengths_of(rows)
-        mask = np.arange(max(1, int(lengths.max(initial=1)))) < lengths[:, None]
-        padded = np.zeros((*mask.shape, self.states.shape[1]), self.states.dtype)
-        padded[mask] = self.states[self.positions(rows)]
-        return torch.from_numpy(padded).to(device, non_blocking=True).float()
+        padded = torch.from_numpy(self.states.padded(*self._lengths_of(rows)))
+        return padded.to(device, non_blocking=True).float()
 
     def _lengths_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows = np.asarray(rows, dtype=np.int64)

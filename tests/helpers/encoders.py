@@ -12,10 +12,10 @@ TEXTS = ["Aspirin lowers risk.", "a", "Cells divide in the presence of growth fa
 LENGTHS = {"passage_max_length": 64, "query_max_length": 64}
 
 
-def gradients(encoder, tokens, budget, seed=0):
+def gradients(encoder, tokens, budget, seed=0, **options):
     encoder.zero_grad()
     torch.manual_seed(seed)
-    embeddings = encode(encoder, tokens, budget)
+    embeddings = encode(encoder, tokens, budget, **options)
     weights = torch.arange(embeddings.numel(), device=embeddings.device).reshape(embeddings.shape).sin()
     ((embeddings * weights).sum() ** 2).backward()
     return torch.cat([p.grad.flatten() for p in encoder.parameters() if p.grad is not None])

@@ -6,6 +6,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from datamodules import hidden_states
 from datamodules.caches import cached_embeddings, embed
@@ -29,7 +30,8 @@ def test_stored_states_give_the_embeddings_and_the_gradient_of_the_whole(kind, t
     encoder = load(kind, tiny_model, tmp_path)
     tokens = encoder.tokenize(TEXTS * 3, "passage")
     stored = with_states(tokens, encoder, tmp_path / "cache", None, "states")
-    assert stored.states.dtype == np.float16 and stored.states.shape == (len(tokens.ids), 32)
+    (array,) = stored.states.arrays
+    assert array.dtype == np.float16 and array.shape == (len(tokens.ids), 32)
     np.testing.assert_allclose(embed(stored, encoder, 40), embed(tokens, encoder, None), atol=2e-3)
     whole, parts = gradients(encoder, tokens, 40), gradients(encoder, stored, 40)
     assert torch.nn.functional.cosine_similarity(whole, parts, dim=0) > 0.9999
@@ -79,8 +81,33 @@ def test_states_go_with_the_texts_that_are_chosen(tiny_model, tmp_path):
     np.testing.assert_allclose(embed(stored.select(rows), encoder, None), whole[rows], atol=1e-5)
     np.testing.assert_allclose(embed(stored.part(1, 3), encoder, None), whole[1:3], atol=1e-5)
     both = TokenizedTexts.concatenate([stored.part(0, 2), stored.part(2, 4)])
-    assert np.array_equal(both.states, stored.states)
+    np.testing.assert_array_equal(embed(both, encoder, None), whole)
+    swapped = TokenizedTexts.concatenate([stored.select(rows), stored.part(1, 3)])
+    np.testing.assert_allclose(embed(swapped, encoder, None), whole[[2, 0, 2, 1, 2]], atol=1e-5)
     assert TokenizedTexts.concatenate([stored, encoder.tokenize(["a"], "query")]).states is None
+
+
+def test_a_batch_holds_no_copy_of_states_and_reads_them_micro_batch_by_micro_batch(tiny_model, tmp_path, monkeypatch):
+    encoder = load("bert", tiny_model, tmp_path, dropout=0.1)
+    stored = with_states(encoder.tokenize(TEXTS * 30, "passage"), encoder, tmp_path, None, "states")
+    batch = TokenizedTexts.concatenate([stored.select(np.arange(60)), stored.part(60, 120)])
+    assert all(isinstance(array, np.memmap) for array in batch.states.arrays)
+    living, most, read = [], 0, TokenizedTexts.padded_states
+
+    def counted(*arguments):
+        nonlocal most
+        states = read(*arguments)
+        living.append((StorageWeakRef(states.untyped_storage()), states.nbytes))
+        most = max(most, sum(size for states, size in living if not states.expired()))
+        return states
+
+    monkeypatch.setattr(TokenizedTexts, "padded_states", counted)
+    computed_again = gradients(encoder, batch, 64, uncheckpointed_tokens=0)
+    largest, number = max(size for _, size in living), len(living)
+    assert number > 20 and most <= 2 * largest
+    kept = gradients(encoder, batch, 64, uncheckpointed_tokens=10**6)
+    assert len(living) == number + number // 2
+    torch.testing.assert_close(computed_again, kept, rtol=1e-4, atol=1e-6)
 
 
 def test_embeddings_of_stored_states_are_kept_apart(tiny_model, tmp_path):
