@@ -17,6 +17,9 @@ from retriever.errors import InputError, choose
 
 ORDERS = ("shuffle", "rotate")
 CANDIDATES = ("top", "sample", "stratified")
+# Whatever the train batch: dev losses of runs with other batch sizes compare, and shared passages are encoded once.
+DEV_BATCH_SIZE = 4096
+_DEV_NUMBERS = 2**27  # teacher scores of a dev batch, where every pair of query and passage has one
 # of :func:`gathered`, for each cut: bits of a number's place in the table, and how often numbers spread
 _MOST_BITS = 24
 _SPREADINGS = 8
@@ -60,6 +63,11 @@ def fitting_batch_size(lists: int) -> int:
     An epoch then has about as many steps as a step has lists: 32 for 1,000 lists, 64 for 5,000, 1,024 for a million.
     """
     return min(4096, max(16, 2 ** round(math.log2(max(1, lists)) / 2)))
+
+
+def dev_batch_size(needs: BatchNeeds, list_length: int) -> int:
+    """Choose the lists of a dev batch: fewer where every pair of query and passage has a teacher score."""
+    return min(DEV_BATCH_SIZE, math.isqrt(_DEV_NUMBERS // (2 * list_length))) if needs.all_scores else DEV_BATCH_SIZE
 
 
 @dataclass(frozen=True)
@@ -291,7 +299,9 @@ class ListBatches(Dataset):
         frozen = source.passage_embeddings is not None
         of_all: dict[str, torch.Tensor] = {}
         if self.needs.whole_corpus:
-            distinct, log_weights = self._columns(len(source.corpus), distinct, frozen, draw)
+            best = [s.corpus_scores.best(at, self.list_length) for s, at in parts if s.corpus_scores is not None]
+            wanted = np.unique(np.concatenate([distinct, *best])) if frozen else distinct
+            distinct, log_weights = self._columns(len(source.corpus), wanted, frozen, draw)
             of_all["log_weights"] = torch.from_numpy(log_weights)
         if self.needs.all_scores:
             found = [s.corpus_scores(at, distinct) for s, at in parts if s.corpus_scores is not None]
@@ -331,7 +341,7 @@ class ListBatches(Dataset):
             return wanted, np.zeros(len(wanted), np.float32)
         if size <= max(self.columns, len(wanted)):
             return np.arange(size), np.zeros(size, np.float32)
-        seed = draw.seed if self.drawn_anew else (draw.seed[0], *draw.seed[2:])  # without the epoch
+        seed = draw.seed if self.drawn_anew else (0, *draw.seed[2:])  # of every run and epoch
         others = np.setdiff1d(np.arange(size), wanted, assume_unique=True)
         count = max(1, self.columns - len(wanted))
         drawn = np.random.default_rng([*seed, 1]).choice(others, count, replace=False, shuffle=False)

@@ -1,74 +1,101 @@
 """CorpusScores: what a fusion of BM25 and the base encoder says of every passage of a corpus."""
 
+import hashlib
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 
 from datamodules.corpus import Corpus
-from datamodules.hits import Bm25Index
+from datamodules.hits import Bm25Index, Hits, fuse_scores
 from datamodules.specs import CorpusScoring
+from datamodules.storage.columns import ColumnWriter, cached_columns, update_digest
+from datamodules.storage.progress import progress_bar
+from retriever.search import exact_search
 
-_BLOCK_NUMBERS = 2**24  # of a matrix of queries and the whole corpus
+_BLOCK = 4096  # queries that are searched at a time
 
 
 class CorpusScores:
-    """Scores all N passages of a corpus for Q queries, in [0, 1].
-
-    Each of the two retrievers is min-max scaled over its own best ``depth`` hits of a query, and 0 for what is none of
-    them, as :func:`~datamodules.hits.fuse_scores` has it; the result is the weighted mean.
+    """Scores passages of a corpus for Q queries, in [0, 1]; what is no hit of a query has 0.
 
     Args:
-        scoring: weights and depth.
-        corpus: N passages.
-        queries: Q texts.
-        query_embeddings: float32 [Q, D] by the base weights; None where the encoder has no weight.
-        passage_embeddings: [N, D] likewise.
+        hits: of the Q queries, see :func:`corpus_scores`.
     """
 
-    def __init__(
-        self,
-        scoring: CorpusScoring,
-        corpus: Corpus,
-        queries: pa.Array,
-        query_embeddings: np.ndarray | None,
-        passage_embeddings: np.ndarray | None,
-    ) -> None:
-        self.scoring = scoring
-        self.size = len(corpus)
-        texts = corpus.passages.to_pylist(), queries.to_pylist()
-        self._bm25 = Bm25Index(*texts, language=scoring.language) if scoring.bm25 else None
-        self._queries, self._passages = query_embeddings, passage_embeddings
+    def __init__(self, hits: Hits) -> None:
+        self._hits = hits
 
     def __call__(self, numbers: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """Score passages for some queries, some queries at a time.
+        """Score passages for some queries.
 
         Args:
             numbers: of the queries, [n].
-            columns: rows of the corpus, [P].
+            columns: rows of the corpus, ascending, [P].
 
         Returns:
             float32 [n, P].
         """
-        size = max(1, _BLOCK_NUMBERS // self.size)
-        blocks = [numbers[start : start + size] for start in range(0, len(numbers), size)]
-        return np.concatenate([self._all(block)[:, columns] for block in blocks])
+        rows = self._hits.rows[numbers]
+        place = np.searchsorted(columns, rows).clip(max=len(columns) - 1)
+        query, hit = np.nonzero(columns[place] == rows)
+        found = np.zeros((len(numbers), len(columns)), np.float32)
+        found[query, place[query, hit]] = self._hits.scores[numbers][query, hit]
+        return found
 
-    def _all(self, numbers: np.ndarray) -> np.ndarray:
-        """Score the whole corpus for some queries: float32 [n, N]."""
-        total = np.zeros((len(numbers), self.size), np.float32)
-        if self._bm25 is not None:
-            total += self.scoring.bm25 * self._scaled(self._bm25.scores(numbers), found_above=0.0)
-        if self._queries is not None and self._passages is not None:
-            scores = self._queries[numbers] @ np.asarray(self._passages, np.float32).T
-            total += self.scoring.encoder * self._scaled(scores)
-        return total / (self.scoring.bm25 + self.scoring.encoder)
+    def best(self, numbers: np.ndarray, k: int) -> np.ndarray:
+        """Return the rows of the best ``k`` passages of some queries, each once."""
+        rows = self._hits.rows[numbers, :k]
+        return np.unique(rows[rows >= 0])
 
-    def _scaled(self, scores: np.ndarray, found_above: float = -np.inf) -> np.ndarray:
-        """Scale each row by its best ``depth`` scores that are found at all, so that the last of these is at 0."""
-        depth = min(self.scoring.depth, scores.shape[1])
-        best = -np.partition(-scores, depth - 1, axis=1)[:, :depth]
-        hit = best > found_above
-        high = best.max(1, keepdims=True, initial=-np.inf, where=hit)
-        low = best.min(1, keepdims=True, initial=np.inf, where=hit)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            scaled = (scores - low) / (high - low)
-        return np.where(high > low, scaled.clip(0.0, 1.0), 0.0)
+
+def corpus_scores(
+    scoring: CorpusScoring,
+    corpus: Corpus,
+    queries: Sequence[pa.Array],
+    embeddings: tuple[np.ndarray, np.ndarray] | None,
+    encoded_by: str,
+    cache_dir: str | Path,
+) -> list[CorpusScores]:
+    """Search a corpus for the queries of several files, once; the hits are kept in the cache, by content.
+
+    Args:
+        scoring: weights and depth.
+        corpus: N passages.
+        queries: texts of each file, Q in all.
+        embeddings: float32 [Q, D] of the queries and [N, D] of the passages, by the base weights; None where the
+            encoder has no weight.
+        encoded_by: what decides the embeddings of a text.
+        cache_dir: the cache's folder.
+
+    Returns:
+        The teacher of each file.
+    """
+    texts = pa.chunked_array([file.cast(pa.large_string()) for file in queries])
+    key = hashlib.sha256(repr((scoring.bm25, scoring.encoder, scoring.depth, scoring.language, encoded_by)).encode())
+    for strings in (texts, corpus.passages):
+        update_digest(key, strings)
+    weights = np.array([w for w in (scoring.bm25, scoring.encoder) if w])
+    width = len(weights) * min(scoring.depth, len(corpus))
+
+    def write_hits(writer: ColumnWriter) -> dict[str, Any]:
+        index = Bm25Index(corpus.passages.to_pylist(), texts.to_pylist(), language=scoring.language)
+        with progress_bar(f"teacher's hits, {corpus.name}", len(texts), "queries") as advance:
+            for start in range(0, len(texts), _BLOCK):
+                part = slice(start, min(start + _BLOCK, len(texts)))
+                runs = [index.best(scoring.depth, part)] if scoring.bm25 else []
+                if embeddings is not None:
+                    runs.append(Hits(*exact_search(embeddings[0][part], embeddings[1], scoring.depth)))
+                fused = fuse_scores(runs, weights / weights.sum(), width)
+                writer.append("rows", fused.rows.reshape(-1))
+                writer.append("scores", fused.scores.reshape(-1))
+                advance(part.stop - start)
+        return {}
+
+    columns, _ = cached_columns(Path(cache_dir) / "corpus_scores" / key.hexdigest()[:32], write_hits)
+    hits = [columns[name].reshape(len(texts), width) for name in ("scores", "rows")]
+    ends = np.cumsum([0, *map(len, queries)])
+    return [CorpusScores(Hits(*(a[start:end] for a in hits))) for start, end in itertools.pairwise(ends)]

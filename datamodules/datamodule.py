@@ -12,10 +12,10 @@ import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader
 
-from datamodules.batches import BatchSampler, ListBatches, ListSource, WeightedLists, fitting_batch_size
-from datamodules.caches import cached_embeddings, cached_tokens
+from datamodules.batches import BatchSampler, ListBatches, ListSource, WeightedLists, dev_batch_size, fitting_batch_size
+from datamodules.caches import cached_embeddings, cached_tokens, precision_of
 from datamodules.corpus import Corpus, EvaluationSet, find_dataset, find_file, load_corpus, load_evaluation_set
-from datamodules.corpus_scores import CorpusScores
+from datamodules.corpus_scores import CorpusScores, corpus_scores
 from datamodules.dev_lists import Part, choose_dev, why_none
 from datamodules.hidden_states import with_states
 from datamodules.leakage.guard import Guarded, LeakGuard
@@ -34,9 +34,6 @@ from retriever.errors import InputError, choose, require_positive
 from retriever.typed import read_settings
 
 log = logging.getLogger(__name__)
-
-# Whatever the train batch: dev losses of runs with other batch sizes compare, and shared passages are encoded once.
-DEV_BATCH_SIZE = 4096
 
 
 @dataclass(eq=False, repr=False)
@@ -159,8 +156,9 @@ class QueryListDataModule(L.LightningDataModule):
         if self._train:
             return
         self.open()
-        self._train = [self._source(lists) for lists in self.train_lists]
-        self._dev = [self._source(lists) for lists in self.dev_lists]
+        sources = [self._source(lists) for lists in (*self.train_lists, *self.dev_lists)]
+        sources = self._with_corpus_scores(sources) if self.needs.all_scores else sources
+        self._train, self._dev = sources[: len(self.train_lists)], sources[len(self.train_lists) :]
 
     def open(self) -> None:
         """Open, check, guard, split and normalise the lists, once; nothing is tokenised or encoded."""
@@ -236,8 +234,9 @@ class QueryListDataModule(L.LightningDataModule):
 
     @property
     def lists_of_step(self) -> int:
-        """Return the batch size that was asked for, or that fits the number of train lists; these are open."""
-        return self.batch_size or fitting_batch_size(sum(len(part.lists) for part in self.train_lists))
+        """Return the batch size that was asked for, or that fits the lists, but no more than there are; once open."""
+        lists = sum(len(part.lists) for part in self.train_lists)
+        return min(lists, self.batch_size or fitting_batch_size(lists))
 
     def dev_query_ids(self, corpus: str) -> list[str]:
         """Ids of the dev queries of a corpus."""
@@ -261,7 +260,7 @@ class QueryListDataModule(L.LightningDataModule):
         grouped = self.group_overlapping_lists if group_overlapping_lists is None else group_overlapping_lists
         return BatchSampler(
             self.train_lists if train else self.dev_lists,
-            self.lists_of_step if train else DEV_BATCH_SIZE,
+            self.lists_of_step if train else dev_batch_size(self.needs, self.list_length),
             self.seed,
             self.order if train else None,
             rank,
@@ -352,18 +351,23 @@ class QueryListDataModule(L.LightningDataModule):
             query_tokens=queries,
             passage_tokens=tokens,
             passage_embeddings=embeddings,
-            corpus_scores=self._corpus_scores(part, tokens, queries, embeddings) if self.needs.all_scores else None,
         )
 
-    def _corpus_scores(
-        self, part: WeightedLists, passages: TokenizedTexts, queries: TokenizedTexts, known: np.ndarray | None
-    ) -> CorpusScores:
-        """Build the teacher that scores all passages; the base encoder's part is encoded once, and kept."""
-        embeddings: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
-        if self.corpus_scoring.encoder:
-            of_passages = self._embeddings(part.corpus.name, passages) if known is None else known
-            embeddings = self._embeddings(part.lists.source.name, queries), of_passages
-        return CorpusScores(self.corpus_scoring, part.corpus, part.lists.queries, *embeddings)
+    def _with_corpus_scores(self, sources: list[ListSource]) -> list[ListSource]:
+        """Add the teacher that scores all passages; each corpus is searched once for all its queries."""
+        teachers: dict[int, CorpusScores] = {}
+        for corpus, tokens in {s.corpus.name: (s.corpus, s.passage_tokens) for s in sources}.values():
+            of_corpus = [(n, s) for n, s in enumerate(sources) if s.corpus.name == corpus.name]
+            embeddings, encoded_by = None, ""
+            if self.corpus_scoring.encoder:
+                queries = [self._embeddings(s.lists.source.name, s.query_tokens) for _, s in of_corpus]
+                embeddings = np.concatenate(queries), self._embeddings(corpus.name, tokens)
+                with self._on_device():
+                    encoded_by = f"{self.encoder.fingerprint()} {precision_of(self.encoder)}"
+            texts = [s.lists.queries for _, s in of_corpus]
+            found = corpus_scores(self.corpus_scoring, corpus, texts, embeddings, encoded_by, self.cache_dir)
+            teachers |= {n: teacher for (n, _), teacher in zip(of_corpus, found, strict=True)}
+        return [replace(source, corpus_scores=teachers[n]) for n, source in enumerate(sources)]
 
     def _passages(self, corpus: Corpus) -> tuple[TokenizedTexts, np.ndarray | None]:
         """Token ids of a corpus and, where the objective needs them, embeddings by the base weights; looked up once."""

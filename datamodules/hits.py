@@ -102,21 +102,16 @@ class Bm25Index:
         self._index.index(bm25s.tokenize(list(passages), **options), show_progress=False)
         self._queries = bm25s.tokenize(list(queries), return_ids=False, **options)
 
-    def best(self, k: int) -> Hits:
-        """Find each query's best ``k`` passages, [Q, k]; one that shares no term with the query is none of them."""
+    def best(self, k: int, part: slice = slice(None)) -> Hits:
+        """Find the best ``k`` passages of each query, or of a part of them, [Q, k].
+
+        A passage that shares no term with a query is no hit of it.
+        """
         rows, scores = self._index.retrieve(
-            self._queries, k=min(k, self.size), show_progress=False, backend_selection="numpy"
+            self._queries[part], k=min(k, self.size), show_progress=False, backend_selection="numpy"
         )
         found = scores > 0
         return Hits(np.where(found, scores, -np.inf).astype(np.float32), np.where(found, rows, -1).astype(np.int64))
-
-    def scores(self, numbers: np.ndarray) -> np.ndarray:
-        """Score all passages for some of the queries, float32 [n, N]; 0 where they share no term."""
-        found = np.zeros((len(numbers), self.size), np.float32)
-        for row, number in enumerate(numbers):
-            if self._queries[number]:
-                found[row] = self._index.get_scores(self._queries[number])
-        return found
 
 
 def bm25_search(

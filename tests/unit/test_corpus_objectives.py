@@ -12,8 +12,8 @@ import torch
 
 from datamodules.batches import Draw, ListBatches, ListSource
 from datamodules.corpus import Corpus
-from datamodules.corpus_scores import CorpusScores
-from datamodules.hits import Hits, bm25_search, fuse_scores
+from datamodules.corpus_scores import CorpusScores, corpus_scores
+from datamodules.hits import Hits, bm25_search
 from datamodules.query_lists import QueryLists
 from datamodules.specs import CorpusScoring
 from retriever.batch import BatchNeeds, EncodedBatch
@@ -185,29 +185,54 @@ def corpus_of(texts):
 
 @pytest.mark.parametrize("depth", [2, 3, 100])
 @pytest.mark.parametrize("weights", [(0.5, 0.5), (1.0, 0.0), (0.0, 2.0), (0.3, 0.9)])
-def test_the_teacher_is_the_fusion_of_each_retrievers_best(depth, weights):
+def test_the_teacher_is_the_fusion_of_each_retrievers_best(depth, weights, tmp_path):
     random = np.random.default_rng(3)
     queries, passages = (random.standard_normal((n, 4)).astype(np.float32) for n in (3, 6))
-    known = (queries, passages) if weights[1] else (None, None)
+    known = (queries, passages) if weights[1] else None
     scoring = CorpusScoring(bm25=weights[0], encoder=weights[1], depth=depth)
-    found = CorpusScores(scoring, corpus_of(TEXTS), pa.array(QUERIES), *known)(np.array([0, 1, 2]), np.arange(6))
-    bm25 = bm25_search(TEXTS, QUERIES, min(depth, 6))
+    [teacher] = corpus_scores(scoring, corpus_of(TEXTS), [pa.array(QUERIES)], known, "", tmp_path)
+    found = teacher(np.array([0, 1, 2]), np.arange(6))
+    bm25 = scaled(bm25_scores(depth), depth, bm25_scores(depth) > 0)
     products = queries @ passages.T
-    rows = np.argsort(-products, axis=1)[:, :depth]
-    runs = [bm25, Hits(np.take_along_axis(products, rows, 1), rows)]
-    fused = fuse_scores(runs, list(weights), 12)
-    expected = np.zeros((3, 6))
+    expected = weights[0] * bm25 + weights[1] * scaled(products, depth, np.ones_like(products, bool))
+    np.testing.assert_allclose(found, expected / sum(weights), atol=1e-6)
+
+
+def bm25_scores(depth):
+    hits, scores = bm25_search(TEXTS, QUERIES, 6), np.zeros((3, 6))
     for query in range(3):
-        there = fused.rows[query] >= 0
-        expected[query, fused.rows[query][there]] = fused.scores[query][there] / sum(weights)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+        there = hits.rows[query] >= 0
+        scores[query, hits.rows[query][there]] = hits.scores[query][there]
+    return scores
 
 
-def test_queries_are_scored_some_at_a_time(monkeypatch):
-    scores = CorpusScores(CorpusScoring(encoder=0), corpus_of(TEXTS), pa.array(QUERIES), None, None)
-    whole = scores(np.array([2, 0, 1]), np.array([5, 0, 2]))
-    monkeypatch.setattr("datamodules.corpus_scores._BLOCK_NUMBERS", 12)  # two queries a block
-    np.testing.assert_array_equal(scores(np.array([2, 0, 1]), np.array([5, 0, 2])), whole)
+def scaled(scores, depth, hit):
+    """Each row's best ``depth`` hits from 0 to 1, and all others 0, by plain loops."""
+    found = np.zeros(scores.shape)
+    for query, row in enumerate(scores):
+        best = sorted((row[p] for p in range(len(row)) if hit[query, p]), reverse=True)[:depth]
+        for p in range(len(row)):
+            if hit[query, p] and len(best) > 1 and best[0] > best[-1]:
+                found[query, p] = max(0.0, (row[p] - best[-1]) / (best[0] - best[-1]))
+    return found
+
+
+def test_one_search_serves_the_queries_of_all_files(tmp_path, monkeypatch):
+    scoring = CorpusScoring(bm25=1, encoder=0)
+    files = [pa.array(QUERIES[:1]), pa.array(QUERIES[1:])]
+    [whole] = corpus_scores(scoring, corpus_of(TEXTS), [pa.array(QUERIES)], None, "", tmp_path / "a")
+    monkeypatch.setattr("datamodules.corpus_scores._BLOCK", 2)
+    first, second = corpus_scores(scoring, corpus_of(TEXTS), files, None, "", tmp_path / "b")
+    columns = np.array([0, 2, 5])
+    expected = whole(np.array([0, 2, 1]), columns)
+    assert expected.any()
+    np.testing.assert_array_equal(first(np.array([0]), columns), expected[:1])
+    np.testing.assert_array_equal(second(np.array([1, 0]), columns), expected[1:])
+    monkeypatch.setattr("datamodules.corpus_scores.Bm25Index", None)  # what is in the cache is not searched again
+    [again] = corpus_scores(scoring, corpus_of(TEXTS), [pa.array(QUERIES)], None, "", tmp_path / "b")
+    np.testing.assert_array_equal(again(np.array([0, 2, 1]), columns), expected)
+    with pytest.raises(TypeError):
+        corpus_scores(replace(scoring, depth=2), corpus_of(TEXTS), files, None, "", tmp_path / "b")
 
 
 def test_wrong_weights_are_refused():
@@ -215,7 +240,7 @@ def test_wrong_weights_are_refused():
         CorpusScoring(bm25=0, encoder=0)
 
 
-def source_of(size, columns):
+def source_of(size, cache_dir):
     """One list of two candidates and two positives for each of three queries, over a corpus of ``size`` passages."""
     corpus = corpus_of([f"{word} {n}" for n, word in zip(range(size), itertools.cycle(QUERIES), strict=False)])
     lists = QueryLists(
@@ -231,26 +256,26 @@ def source_of(size, columns):
         positive_rows=np.array([0, 7, 8], np.int32),
         positive_offsets=np.arange(4),
     )
-    scoring = CorpusScoring(bm25=1, encoder=0, columns=columns)
     tokens = TokenizedTexts.from_lists([[1, 2]] * size)
     embeddings = np.random.default_rng(0).standard_normal((size, 4)).astype(np.float32)
-    scores = CorpusScores(scoring, corpus, lists.queries, None, None)
+    scoring = CorpusScoring(bm25=1, encoder=0, depth=3)
+    [scores] = corpus_scores(scoring, corpus, [lists.queries], None, "", cache_dir)
     return ListSource(corpus, lists, np.ones(3), tokens.select(np.arange(3)), tokens, embeddings, scores)
 
 
 NEEDS = BatchNeeds(labels=True, frozen_passages=True, whole_corpus=True, all_scores=True)
 
 
-def batches(source, **options):
-    return ListBatches([source], 2, "top", NEEDS, source.corpus_scores.scoring.columns, **options)
+def batches(source, columns, **options):
+    return ListBatches([source], 2, "top", NEEDS, columns, **options)
 
 
 PLACES = np.stack([np.zeros(3, int), np.arange(3)], 1)
 
 
-def test_a_batch_holds_a_small_corpus_whole():
-    source = source_of(40, columns=40)
-    made = batches(source)[Draw(PLACES, (1, 0, 0, 0))]
+def test_a_batch_holds_a_small_corpus_whole(tmp_path):
+    source = source_of(40, tmp_path)
+    made = batches(source, 40)[Draw(PLACES, (1, 0, 0, 0))]
     assert made.passage_keys.tolist() == list(range(40)) and not made.log_weights.any()
     np.testing.assert_array_equal(made.passage_embeddings, source.passage_embeddings)
     np.testing.assert_array_equal(made.all_scores, source.corpus_scores(np.arange(3), np.arange(40)))
@@ -258,25 +283,26 @@ def test_a_batch_holds_a_small_corpus_whole():
     assert made.passage_keys[made.list_index].tolist() == [[0, 1], [2, 3], [4, 5]]
 
 
-def test_of_a_large_corpus_a_batch_holds_its_lists_and_a_weighted_draw():
-    source = source_of(40, columns=18)
-    made = [batches(source)[Draw(PLACES, (1, epoch, 0, 0))] for epoch in (0, 0, 1)]
-    wanted = {0, 1, 2, 3, 4, 5, 7, 8}
+def test_of_a_large_corpus_a_batch_holds_its_lists_and_a_weighted_draw(tmp_path):
+    hits = Hits(np.array([[0.9, 0.4]] * 3, np.float32), np.array([[30, 1], [31, 2], [1, -1]]))
+    source = replace(source_of(40, tmp_path), corpus_scores=CorpusScores(hits))
+    made = [batches(source, 18)[Draw(PLACES, (1, epoch, 0, 0))] for epoch in (0, 0, 1)]
+    wanted = {0, 1, 2, 3, 4, 5, 7, 8, 30, 31}  # candidates, labels, the best by the teacher
     for one in made:
         keys = one.passage_keys.tolist()
         assert len(keys) == 18 and keys == sorted(set(keys)) and wanted < set(keys)
         drawn = [weight for key, weight in zip(keys, one.log_weights.exp().tolist(), strict=True) if key not in wanted]
-        assert drawn == pytest.approx([32 / 10] * 10)
+        assert drawn == pytest.approx([30 / 8] * 8)
         assert sum(one.log_weights.exp().tolist()) == pytest.approx(40)
         assert one.passage_keys[one.positive_index].tolist() == [0, 7, 8]
         np.testing.assert_array_equal(one.all_scores, source.corpus_scores(np.arange(3), np.array(keys)))
     assert made[0].passage_keys.tolist() == made[1].passage_keys.tolist() != made[2].passage_keys.tolist()
-    dev = [batches(source, drawn_anew=False)[Draw(PLACES, (1, epoch, 0, 0))] for epoch in (0, 1)]
+    dev = [batches(source, 18, drawn_anew=False)[Draw(PLACES, (seed, epoch, 0, 0))] for seed, epoch in ((1, 0), (2, 1))]
     assert dev[0].passage_keys.tolist() == dev[1].passage_keys.tolist()
 
 
-def test_where_passages_learn_every_pair_of_the_batch_has_a_score():
-    source = replace(source_of(40, columns=40), passage_embeddings=None)
+def test_where_passages_learn_every_pair_of_the_batch_has_a_score(tmp_path):
+    source = replace(source_of(40, tmp_path), passage_embeddings=None)
     needs = BatchNeeds(whole_corpus=True, all_scores=True)
     made = ListBatches([source], 2, "top", needs)[Draw(PLACES, (1, 0, 0, 0))]
     assert made.passage_keys.tolist() == [0, 1, 2, 3, 4, 5] and len(made.passages) == 6

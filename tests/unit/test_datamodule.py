@@ -492,10 +492,12 @@ def test_a_batch_size_is_found_once_lists_are_open(tiny_encoder, small_scifact, 
     data = QueryListDataModule(tiny_encoder, files, files, leak_guard="off", cache_dir=tmp_path)
     data.open()
     lists = sum(len(part.lists) for part in data.train_lists)
-    assert data.lists_of_step == fitting_batch_size(lists) == 16
+    assert fitting_batch_size(lists) == 16 and data.lists_of_step == min(lists, 16)
     assert {len(draw.places) for draw in data.sampler(train=True)} <= set(range(lists // len(data.sampler(True)), 17))
-    asked = QueryListDataModule(tiny_encoder, files, files, leak_guard="off", cache_dir=tmp_path, batch_size=5)
-    assert asked.lists_of_step == 5
+    for asked in (5, 1000):  # no more than there are, for the learning rate follows this number
+        data = QueryListDataModule(tiny_encoder, files, files, leak_guard="off", cache_dir=tmp_path, batch_size=asked)
+        data.open()
+        assert data.lists_of_step == min(lists, asked)
 
 
 def test_the_learning_rate_follows_the_batch(tiny_encoder):
