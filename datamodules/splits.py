@@ -9,27 +9,31 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 
-def in_dev(source_ids: Sequence[Sequence[str]], fraction: float) -> np.ndarray:
-    """Which queries belong to dev, so that all queries of a passage fall on one side.
+def dev_and_test(
+    source_ids: Sequence[Sequence[str]], dev_fraction: float, test_fraction: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which queries belong to dev and which to test, so that all queries of a passage fall on one side.
 
     Queries that share a source passage, directly or through others, are kept together; the smallest hash among their
     passages decides.
 
     Args:
         source_ids: per query the ids of the passages it was written from or that are relevant to it.
-        fraction: share of dev, in [0, 1].
+        dev_fraction: share of dev, in [0, 1].
+        test_fraction: share of test, in [0, 1 − ``dev_fraction``].
 
     Returns:
-        bool [N]; queries without a source passage are train.
+        Two of bool [N]; queries without a source passage are in neither.
     """
     passages = {p: i for i, p in enumerate(sorted({p for ids in source_ids for p in ids}))}
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in source_ids])]).astype(np.int64)
     places = np.fromiter((passages[p] for ids in source_ids for p in ids), np.int64, offsets[-1])
-    return _chances(places, offsets, list(passages)) < fraction
+    chances = _chances(places, offsets, list(passages))
+    return chances < dev_fraction, (chances > 1 - test_fraction) & (chances <= 1) & (chances >= dev_fraction)
 
 
 def rows_in_dev(source_rows: np.ndarray, offsets: np.ndarray, passage_ids: pa.Array, fraction: float) -> np.ndarray:
-    """As :func:`in_dev`, for the sources of N queries as rows of a corpus.
+    """Which queries belong to dev, as :func:`dev_and_test` has it, for the sources of N queries as rows of a corpus.
 
     Args:
         source_rows: integers [T], those of all queries one after the other.

@@ -214,6 +214,7 @@ class Pipeline:
             self.corpus.name,
             self._evaluation_sets,
             dev_fraction=options.dev_fraction,
+            test_fraction=options.test_fraction,
             guards=guards,
             judged=list(self.judged_groups()),
             judgements=self._judgements,

@@ -23,9 +23,10 @@ class QueryGroup:
     """A group of queries (``queries``), see :class:`~datamodules.pipeline.stages.queries.CollectQueries`.
 
     Attributes:
-        source: ``generated``, ``judged``, ``titles``, ``claims`` or ``file``.
+        source: ``generated``, ``judged``, ``titles``, ``claims``, ``sentences`` or ``file``.
         split: of judged queries.
         path: of a file of queries.
+        limit: at most so many queries, of each passage about as many; None takes all.
         filter: False lets all its lists pass stage filter.
         leak_guard: what becomes of its lists that give away an evaluation query; None takes ``split.leak_guard``.
     """
@@ -33,6 +34,7 @@ class QueryGroup:
     source: str | None = None
     split: str = "train"
     path: str | None = None
+    limit: int | None = None
     filter: bool = True
     leak_guard: Literal["drop", "fail", "off"] | None = None
 

@@ -88,6 +88,7 @@ def prepare_leaves(world: World) -> dict[str, Seen]:
         "filter.min_top_score": Seen(by, 0.9, filtered),
         "filter.keep": Seen(by, 4, filtered),
         "split.dev_fraction": Seen(by, 0.6),
+        "split.test_fraction": Seen(by, 0.3),
         "split.evaluation": Seen(by, [{"path": world.corpus, "split": "shared"}]),
         "split.leak_guard": Seen(by, "off", {"split.evaluation": [{"path": world.corpus, "split": "shared"}]}),
         "split.leak_jaccard": Seen(by, 0.05),

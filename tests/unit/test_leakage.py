@@ -10,7 +10,7 @@ from datamodules import QueryListDataModule
 from datamodules.corpus import SHIPPED, load_evaluation_set
 from datamodules.leakage.queries import find_leaks
 from datamodules.query_lists import read_metadata, read_query_lists
-from datamodules.splits import in_dev, rows_in_dev
+from datamodules.splits import dev_and_test, rows_in_dev
 from retriever.errors import InputError
 
 LISTS = sorted((SHIPPED / "scifact" / "lists").glob("*.parquet"))
@@ -114,17 +114,24 @@ def test_lists_are_shipped():
 def test_split_keeps_sources_together_and_keeps_to_the_fraction():
     random = np.random.default_rng(0)
     sources = [[f"p{i}" for i in random.choice(5000, random.integers(1, 3))] for _ in range(4000)]
-    dev = in_dev(sources, 0.2)
+    dev = dev_and_test(sources, 0.2)[0]
     sides: dict[str, set] = {}
     for ids, side in zip(sources, dev, strict=True):
         for passage in ids:
             sides.setdefault(passage, set()).add(bool(side))
     assert all(len(side) == 1 for side in sides.values())
-    singles = in_dev([[f"s{i}"] for i in range(4000)], 0.2)
+    singles = dev_and_test([[f"s{i}"] for i in range(4000)], 0.2)[0]
     assert abs(singles.mean() - 0.2) < 0.03
     # the side of a passage does not depend on what else is there
-    assert in_dev([["s5"], ["s6"]], 0.2).tolist() == singles[5:7].tolist()
-    assert in_dev([[], []], 0.5).tolist() == [False, False]
+    assert dev_and_test([["s5"], ["s6"]], 0.2)[0].tolist() == singles[5:7].tolist()
+    assert dev_and_test([[], []], 0.5)[0].tolist() == [False, False]
+    # and another part, from the other end of the hashes, is kept for a test
+    same, test = dev_and_test(sources, 0.2, 0.3)
+    assert (same == dev).all() and not (same & test).any() and abs(test.mean() - 0.3) < 0.03
+    assert not {p for ids, side in zip(sources, test, strict=True) if side for p in ids} & {
+        p for ids, side in zip(sources, test, strict=True) if not side for p in ids
+    }
+    assert np.add(*dev_and_test([["s5"], ["s6"], []], 0.5, 0.5)).tolist() == [True, True, False]
     # and passages may be named by their rows
     ids = [f"p{i}" for i in range(5000)]
     rows = np.array([int(p[1:]) for passages in sources for p in passages], np.int32)

@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 
 from datamodules import QueryListDataModule
 from datamodules.query_lists import QueryList, read_metadata, read_query_lists, write_query_lists
-from datamodules.splits import in_dev
+from datamodules.splits import dev_and_test
 from experiments.settings.inputs import input_hashes
 from helpers.runs import config_of, prepare
 from retriever.errors import InputError
@@ -47,7 +47,7 @@ def made(group, labelled=True):
 def write(folder, group="human", fraction=0.1, about=True, names="{}.{}.parquet", parts=("train", "dev")):
     """The files that stage split writes; without ``about``, as it wrote them once."""
     lists = made(group)
-    inside = in_dev([q.positive_ids for q in lists], fraction)
+    inside = dev_and_test([q.positive_ids for q in lists], fraction)[0]
     for part in parts:
         metadata = {"corpus": "c", "group": group, "split": part, "dev_fraction": fraction} if about else {}
         mine = [q for q, dev in zip(lists, inside, strict=True) if dev == (part == "dev")]

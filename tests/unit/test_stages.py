@@ -263,10 +263,28 @@ def test_groups_come_one_after_the_other_with_their_positives(collected, small):
     assert all(r["positive_ids"] and (small[0].rows(r["positive_ids"]) >= 0).all() for r in table)
 
 
+def test_a_limit_is_shared_evenly_by_passages_and_a_part_of_any_larger_one(small, small_scifact, tmp_path):
+    def drawn(limit):
+        groups = {"sentence": {"source": "sentences", "limit": limit}}
+        output = run_stage(CollectQueries(*small, str(small_scifact), tmp_path, groups, None), tmp_path)
+        return {r["query_id"]: r["positive_ids"][0] for r in rows(output, "queries.parquet")}
+
+    everything = drawn(None)
+    there = Counter(everything.values())
+    for limit in (60, 250):
+        found = drawn(limit)
+        counts = Counter(found.values())
+        assert len(found) == limit and found.items() <= everything.items()
+        most = max(counts.values())
+        assert all(counts[passage] >= min(there[passage], most - 1) for passage in there)
+    assert drawn(60).keys() <= drawn(250).keys() and drawn(10**6) == everything
+
+
 @pytest.mark.parametrize(
     ("groups", "words"),
     [
         ({}, "queries is empty"),
+        ({"a": {"source": "titles", "limit": 0}}, "queries.a.limit is 0"),
         ({"a": {"source": "jugded"}}, "Did you mean 'judged'"),
         ({"a": {"source": "generated"}}, "stage generate is switched off"),
         ({"a": {"source": "file"}}, "name it in queries.a.path"),
@@ -614,6 +632,19 @@ def test_train_and_dev_are_split_by_passage(filtered, tmp_path):
     }
     assert not sources["train"] & sources["dev"] and 0.2 < len(sources["dev"]) / 201 < 0.4
     assert sum(map(len, parts.values())) == 204
+
+
+def test_some_lists_are_kept_to_evaluate_on(filtered, tmp_path):
+    guards = {"h": "off", "s": "off"}
+    before, after = (split(filtered, tmp_path, guards=guards, test_fraction=share) for share in (0.0, 0.2))
+    assert not list(before.folder.glob("*.test.parquet"))
+    dev, train, test = (list(read_query_lists(after.file(f"s.{part}.parquet"))) for part in ("dev", "train", "test"))
+    assert dev == list(read_query_lists(before.file("s.dev.parquet")))  # the share of test is taken from train
+    assert len(dev) + len(train) + len(test) == 203 and 0.1 < len(test) / 203 < 0.3
+    of_test = {i for x in test for i in x.positive_ids}
+    assert not of_test & {i for x in (*dev, *train) for i in x.positive_ids}
+    with pytest.raises(InputError, match="together they must not be more than 1"):
+        split(filtered, tmp_path, guards=guards, test_fraction=0.8)
 
 
 def test_what_else_is_in_the_lists_moves_no_passage(tmp_path, small_scifact):

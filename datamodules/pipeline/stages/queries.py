@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 
@@ -12,6 +12,7 @@ from datamodules.corpus import Corpus, find_dataset, judgement_files
 from datamodules.formats.raw_lists import required_text
 from datamodules.pipeline.free_queries import QUERY_SOURCES, collect_queries
 from datamodules.pipeline.stages.stage import Output, Stage, table_writer
+from datamodules.splits import unit_hash
 from datamodules.storage.files import json_lines
 from datamodules.storage.parquet import read_parquet
 from retriever.errors import InputError, choose
@@ -21,6 +22,7 @@ QUERIES = pa.schema(
     [(name, pa.string()) for name in ("group", "query_id", "query", "query_type")]
     + [("positive_ids", pa.list_(pa.string()))]
 )
+Query: TypeAlias = tuple[str, str, str, list[str]]  # id, text, type, ids of its positives
 SOURCES = (*QUERY_SOURCES, "generated", "file")
 
 
@@ -36,8 +38,8 @@ class CollectQueries(Stage):
         dataset: the corpus' folder or name, where queries and qrels are.
         data_dir: where downloaded data sets lie.
         groups: name → ``source`` (``generated``, ``judged`` with ``split``, ``titles``, ``claims``, ``sentences``, or
-            ``file`` with ``path``: JSON Lines of query_id, query, query_type, positive_ids). Each group ends in files
-            of its own.
+            ``file`` with ``path``: JSON Lines of query_id, query, query_type, positive_ids), and ``limit``,
+            at most so many (:func:`drawn_evenly`). Each group ends in files of its own.
         generated: output of stage generate, where a group is generated.
         unknown_qrels: as for :func:`~datamodules.pipeline.free_queries.collect_queries`.
     """
@@ -63,13 +65,19 @@ class CollectQueries(Stage):
                 raise InputError(f"queries.{name}: source is generated, but stage generate is switched off.")
             if options["source"] == "file" and not options.get("path"):
                 raise InputError(f"queries.{name}: source is file; name it in queries.{name}.path.")
+            if (limit := options.get("limit")) is not None and limit < 1:
+                raise InputError(f"queries.{name}.limit is {limit}; it must be a whole number of at least 1, or null.")
             if options["source"] == "file" and not Path(options["path"]).is_file():
                 raise InputError(f"queries.{name}: {options['path']}: no such file.")
 
     def settings(self) -> dict[str, Any]:
         """See :class:`Stage`."""
         kept = {"unknown_qrels": "keep"} if self.unknown_qrels == "keep" else {}
-        return {name: {k: o.get(k) for k in ("source", "split")} for name, o in self.groups.items()} | kept
+        said = {
+            name: {k: o.get(k) for k in ("source", "split", "limit") if k != "limit" or o.get(k)}
+            for name, o in self.groups.items()
+        }
+        return said | kept
 
     def inputs(self) -> dict[str, str]:
         """See :class:`Stage`."""
@@ -93,6 +101,8 @@ class CollectQueries(Stage):
         """The queries of one group."""
         name = list(self.groups)[number]
         rows = list(self._queries(name))
+        if limit := self.groups[name].get("limit"):
+            rows = drawn_evenly(rows, limit)
         if not rows:
             source = self.groups[name]["source"]
             english = " (claims are found in English texts alone)" if source == "claims" else ""
@@ -113,7 +123,7 @@ class CollectQueries(Stage):
         assert self.generated is not None  # a group whose source is generated is refused without
         return self.generated
 
-    def _queries(self, name: str) -> Iterator[tuple[str, str, str, list[str]]]:
+    def _queries(self, name: str) -> Iterator[Query]:
         options = self.groups[name]
         if options["source"] == "generated":
             for row in read_parquet(self._generated().file("queries.parquet")).to_pylist():
@@ -125,7 +135,7 @@ class CollectQueries(Stage):
             data = self.dataset, self.corpus, split, self.data_dir, self.unknown_qrels
             yield from collect_queries(options["source"], *data)
 
-    def _from_file(self, path: Path) -> Iterator[tuple[str, str, str, list[str]]]:
+    def _from_file(self, path: Path) -> Iterator[Query]:
         records = [(number, *_own_query(path, number, record)) for number, record in json_lines(path)]
         seen: dict[str, int] = {}
         for number, query_id, *_ in records:
@@ -139,6 +149,19 @@ class CollectQueries(Stage):
             if row < 0:
                 raise InputError(f"{path}:{number}: the positive {passage_id!r} is not in the corpus.")
         yield from (record[1:] for record in records)
+
+
+def drawn_evenly(rows: list[Query], limit: int) -> list[Query]:
+    """Draw at most ``limit`` queries, of each passage about as many, by a hash and so the same everywhere."""
+    turns: Counter[str] = Counter()
+    order = []
+    for row in sorted(rows, key=lambda row: unit_hash(row[0])):
+        passage = min(row[3], default="")
+        order.append((turns[passage], row[0]))
+        turns[passage] += 1
+    order.sort(key=lambda turn: turn[0])
+    chosen = {query_id for _, query_id in order[:limit]}
+    return [row for row in rows if row[0] in chosen]
 
 
 def _own_query(path: Path, number: int, record: dict[str, Any]) -> tuple[str, str, str, list[str]]:

@@ -18,7 +18,7 @@ from datamodules.leakage.queries import Leak, find_leaks
 from datamodules.leakage.same_passages import Match, RelevantPassages, translated
 from datamodules.pipeline.stages.stage import Output, Stage
 from datamodules.query_lists import QueryList, write_query_lists
-from datamodules.splits import in_dev
+from datamodules.splits import dev_and_test
 from datamodules.storage.files import write_json_lines
 from datamodules.storage.parquet import read_parquet
 from datamodules.text.near_texts import checked_threshold
@@ -40,7 +40,8 @@ class Split(Stage):
     nearly equal one (token Jaccard, and cosine where asked for). A synthetic query may be written from a passage that
     an evaluation query is about.
 
-    Output: ``<group>.train.parquet`` and ``<group>.dev.parquet``, query lists; ``leaks.jsonl``, what was caught.
+    Output: ``<group>.train.parquet``, ``<group>.dev.parquet`` and, where asked for, ``<group>.test.parquet``, query
+    lists; ``leaks.jsonl``, what was caught.
 
     Args:
         filtered: output of stage filter.
@@ -48,6 +49,7 @@ class Split(Stage):
         corpus_name: stands in the lists.
         evaluation: the sets that are evaluated on, each with the SHA-256 of its files.
         dev_fraction: share of dev, in [0, 1].
+        test_fraction: share of lists that are kept to evaluate on, where a corpus has no human test queries.
         guards: group → ``drop``, ``fail`` or ``off``.
         judged: groups whose positives are human judgements; those of query type ``human`` are, too.
         judgements: the relevant passages of each judged query of the corpus, whether it is in these lists or not:
@@ -73,6 +75,7 @@ class Split(Stage):
     _: KW_ONLY
     guards: Mapping[str, str]
     dev_fraction: float = 0.1
+    test_fraction: float = 0.0
     judged: Sequence[str] = ()
     judgements: Sequence[Sequence[str]] = ()
     jaccard: float = 0.6
@@ -86,8 +89,14 @@ class Split(Stage):
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if not 0 <= self.dev_fraction <= 1:
-            raise InputError(f"split.dev_fraction is {self.dev_fraction}; it must be in [0, 1].")
+        for name in ("dev_fraction", "test_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"split.{name} is {getattr(self, name)}; it must be in [0, 1].")
+        if self.dev_fraction + self.test_fraction > 1:
+            raise InputError(
+                f"split.dev_fraction is {self.dev_fraction} and split.test_fraction is {self.test_fraction}; together "
+                "they must not be more than 1."
+            )
         for name, guard in self.guards.items():
             choose(f"the leak guard of {name}", guard, GUARDS)
         require_positive(jaccard=self.jaccard, cosine=self.cosine or 1)
@@ -102,7 +111,8 @@ class Split(Stage):
             "corpus_name", "dev_fraction", "guards", "judged", "jaccard", "cosine", "near_passages", "metadata"
         )
         said = {"encoder": encoder, "judgements": bound, "words": METHOD, "scale": self._scale}
-        return {**own, **self._teacher, **said}
+        held_out = {"test_fraction": self.test_fraction} if self.test_fraction else {}
+        return {**own, **held_out, **self._teacher, **said}
 
     def inputs(self) -> dict[str, str]:
         """See :class:`Stage`."""
@@ -116,13 +126,14 @@ class Split(Stage):
         return [len(self._table)]
 
     def run_block(self, number: int, advance: Callable[[int], None]) -> pa.Table:
-        """Train, dev or the leak, for each list."""
+        """Train, dev, test or the leak, for each list."""
         table = self._table
         group = np.array(table["group"].to_pylist(), dtype=object)
         positives = table["positive_ids"].to_pylist()
         # one-passage queries bind nothing, so only judgements and own queries of several passages count
-        dev = in_dev([*positives, *self.judgements], self.dev_fraction)[: len(positives)]
-        verdict = np.where(dev, "dev", "train").astype(object)
+        sides = dev_and_test([*positives, *self.judgements], self.dev_fraction, self.test_fraction)
+        dev, test = (side[: len(positives)] for side in sides)
+        verdict = np.select([dev, test], ["dev", "test"], "train").astype(object)
         query, similarity = np.full(len(table), None, dtype=object), np.full(len(table), np.nan)
         for name in sorted(set(group)):
             inside = np.flatnonzero(group == name)
@@ -141,12 +152,13 @@ class Split(Stage):
         found = np.array(verdicts["verdict"].to_pylist(), dtype=object)
         group = np.array(self._table["group"].to_pylist(), dtype=object)
         counts: dict[str, Any] = {}
+        parts = ("train", "dev", "test") if self.test_fraction else ("train", "dev")
         for name in self.guards:  # also a group that lost all its lists: its file says so
-            for part in ("train", "dev"):
+            for part in parts:
                 rows = np.flatnonzero((group == name) & (found == part))
                 path = folder / f"{name}.{part}.parquet"
                 counts[path.stem] = write_query_lists(path, self._lists(rows), self._about(name, part))
-        leaks = np.isin(found, ("train", "dev"), invert=True)
+        leaks = np.isin(found, parts, invert=True)
         return {**counts, "left out by the leak guard": int(leaks.sum())}
 
     @cached_property
