@@ -34,14 +34,47 @@ class _Stored(nn.Module):
         return (self.states,) if self.in_tuple else self.states
 
 
+class _Upper(nn.Module):
+    """The upper layers of a backbone, whose modules it shares.
+
+    Args:
+        backbone: the whole.
+        place: the name of its list of layers.
+        lower: how many layers are left out.
+        in_tuple: whether a layer gives its states in a tuple.
+    """
+
+    def __init__(self, backbone: nn.Module, place: str, lower: int, in_tuple: bool) -> None:
+        super().__init__()
+        layers = list(backbone.get_submodule(place).children())
+        self.stored = _Stored(layers[lower - 1], in_tuple)
+        # in every lower layer's place, so that backbones which count layers come to the same numbers
+        self.backbone = _with(backbone, place, nn.ModuleList([*[self.stored] * lower, *layers[lower:]]))
+
+    def forward(self, states: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Compute token embeddings from stored hidden states, [n, L, D].
+
+        Args:
+            states: as :meth:`LayerSplit.lower` gives them, of a floating type; what is padded does not count.
+            input_ids: int64 [n, L]; backbones look at their shape.
+            attention_mask: int64 [n, L], 1 for real tokens.
+        """
+        self.stored.states = states
+        try:
+            return self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        finally:
+            self.stored.states = None
+
+
 class LayerSplit:
     """Runs the lower and the upper layers of a backbone apart.
-
-    The upper part shares its modules with the backbone, so that what learns there learns here.
 
     Attributes:
         trainable_layers: layers of the upper part.
         layers: of the whole backbone.
+        frozen_modules: names of the modules that are called before the upper layers.
+        upper: computes token embeddings from states; it shares its modules with the backbone, so that what learns
+            there learns here.
 
     Args:
         backbone: a ``transformers`` model whose layers are in one list.
@@ -52,27 +85,25 @@ class LayerSplit:
     """
 
     def __init__(self, backbone: nn.Module, trainable_layers: int) -> None:
-        plain = backbone.get_base_model() if hasattr(backbone, "get_base_model") else backbone  # within adapters
-        self.backbone = plain
-        count = getattr(plain.config, "num_hidden_layers", None)
-        lists = {n: m for n, m in plain.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count}
-        if not lists:
+        self.backbone, name = backbone, f"encoder.trainable_layers is {trainable_layers}, but {type(backbone).__name__}"
+        count = getattr(backbone.config, "num_hidden_layers", None)
+        lists = {n: m for n, m in backbone.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count}
+        place, layers = next(iter(lists.items()), ("", []))
+        self.layers, self.trainable_layers = len(layers), trainable_layers
+        if layers and not 1 <= trainable_layers < len(layers):
+            raise InputError(f"{name} has {len(layers)} layers: take 1 to {len(layers) - 1}, or null for all.")
+        upper = None
+        if layers:
+            self._first = layers[len(layers) - trainable_layers]
+            upper = self._built(place, layers[len(layers) - trainable_layers - 1])
+        if upper is None:
             raise InputError(
-                f"encoder.trainable_layers is {trainable_layers}, but a {type(plain).__name__} has no list of its "
-                "layers. Take encoder.trainable_layers=null."
+                f"{name} ({backbone.config.model_type}) cannot start from what its lower layers give: that needs "
+                "layers in one list, each of which hands hidden states alone to the next, as in BERT, RoBERTa, MPNet, "
+                "ModernBERT, Llama and Qwen3. Take encoder.trainable_layers=null."
             )
-        self._place, layers = next(iter(lists.items()))
-        self.layers = len(layers)
-        if not 1 <= trainable_layers < self.layers:
-            raise InputError(
-                f"encoder.trainable_layers is {trainable_layers}, but {type(plain).__name__} has {self.layers} layers: "
-                f"take 1 to {self.layers - 1}, or null for all."
-            )
-        self.trainable_layers = trainable_layers
-        self._first = layers[self.layers - trainable_layers]
-        self.frozen = self._freeze()
-        self._stored, self._upper = self._build_upper(layers)
-        self._check()
+        self.upper = upper
+        self.freeze()
 
     def lower(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Compute the hidden states that come to the upper layers, [n, L, D], without gradient."""
@@ -82,67 +113,57 @@ class LayerSplit:
 
         handle = self._first.register_forward_pre_hook(stop, with_kwargs=True)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # compiled code calls no hook
                 self.backbone(input_ids=input_ids, attention_mask=attention_mask)
         except _Reached as reached:
             return reached.states
         finally:
             handle.remove()
-        raise AssertionError("the upper layers were not reached")
-
-    def upper(self, states: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Compute token embeddings from stored hidden states, [n, L, D].
-
-        Args:
-            states: as :meth:`lower` gives them, of a floating type; what is padded does not count.
-            input_ids: int64 [n, L]; backbones look at their shape.
-            attention_mask: int64 [n, L], 1 for real tokens.
-        """
-        self._stored.states = states
-        try:
-            return self._upper(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        finally:
-            self._stored.states = None
+        raise ValueError("the upper layers were not reached")
 
     def fingerprint(self) -> str:
         """Hash what the lower states depend on, beside the tokens, by SHA-256: weights, architecture, the layer."""
         digest = hashlib.sha256(f"{self.backbone.config.to_json_string()} {self.trainable_layers}".encode())
-        update_with_weights(digest, nn.ParameterList(self.frozen))
+        update_with_weights(digest, nn.ParameterList(self._frozen))
         return digest.hexdigest()
 
-    def _freeze(self) -> list[nn.Parameter]:
-        """Freeze what is computed before the upper layers, and return it; a short text shows which modules that is."""
-        reached: dict[nn.Parameter, None] = {}
-
-        def note(module: nn.Module, *_: Any) -> None:
-            reached.update(dict.fromkeys(module.parameters(recurse=False)))
-
-        handles = [part.register_forward_pre_hook(note) for part in self.backbone.modules()]
+    def freeze(self) -> None:
+        """Freeze what is computed before the upper layers; a short text shows which modules that is."""
+        called: dict[nn.Module, None] = {}
+        handles = [m.register_forward_pre_hook(lambda m, _: called.setdefault(m)) for m in self.backbone.modules()]
         try:
             self.lower(*self._example())
         finally:
             for handle in handles:
                 handle.remove()
-        frozen = [parameter for parameter in reached if all(parameter is not own for own in self._first.parameters())]
-        for parameter in frozen:
+        del called[self._first]
+        self.frozen_modules = [name for name, module in self.backbone.named_modules() if module in called]
+        self._frozen = list(dict.fromkeys(p for module in called for p in module.parameters(recurse=False)))
+        for parameter in self._frozen:
             parameter.requires_grad_(False)
-        return frozen
 
-    def _build_upper(self, layers: nn.ModuleList) -> tuple[_Stored, nn.Module]:
-        """Copy the backbone, its modules shared, with stored states in place of what the lower layers give."""
-        seen: list[bool] = []
-        handle = self._first.register_forward_hook(lambda module, given, output: seen.append(isinstance(output, tuple)))
+    def _built(self, place: str, last: nn.Module) -> _Upper | None:
+        """Build the upper part; None where both parts, one after the other, do not give what the whole gives.
+
+        Args:
+            place: the name of the list of layers.
+            last: the last of the lower ones.
+        """
+        (ids, mask), training = self._example(), self.backbone.training
+        tuples: list[bool] = []
+        handle = last.register_forward_hook(lambda _, given, output: tuples.append(isinstance(output, tuple)))
+        self.backbone.eval()
         try:
             with torch.no_grad():
-                ids, mask = self._example()
-                self.backbone(input_ids=ids, attention_mask=mask)
+                whole = self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+                upper = _Upper(self.backbone, place, self.layers - self.trainable_layers, tuples[0])
+                parts = upper(self.lower(ids, mask), ids, mask)
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError):
+            return None
         finally:
             handle.remove()
-        lower = self.layers - self.trainable_layers
-        stored = _Stored(layers[lower - 1], seen[0])
-        # in every lower layer's place, so that backbones which count layers come to the same numbers
-        parts = nn.ModuleList([*[stored] * lower, *layers[lower:]])
-        return stored, _with(self.backbone, self._place, parts)
+            self.backbone.train(training)
+        return upper if torch.allclose(parts[mask.bool()], whole[mask.bool()], rtol=1e-3, atol=1e-4) else None
 
     def _example(self) -> tuple[Tensor, Tensor]:
         """Token ids of two short texts, the second one padded, and their mask."""
@@ -152,22 +173,6 @@ class LayerSplit:
         mask[1, 4:] = 0
         return ids, mask
 
-    def _check(self) -> None:
-        """Compare both parts, one after the other, with the whole."""
-        (ids, mask), training = self._example(), self.backbone.training
-        self.backbone.eval()
-        try:
-            with torch.no_grad():
-                whole = self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
-                parts = self.upper(self.lower(ids, mask), ids, mask)
-        finally:
-            self.backbone.train(training)
-        if not torch.allclose(parts[mask.bool()], whole[mask.bool()], rtol=1e-3, atol=1e-4):
-            raise InputError(
-                f"encoder.trainable_layers is {self.trainable_layers}, but a {type(self.backbone).__name__} gives "
-                "other embeddings where its upper layers start from stored states. Take encoder.trainable_layers=null."
-            )
-
 
 def _with(module: nn.Module, place: str, part: nn.Module) -> nn.Module:
     """Copy a module, its parts shared, with another part in one place."""
@@ -175,5 +180,4 @@ def _with(module: nn.Module, place: str, part: nn.Module) -> nn.Module:
     copied = copy.copy(module)
     copied._modules = dict(module._modules)
     copied._modules[name] = _with(module._modules[name], rest, part) if rest else part
-    copied._compiled_call_impl = None  # it would call what was compiled, the whole
     return copied

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import logging
+import re
 import threading
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -160,22 +161,40 @@ class TextEncoder(nn.Module):
                 f"encoder.attention is 'packed', but {model!r} gives other embeddings with it: its backbone offers no "
                 "attention over texts of several lengths in one row. Take encoder.attention=null."
             )
-        if lora:
-            encoder.add_lora(lora)
         if trainable_layers is not None:
             with _unpacked(backbone):
-                encoder.split = LayerSplit(encoder.backbone, trainable_layers)
+                encoder.split = LayerSplit(backbone, trainable_layers)
+        if lora:
+            encoder.add_lora(lora)
         if compile is not None:
             encoder.backbone.compile(**compile)
+            if encoder.split is not None:
+                encoder.split.upper.compile(**compile)
         return encoder
 
     def add_lora(self, options: Mapping[str, object]) -> "TextEncoder":
-        """Freeze the backbone and put trainable low-rank adapters on it (peft)."""
+        """Freeze the backbone and put trainable low-rank adapters on it (peft), on its upper layers where it is split.
+
+        Raises:
+            InputError: peft is missing, or refuses the options.
+        """
         try:
             from peft import LoraConfig, get_peft_model
         except ImportError as error:
             raise InputError("encoder.lora needs peft: pip install '.[lora]'") from error
-        self.backbone = get_peft_model(self.backbone, LoraConfig(**options))
+        if self.split is not None:
+            without: Any = options.get("exclude_modules") or []
+            if isinstance(without, str):  # a regular expression
+                without = [name for name, _ in self.backbone.named_modules() if re.fullmatch(without, name)]
+            options = {**options, "exclude_modules": [*without, *self.split.frozen_modules]}
+        try:
+            self.backbone = get_peft_model(self.backbone, LoraConfig(**options))
+        except (TypeError, ValueError) as error:
+            where = f" Only the last {self.split.trainable_layers} layers take adapters." if self.split else ""
+            raise InputError(f"encoder.lora: peft refuses its options: {error}{where}") from error
+        if self.split is not None:
+            with _unpacked(self.split.backbone):
+                self.split.freeze()  # peft lets biases or whole modules learn where it is asked to
         return self
 
     def tokenize(self, texts: Sequence[str], kind: str) -> TokenizedTexts:

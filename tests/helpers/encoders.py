@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 import torch
-from transformers import LlamaConfig, LlamaModel, MPNetConfig, MPNetModel, RobertaConfig, RobertaModel
+from transformers import (
+    AutoModel,
+    DebertaV2Config,
+    LlamaConfig,
+    ModernBertConfig,
+    MPNetConfig,
+    Qwen3Config,
+    RobertaConfig,
+    T5Config,
+    T5EncoderModel,
+)
 
 from retriever.encoder.encoding import encode
 from retriever.encoder.text_encoder import TextEncoder
@@ -32,12 +42,19 @@ def tiny_backbone(kind):
         "max_position_embeddings": 130,
         "pad_token_id": 1,
     }
+    special = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 2)
+    configs = {
+        "llama": lambda: LlamaConfig(**common, num_key_value_heads=2),
+        "qwen3": lambda: Qwen3Config(**common, num_key_value_heads=2, head_dim=8),
+        "roberta": lambda: RobertaConfig(**common),
+        "mpnet": lambda: MPNetConfig(**common),
+        "modernbert": lambda: ModernBertConfig(**common, **special),
+        "deberta-v2": lambda: DebertaV2Config(**common, relative_attention=True, pos_att_type=["c2p", "p2c"]),
+        "t5": lambda: T5Config(vocab_size=6000, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4),
+    }
     torch.manual_seed(0)
-    if kind == "llama":
-        return LlamaModel(LlamaConfig(**common, num_key_value_heads=2))
-    if kind == "roberta":
-        return RobertaModel(RobertaConfig(**common), add_pooling_layer=False)
-    return MPNetModel(MPNetConfig(**common), add_pooling_layer=False)
+    config = configs[kind]()
+    return T5EncoderModel(config) if kind == "t5" else AutoModel.from_config(config)
 
 
 def save_backbone(kind, tiny_model, folder):

@@ -224,6 +224,8 @@ def place(tmp_path_factory, small_scifact, small_lists, tiny_model, tiny_chat_mo
     BertTokenizer.from_pretrained(tiny_model).save_pretrained(found["cross"])
     found["no_packing"] = root / "no_packing"
     save_backbone("mpnet", tiny_model, found["no_packing"])
+    found["no_states"] = root / "no_states"
+    save_backbone("t5", tiny_model, found["no_states"])
     found["no_prompts"] = root / "no_prompts"
     shutil.copytree(tiny_model, found["no_prompts"])
     pooling = found["no_prompts"] / "1_Pooling" / "config.json"
@@ -318,6 +320,8 @@ CASES: list[tuple[str, Callable, tuple[str, ...]]] = [
     ("evaluation_set.py: unknown_qrels=keep", through_mteb, ("{cross} --dataset {unknown}",)),
     ("text_encoder.py: encoder.attention=null", encoder, (
         "encoder.model={no_packing}", "encoder.pooling=mean", "encoder.attention=packed")),
+    ("layers.py: encoder.trainable_layers=null", encoder, (
+        "encoder.model={no_states}", "encoder.pooling=mean", "encoder.trainable_layers=1")),
     ("text_encoder.py: encoder.query_prompt=''", encoder, ("encoder.model={no_prompts}", "encoder.query_prompt='q: '")),
     ("text_encoder.py: encoder.passage_prompt=''", encoder, (
         "encoder.model={no_prompts}", "encoder.passage_prompt='p: '")),
@@ -384,7 +388,6 @@ NOT_TYPED = {
     "inspect.py: --corpus": "a line of a table, not an error",
     "inspect.py: --qrels": "a line of a table, not an error",
     "text_encoder.py: encoder.attention=packed": "what was typed",
-    "layers.py: encoder.trainable_layers=null": "of architectures that cannot be split; none of those at hand is one",
     "text_encoder.py: s=$": "how a shell takes a line end; the setting before is cut by the scan",
     "hits.py: language=%s": "says what is set",
     "query_cleaning.py: generate.language={}": "a warning about scripts, not an error",

@@ -17,7 +17,7 @@ from retriever.encoder.text_encoder import TextEncoder
 from retriever.encoder.tokens import TokenizedTexts
 from retriever.errors import InputError
 
-KINDS = ("bert", "roberta", "mpnet", "llama")
+KINDS = ("bert", "roberta", "mpnet", "modernbert", "llama", "qwen3")
 
 
 def load(kind, tiny_model, folder, **options) -> TextEncoder:
@@ -41,7 +41,7 @@ def test_stored_states_give_the_embeddings_and_the_gradient_of_the_whole(kind, t
 def test_the_last_layers_learn_and_nothing_else(kind, tiny_model, tmp_path):
     encoder = load(kind, tiny_model, tmp_path)
     learns = {name for name, p in encoder.backbone.named_parameters() if p.requires_grad}
-    assert learns and all(".1." in name or name.startswith("norm.") for name in learns)
+    assert learns and all(".1." in name or name.startswith(("norm.", "final_norm.")) for name in learns)
     before = encoder.fingerprint(), encoder.split.fingerprint()
     encode(encoder, encoder.tokenize(TEXTS, "query")).sum().backward()
     torch.optim.SGD([p for p in encoder.parameters() if p.requires_grad], 0.1).step()
@@ -142,10 +142,67 @@ def test_adapters_learn_in_the_upper_layers_alone(tiny_model, tmp_path):
     np.testing.assert_allclose(embed(tokens, again, None), embed(tokens, encoder, None), atol=1e-5)
 
 
+def test_frozen_layers_have_no_adapters_so_states_are_those_of_every_seed(tiny_model, tmp_path):
+    def adapted(alpha, **options):
+        lora = {"r": 2, "target_modules": "all-linear", "lora_alpha": alpha, "init_lora_weights": False, **options}
+        torch.manual_seed(alpha)
+        return load("bert", tiny_model, tmp_path, lora=lora)
+
+    plain, some, others = load("bert", tiny_model, tmp_path), adapted(4), adapted(400, bias="all")
+    assert len({encoder.split.fingerprint() for encoder in (plain, some, others)}) == 1
+    names = {name for name, _ in others.backbone.named_parameters() if "lora" in name}
+    assert names and all(".layer.1." in name for name in names)
+    assert not any(p.requires_grad for n, p in others.backbone.named_parameters() if ".layer.1." not in n)
+    tokens = plain.tokenize(TEXTS, "passage")
+    states = [encoder.split.lower(*tokens.padded(np.arange(4), plain.pad_id)) for encoder in (plain, some, others)]
+    assert torch.equal(states[0], states[1]) and torch.equal(states[0], states[2])
+    for without in (r".*\.query", ["query"]):
+        names = [name for name, _ in adapted(4, exclude_modules=without).backbone.named_parameters() if "lora" in name]
+        assert names and all(".layer.1." in name and ".query." not in name for name in names)
+    with pytest.raises(InputError, match=r"encoder\.lora: peft refuses .* Only the last 1 layers take adapters"):
+        adapted(4, layers_to_transform=[0], target_modules=["query"])
+
+
+def test_the_scale_of_adapters_counts_in_the_fingerprint(tiny_model, tmp_path):
+    def adapted(alpha):
+        lora = {"r": 2, "target_modules": ["query"], "lora_alpha": alpha, "init_lora_weights": False}
+        torch.manual_seed(0)
+        return load("bert", tiny_model, tmp_path, lora=lora, trainable_layers=None)
+
+    assert adapted(4).fingerprint() == adapted(4).fingerprint() != adapted(400).fingerprint()
+
+
+@pytest.mark.slow
+def test_the_upper_layers_are_compiled_too(tiny_model, tmp_path):
+    plain = load("bert", tiny_model, tmp_path)
+    stored = with_states(plain.tokenize(TEXTS * 3, "passage"), plain, tmp_path, None, "states")
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = load("bert", tiny_model, tmp_path, compile={"dynamic": True, "backend": backend})
+    again = with_states(plain.tokenize(TEXTS * 3, "query"), compiled, tmp_path / "anew", None, "states")
+    assert not graphs and np.array_equal(again.states.arrays[0], stored.states.arrays[0])
+    expected, got = gradients(plain, stored, 60), gradients(compiled, stored, 60)
+    assert (got - expected).norm() < 1e-4 * expected.norm()
+    assert 0 < len(graphs) <= 2, len(graphs)
+    gradients(compiled, plain.tokenize(TEXTS * 3, "passage"), 60)
+    assert copy.deepcopy(compiled).state_dict().keys() == plain.state_dict().keys()
+
+
 @pytest.mark.parametrize("layers", [0, 2, 9])
 def test_a_wrong_number_of_layers_is_refused(layers, tiny_model, tmp_path):
     with pytest.raises(InputError, match=f"trainable_layers is {layers}, but BertModel has 2 layers: take 1 to 1"):
         load("bert", tiny_model, tmp_path, trainable_layers=layers)
+
+
+@pytest.mark.parametrize("kind", ["deberta-v2", "t5"])
+def test_layers_that_give_more_than_states_are_refused(kind, tiny_model, tmp_path):
+    with pytest.raises(InputError, match=rf"trainable_layers is 1, but .* \({kind}\) cannot .* as in BERT, .*=null"):
+        load(kind, tiny_model, tmp_path)
+    load(kind, tiny_model, tmp_path, trainable_layers=None)
 
 
 def test_packed_texts_are_computed_whole_with_frozen_layers(tiny_model, tmp_path):
