@@ -125,10 +125,7 @@ class Evaluation(L.Callback):
         pl_module.log_dict(self.history.to_log(self.evaluator.evaluate(pl_module.encoder, step, due)))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Evaluate what is still unknown of the last and of the best step.
-
-        That is all of the last step where training ended between two validations, and whole corpora that are sampled.
-        """
+        """Evaluate what is still unknown of the last and of the best step, such as whole corpora."""
         gather_weights(pl_module)  # saving a checkpoint took a sharded encoder's apart
         if "last" in self.ranker.points:
             self._log_directly(trainer, pl_module, trainer.global_step)

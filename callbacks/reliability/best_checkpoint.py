@@ -19,24 +19,17 @@ log = logging.getLogger(__name__)
 class BestCheckpoint(ModelCheckpoint):
     """Keeps the checkpoint with the best criterion; the base model, validated before training, is the first one.
 
-    So a run that never beats its base model keeps it, as the paper does. One that was never validated while it trained
-    keeps its last step. Arguments are those of ``ModelCheckpoint``.
-
-    Attributes:
-        compared: whether a step was validated, so that the best is known.
+    So a run that never beats its base model keeps it, as the paper does. Arguments are those of ``ModelCheckpoint``.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._of_base: Tensor | None = None
-        self.compared = False
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember the base model's criterion; save what is better."""
         if trainer.state.fn == "validate":
             self._of_base = trainer.callback_metrics.get(str(self.monitor))
-        elif trainer.global_step:
-            self.compared = True
         super().on_validation_end(trainer, pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -55,15 +48,6 @@ class BestCheckpoint(ModelCheckpoint):
     def state_key(self) -> str:
         """That of ``ModelCheckpoint``, under which earlier versions kept the state."""
         return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know."""
-        return super().state_dict() | {"compared": self.compared}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a resumed run; one of an earlier version compared its steps."""
-        super().load_state_dict(state_dict)
-        self.compared = state_dict.get("compared", True)
 
 
 def best_checkpoint_step(trainer: L.Trainer) -> int:
@@ -94,8 +78,7 @@ def best_weights(trainer: L.Trainer, module: L.LightningModule) -> Iterator[None
 
 
 def _best_path(trainer: L.Trainer) -> str:
-    callback = trainer.checkpoint_callback
-    return getattr(callback, "best_model_path", "") if getattr(callback, "compared", True) else ""
+    return getattr(trainer.checkpoint_callback, "best_model_path", "")
 
 
 @cache  # several callbacks ask; a file's name says its step, so it is the same whenever it was written

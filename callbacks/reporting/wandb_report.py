@@ -108,7 +108,6 @@ def _summary(results: Mapping[str, Any], dev: Mapping[int, Mapping[str, float]])
     summary = {name: results[name] for name in ("wall_time_s", "peak_memory_bytes", "optimiser_steps")}
     for point, step in results["steps"].items():
         summary[f"{point}/step"] = step
-        # the last step has no dev figures where training ended between two validations
         summary |= {f"{point}/{name}": value for name, value in dev.get(step, {}).items()}
         for dataset, metrics in results["datasets"].items():
             summary |= {f"{point}/{dataset}/{metric}": values[point] for metric, values in metrics.items()}

@@ -67,14 +67,10 @@ class Steps:
 
     @property
     def validations(self) -> int:
-        """Validations among them."""
-        return self._until(self.done + self.left) - self._until(self.done)
-
-    @property
-    def ends_validated(self) -> bool:
-        """Whether the last step is validated by itself."""
+        """Validations among them; the last step is validated wherever it falls."""
         end = self.done + self.left
-        return self._until(end) > self._until(end - 1)
+        due = self._until(end)
+        return due - self._until(self.done) + (self.left > 0 and due == self._until(end - 1))
 
     def _until(self, step: int) -> int:
         """Validations up to a step."""

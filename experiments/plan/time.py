@@ -93,8 +93,6 @@ def estimate(
     evaluations = [points["end"], *[every] * steps.validations]
     if steps.done == 0:
         evaluations.append(points["base"] + dev)
-    if not steps.ends_validated:
-        evaluations.append(points["validation"])
 
     meter = _Meter(trainer, module, data)
     corpora = _uncached(trainer, module, data, evaluation)

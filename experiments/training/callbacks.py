@@ -15,6 +15,7 @@ from callbacks.pruning import PruneRun
 from callbacks.reliability.best_checkpoint import BestCheckpoint
 from callbacks.reliability.checkpoint_files import LAST
 from callbacks.reliability.graceful_termination import GracefulTermination
+from callbacks.reliability.last_validation import ValidateLastStep
 from callbacks.reliability.step_seeds import StepSeeds
 from callbacks.reporting.export import ExportBest
 from callbacks.reporting.query_record import QueryRecord
@@ -30,7 +31,8 @@ def run_callbacks(
     The order matters: figures are there before they are looked at and a checkpoint is chosen, the best one before it
     is exported.
     """
-    callbacks = [evaluation, QueryRecord(evaluation.history), StepSeeds(config.seed), *_chosen_callbacks(config)]
+    callbacks = [evaluation, QueryRecord(evaluation.history), StepSeeds(config.seed), ValidateLastStep()]
+    callbacks += _chosen_callbacks(config)
     if config.save_checkpoints:
         checkpoints = folder / "checkpoints"
         best = {"monitor": config.criterion, "mode": config.criterion_mode, "auto_insert_metric_name": False}

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
+from callbacks.reliability.last_validation import ValidateLastStep
 from experiments.plan.plan import plan_lines, run_plan
 from experiments.plan.steps import Steps
 from experiments.training.train import run_experiment
@@ -138,6 +139,10 @@ CASES = [
     {"max_epochs": -1, "max_steps": 7, "val_check_interval": 3},
     {"max_epochs": 3, "val_check_interval": 4, "check_val_every_n_epoch": None},
     {"max_epochs": 2, "accumulate_grad_batches": 2, "limit_train_batches": 3},
+    {"max_epochs": 3, "check_val_every_n_epoch": 2},
+    {"max_epochs": 2, "val_check_interval": 3},
+    {"max_epochs": 3, "max_steps": 7, "accumulate_grad_batches": 2, "val_check_interval": 1},
+    {"max_epochs": 9, "max_steps": 2},
 ]
 
 
@@ -163,9 +168,14 @@ def test_steps_and_validations_are_those_that_lightning_makes(options):
 
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "barebones": False}
     trainer = L.Trainer(
-        accelerator="cpu", num_sanity_val_steps=0, enable_model_summary=False, **quiet, **{"max_steps": -1} | options
+        accelerator="cpu",
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        callbacks=[ValidateLastStep()],
+        **quiet,
+        **{"max_steps": -1} | options,
     )
     steps, module = Steps.of(trainer, 5), Counting()
     trainer.fit(module, DataLoader(range(5)), DataLoader(range(1)))
     assert (steps.total, steps.validations) == (trainer.global_step, len(module.validated))
-    assert steps.ends_validated == (module.validated[-1:] == [trainer.global_step])
+    assert module.validated[-1] == trainer.global_step
