@@ -11,10 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from filelock import FileLock
-
 from datamodules.formats.records import IDS, QUERY_IDS, QUERY_TEXTS, TEXTS, Columns
-from datamodules.storage.files import atomic_path, write_json_lines
+from datamodules.storage.files import atomic_path, lock_beside, write_json_lines
 from retriever.errors import InputError, did_you_mean, installed_by, shown
 
 log = logging.getLogger(__name__)
@@ -66,8 +64,7 @@ def folder_of_source(name: str, data_dir: str | Path) -> Path:
     folder = Path(data_dir) / source / _place(source, inner)
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{folder.name}.lock"):
+    with lock_beside(folder):
         if not folder.is_dir():
             with _fetching(name, folder), TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
                 log.info("%s is fetched and written to %s", name, folder)
@@ -98,26 +95,21 @@ def _fetching(name: str, folder: Path) -> Iterator[None]:
 
 
 def _write(folder: Path, contents: _Contents, shared: Path) -> None:
+    write_json_lines(folder / "queries.jsonl", contents.queries)
     if contents.corpus is None:
         write_json_lines(folder / "corpus.jsonl", contents.passages)
     else:
         one = shared / f"{contents.corpus.replace('/', '-')}.jsonl"
-        with FileLock(_made(shared) / f".{one.name}.lock"):
+        with lock_beside(one):
             if not one.is_file():
                 write_json_lines(one, contents.passages)
         try:
-            os.link(one, _made(folder) / "corpus.jsonl")
+            os.link(one, folder / "corpus.jsonl")
         except OSError:  # a file system without links
             shutil.copyfile(one, folder / "corpus.jsonl")
-    write_json_lines(folder / "queries.jsonl", contents.queries)
     with atomic_path(folder / "qrels" / "test.tsv") as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write("query-id\tcorpus-id\tscore\n")
         file.writelines(f"{query}\t{passage}\t{grade}\n" for query, passage, grade in contents.judgements)
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _of_ir_datasets(name: str) -> _Contents:

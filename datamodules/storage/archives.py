@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
-from filelock import FileLock
-
 from datamodules.storage.compressed import MOST_TIMES, SMALL
-from datamodules.storage.files import atomic_path
+from datamodules.storage.files import atomic_path, lock_beside
 from retriever.errors import InputError, installed_by
 
 _ADDRESS = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/{}.zip"
@@ -51,10 +49,8 @@ def download_beir(name: str, data_dir: str | Path) -> Path:
     with installed_by("beir", f"Downloading the BEIR data set {name!r}"):
         from beir.util import download_url
 
-    data_dir = Path(data_dir)
-    data_dir.mkdir(parents=True, exist_ok=True)
-    archive, folder = data_dir / f"{name}.zip", data_dir / name
-    with FileLock(data_dir / f".{name}.lock"):
+    archive, folder = Path(data_dir) / f"{name}.zip", Path(data_dir) / name
+    with lock_beside(folder):
         if folder.is_dir():
             return folder
         fetched = not archive.is_file()

@@ -7,9 +7,11 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+from filelock import FileLock
 
 from datamodules.storage.compressed import is_binary, open_bytes, split_ending, what_it_is
 from retriever.errors import InputError, require_text, shown
@@ -43,6 +45,23 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         if temporary.is_file():
             temporary.unlink()
+
+
+@contextmanager
+def lock_beside(path: Path) -> Iterator[None]:
+    """Have the processes that would make ``path`` wait for each other; who comes next looks first whether it is there.
+
+    Neither the lock nor a folder that has stayed empty is left.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+            with suppress(OSError):  # it is not empty
+                os.removedirs(path.parent)
 
 
 def sync(path: Path) -> None:

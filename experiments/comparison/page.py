@@ -35,7 +35,7 @@ def page(comparison: Comparison, plots: Mapping[str, bytes]) -> str:
         step="at the step that its dev lists chose" if comparison.which == "best" else "at its last step",
         unfinished=[(folder, reason(folder)) for folder in comparison.unfinished],
         sheets=sheets(comparison),
-        plots=[(words, _data(plots[name]), _data(dark[name])) for name, words in _PLOTS.items()],
+        plots=[(words, _data(plots[name]), _data(dark[name])) for name, words in _PLOTS.items() if name in plots],
         changes=most_changed(comparison),
         style=style,
         script=script,

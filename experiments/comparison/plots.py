@@ -23,17 +23,18 @@ _WIDTH, _HANDLE = 0.09, 0.7  # inches of a letter, and of what a legend puts bef
 
 
 def draw(comparison: Comparison, on_dark: bool = False) -> dict[str, bytes]:
-    """Name → PNG, on white or, without a ground of its own, for a dark page."""
+    """Name → PNG, on white or, without a ground of its own, for a dark page; no curves where nothing was trained."""
     ink = _INK_ON_DARK if on_dark else _INK
     settings: dict[str, Any] = {"savefig.transparent": on_dark, "font.size": 10, "axes.spines.top": False}
     settings |= {"axes.spines.right": False, "axes.facecolor": "none" if on_dark else "white"}
     settings |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
     style = _styles(comparison)
+    plots = {"intervals": _intervals, "curves": _curves, "queries": _sorted}
+    measured = comparison.measured.items()
+    if not any(run.curve(name) for name, part in measured for runs in part.runs.values() for run in runs):
+        del plots["curves"]
     with matplotlib.rc_context(settings):
-        return {
-            name: _png(_panels(comparison, fill, style, ink))
-            for name, fill in {"intervals": _intervals, "curves": _curves, "queries": _sorted}.items()
-        }
+        return {name: _png(_panels(comparison, fill, style, ink)) for name, fill in plots.items()}
 
 
 def _panels(comparison: Comparison, fill: Callable[..., None], style: dict[str, dict], ink: str) -> Figure:

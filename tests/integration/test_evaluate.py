@@ -117,6 +117,9 @@ def test_the_table_pairs_models_with_the_base(tiny_model, runs, options, tmp_pat
         if row.startswith("| ")
     }
     assert f"{test.mean:+.4f}" in rows["two_sided"] and f"[{test.low:+.4f}, {test.high:+.4f}]" in rows["two_sided"]
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert page.count("<figure>") == 2 and "against the step" not in page  # nothing was trained, so there are no curves
+    assert not (tmp_path / "out" / "comparison-curves.png").exists()
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [row["name"] for row in summary["ndcg@10"]] == ["tiny_model0", "two_sided", "bm25"]
     assert [row["values"]["small"] for row in summary["mrr@10"]] == [figures(f)["mrr@10"] for f in folders]

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import datasets
 import pyarrow as pa
@@ -9,13 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from hydra import compose, initialize_config_dir
 
+import experiments
 from callbacks.evaluation.metrics import Metrics
 from callbacks.evaluation.sets import Reading, open_sets
 from datamodules.corpus import find_dataset, load_corpus, load_evaluation_set
 from datamodules.specs import read_evaluation_specs
 from experiments.evaluate import evaluate
 from experiments.evaluation.typed import as_overrides
-from helpers.runs import CONF
+from helpers.runs import CONF, config_of
 from retriever.errors import InputError
 
 TEXTS = {"p1": "wings in a slipstream", "p2": "shear flow past a plate", "p3": ""}
@@ -61,6 +63,7 @@ def test_a_set_of_the_hub_is_read_once(place, monkeypatch):
     assert dict(zip(data.corpus.ids.to_pylist(), data.corpus.passages.to_pylist(), strict=True)) == TEXTS
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert find_dataset(name, place / "data") == folder
+    assert not list((place / "data").rglob(".*.lock"))
 
 
 def test_each_split_of_the_hub_is_a_set_of_its_own(place):
@@ -76,7 +79,7 @@ def test_each_split_of_the_hub_is_a_set_of_its_own(place):
 def test_what_cannot_be_had_is_one_sentence(place, monkeypatch):
     with pytest.raises(InputError, match="hub:owner/nothing is not on this machine and could not be fetched"):
         find_dataset("hub:owner/nothing")
-    assert not (place / "data" / "hub" / "owner" / "nothing").exists()
+    assert not (place / "data").exists()  # not even a lock
     for name in ("hub:../up", "hub:", "hub:alone", "ir_datasets:/etc", "ir_datasets:a//b"):
         with pytest.raises(InputError, match="is no data set's name"):
             find_dataset(name)
@@ -173,3 +176,7 @@ def test_grades_below_the_level_are_not_relevant(place):
     with pytest.raises(InputError, match=r"datasets\[0\]\.relevance_level is 0"):
         read_evaluation_specs([{"path": "a", "relevance_level": 0}])
     assert load_corpus(place / "data" / "hub" / "a" / "b", empty_passages="keep").name == "b"
+
+
+def test_git_ignores_what_is_downloaded():
+    assert f"/{config_of().data_dir}/" in (Path(experiments.__file__).parents[1] / ".gitignore").read_text().split()
