@@ -163,7 +163,7 @@ def cached_embeddings(
     Returns:
         [N, D] of ``dtype``, memory-mapped, read-only.
     """
-    whole = _embeddings_file(tokens, encoder, cache_dir, dtype)
+    whole = embeddings_file(tokens, encoder, cache_dir, dtype, tokens.states is not None)
 
     def embedded(rows: np.ndarray, advance: Callable[[int], None]) -> np.ndarray:
         with evaluating(encoder):
@@ -217,14 +217,12 @@ def cached_array(
     return np.load(whole, mmap_mode="r")
 
 
-def has_embeddings(tokens: TokenizedTexts, encoder: TextEncoder, cache_dir: str | Path, dtype: str = "float32") -> bool:
-    """Whether :func:`cached_embeddings` would find all of them in the cache."""
-    return _embeddings_file(tokens, encoder, cache_dir, dtype).is_file()
-
-
-def _embeddings_file(tokens: TokenizedTexts, encoder: TextEncoder, cache_dir: str | Path, dtype: str) -> Path:
+def embeddings_file(
+    tokens: TokenizedTexts, encoder: TextEncoder, cache_dir: str | Path, dtype: str, from_states: bool
+) -> Path:
+    """Name the file of :func:`cached_embeddings`, for texts with stored states or without."""
     digest = hashlib.sha256(f"{encoder.fingerprint()} {precision_of(encoder)} {dtype}".encode())
-    if tokens.states is not None:  # in float16, so that embeddings are others by a rounding
+    if from_states:  # in float16, so that embeddings are others by a rounding
         digest.update(b" from stored states")
     update_with_tokens(digest, tokens)
     return Path(cache_dir) / "embeddings" / digest.hexdigest()[:32] / "embeddings.npy"

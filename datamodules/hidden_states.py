@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from datamodules.caches import cached_array, evaluating, precision_of, update_with_tokens
+from retriever.distributed.ranks import broadcast
 from retriever.encoder.budget import fastest_token_budget
 from retriever.encoder.encoding import device_of
 from retriever.encoder.states import StoredStates
@@ -20,7 +21,7 @@ from retriever.errors import InputError
 
 log = logging.getLogger(__name__)
 _BLOCK = 1_024  # texts whose states are one file until all are merged
-_SHARE_OF_DISK = 0.25  # of what is free, that one set of texts may take
+_SHARE_OF_DISK = 0.25  # of what is free, that one set of texts may take, first in parts, then as a whole
 
 
 def with_states(
@@ -28,8 +29,9 @@ def with_states(
 ) -> TokenizedTexts:
     """Add the states that an encoder's frozen layers give, computed once; nothing where no layer is frozen.
 
-    They are float16 in a memory-mapped file, two bytes for each token and dimension. Where they would take more than a
-    quarter of the free disk, nothing is stored, and each encoding computes all layers.
+    They are float16 in a memory-mapped file, two bytes for each token and dimension. While they are
+    written they take twice that; where it is more than a quarter of the free disk, nothing is stored, and each encoding
+    computes all layers.
 
     Args:
         tokens: N texts.
@@ -43,17 +45,35 @@ def with_states(
     """
     if not encoder.starts_from_states or not len(tokens):
         return tokens
-    width = encoder.backbone.config.hidden_size
-    whole = _file(tokens, encoder, cache_dir)
-    if not whole.is_file() and not _fits(int(tokens.offsets[-1]) * width * 2, cache_dir, title):
+    file = broadcast(states_file(tokens, encoder, cache_dir))  # ranks may see other disks, and must do alike
+    if file is None:
+        log.warning(
+            "%s: to store the states below the trained layers would take more than a quarter of what is free in %s; "
+            "all layers are computed each time",
+            title,
+            cache_dir,
+        )
         return tokens
 
     def computed(rows: np.ndarray, advance: Callable[[int], None]) -> np.ndarray:
         return _states(tokens.select(rows), encoder, token_budget, advance)
 
-    shape = int(tokens.offsets[-1]), width
-    states = cached_array(whole, tokens.lengths, _BLOCK, computed, shape, "float16", tokens.positions, title)
+    shape = int(tokens.offsets[-1]), encoder.backbone.config.hidden_size
+    states = cached_array(file, tokens.lengths, _BLOCK, computed, shape, "float16", tokens.positions, title)
     return replace(tokens, states=StoredStates((states,), tokens.offsets[:-1]))
+
+
+def states_file(tokens: TokenizedTexts, encoder: TextEncoder, cache_dir: str | Path) -> Path | None:
+    """Name the file of texts' states; None where no layer is frozen, or the states are not there and too large."""
+    if encoder.split is None or not encoder.starts_from_states:
+        return None
+    digest = hashlib.sha256(f"{encoder.split.fingerprint()} {precision_of(encoder)}".encode())
+    update_with_tokens(digest, tokens)
+    file = Path(cache_dir) / "states" / digest.hexdigest()[:32] / "states.npy"
+    Path(cache_dir).mkdir(parents=True, exist_ok=True)
+    size = 2 * int(tokens.offsets[-1]) * encoder.backbone.config.hidden_size
+    fits = 2 * size <= _SHARE_OF_DISK * shutil.disk_usage(cache_dir).free
+    return file if fits or file.is_file() else None
 
 
 def _states(
@@ -75,27 +95,3 @@ def _states(
             "float16, in which they are stored. Take another number of layers, or null."
         )
     return found
-
-
-def _file(tokens: TokenizedTexts, encoder: TextEncoder, cache_dir: str | Path) -> Path:
-    assert encoder.split is not None
-    digest = hashlib.sha256(f"{encoder.split.fingerprint()} {precision_of(encoder)}".encode())
-    update_with_tokens(digest, tokens)
-    return Path(cache_dir) / "states" / digest.hexdigest()[:32] / "states.npy"
-
-
-def _fits(size: int, cache_dir: str | Path, title: str) -> bool:
-    """Tell whether so many bytes may be taken, twice while they are merged; say so where not."""
-    Path(cache_dir).mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(cache_dir).free
-    if 2 * size <= free * _SHARE_OF_DISK:
-        return True
-    log.warning(
-        "%s: the states below the trained layers would take %.1f GB, and %s has %.1f GB free; they are not stored, and "
-        "all layers are computed each time",
-        title,
-        size / 1e9,
-        cache_dir,
-        free / 1e9,
-    )
-    return False

@@ -109,12 +109,15 @@ class QueryListModule(ShardedModule):
         return self.token_budget if self._uncheckpointed_tokens is None else self._uncheckpointed_tokens
 
     def keep_what_fits(self, device: torch.device, ranks: int = 1) -> None:
-        """Keep the activations of as many tokens as fit into memory, unless a number was given; figures stay equal.
+        """Choose micro-batches, and keep the activations of as many tokens as fit into memory; figures stay equal.
+
+        Numbers that were given stay.
 
         Args:
-            device: on which the module is trained.
+            device: on which the module is trained; the encoder need not be there yet.
             ranks: on this machine.
         """
+        self._token_budget = self._token_budget or fastest_token_budget(self.encoder, device, with_gradient=True)
         if self._uncheckpointed_tokens is None:
             self._uncheckpointed_tokens = max(self.token_budget, tokens_that_fit(self.encoder, device, ranks))
 

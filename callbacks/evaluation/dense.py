@@ -96,7 +96,7 @@ class DenseRanker(Ranker):
         for opened, (queries, passages) in tokenized(sets, encoder, how, of_passages):
             data, spec = opened.data, opened.spec.sample
             queries = self._started(queries, encoder, f"frozen layers, {data.name} queries", how)
-            if not self.frozen_passages and spec is None:  # a sample's corpus may be too large to be copied from
+            if not self.frozen_passages:
                 passages = self._started(passages, encoder, f"frozen layers, {data.name}", how)
             base = self._cached(passages, of_passages, f"encode {data.name}", self.embedding_dtype, how)
             whole = self._prepared[data.name] = _Prepared(queries, passages, base)

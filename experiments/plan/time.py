@@ -10,8 +10,9 @@ import torch
 
 from callbacks import Evaluation
 from datamodules import QueryListDataModule
-from datamodules.caches import find_tokens, has_embeddings
+from datamodules.caches import embeddings_file, find_tokens
 from datamodules.corpus import Corpus
+from datamodules.hidden_states import states_file
 from experiments.plan.steps import Steps
 from retriever.module import QueryListModule
 from retriever.search import exact_search
@@ -35,6 +36,7 @@ class Estimate:
         saving: checkpoints; their rate alone is assumed, not measured.
         passages: number of passages in ``encoding``.
         number: number of evaluations.
+        tokens: that a step encodes, of all ranks.
     """
 
     encoding: float
@@ -43,6 +45,7 @@ class Estimate:
     saving: float
     passages: int
     number: int
+    tokens: float
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -107,11 +110,12 @@ def estimate(
     checkpoint_bytes = sum((12 if p.requires_grad else 4) * p.numel() for p in module.parameters())
     return Estimate(
         encoding=meter.seconds(Work(passages=sum(map(len, corpora)))),
-        steps=steps.left * steps.accumulated * passes * share * meter.seconds(step),
-        evaluations=share * sum(meter.seconds(work) for work in evaluations),
+        steps=steps.left * steps.accumulated * passes * meter.seconds(step, share),
+        evaluations=sum(meter.seconds(work, share) for work in evaluations),
         saving=steps.validations * len(trainer.checkpoint_callbacks) * checkpoint_bytes / _SAVED,
         passages=sum(map(len, corpora)),
         number=len([work for work in evaluations if work != Work()]),
+        tokens=tokens,
     )
 
 
@@ -128,10 +132,11 @@ class _Meter:
         self._found: dict[str, tuple[float, float]] = {}
         module.encoder.to(trainer.strategy.root_device)
 
-    def seconds(self, work: Work) -> float:
-        """Of all ranks together, each doing its share."""
-        counts = {kind: count for kind, count in work._asdict().items() if count}
-        return sum(self._of(kind)[0] * count for kind, count in counts.items()) / self.trainer.world_size
+    def seconds(self, work: Work, layers: float = 1.0) -> float:
+        """Of all ranks together, each doing its part, where encoding computes this share of the layers."""
+        found = {kind: self._of(kind)[0] * count for kind, count in work._asdict().items() if count}
+        searching = found.pop("products", 0.0)
+        return (searching + layers * sum(found.values())) / self.trainer.world_size
 
     def tokens(self, work: Work) -> float:
         """How many are encoded, of all ranks."""
@@ -191,11 +196,14 @@ def _uncached(
     wanted = evaluation.ranker.corpora_to_encode(evaluation.history.sets)
     if wanted and not module.train_passage_encoder:
         wanted |= {(part.corpus.name, "float32"): part.corpus for part in (*data.train_lists, *data.dev_lists)}
-    encoder = module.encoder
+    encoder, cache_dir = module.encoder, data.cache_dir
+
+    def cached(corpus: Corpus, dtype: str) -> bool:
+        tokens = find_tokens(corpus.read_by(encoder), encoder, "passage", cache_dir)
+        if tokens is None:
+            return False
+        from_states = module.train_passage_encoder and states_file(tokens, encoder, cache_dir) is not None
+        return embeddings_file(tokens, encoder, cache_dir, dtype, from_states).is_file()
+
     with trainer.precision_plugin.forward_context():
-        return [
-            corpus
-            for (_, dtype), corpus in wanted.items()
-            if (tokens := find_tokens(corpus.read_by(encoder), encoder, "passage", data.cache_dir)) is None
-            or not has_embeddings(tokens, encoder, data.cache_dir, dtype)
-        ]
+        return [corpus for (_, dtype), corpus in wanted.items() if not cached(corpus, dtype)]

@@ -46,8 +46,12 @@ def tokens_that_fit(model: nn.Module, device: torch.device, processes: int = 1) 
         processes: ranks that share a CPU's memory.
     """
     if device.type == "cuda":
-        learns = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        room = max(0, torch.cuda.mem_get_info(device)[0] - _TRAINING_BYTES * learns) // 2
+        # of each weight, beside what it takes there already
+        needed = sum(
+            p.numel() * ((_TRAINING_BYTES if p.requires_grad else _FLOAT32) - (_FLOAT32 if p.is_cuda else 0))
+            for p in model.parameters()
+        )
+        room = max(0, torch.cuda.mem_get_info(device)[0] - needed) // 2
     else:
         room = _free_bytes() // 4 // processes
     return room // activation_bytes(model)

@@ -80,6 +80,38 @@ def test_the_estimate_draws_no_random_number_and_leaves_the_module_as_it_is(smal
     )
 
 
+def test_embeddings_of_stored_states_are_found_and_no_share_of_a_search_is_left_out(small_run, tmp_path, monkeypatch):
+    def plan():
+        trainer, module, data, evaluation = opened(config, tmp_path)
+        return run_plan(config, trainer, module, data, evaluation, None)["time"]
+
+    config = config_of("module=distillation", *small_run, "encoder.trainable_layers=1")
+    assert plan()["passages"] == 120
+    trainer, module, _, evaluation = opened(config, tmp_path)
+    evaluation.ranker.check(module)
+    evaluation.ranker.prepare(evaluation.history.sets, module.encoder, evaluation.how.on(trainer))
+    assert plan()["passages"] == 0
+    monkeypatch.setattr("experiments.plan.time._Meter._of", lambda *_: (1.0, 1.0))
+    half, products = plan(), 3 * 20 * 120
+    config = config_of("module=distillation", *small_run)
+    whole = plan()
+    assert half["evaluations"] - products == (whole["evaluations"] - products) / 2 > 0
+    assert half["steps"] == whole["steps"] / 2
+
+
+def test_tokens_that_are_kept_are_all_of_a_step_where_it_has_no_more(small_run, tmp_path):
+    config = config_of("module=distillation", *small_run)
+    plan = run_plan(config, *opened(config, tmp_path), None)
+    tokens = plan["time"]["tokens"]
+    assert 8 * 20 < tokens < 8 * 9 * 64
+    for kept, ranks, said in ((tokens, 1, "all"), (tokens / 2, 2, "all"), (1234, 1, "up to 1,234")):
+        plan["device"] |= {"uncheckpointed_tokens": kept, "ranks": ranks}
+        assert f"tokens, {said} of a step kept" in plan_lines(plan)["device"]
+    plan["time"] = {"unknown": "compiled"}
+    plan["device"]["uncheckpointed_tokens"] = 10**6
+    assert "tokens, up to 1,000,000 of a step kept" in plan_lines(plan)["device"]
+
+
 def test_many_names_and_hostile_ones_stay_short(small_run, tmp_path):
     config = config_of("module=distillation", *small_run)
     plan = run_plan(config, *opened(config, tmp_path), None)

@@ -53,6 +53,22 @@ def test_a_gpu_has_room_for_weights_gradients_and_moments_first(monkeypatch, tin
         assert budget.tokens_that_fit(tiny_encoder, torch.device("cuda")) == room // of_token
 
 
+def test_frozen_weights_that_are_still_to_come_take_their_part_of_a_gpu(monkeypatch, tiny_encoder):
+    first, *others = tiny_encoder.parameters()
+    frozen = sum(parameter.requires_grad_(False).numel() for parameter in others)
+    free = 16 * first.numel() + 4 * frozen + 2**20
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2**34))
+    assert budget.tokens_that_fit(tiny_encoder, torch.device("cuda")) == 2**19 // budget.activation_bytes(tiny_encoder)
+
+
+def test_micro_batches_are_a_gpus_before_the_encoder_is_there(monkeypatch, tiny_encoder):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**34, 2**34))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=2**37))
+    module = InfoNCE(tiny_encoder)
+    module.keep_what_fits(torch.device("cuda"))
+    assert module.token_budget == 65_536 <= module.uncheckpointed_tokens
+
+
 def test_a_container_s_limit_counts(monkeypatch):
     files = {"/proc/meminfo": ["MemTotal: 9 kB", "MemAvailable:       4096 kB"], "/sys/fs/cgroup/memory.max": ["2000"]}
     files["/sys/fs/cgroup/memory.current"] = ["500"]

@@ -2,16 +2,19 @@
 
 import copy
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from datamodules import hidden_states
 from datamodules.caches import cached_embeddings, embed
 from datamodules.hidden_states import with_states
 from helpers.encoders import LENGTHS, TEXTS, gradients, save_backbone
+from helpers.processes import free_port, on_two_ranks
 from retriever.encoder.encoding import encode
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.encoder.tokens import TokenizedTexts
@@ -125,7 +128,23 @@ def test_where_the_disk_is_short_all_layers_are_computed(tiny_model, tmp_path, m
     monkeypatch.setattr(hidden_states, "_SHARE_OF_DISK", 1e-12)
     with caplog.at_level(logging.WARNING):
         assert with_states(tokens, encoder, tmp_path, None, "cells") is tokens
-    assert "cells: the states below the trained layers would take" in caplog.text
+    assert "cells: to store the states below the trained layers would take" in caplog.text
+
+
+def look_at_disks(rank, model, folder, port):
+    """One of two ranks, of which the second has no room."""
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    hidden_states._SHARE_OF_DISK = (0.25, 0.0)[rank]
+    encoder = TextEncoder.from_pretrained(str(model), pooling="mean", trainable_layers=1, **LENGTHS)
+    tokens = with_states(encoder.tokenize(TEXTS, "passage"), encoder, f"{folder}/{rank}", None, "states")
+    Path(f"{folder}/{rank}.txt").write_text(str(tokens.states is not None))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_ranks_go_by_the_first_ones_disk(tiny_model, tmp_path):
+    on_two_ranks(look_at_disks, tiny_model, tmp_path, free_port())
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["True", "True"]
 
 
 def test_adapters_learn_in_the_upper_layers_alone(tiny_model, tmp_path):
