@@ -61,10 +61,11 @@ def activation_bytes(model: nn.Module) -> int:
     """Estimate the bytes that a forward pass keeps of each token for the backward pass, in float32.
 
     ``layers × (10 × width + 2 × intermediate size) × 4``: 166 KB for MiniLM, where autograd saves 149 KB on a
-    CPU, and the process grew by 173 KB. Half precision takes less.
+    CPU, and the process grew by 173 KB. Half precision takes less. Layers whose output is stored do not count.
     """
     config = _config(model)
     layers, width = getattr(config, "num_hidden_layers", None) or 12, getattr(config, "hidden_size", None) or 768
+    layers = round(layers * getattr(model, "computed_share", 1.0))
     return layers * (10 * width + 2 * _intermediate_size(model)) * _FLOAT32
 
 
