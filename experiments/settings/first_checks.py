@@ -14,6 +14,7 @@ from experiments.cli.redact import redact
 from experiments.cli.rerun import CONFIG
 from experiments.cli.sweep import first_difference
 from experiments.cli.targets import check_written
+from experiments.conf import CONF
 from experiments.settings.encoders import SPECS, outline, with_effective_encoders
 from experiments.settings.older_runs import as_now
 from experiments.settings.run_settings import read_run_settings
@@ -90,12 +91,21 @@ def check_inputs(config: DictConfig) -> None:
     plain = OmegaConf.to_container(config, resolve=True)
     train = read_list_files(TrainFile, plain["data"].get("train") or (), "data.train")
     for file in (*train, *read_list_files(ListFile, plain["data"].get("dev") or (), "data.dev")):
-        find_file(file.path)
+        _require_lists(Path(file.path))
         require_dataset(file.corpus, plain["data_dir"])
     for spec in read_evaluation_specs(plain["evaluation"]["datasets"]):
         require_dataset(spec.path, plain["data_dir"])
         if spec.lists is not None:
             find_file(spec.lists)
+
+
+def _require_lists(path: Path) -> None:
+    """Name the students of which there are lists, where `prepare` made none of this one."""
+    beside = sorted(found.parent.name for found in path.parent.parent.glob(f"*/{path.name}"))
+    students = [name for name in beside if (CONF / "encoder" / f"{name}.yaml").is_file()]
+    if students and not path.is_file():
+        raise InputError(f"{path}: no such file. There are lists of {', '.join(students)}: say encoder={students[0]}.")
+    find_file(path)
 
 
 def _check_model(encoder: dict[str, Any], module: dict[str, Any]) -> None:

@@ -365,6 +365,7 @@ NOT_TYPED = {
     "sequence_classifier.py: teacher.dtype=float32": "no model of transformers is without a last projection",
     "dense.py: module=reranker": "what was typed",
     "reranking.py: evaluation=rerank": "what was typed",
+    "first_checks.py: encoder={}": "a preset of the hub's, of which there are lists; see test_cadet.py",
     "first_checks.py: encoder.{}=null": "see test_repeat.py and test_encoder.py: prompts of an exported model",
     "first_checks.py: module.train_passage_encoder=false": "what was typed",
     "trainer_checks.py: trainer=fsdp": "in place of a strategy of one's own",

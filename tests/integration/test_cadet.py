@@ -14,8 +14,10 @@ from datamodules.query_lists import read_metadata, read_query_lists
 from experiments.evaluate import evaluate
 from experiments.evaluation.typed import as_overrides
 from experiments.settings.checks import check
+from experiments.settings.first_checks import check_inputs
 from experiments.training.train import run_experiment
 from helpers.runs import CONF, prepare, prepare_config_of
+from retriever.errors import InputError
 from retriever.schedule import learning_rate_factor
 
 pytestmark = pytest.mark.slow
@@ -124,6 +126,16 @@ def test_training_has_the_papers_settings(module, encoder):
     assert values(config.module, OF_MODULE[module]) == OF_MODULE[module]
     assert config.data.train[0].path == f"outputs/lists/fiqa/{encoder}/synthetic.train.parquet"
     assert params == {"module": "infonce,distillation,combined"}
+
+
+def test_a_student_without_lists_is_told_of_those_that_have_some(tmp_path):
+    assert run_config("+exp=paper/cadet", "corpus=fiqa")[0].data.train[0].path.split("/")[-2] == "bge_base"
+    for student in ("bge_base", "gte_base"):
+        (tmp_path / "lists" / "fiqa" / student).mkdir(parents=True)
+        (tmp_path / "lists" / "fiqa" / student / "synthetic.train.parquet").touch()
+    config, _ = run_config("+exp=paper/cadet", "corpus=fiqa", "encoder=minilm", f"output_dir={tmp_path}")
+    with pytest.raises(InputError, match=r"no such file\. .* lists of bge_base, gte_base: say encoder=bge_base\."):
+        check_inputs(config)
 
 
 def test_the_general_model_has_the_papers_settings():
