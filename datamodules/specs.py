@@ -9,6 +9,8 @@ from datamodules.storage.files import file_name
 from retriever.errors import InputError, require_positive
 from retriever.typed import read_settings
 
+_SOURCES = ("ir_datasets", "hub")  # may be keys in the place of path
+
 
 @dataclass(frozen=True)
 class ListFile:
@@ -188,7 +190,7 @@ def read_evaluation_specs(values: Any, key: str = "evaluation.datasets") -> list
             or two sets of one name.
     """
     paths = [_with_path(value, f"{key}[{n}]") for n, value in enumerate(_as_list(values, key))]
-    specs = [read_settings(EvaluationSpec, value, f"{key}[{n}]") for n, value in enumerate(paths)]
+    specs = [read_settings(EvaluationSpec, value, f"{key}[{n}]", _SOURCES) for n, value in enumerate(paths)]
     names = [file_name(f"{key}[{n}].name", spec.shown_name) for n, spec in enumerate(specs)]
     names += [f"{spec.shown_name}-sample" for spec in specs if spec.sample is not None]
     if len(set(names)) < len(names):
@@ -198,7 +200,7 @@ def read_evaluation_specs(values: Any, key: str = "evaluation.datasets") -> list
 
 def _with_path(value: Any, where: str) -> Any:
     """Turn ``{ir_datasets: NAME}`` into ``{path: ir_datasets:NAME}``, and so ``hub``."""
-    given = [source for source in ("ir_datasets", "hub") if isinstance(value, Mapping) and source in value]
+    given = [source for source in _SOURCES if isinstance(value, Mapping) and source in value]
     if not given:
         return value
     if len(given) > 1 or "path" in value:

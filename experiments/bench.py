@@ -14,7 +14,7 @@ from datamodules.corpus.data_sets import find_file, require_dataset
 from datamodules.storage.files import write_json, write_text
 from experiments.benchmarks.settings import PARTS, BenchSettings
 from experiments.cli.arguments import check_added, say_what_is_kept
-from experiments.cli.errors import run_kindly
+from experiments.cli.errors import run_kindly, single
 from experiments.cli.quiet import quiet_imports
 from experiments.cli.targets import check_arguments, check_written
 from experiments.settings.encoders import SPECS
@@ -57,6 +57,7 @@ def bench(config: DictConfig, folder: Path) -> dict[str, Any]:
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="bench")
+@single
 def application(config: DictConfig) -> None:
     """One benchmark."""
     check_added(config, HydraConfig.get(), "bench.yaml")

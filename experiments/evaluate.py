@@ -18,16 +18,17 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from callbacks.reporting.results import read_results
-from datamodules.corpus.data_sets import find_file, require_dataset
+from datamodules.corpus.data_sets import find_datasets, find_file, require_dataset
 from datamodules.specs import EvaluationSpec, read_evaluation_specs
 from datamodules.storage.files import write_json
 from experiments.cli.arguments import check_added, say_what_is_kept
-from experiments.cli.errors import run_kindly
+from experiments.cli.errors import run_kindly, single
 from experiments.cli.quiet import quiet_imports
 from experiments.cli.ranks import is_first_rank
 from experiments.cli.rerun import as_typed, start_with
 from experiments.cli.sweep import keep_error
 from experiments.cli.targets import check_arguments, check_written
+from experiments.conf import CONF
 from experiments.evaluation.models import Check, Depths, Model, read_models
 from experiments.evaluation.settings import EvaluateSettings
 from experiments.evaluation.typed import as_overrides
@@ -72,6 +73,7 @@ def evaluate(config: DictConfig, folder: Path) -> list[Path]:
     for name in ("lightning", "callbacks.evaluation.history"):  # of steps, of which there are none
         logging.getLogger(name).setLevel(logging.WARNING)
     settings, specs, models = _read(config, check_arguments)
+    find_datasets((spec.path for spec in specs), settings.data_dir)
     fabric = Fabric(**OmegaConf.to_container(config.trainer, resolve=True))
     fabric.launch()
     asked = settings.evaluation
@@ -135,8 +137,9 @@ def _read(config: DictConfig, check: Check) -> tuple[EvaluateSettings, list[Eval
     specs = read_evaluation_specs([spec for of in plain["sets"].values() for spec in of["datasets"]], "sets")
     if not specs:
         raise InputError("There is no data set to evaluate on: say sets=scifact, or sets=FOLDER.")
+    groups = [path.stem for path in (CONF / "sets").glob("*.yaml")]
     for spec in specs:
-        require_dataset(spec.path, settings.data_dir)
+        require_dataset(spec.path, settings.data_dir, groups)
         if spec.lists is not None:
             find_file(spec.lists)
     depths = Depths(settings.evaluation.fusion_depth, settings.evaluation.rerank_depth)
@@ -167,6 +170,7 @@ def _without_hydra(config: DictConfig) -> DictConfig:
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+@single
 def application(config: DictConfig) -> None:
     """One job."""
     as_typed()

@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from experiments.cli.arguments import check_added, say_what_is_kept
-from experiments.cli.errors import run_kindly
+from experiments.cli.errors import run_kindly, single
 from experiments.cli.quiet import quiet_imports
 from experiments.lists import COMMANDS
 from experiments.preparation.first_checks import check_first
@@ -33,6 +33,7 @@ def prepare(config: DictConfig) -> list[Path]:
 
 
 @hydra.main(version_base="1.3", config_path="conf/prepare", config_name="prepare")
+@single
 def application(config: DictConfig) -> None:
     """One job."""
     config = rename_config(config, ())

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from callbacks.reliability.checkpoint_files import has_checkpoint
 from callbacks.reporting.results import read_results
 from experiments.cli.arguments import check_added, say_what_is_kept
-from experiments.cli.errors import run_kindly
+from experiments.cli.errors import run_kindly, single
 from experiments.cli.quiet import quiet_imports
 from experiments.cli.ranks import is_first_rank
 from experiments.cli.rerun import as_typed, start_from_run
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="run")
+@single
 def application(config: DictConfig) -> float | None:
     """One job: train, and print its table; what a sweeper that searches gets is the dev criterion, lower is better."""
     as_typed()

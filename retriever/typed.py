@@ -21,7 +21,7 @@ _WORDS = {
 Settings = TypeVar("Settings")
 
 
-def read_settings(kind: type[Settings], value: Any, where: str) -> Settings:
+def read_settings(kind: type[Settings], value: Any, where: str, others: Sequence[str] = ()) -> Settings:
     """Read a mapping as a dataclass.
 
     Checks of values that a type cannot name (a range, a contradiction) belong into the class's ``__post_init__``.
@@ -30,6 +30,7 @@ def read_settings(kind: type[Settings], value: Any, where: str) -> Settings:
         kind: a dataclass; its annotations are what values are held against.
         value: the mapping, or an instance of ``kind``, which is returned as it is.
         where: where the mapping comes from, for messages: ``data.train[0]``.
+        others: keys that the caller understands and has taken out, to name beside the class's own.
 
     Raises:
         InputError: no mapping; an unknown or a missing key, with the nearest; a value of another type, with what it
@@ -45,6 +46,7 @@ def read_settings(kind: type[Settings], value: Any, where: str) -> Settings:
     names = [field.name for field in fields]
     for name, inner in given.items():
         if name not in names:
+            names += others
             said = f"{name!r} is no setting here; there are {', '.join(names)}.{did_you_mean(name, names)}"
             raise InputError(f"{where}: {said}" if where else said)
         check_value(f"{where}.{name}".lstrip("."), hints[name], inner)

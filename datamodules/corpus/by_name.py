@@ -67,7 +67,7 @@ def folder_of_source(name: str, data_dir: str | Path) -> Path:
     with lock_beside(folder):
         if not folder.is_dir():
             with _fetching(name, folder), TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
-                log.info("%s is fetched and written to %s", name, folder)
+                log.info("Fetching %s into %s", name, folder)
                 _write(Path(place) / folder.name, _SOURCES[source](inner), folder.parent / ".corpora")
                 (Path(place) / folder.name).rename(folder)
     return folder

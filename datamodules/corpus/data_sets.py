@@ -1,11 +1,12 @@
 """Where a data set is: a folder, shipped with the project, or downloaded by its name."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from datamodules.corpus.by_name import folder_of_source, is_source_name
 from datamodules.storage.archives import BEIR, download_beir
 from datamodules.storage.files import is_file, is_folder
-from retriever.errors import InputError, shown
+from retriever.errors import InputError, did_you_mean, shown
 
 SHIPPED = Path(__file__).parents[1] / "data"
 BEIR_NAMES = list(BEIR)
@@ -33,11 +34,34 @@ def find_dataset(name: str | Path, data_dir: str | Path = "data") -> Path:
     return folder
 
 
-def require_dataset(name: str | Path, data_dir: str | Path = "data") -> None:
-    """Raise the InputError of :func:`find_dataset` for what can be no data set; nothing is downloaded."""
+def find_datasets(names: Iterable[str], data_dir: str | Path = "data") -> None:
+    """Find several, so that all are there before the first is read.
+
+    Raises:
+        InputError: as :func:`find_dataset`, with the names of all that cannot be had.
+    """
+    errors: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        try:
+            find_dataset(name, data_dir)
+        except InputError as error:
+            errors[name] = str(error)
+    if errors:
+        first, *others = errors
+        raise InputError(errors[first] + (f" Nor can these be had: {', '.join(others)}." if others else ""))
+
+
+def require_dataset(name: str | Path, data_dir: str | Path = "data", sets: Sequence[str] = ()) -> None:
+    """Raise the InputError of :func:`find_dataset` for what can be no data set; nothing is downloaded.
+
+    Args:
+        name: of :func:`find_dataset`.
+        data_dir: see there.
+        sets: names of several that are understood in its place, for the message.
+    """
     known = is_source_name(str(name)) or Path(name).parts[:1] in [(known,) for known in BEIR_NAMES]
     if not known and _on_disk(name, data_dir) is None:
-        raise _unknown(name, data_dir)
+        raise _unknown(name, data_dir, sets)
 
 
 def _on_disk(name: str | Path, data_dir: str | Path) -> Path | None:
@@ -45,10 +69,11 @@ def _on_disk(name: str | Path, data_dir: str | Path) -> Path | None:
     return next((folder for folder in folders if is_folder(folder)), None)
 
 
-def _unknown(name: str | Path, data_dir: str | Path) -> InputError:
+def _unknown(name: str | Path, data_dir: str | Path, sets: Sequence[str] = ()) -> InputError:
+    names = sorted({*BEIR_NAMES, *(path.parent.name for path in SHIPPED.glob("*/qrels")), *sets})
     return InputError(
-        f"There is no data set {shown(str(name))}: it is no folder, none in {data_dir}, not shipped, and no BEIR "
-        f"name. BEIR names are {', '.join(BEIR_NAMES)}; others are ir_datasets:NAME and hub:OWNER/NAME."
+        f"There is no data set {shown(str(name))}: it is no folder, none in {data_dir}, and no name. Names are "
+        f"{', '.join(names)}; others are ir_datasets:NAME and hub:OWNER/NAME.{did_you_mean(name, names)}"
     )
 
 

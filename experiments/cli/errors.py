@@ -4,14 +4,18 @@ import logging
 import os
 import re
 import select
+import shutil
 import sys
 import traceback
 from argparse import ArgumentParser
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -46,10 +50,38 @@ def run_kindly(application: Callable[[], None]) -> None:
         if _is_lost_worker(error):
             what = str(error).strip().splitlines()[0]
             sys.exit(f"error: Ray lost a job's process ({what}). The same command with this hydra.sweep.dir goes on.")
-        if not (is_for_users(error) or is_disk_full(error) or _is_memory_full(error) or _hydras(error)):
-            raise
-        sys.stderr.write(printable(f"error: {explain(error)}\n"))
-        sys.exit(2)
+        _end_kindly(error)
+
+
+def single(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """Decorate a Hydra task: what a single job's user can mend ends it here, before Hydra tells all overrides.
+
+    Nor is its folder left, where nothing came into it.
+    """
+
+    @wraps(task)
+    def job(config: DictConfig) -> Any:
+        try:
+            return task(config)
+        except Exception as error:
+            hydra = HydraConfig.get()
+            if hydra.mode == RunMode.MULTIRUN:
+                raise
+            folder = Path(hydra.runtime.output_dir)
+            names = {path.name for path in folder.iterdir()}
+            if isinstance(error, InputError) and ".hydra" in names and names <= {".hydra", f"{hydra.job.name}.log"}:
+                shutil.rmtree(folder)
+            _end_kindly(error)
+
+    return job
+
+
+def _end_kindly(error: Exception) -> NoReturn:
+    """Exit with one message, if the user can mend it."""
+    if not (is_for_users(error) or is_disk_full(error) or _is_memory_full(error) or _hydras(error)):
+        raise error
+    sys.stderr.write(printable(f"error: {explain(error)}\n"))
+    sys.exit(2)
 
 
 def is_for_users(error: BaseException) -> bool:

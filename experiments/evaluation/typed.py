@@ -1,12 +1,17 @@
 """What is typed behind ``python -m experiments.evaluate``: models by name, and sets by name or folder."""
 
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from callbacks.reporting.results import RESULTS
+from datamodules.pipeline.searchers import Bm25
 from experiments.conf import CONF
-from retriever.errors import InputError
+from retriever.errors import InputError, did_you_mean
 
 BM25 = "bm25"
 _WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
@@ -57,16 +62,22 @@ def _add(name: str, found: dict[str, list[str]], folders: Sequence[Path]) -> str
     parts = name.split("+")
     if len(parts) > 1 and not Path(name).exists():
         members = [_add(part, found, folders) for part in parts]
-        weights = ", ".join(f"{key}: {1 / len(members)}" for key in members)
-        return _put("_".join(members), [f"{{fusion: {{{weights}}}}}"], found)
+        weights = dict.fromkeys(members, 1 / len(members))
+        return _put("_".join(members), [_text({"fusion": weights})], found)
     if name == BM25:
-        return _put(BM25, ["{bm25: {}}"], found)
+        return _put(BM25, [_text({"bm25": vars(Bm25())})], found)
     folder = Path(name).expanduser()
     run = folder.parent if folder.name == "model" and (folder.parent / RESULTS).is_file() else folder
     if (run / RESULTS).is_file() or (run / "config.yaml").is_file():
-        return _put(run.absolute().name, [f"{{run: {_quoted(str(run))}}}"], found)
+        return _put(run.absolute().name, [_text({"run": str(run)})], found)
     if re.fullmatch(r"[\w-]+", name) and any((f / "encoder" / f"{name}.yaml").is_file() for f in folders):
         return _put(name, [name], found, of_group=True)
+    if re.fullmatch(r"\w+", name) and not folder.exists():  # models of the hub are called OWNER/NAME
+        presets = [path.stem for f in folders for path in (f / "encoder").glob("[!_]*.yaml")]
+        if near := did_you_mean(name, [BM25, *presets]):
+            raise InputError(
+                f"{name!r} is no model: no folder, and none of {BM25}, {', '.join(sorted(presets))}.{near}"
+            )
     return _put(folder.name or name, ["_spec", name], found, of_group=True)
 
 
@@ -78,7 +89,7 @@ def _put(name: str, what: Sequence[str], found: dict[str, list[str]], of_group: 
         overrides = [f"+models.{key}={what[0]}"]
         if of_group:
             overrides = [f"+encoder@models.{key}.encoder={what[0]}"]
-            overrides += [f"models.{key}.encoder.model={_quoted(value)}" for value in what[1:]]
+            overrides += [f"models.{key}.encoder.model={_text(value)}" for value in what[1:]]
         if found.setdefault(key, overrides) == overrides:
             return key
     raise AssertionError  # there is always another number
@@ -97,20 +108,24 @@ def _sets(argument: str) -> list[str]:
     key, _, value = argument.partition("=")
     if key != "sets":
         return [argument]
-    if value.startswith("[") and "{" in value:
-        return ["sets=[]", f"+sets.typed.datasets={value}"]
-    names = [name.strip() for name in value.strip("[]").split(",") if name.strip()]
-    if not names:
+    inner = value.removeprefix("[").removesuffix("]")
+    items = [name.strip() for name in inner.split(",") if name.strip()]
+    if "{" in value:
+        items = OverridesParser.create().parse_override(f"sets=[{inner}]").value()
+    if not items:
         raise InputError("sets is empty; name data sets: sets=scifact,cranfield, or sets=FOLDER.")
-    shipped = [name for name in names if (CONF / "sets" / f"{name}.yaml").is_file()]
-    others = [name for name in names if name not in shipped]
-    overrides = [f"sets=[{','.join(shipped)}]"]
-    if others:
-        inner = ", ".join(f"{{path: {_quoted(name)}}}" for name in others)
-        overrides.append(f"+sets.typed.datasets=[{inner}]")
-    return overrides
+    shipped = [item for item in items if isinstance(item, str) and (CONF / "sets" / f"{item}.yaml").is_file()]
+    others = [{"path": item} if isinstance(item, str) else item for item in items if item not in shipped]
+    return [f"sets=[{','.join(shipped)}]", *([f"+sets.typed.datasets={_text(others)}"] if others else [])]
 
 
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+def _text(value: Any) -> str:
+    """A value as Hydra reads it."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {_text(inner)}' for key, inner in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_text, value))}]"
+    if not isinstance(value, str):
+        return json.dumps(value)
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"

@@ -79,4 +79,6 @@ def _try_to_build(part: DictConfig, encoder: EncoderOutline | None) -> tuple[Any
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, InputError):
             cause = cause.__cause__ or cause.__context__
+        if str(cause).partition(" ")[0] in part:  # an object calls a setting by its own name
+            cause = InputError(f"{part._get_full_key('')}.{cause}")
         return None, cause

@@ -170,7 +170,7 @@ def test_every_option_composes(group):
         ("no_such_key=1", "There is no 'no_such_key' in the configuration; it has allow_test_selection"),
         ("module=infonse", "There is no 'infonse' in module; it has approx_ndcg, combined, distillation, "),
         ("+exp=scifact/combind", "Did you mean 'scifact/combined'?"),
-        ("module.temperature=0", "temperature is 0"),
+        ("module.temperature=0", "error: module.temperature is 0"),
         ("module.positive=teachr", "valid values are 'teacher', 'labelled'. Did you mean 'teacher'?"),
         ("+module.foo=3", "unexpected keyword argument 'foo'"),
         ("criterion=val/small/ndcg@10", "the queries that are reported would choose the checkpoint"),
@@ -186,6 +186,7 @@ def test_every_option_composes(group):
 def test_wrong_configuration_is_one_helpful_sentence(small_run, monkeypatch, capsys, tmp_path, argument, message):
     error = error_of(run_module, monkeypatch, capsys, *small_run, f"hydra.run.dir={tmp_path}/run", argument)
     assert message in error and "Traceback" not in error and "error: " in error
+    assert "Error executing job" not in error and not (tmp_path / "run").exists()  # what was refused leaves nothing
 
 
 @pytest.mark.slow
