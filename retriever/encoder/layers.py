@@ -88,14 +88,11 @@ class LayerSplit:
         self.backbone, name = backbone, f"encoder.trainable_layers is {trainable_layers}, but {type(backbone).__name__}"
         count = getattr(backbone.config, "num_hidden_layers", None)
         lists = {n: m for n, m in backbone.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count}
-        place, layers = next(iter(lists.items()), ("", []))
+        place, layers = next(iter(lists.items()), ("", nn.ModuleList()))
         self.layers, self.trainable_layers = len(layers), trainable_layers
         if layers and not 1 <= trainable_layers < len(layers):
             raise InputError(f"{name} has {len(layers)} layers: take 1 to {len(layers) - 1}, or null for all.")
-        upper = None
-        if layers:
-            self._first = layers[len(layers) - trainable_layers]
-            upper = self._built(place, layers[len(layers) - trainable_layers - 1])
+        upper = self._built(place, layers) if layers else None
         if upper is None:
             raise InputError(
                 f"{name} ({backbone.config.model_type}) cannot start from what its lower layers give: that needs "
@@ -142,21 +139,22 @@ class LayerSplit:
         for parameter in self._frozen:
             parameter.requires_grad_(False)
 
-    def _built(self, place: str, last: nn.Module) -> _Upper | None:
+    def _built(self, place: str, layers: nn.ModuleList) -> _Upper | None:
         """Build the upper part; None where both parts, one after the other, do not give what the whole gives.
 
         Args:
             place: the name of the list of layers.
-            last: the last of the lower ones.
+            layers: that list.
         """
-        (ids, mask), training = self._example(), self.backbone.training
+        lower, (ids, mask), training = self.layers - self.trainable_layers, self._example(), self.backbone.training
+        self._first = layers[lower]
         tuples: list[bool] = []
-        handle = last.register_forward_hook(lambda _, given, output: tuples.append(isinstance(output, tuple)))
+        handle = self._first.register_forward_hook(lambda *called: tuples.append(isinstance(called[2], tuple)))
         self.backbone.eval()
         try:
             with torch.no_grad():
                 whole = self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
-                upper = _Upper(self.backbone, place, self.layers - self.trainable_layers, tuples[0])
+                upper = _Upper(self.backbone, place, lower, tuples[0])
                 parts = upper(self.lower(ids, mask), ids, mask)
         except (TypeError, ValueError, KeyError, IndexError, AttributeError):
             return None
