@@ -3,9 +3,8 @@
 A model is a run's folder, a model's folder, a name on the hub, an encoder preset, bm25, or a sum of these.
 """
 
-import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,15 +37,6 @@ from retriever.typed import read_top
 
 log = logging.getLogger(__name__)
 ENCODER = "retriever.encoder.TextEncoder.from_pretrained"
-
-
-def _command_hash(overrides: Sequence[str]) -> str:
-    """A short name for what was typed, so that the same command finds its folder again."""
-    typed = sorted(word for word in overrides if not word.startswith("only="))
-    return hashlib.sha256("\n".join(typed).encode()).hexdigest()[:12]
-
-
-OmegaConf.register_new_resolver("command_hash", _command_hash, replace=True)
 
 
 def evaluate(config: DictConfig, folder: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """What was typed on a command line: additions that nothing reads, and what a mapping keeps beside them."""
 
+import hashlib
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,15 @@ log = logging.getLogger(__name__)
 OF_ANY_NAME = {"queries", "mine.retrievers", "mine.weights", "teacher.members", "teacher.weights"}
 # ${key.…}, ${[key].…}, ${resolver:key,…}, ${resolver:"key",…}
 _REFERRED = re.compile(r"""(?:\$\{|[:,])\s*[."'\[]*([^\s$.:,"'{}\[\]]+)""")
+
+
+def _command_hash(overrides: Sequence[str]) -> str:
+    """A short name for what was typed, so that the same command finds its folder again."""
+    typed = sorted(word for word in overrides if not word.startswith(("only=", "plan=")))
+    return hashlib.sha256("\n".join(typed).encode()).hexdigest()[:12]
+
+
+OmegaConf.register_new_resolver("command_hash", _command_hash, replace=True)
 
 
 def check_added(config: DictConfig, hydra: DictConfig, shipped: str) -> None:

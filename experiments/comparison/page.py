@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from callbacks.reporting.templates import render
@@ -20,8 +20,9 @@ _PLOTS = {
 _TEMPLATE = Path(__file__).with_suffix(".html")
 
 
-def page(comparison: Comparison, plots: Mapping[str, bytes]) -> str:
-    """The page, with plots on white as :func:`~experiments.comparison.plots.draw` gives them, and on dark beside them.
+def page(comparison: Comparison, plots: Mapping[str, bytes], said: Sequence[str] = ()) -> str:
+    """The page, with plots on white as :func:`~experiments.comparison.plots.draw` gives them, and on dark beside them;
+    sentences that it begins with, where there are any.
 
     All text of corpora, queries and configurations is escaped; only its own script may run.
     """
@@ -31,6 +32,7 @@ def page(comparison: Comparison, plots: Mapping[str, bytes]) -> str:
         _TEMPLATE,
         autoescape=True,
         comparison=comparison,
+        said=said,
         runs=sum(map(len, comparison.groups.values())),
         step="at the step that its dev lists chose" if comparison.which == "best" else "at its last step",
         unfinished=[(folder, reason(folder)) for folder in comparison.unfinished],

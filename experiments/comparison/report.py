@@ -1,5 +1,6 @@
 """All files of a comparison in one folder."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from datamodules.storage.files import atomic_path, remove_leftovers
@@ -10,12 +11,18 @@ from experiments.comparison.plots import draw
 from experiments.comparison.tables import Comparison
 
 
-def write_report(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write the tables, plots and queries; the paths, the HTML page (which holds all the others) first."""
+def write_report(comparison: Comparison, folder: Path, said: Sequence[str] = ()) -> list[Path]:
+    """Write the tables, plots and queries; the paths, the HTML page (which holds all the others) first.
+
+    Args:
+        comparison: of runs.
+        folder: where they go.
+        said: sentences that the page begins with.
+    """
     plots = draw(comparison)
     images = "\n".join(f"![{name}](comparison-{name}.png)" for name in plots)
     contents: dict[str, str | bytes] = {
-        "comparison.html": page(comparison, plots),
+        "comparison.html": page(comparison, plots, said),
         "comparison.md": f"{markdown(comparison)}\n{images}\n",
         "comparison.tex": latex(comparison),
         "comparison.csv": csv_text(comparison),

@@ -31,6 +31,7 @@ FORKED.set_forkserver_preload(
         "experiments.training.train",
         "experiments.prepare",
         "experiments.preparation.lists",
+        "experiments.adapt",
         "experiments.evaluate",
         "experiments.evaluation.work",
         "experiments.compare",

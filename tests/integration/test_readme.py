@@ -114,6 +114,9 @@ def own_corpus(tmp_path, small_scifact, small_lists, typed_lists):
         corpus = name.split("/")[0] if "/" in name else "my_corpus" if name == "train" else "FOLDER"
         lists = [dataclasses.replace(q, corpus=corpus) for q in read_query_lists(typed_lists / f"{part}.parquet")]
         write_query_lists(tmp_path / f"{name}.parquet", lists, {"teacher": "made for tests"})
+    abstracts = load_corpus(tmp_path / "FOLDER").texts.to_pylist()
+    with open(tmp_path / "texts.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["abstract"], *([text] for text in abstracts)])
     return tmp_path
 
 
@@ -197,6 +200,8 @@ def test_every_command_works_on_a_corpus_of_ones_own(own_corpus, tiny_model, tin
             options += ["hydra.sweep.dir=outputs/sweeps/SWEEP" if "-m" in arguments else f"hydra.run.dir={place}"]
             options += ["hydra.mode=RUN"] * ("query_types" in line)
             runs += 1
+        elif module == "experiments.adapt":
+            options = [f"encoder.model={tiny_model}", "encoder.pooling=mean", "queries=100", "steps=4", "elsewhere=[]"]
         elif module == "experiments.evaluate":
             options = ["trainer.accelerator=cpu"]
         elif module == "experiments.prepare" and arguments[0] not in ("import", "export", "inspect"):

@@ -40,6 +40,7 @@ COMMANDS = {
         "minilm evaluation.hits=many": 2,
         "minilm sets=nowhere": 2,
     },
+    "adapt": {"--help": 0, "--cfg job": 0, "corpus=x step=3": 2, "corpus=nowhere": 2, "corpus=x minutes=0": 2},
     "compare": {"--help": 0, "nowhere": 1},
     "bench": {"--help": 0, "--cfg job": 0, "list_lenth=1": 2, "corpus=nowhere": 2},
 }

@@ -1,0 +1,139 @@
+"""From a folder of texts to a tuned retriever, and whether it is better: python -m experiments.adapt corpus=FOLDER.
+
+What it does is said first. Its parts are the commands prepare, run and compare, and go on where they were cut off.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from datamodules.storage.files import write_text
+from experiments.adaptation.settings import LISTS, RUNS, AdaptSettings, are_written, arguments
+from experiments.adaptation.texts import corpus_folder
+from experiments.cli.arguments import check_added, say_what_is_kept
+from experiments.cli.errors import run_kindly
+from experiments.cli.quiet import quiet_imports
+from experiments.cli.targets import check_written
+from experiments.conf import CONF
+from experiments.settings.encoders import SPECS
+from retriever.errors import choose
+from retriever.printable import printable
+from retriever.typed import read_top
+
+log = logging.getLogger(__name__)
+
+
+def plan_adaptation(config: DictConfig, choices: dict[str, str], typed: Sequence[str], folder: Path) -> AdaptSettings:
+    """Decide what is done, say it, and write the experiment files; where an earlier start has, theirs count.
+
+    Args:
+        config: as composed from ``experiments/conf/adapt.yaml``.
+        choices: of Hydra: group → file.
+        typed: overrides of the command line.
+        folder: of the adaptation.
+
+    Raises:
+        InputError: a wrong setting, no corpus, or too little time.
+    """
+    asked = read_top(AdaptSettings, OmegaConf.to_container(config, resolve=True))
+    for name in asked.objectives:
+        choose("objectives: an objective", name, sorted(p.stem for p in (CONF / "module").glob("[!_]*.yaml")))
+    check_written(config, SPECS)
+    if are_written(folder) and not asked.plan:
+        log.info("It goes on by the settings in %s", folder / "settings")
+        return asked
+    source = corpus_folder(asked.corpus, asked.text, folder / "corpus", asked.data_dir)
+    named = str(source) if folder in source.parents else asked.corpus
+    with quiet_imports():
+        import torch
+        from hydra.utils import instantiate
+        from transformers.utils.logging import disable_progress_bar
+
+        from experiments.adaptation.decide import decide, lines
+        from experiments.adaptation.estimate import measure
+        from experiments.adaptation.settings import write_experiments
+        from experiments.adaptation.survey import survey
+
+    disable_progress_bar()
+    found = survey(source, asked.split, asked.cache_dir)
+    gpu = torch.cuda.is_available()
+    encoder = instantiate(config.encoder).to("cuda" if gpu else "cpu").eval()
+    plan = decide(asked, found, named, measure(encoder, found))
+    for subject, text in lines(plan, found, asked, encoder.name, folder).items():
+        print(printable(f"{subject:<12}{text}"))
+    sys.stdout.flush()
+    if not asked.plan:
+        write_experiments(folder, plan.decided, found, asked, (choices["encoder"], _changed(config, typed)), gpu)
+    return asked
+
+
+def conclude(folder: Path, asked: AdaptSettings) -> None:
+    """Compare the runs, say what came of them, and write the page."""
+    from experiments.adaptation.verdict import verdict
+    from experiments.comparison.report import write_report
+    from experiments.comparison.tables import compare
+
+    comparison = compare([folder / "runs"])
+    first = next(iter(comparison.groups.values()))[0]
+    human = not any(spec.lists for spec in first.specs.values())
+    said = verdict(comparison, asked.objectives, human)
+    files = write_report(comparison, folder, said)
+    write_text(folder / "verdict.md", "\n\n".join(said) + "\n")
+    print()
+    for sentence in said:
+        print(printable(sentence))
+    print(printable(f"All of it, with plots and queries: {files[0]}"))
+
+
+def _changed(config: DictConfig, typed: Sequence[str]) -> dict[str, Any]:
+    """What the command line says of the encoder beside the name of its file."""
+    keys = {word.partition("=")[0].lstrip("+") for word in typed if word.lstrip("+").startswith("encoder.")}
+    changed = OmegaConf.create({})
+    for key in sorted(keys):
+        OmegaConf.update(changed, key, OmegaConf.select(config, key), force_add=True)
+    return OmegaConf.to_container(changed, resolve=True).get("encoder", {})
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="adapt")
+def application(config: DictConfig) -> None:
+    """Plan; what follows is done by :func:`main`, outside of Hydra, for its parts are Hydra's applications."""
+    state = HydraConfig.get()
+    check_added(config, state, "adapt.yaml")
+    say_what_is_kept(config, state.overrides.task)
+    folder = Path(state.runtime.output_dir).absolute()
+    asked = plan_adaptation(config, dict(state.runtime.choices), state.overrides.task, folder)
+    _planned.append((folder, asked))
+
+
+_planned: list[tuple[Path, AdaptSettings]] = []
+
+
+def _call(command: Callable[[], None], name: str, typed: Sequence[str]) -> None:
+    """Call a command as its user would."""
+    print(printable(f"\npython -m experiments.{name} {' '.join(typed)}"), flush=True)
+    sys.argv = [name, *typed]
+    command()
+
+
+def main() -> None:
+    """The command."""
+    run_kindly(application)
+    if not _planned or _planned[-1][1].plan:  # --help, --cfg
+        return
+    from experiments import prepare, run
+
+    folder, asked = _planned.pop()
+    _call(prepare.main, "prepare", arguments(folder, LISTS))
+    _call(run.main, "run", arguments(folder, RUNS))
+    run_kindly(partial(conclude, folder, asked))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""How long an adaptation takes on this machine, by a measurement of a few seconds."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from datamodules.pipeline.free_queries import sentences
+from experiments.adaptation.survey import Survey
+from retriever.encoder.encoding import encode
+from retriever.encoder.text_encoder import TextEncoder
+
+_MEASURED = 1.5  # seconds of each kind of text
+_BLOCK = 32
+# seconds, measured with all-MiniLM-L6-v2 on two cores, that are not the encoder's
+_START, _ARM, _OF_QUERY = 15.0, 6.0, 1.5e-3
+RANGE = 0.7, 1.5  # how far an estimate may be off, below and above
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Texts that are encoded in a second."""
+
+    passages: float
+    queries: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done, in numbers.
+
+    Attributes:
+        passages: of the corpus.
+        elsewhere: passages of other corpora that are evaluated on.
+        queries: that lists are made for.
+        measured: evaluation queries.
+        arms: runs.
+        steps: of each.
+        batch: lists of a step.
+        validations: of each run.
+    """
+
+    passages: int
+    elsewhere: int
+    queries: int
+    measured: int
+    arms: int
+    steps: int
+    batch: int
+    validations: int
+
+    def seconds(self, speed: Speed) -> dict[str, float]:
+        """Part → seconds. A step counts as three times the encoding of its queries; a tenth of the queries are dev."""
+        encoded = self.steps * 3 * self.batch + (1 + self.validations) * (self.queries / 10 + self.measured)
+        return {
+            "encoding the corpus once": self.passages / speed.passages,
+            "making lists": _START + self.queries * (_OF_QUERY + 1 / speed.queries),
+            "training and evaluating": _START + self.arms * (_ARM + encoded / speed.queries),
+            **({"encoding other corpora once": self.elsewhere / speed.passages} if self.elsewhere else {}),
+        }
+
+
+def measure(encoder: TextEncoder, found: Survey) -> Speed:
+    """Encode some passages and some sentences of a corpus for a second or so each."""
+    step = max(1, len(found.corpus) // 1000)
+    texts = [text for text in found.corpus.passages.take(list(range(0, len(found.corpus), step))).to_pylist() if text]
+    parts = [sentence for text in texts for sentence in sentences(text)] or texts
+    return Speed(_rate(encoder, texts, "passage"), _rate(encoder, parts, "query"))
+
+
+def _rate(encoder: TextEncoder, texts: Sequence[str], kind: str) -> float:
+    """Texts of each block are a draw over all lengths, and are encoded as the corpus is: by length."""
+    blocks = [texts[start :: _stride(len(texts))] for start in range(_stride(len(texts)))]
+    with torch.inference_mode():
+        encode(encoder, encoder.tokenize(list(blocks[0][:2]), kind))  # the first call chooses kernels
+        begin, count = time.perf_counter(), 0
+        for block in blocks:
+            encode(encoder, encoder.tokenize(list(block), kind))
+            count += len(block)
+            if time.perf_counter() - begin > _MEASURED:
+                break
+        return count / (time.perf_counter() - begin)
+
+
+def _stride(count: int) -> int:
+    return max(1, count // _BLOCK)

@@ -1,0 +1,210 @@
+"""Adapting to a folder of texts: reading it, what it offers, what is decided, and what is said at the end."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from callbacks.reporting.statistics import paired_test
+from datamodules.corpus import load_corpus
+from experiments.adaptation.decide import decide, lines
+from experiments.adaptation.estimate import Speed, measure
+from experiments.adaptation.settings import AdaptSettings
+from experiments.adaptation.survey import groups, survey
+from experiments.adaptation.texts import corpus_folder
+from experiments.adaptation.verdict import verdict
+from experiments.comparison.tables import Arm, Comparison, HomeAndAbroad, Table
+from retriever.errors import InputError
+
+ROWS = [{"title": "Wings", "body": "A wing lifts."}, {"title": "", "body": "Flow, turbulent."}]
+
+
+def passages(folder):
+    corpus = load_corpus(folder)
+    return list(zip(corpus.ids.to_pylist(), corpus.titles.to_pylist(), corpus.texts.to_pylist(), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "parquet"])
+def test_texts_of_a_table_become_a_corpus(kind, tmp_path):
+    path = tmp_path / f"texts.{kind}"
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    elif kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(ROWS), path)
+    else:
+        separator = {"csv": ",", "tsv": "\t"}[kind]
+        quoted = [f'"{row["body"]}"' if kind == "csv" else row["body"] for row in ROWS]
+        rows = [separator.join((row["title"], text)) for row, text in zip(ROWS, quoted, strict=True)]
+        path.write_text("\n".join([separator.join(("title", "body")), *rows]) + "\n")
+    folder = corpus_folder(str(path), None, tmp_path / "made", "data")
+    assert folder == tmp_path / "made" / "texts"
+    first = 2 if kind in ("csv", "tsv") else 1
+    assert passages(folder) == [
+        (str(first), "Wings", "A wing lifts."),
+        (str(first + 1), "", "Flow, turbulent."),
+    ]
+
+
+def test_the_column_of_the_texts_may_be_named(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"id": 7, "abstract": "A wing lifts.", "lead": "Wings"}\n')
+    assert passages(corpus_folder(str(path), "lead", tmp_path / "made", "data")) == [("7", "", "Wings")]
+    with pytest.raises(InputError, match=r"texts.jsonl:1: which column holds the texts\? Say text=COLUMN; .* abstract"):
+        corpus_folder(str(path), None, tmp_path / "made", "data")
+    with pytest.raises(InputError, match="Did you mean 'abstract'"):
+        corpus_folder(str(path), "abstrakt", tmp_path / "made", "data")
+    path.write_text('{"text": 3}\n')
+    with pytest.raises(InputError, match="text is 3; expected a text"):
+        corpus_folder(str(path), None, tmp_path / "made", "data")
+
+
+def test_plain_files_are_cut_at_blank_lines_and_by_length(tmp_path):
+    folder = tmp_path / "notes"
+    (folder / "more").mkdir(parents=True)
+    words = [f"w{n}" for n in range(200)]
+    (folder / "long_note.txt").write_text(" ".join(words) + "\n\nThe end\nof it.\n")
+    (folder / "more" / "short.md").write_text("One.\n\n\nTwo.\n")
+    (folder / "empty.txt").write_text("\n")
+    assert passages(corpus_folder(str(folder), None, tmp_path / "made", "data")) == [
+        ("long_note.txt#1", "long note", " ".join(words[:150])),
+        ("long_note.txt#2", "long note", " ".join([*words[150:], "The end of it."])),
+        ("more/short.md#1", "short", "One. Two."),
+    ]
+    (folder / "damaged.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match=r"damaged.txt:1"):
+        corpus_folder(str(folder), None, tmp_path / "made", "data")
+
+
+def test_a_folder_without_texts_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"a file of texts: corpus=texts\.csv text=COLUMN"):
+        corpus_folder(str(tmp_path), None, tmp_path / "made", "data")
+    with pytest.raises(InputError, match="There is no data set 'nowhere'"):
+        corpus_folder("nowhere", None, tmp_path / "made", "data")
+
+
+def test_a_survey_says_what_queries_there_are(small_scifact, tmp_path):
+    found = survey(small_scifact, None, str(tmp_path))
+    assert (found.split, found.test_queries) == ("test", 20)
+    assert list(found.queries) == ["judged", "titles", "sentences"]
+    assert found.queries["judged"] == 40 and found.queries["titles"] == 120 and found.queries["sentences"] > 500
+    other = survey(small_scifact, "train", str(tmp_path))
+    assert (other.split, other.test_queries) == ("train", 40) and "judged" not in other.queries
+    with pytest.raises(InputError, match=r"split is 'trian'.*Did you mean 'train'"):
+        survey(small_scifact, "trian", str(tmp_path))
+
+
+def test_a_corpus_of_which_no_query_can_be_made_is_refused(tmp_path):
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "1", "text": "12 34"}\n')
+    with pytest.raises(InputError, match="nothing to take queries from"):
+        survey(tmp_path, None, str(tmp_path / "cache"))
+
+
+def test_queries_are_shared_by_titles_and_sentences(small_scifact, tmp_path):
+    found = survey(small_scifact, None, str(tmp_path))
+    chosen = groups(found, 500)
+    assert list(chosen) == ["human", "title", "sentence"]
+    assert chosen["title"]["limit"] == 120 and chosen["sentence"]["limit"] == 380  # few titles leave more sentences
+    assert [group["limit"] for group in list(groups(found, 100).values())[1:]] == [50, 50]
+
+
+def asked(**options):
+    values = {
+        "corpus": "x", "text": None, "split": None, "objectives": ["distillation_corpus", "infonce_conventional"],
+        "seeds": [1], "elsewhere": [], "minutes": None, "plan": False, "queries": 8000, "steps": None,
+        "batch_size": None, "output_dir": "outputs", "cache_dir": "cache", "data_dir": "data",
+    }  # fmt: skip
+    return AdaptSettings(**values | options)
+
+
+FAST = Speed(passages=100, queries=1000)
+
+
+def test_batch_and_steps_follow_the_number_of_lists(small_scifact, tmp_path):
+    found = survey(small_scifact, None, str(tmp_path))
+    cache = {"cache_dir": str(tmp_path)}
+    large = decide(asked(**cache), found, "x", FAST).decided
+    small = decide(asked(queries=100, **cache), found, "x", FAST).decided
+    assert (large.batch, large.steps) == (32, 84) and (small.batch, small.steps, small.every) == (16, 24, 6)
+    stated = decide(asked(steps=7, batch_size=5, **cache), found, "x", FAST).decided
+    assert (stated.batch, stated.steps, stated.every) == (5, 7, 1)
+
+
+def test_where_time_is_short_less_is_done_and_said(small_scifact, tmp_path):
+    found = survey(small_scifact, None, str(tmp_path))
+    cache = {"cache_dir": str(tmp_path), "elsewhere": ["cranfield", str(small_scifact)]}
+    whole = decide(asked(**cache), found, "x", FAST)
+    assert whole.decided.elsewhere == ["cranfield"] and whole.work.elsewhere == 1400 and not whole.cut
+    minutes = sum(whole.seconds.values()) / 60
+    home = decide(asked(minutes=minutes - 0.1, **cache), found, "x", FAST)
+    assert home.decided.elsewhere == [] and "cranfield" in home.cut[0] and home.work.queries == whole.work.queries
+    slow = Speed(passages=100, queries=30)
+    seconds = sum(decide(asked(**cache), found, "x", slow).seconds.values())
+    less = decide(asked(minutes=0.7 * seconds / 60, **cache), found, "x", slow)
+    assert less.work.queries < whole.work.queries and sum(less.seconds.values()) < 0.7 * seconds
+    said = lines(less, found, asked(minutes=0.7 * seconds / 60), "a model", tmp_path)
+    assert f"to {less.work.queries:,}" in said["left out"] and "20 human queries (test)" in said["measured on"]
+    with pytest.raises(InputError, match=r"minutes is 0\.01; .* Give it more time"):
+        decide(asked(minutes=0.01, **cache), found, "x", slow)
+
+
+def test_the_measured_speed_is_that_of_the_encoder(tiny_encoder, small_scifact, tmp_path):
+    found = survey(small_scifact, None, str(tmp_path))
+    speed = measure(tiny_encoder, found)
+    assert 0 < speed.passages < speed.queries  # sentences are shorter
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"objectives": []}, "objectives is"), ({"seeds": [1, 1]}, "each once"), ({"minutes": 0}, "minutes is 0")],
+)
+def test_wrong_settings_are_refused(options, words):
+    with pytest.raises(InputError, match=words):
+        asked(**options)
+
+
+def compared(values, abroad=None, step=50):
+    """A comparison of arms by their nDCG@10 on 200 queries, each beside a base of 0.5."""
+    base = np.linspace(0, 1, 200)[None]
+    arms = [Arm("base", [1], 0.5, None)]
+    for name, value in values.items():
+        noise = np.random.default_rng(len(name)).normal(value, 0.05, 200)[None]
+        test = paired_test([base + noise], [base], resamples=1000)
+        arms.append(Arm(name, [1], 0.5 + test.mean, test, test.p, steps=[step]))
+
+    class Run:
+        folder = __import__("pathlib").Path("runs/first")
+
+        def is_home(self, name):
+            return name == "mine"
+
+    loss = paired_test([np.full((1, 50), 0.4)], [np.full((1, 50), 0.5)], resamples=100)
+    return Comparison(
+        which="best", base="base", groups={name: [Run()] for name in values}, measured={},
+        tables={"mine": Table("mine", 200, None, len(values), arms), "other": Table("other", 900, None, 1, arms)},
+        clean={}, average=None, clean_average=None, unfinished=[],
+        forgetting=[HomeAndAbroad(n, ["mine"], ["other"], loss, 1.0, loss, 0.01) for n in values] if abroad else [],
+    )  # fmt: skip
+
+
+def test_a_gain_is_recommended_with_its_price():
+    said = verdict(compared({"ours": 0.03, "conventional": -0.03}, abroad=True), ["ours", "conventional"], human=True)
+    assert said[0].startswith("Take ours: on this corpus it is better") and "on 200 human queries: +0.0" in said[0]
+    assert "runs/first/model" in said[1] and "index" in said[1]
+    assert said[2].startswith("conventional: -0.0") and said[2].endswith("(worse than the base model).")
+    assert said[3] == "Elsewhere (other): -0.1000 [-0.1000, -0.1000], p 0.010."
+    assert not any("not people's" in sentence for sentence in said)
+
+
+def test_without_a_gain_the_base_model_is_kept():
+    said = verdict(compared({"ours": 0.0, "conventional": -0.03}), ["ours", "conventional"], human=False)
+    assert said[0].startswith("Keep the base model") and "made-up queries" in said[0]
+    assert "not people's" in said[-1] and "qrels/test.tsv" in said[-1]
+    kept = verdict(compared({"ours": 0.0}, step=0), ["ours"], human=True)
+    assert kept[0].endswith("ours: its dev lists kept the base model.")
+
+
+def test_another_objective_that_gains_is_named_where_the_first_does_not():
+    said = verdict(compared({"ours": 0.0, "conventional": 0.03}), ["ours", "conventional"], human=True)
+    assert said[0].startswith("Take conventional")
