@@ -140,9 +140,8 @@ def write_experiments(
         "hydra": {
             "mode": "MULTIRUN",
             "sweep": {"dir": str(folder / "runs")},
-            "sweeper": {
-                "params": {"module": ",".join(asked.objectives), "seed": ",".join(map(str, asked.seeds))},
-            },
+            # seeds first, so that each objective has one result before any has two
+            "sweeper": {"params": {"seed": ",".join(map(str, asked.seeds)), "module": ",".join(asked.objectives)}},
         },
     }
     _write(folder, LISTS, "prepare", "Queries of the corpus with candidates and teacher scores.", lists)
