@@ -22,7 +22,8 @@ from retriever.encoder.tokens import TokenizedTexts
 
 Part = TypeVar("Part", range, np.ndarray)
 _TEXT_BLOCK = 10_000  # texts whose token ids are one file until all are merged
-_EMBEDDING_BLOCK = 2_048  # texts whose embeddings are
+_EMBEDDING_BLOCK = 2_048  # texts whose embeddings are, of many; of few, a twentieth
+_LEAST_EMBEDDING_BLOCK = 256
 _EMBED_PART = 65_536  # texts whose embeddings a device holds
 _HASHED_IDS = 2**24  # token ids that are hashed at a time
 
@@ -114,7 +115,8 @@ def _make_in_blocks(
         title: what the progress bar says.
     """
     if not is_whole():
-        blocks = [folder / "blocks" / f"{number:06d}.npy" for number in range(len(parts))]
+        # their sizes are in their names: another version may have left blocks of others
+        blocks = [folder / "blocks" / f"{number:06d}-{len(part)}.npy" for number, part in enumerate(parts)]
         with progress_bar(title, sum(map(len, parts)), "texts") as advance:
 
             def run(number: int) -> None:
@@ -171,7 +173,8 @@ def cached_embeddings(
         return embeddings.float().cpu().numpy().astype(dtype, copy=False)
 
     shape = len(tokens), encoder.dimension
-    return cached_array(whole, tokens.lengths, _EMBEDDING_BLOCK, embedded, shape, dtype, lambda rows: rows, title)
+    block = min(_EMBEDDING_BLOCK, max(_LEAST_EMBEDDING_BLOCK, len(tokens) // 20))
+    return cached_array(whole, tokens.lengths, block, embedded, shape, dtype, lambda rows: rows, title)
 
 
 def cached_array(

@@ -21,6 +21,7 @@ from callbacks.reporting.run_record import device_name
 from datamodules import QueryListDataModule
 from experiments.plan.steps import Steps
 from experiments.plan.time import Estimate, estimate
+from retriever.batch import BatchNeeds
 from retriever.module import QueryListModule, RetrieverModule
 from retriever.printable import printable
 from retriever.schedule import default_warmup
@@ -66,6 +67,7 @@ def run_plan(
         "trained": trained,
         "objective": {"class": type(module).__name__, "settings": _objective(config)},
         "lists": data.report["files"],
+        "compared_with": _compared_with(module.needs, data.corpus_scoring.columns),
         "left_out": data.report.get("leak_guard", []),
         "corpora": {corpus.name: len(corpus) for corpus in corpora},
         "evaluation": [opened.describe() for opened in evaluation.history.sets],
@@ -127,6 +129,15 @@ def _objective(config: DictConfig) -> dict[str, Any]:
     common -= {"matryoshka_dimensions", "matryoshka_weights"}
     settings = OmegaConf.to_container(config.module, resolve=True)
     return {k: v for k, v in settings.items() if k not in common and not k.startswith("_") and v not in (None, False)}
+
+
+def _compared_with(needs: BatchNeeds, columns: int) -> str | None:
+    """What an objective compares queries with beside their candidates."""
+    if not needs.whole_corpus:
+        return None
+    if needs.frozen_passages:
+        return f"its whole corpus (where that has more passages, with {columns:,} of them)"
+    return "all candidates of its batch"
 
 
 def _steps(config: DictConfig, module: QueryListModule, steps: Steps, lists: int) -> dict[str, Any]:
@@ -224,6 +235,8 @@ def _lists_line(plan: Mapping[str, Any], part: str) -> str:
     candidates = _many(long, "candidate") if short == long else f"{short} to {long} candidates"
     text = f"{_many(sum(file['lists'] for file in files), 'list')} ({kinds}) of {_joined([f['file'] for f in files])}"
     text += f"; {min(long, plan['steps']['candidates'])} of {candidates} used"
+    if plan["compared_with"]:
+        text += f", and each query compared with {plan['compared_with']}"
     passes = sorted({str(file["weight"]) for file in files} - {"1.0", "1"})
     if part == "train" and passes:
         text += f"; {', '.join(passes)} passes an epoch"

@@ -112,6 +112,21 @@ def test_tokens_that_are_kept_are_all_of_a_step_where_it_has_no_more(small_run, 
     assert "tokens, up to 1,000,000 of a step kept" in plan_lines(plan)["device"]
 
 
+COMPARED = {
+    "distillation": "8 of 4 to 8 candidates used",
+    "distillation_corpus": "8 of 4 to 8 candidates used, and each query compared with all candidates of its batch",
+    "infonce_corpus module.train_passage_encoder=false": "8 of 4 to 8 candidates used, and each query compared with "
+    "its whole corpus (where that has more passages, with 20,000 of them)",
+}
+
+
+@pytest.mark.parametrize("module", COMPARED)
+def test_what_queries_are_compared_with_is_said(small_run, tmp_path, module):
+    config = config_of(f"module={module.split()[0]}", *module.split()[1:], *small_run)
+    line = plan_lines(run_plan(config, *opened(config, tmp_path), None))["train"]
+    assert line.endswith(f"human.parquet; {COMPARED[module]}"), line
+
+
 def test_many_names_and_hostile_ones_stay_short(small_run, tmp_path):
     config = config_of("module=distillation", *small_run)
     plan = run_plan(config, *opened(config, tmp_path), None)

@@ -292,6 +292,21 @@ def test_embedding_cache_resumes_after_a_kill_with_the_same_result(tiny_encoder,
     assert not (folder / "blocks").exists()
 
 
+def test_a_kill_loses_a_part_of_a_small_corpus_too(tiny_encoder, tmp_path, monkeypatch):
+    from retriever.encoder.encoding import encode
+
+    sizes = []
+    monkeypatch.setattr(
+        "datamodules.caches.encode", lambda e, part, *a, **k: sizes.append(len(part)) or encode(e, part, *a, **k)
+    )
+    for number, most, largest in [(600, 2_048, 256), (5_200, 2_048, 260), (600, 99, 99)]:
+        sizes.clear()
+        monkeypatch.setattr("datamodules.caches._EMBEDDING_BLOCK", most)
+        texts = tiny_encoder.tokenize(["a"] * number, "passage")
+        cached_embeddings(texts, tiny_encoder, tmp_path / str(most), 4_096, "encode")
+        assert sum(sizes) == number and max(sizes) == largest
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
