@@ -68,9 +68,9 @@ def single(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
             if hydra.mode == RunMode.MULTIRUN:
                 raise
             folder = Path(hydra.runtime.output_dir)
-            names = {path.name for path in folder.iterdir()}
-            if isinstance(error, InputError) and ".hydra" in names and names <= {".hydra", f"{hydra.job.name}.log"}:
-                shutil.rmtree(folder)
+            names = {path.name for path in folder.glob("*")}
+            if is_for_users(error) and ".hydra" in names and names <= {".hydra", f"{hydra.job.name}.log"}:
+                shutil.rmtree(folder, ignore_errors=True)
             _end_kindly(error)
 
     return job
@@ -173,6 +173,8 @@ def _hydras(error: BaseException) -> str | None:
         return f"{there[1]} is there already: say {there[1]}=… without the +."
     if group := re.match(r"Could not override '([^']+)'. No match in the defaults list", said):
         return f"{group[1]} has no choice yet that could be changed: say +{group[1]}=… (if it is a group)."
+    if missing := re.search(r"Missing mandatory value: ([\w.]+)", said):
+        return f"{missing[1]} has no default, and is not set: say {missing[1]}=…."
     if isinstance(error, OmegaConfBaseException) and "nterpolation" in said:
         places = [error.full_key] if error.full_key else [a for a in sys.argv if "${" in a]
         return f"{said.splitlines()[0]} (see {', '.join(places) or 'your configuration files'})."

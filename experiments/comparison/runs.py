@@ -161,7 +161,7 @@ def find_runs(paths: Iterable[str | Path]) -> tuple[dict[Path, dict[str, Any]], 
     if not runs:
         raise InputError(
             f"There is no whole results.json: none of {len(unfinished)} run(s) is finished. {unfinished[0]}: "
-            f"{reason(unfinished[0])}. See the runs' logs."
+            f"{reason(unfinished[0]).rstrip('.')}. See the runs' logs."
         )
     return runs, unfinished
 

@@ -11,12 +11,13 @@ from omegaconf import OmegaConf
 
 from datamodules.corpus import load_corpus
 from datamodules.query_lists import read_metadata, read_query_lists
+from experiments import run as run_module
 from experiments.evaluate import evaluate
 from experiments.evaluation.typed import as_overrides
 from experiments.settings.checks import check
 from experiments.settings.first_checks import check_inputs
 from experiments.training.train import run_experiment
-from helpers.runs import CONF, prepare, prepare_config_of
+from helpers.runs import CONF, error_of, prepare, prepare_config_of
 from retriever.errors import InputError
 from retriever.schedule import learning_rate_factor
 
@@ -136,6 +137,13 @@ def test_a_student_without_lists_is_told_of_those_that_have_some(tmp_path):
     config, _ = run_config("+exp=paper/cadet", "corpus=fiqa", "encoder=minilm", f"output_dir={tmp_path}")
     with pytest.raises(InputError, match=r"no such file\. .* lists of bge_base, gte_base: say encoder=bge_base\."):
         check_inputs(config)
+
+
+def test_a_corpus_must_be_named(monkeypatch, capsys, tmp_path):
+    typed = ["+exp=paper/cadet", "hydra.mode=RUN", f"hydra.run.dir={tmp_path}/run"]
+    said = error_of(run_module, monkeypatch, capsys, *typed)
+    assert said.endswith("error: corpus has no default, and is not set: say corpus=….\n")
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_general_model_has_the_papers_settings():
