@@ -3,7 +3,6 @@
 import logging
 import re
 import sys
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from callbacks.reliability.checkpoint_files import has_checkpoint
 from callbacks.reporting.results import read_results
 from experiments.cli.arguments import check_added, say_what_is_kept
 from experiments.cli.errors import run_kindly, single
-from experiments.cli.quiet import quiet_imports
+from experiments.cli.quiet import quiet_imports, quiet_training
 from experiments.cli.ranks import is_first_rank
 from experiments.cli.rerun import as_typed, start_from_run
 from experiments.cli.sweep import arm_name, run_of_sweep
@@ -66,16 +65,9 @@ def application(config: DictConfig) -> float | None:
 
 def _train(config: DictConfig, folder: Path, arm: str | None = None) -> dict[str, Any]:
     with quiet_imports():
-        from transformers.utils.logging import disable_progress_bar
-
         from experiments.training.train import run_experiment
 
-    disable_progress_bar()
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # the data module's state is
-    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # inside Lightning
-    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # the run folder
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    quiet_training()
     return run_experiment(config, folder, arm)
 
 
