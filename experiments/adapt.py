@@ -14,7 +14,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from datamodules.storage.files import write_text
+from datamodules.storage.files import read_json, write_json, write_text
 from experiments.adaptation.settings import LISTS, RUNS, AdaptSettings, are_written, arguments
 from experiments.adaptation.texts import corpus_folder
 from experiments.cli.arguments import check_added, say_what_is_kept
@@ -23,11 +23,12 @@ from experiments.cli.quiet import quiet_imports
 from experiments.cli.targets import check_written
 from experiments.conf import CONF
 from experiments.settings.encoders import SPECS
-from retriever.errors import choose
+from retriever.errors import InputError, choose
 from retriever.printable import printable
 from retriever.typed import read_top
 
 log = logging.getLogger(__name__)
+_STATED = "adapt.json"  # what a folder was begun with
 
 
 def plan_adaptation(config: DictConfig, choices: dict[str, str], typed: Sequence[str], folder: Path) -> AdaptSettings:
@@ -46,7 +47,9 @@ def plan_adaptation(config: DictConfig, choices: dict[str, str], typed: Sequence
     for name in asked.objectives:
         choose("objectives: an objective", name, sorted(p.stem for p in (CONF / "module").glob("[!_]*.yaml")))
     check_written(config, SPECS)
+    stated = {k: v for k, v in OmegaConf.to_container(config, resolve=True).items() if k != "plan"}
     if are_written(folder) and not asked.plan:
+        _require_same(folder, stated)
         log.info("It goes on by the settings in %s", folder / "settings")
         return asked
     source = corpus_folder(asked.corpus, asked.text, folder / "corpus", asked.data_dir)
@@ -70,8 +73,20 @@ def plan_adaptation(config: DictConfig, choices: dict[str, str], typed: Sequence
         print(printable(f"{subject:<12}{text}"))
     sys.stdout.flush()
     if not asked.plan:
+        write_json(folder / _STATED, stated)
         write_experiments(folder, plan.decided, found, asked, (choices["encoder"], _changed(config, typed)), gpu)
     return asked
+
+
+def _require_same(folder: Path, stated: dict[str, Any]) -> None:
+    """Refuse to go on with other settings than those that a folder was begun with."""
+    before = read_json(folder / _STATED)
+    for key, value in stated.items():
+        if before.get(key) != value:
+            raise InputError(
+                f"{folder} was begun with {key}={before.get(key)}; now {key} is {value}. Say the same to go on with "
+                "it, or name another folder: hydra.run.dir=…."
+            )
 
 
 def conclude(folder: Path, asked: AdaptSettings) -> None:

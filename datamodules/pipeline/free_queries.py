@@ -1,16 +1,18 @@
-"""Queries that need no generation: judged ones, titles, sentences, and claims that a passage makes."""
+"""Queries that need no generation: judged ones, titles, sentences, keywords, and claims that a passage makes."""
 
+import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from datamodules.corpus import Corpus, find_dataset, load_evaluation_set
-from datamodules.text.words import count_words
+from datamodules.text.words import count_words, fold
 from retriever.errors import choose
 
-QUERY_SOURCES = ("judged", "titles", "claims", "sentences")
+QUERY_SOURCES = ("judged", "titles", "claims", "sentences", "keywords")
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 _CLAIM = re.compile(
@@ -22,6 +24,8 @@ _CLAIM = re.compile(
 _WORDS = range(5, 31)
 # where a sentence ends in any script: a full stop before a blank or the end, or one of those that need no blank
 _ANY_SENTENCE_END = re.compile(r"(?<=[.!?…؟۔।॥։።])\s+|(?<=[。！？｡])\s*|\n+")
+_KEYWORDS = 3, 5  # of a query, at least and at most
+_LETTERS_OF_WORD = range(3, 31)
 _LETTERS = 0.6  # of a sentence's characters, blanks aside; formulas and tables have fewer
 
 
@@ -38,7 +42,8 @@ def collect_queries(
     Args:
         source: ``judged``: the queries of a split with their relevant passages; ``titles``: each passage's title;
             ``claims``: what a passage says that it shows (see :func:`claim`); ``sentences``: each passage's sentences
-            (see :func:`sentences`). The positive of all but the first is the passage itself.
+            (see :func:`sentences`); ``keywords``: the words that tell it from the others (see :func:`keywords`). The
+            positive of all but the first is the passage itself.
         dataset: as for :func:`~datamodules.corpus.find_dataset`.
         corpus: the loaded corpus.
         split: of the qrels; never the one that is evaluated on.
@@ -61,6 +66,11 @@ def collect_queries(
             for number, sentence in enumerate(sentences(text), 1):
                 yield f"sentence-{passage_id}-{number}", sentence, "sentence", [passage_id]
         return
+    if source == "keywords":
+        for passage_id, found in zip(corpus.ids.to_pylist(), keywords(corpus.texts.to_pylist()), strict=True):
+            if len(found) >= _KEYWORDS[0]:
+                yield f"keywords-{passage_id}", " ".join(found), "keywords", [passage_id]
+        return
     ways: dict[str, tuple[str, Any, Callable[[str], str | None]]] = {
         "titles": ("title", corpus.titles, str.strip),
         "claims": ("claim", corpus.texts, claim),
@@ -80,6 +90,27 @@ def sentences(text: str) -> list[str]:
         if count_words(sentence) in _WORDS and letters >= _LETTERS * len(sentence.replace(" ", "")):
             found.append(sentence)
     return list(dict.fromkeys(found))
+
+
+def keywords(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Find the up to five words of each text with the highest TF-IDF, in the order in which they come.
+
+    Words of one text alone do not count, for they are often slips; nor do those of more than a quarter of the texts,
+    numbers, and words of two letters. Scripts without spaces between words give hardly any.
+    """
+    texts_with: Counter[str] = Counter()
+    for text in texts:
+        texts_with.update(set(_plain_words(text)))
+    most = max(2, len(texts) // 4)
+    for text in texts:
+        counts = Counter(word for word in _plain_words(text) if 2 <= texts_with[word] <= most)
+        weights = {word: count * math.log(len(texts) / texts_with[word]) for word, count in counts.items()}
+        best = sorted(weights, key=lambda word: -weights[word])[: _KEYWORDS[1]]
+        yield [word for word in counts if word in best]
+
+
+def _plain_words(text: str) -> list[str]:
+    return [word for word in fold([text])[0].split() if len(word) in _LETTERS_OF_WORD and word.isalpha()]
 
 
 def claim(text: str) -> str | None:

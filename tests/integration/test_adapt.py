@@ -61,6 +61,11 @@ def test_its_parts_are_commands_that_run_alone(adapted):
     assert "is finished, and not run again" in said and len(list(folder.glob("runs/*/results.json"))) == 2
 
 
+def test_a_folder_that_was_begun_otherwise_is_refused(typed, adapted, tmp_path):
+    output = adapt(tmp_path, *typed[1], f"hydra.run.dir={adapted[0]}", "queries=160", status=2)
+    assert "was begun with queries=150; now queries is 160" in output
+
+
 def test_a_plan_says_what_would_be_done_and_does_nothing(typed, tmp_path):
     _, words = typed
     output = adapt(tmp_path, *words, "plan=true", f"hydra.run.dir={tmp_path / 'planned'}")

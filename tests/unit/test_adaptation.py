@@ -1,6 +1,7 @@
 """Adapting to a folder of texts: reading it, what it offers, what is decided, and what is said at the end."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -174,7 +175,7 @@ def compared(values, abroad=None, step=50):
         arms.append(Arm(name, [1], 0.5 + test.mean, test, test.p, steps=[step]))
 
     class Run:
-        folder = __import__("pathlib").Path("runs/first")
+        folder = Path("runs/first")
 
         def is_home(self, name):
             return name == "mine"

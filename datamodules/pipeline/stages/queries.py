@@ -37,9 +37,9 @@ class CollectQueries(Stage):
         corpus_sha256: its content.
         dataset: the corpus' folder or name, where queries and qrels are.
         data_dir: where downloaded data sets lie.
-        groups: name → ``source`` (``generated``, ``judged`` with ``split``, ``titles``, ``claims``, ``sentences``, or
-            ``file`` with ``path``: JSON Lines of query_id, query, query_type, positive_ids), and ``limit``,
-            at most so many (:func:`drawn_evenly`). Each group ends in files of its own.
+        groups: name → ``source`` (``generated``, ``judged`` with ``split``, ``titles``, ``claims``, ``sentences``,
+            ``keywords``, or ``file`` with ``path``: JSON Lines of query_id, query, query_type, positive_ids),
+            and ``limit``, at most so many (:func:`drawn_evenly`). Each group ends in files of its own.
         generated: output of stage generate, where a group is generated.
         unknown_qrels: as for :func:`~datamodules.pipeline.free_queries.collect_queries`.
     """
