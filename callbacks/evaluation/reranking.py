@@ -1,27 +1,25 @@
 """CrossEncoderRanker: a cross-encoder re-ranks BM25's best passages, beside other orders of the same candidates."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import lightning as L
 import numpy as np
-import torch
 
 from callbacks.evaluation.block_search import run_of
 from callbacks.evaluation.metrics import MAIN, Metrics, Run, score_run
 from callbacks.evaluation.orders import dense_orders, oracle, print_orders, without_own
 from callbacks.evaluation.ranker import Ranker, Ranking, tokenized
 from callbacks.evaluation.sets import OpenedSet
-from datamodules.caches import update_with_tokens
+from datamodules.caches import cached_array, evaluating, update_with_tokens
 from datamodules.corpus import EvaluationSet
 from datamodules.hits import Hits, bm25_search
-from datamodules.storage.files import atomic_path, write_json
-from datamodules.storage.progress import progress_bar
+from datamodules.storage.files import write_json
 from retriever.cross_encoder.cross_encoder import CrossEncoder, score_pairs
 from retriever.cross_encoder.module import CrossEncoderModule
-from retriever.distributed.ranks import gather_objects, rank, world_size
+from retriever.distributed.ranks import rank
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.encoder.tokens import TokenizedTexts
 from retriever.errors import InputError, require_positive
@@ -109,39 +107,26 @@ class CrossEncoderRanker(Ranker):
 
     def _reranked(self, data: EvaluationSet, encoder: CrossEncoder, how: Ranking) -> Hits:
         """The candidates with the cross-encoder's logits, in BM25's order."""
-        rows = self.candidates(data, how).rows
-        encoder.to(how.device)
-        folder = how.cache_dir / "reranking" / self._key(data, encoder, how, rows)
-        own = range(rank(), -(-len(rows) // _BLOCK), world_size())
-        parts = gather_objects(self._blocks(data, encoder, how, folder, own))
-        blocks = {number: scores for part in parts for number, scores in part.items()}
-        return Hits(np.concatenate([blocks[number] for number in sorted(blocks)]), rows)
-
-    def _blocks(
-        self, data: EvaluationSet, encoder: CrossEncoder, how: Ranking, folder: Path, numbers: range
-    ) -> dict[int, np.ndarray]:
-        """Number of a block of queries → its logits, float32 [n, depth]; read from the folder or put there."""
         rows, (query_tokens, passage_tokens) = self.candidates(data, how).rows, self._tokens[data.name]
-        of_block = {number: np.arange(number * _BLOCK, min((number + 1) * _BLOCK, len(rows))) for number in numbers}
-        blocks, training = {}, encoder.training
-        total = sum(map(len, of_block.values())) * rows.shape[1]
-        encoder.eval()
-        with torch.inference_mode(), how.autocast(), progress_bar(f"re-rank {data.name}", total, "pairs") as advance:
-            for number, queries in of_block.items():
-                path = folder / f"block-{number:06d}.npy"
-                if path.is_file():
-                    blocks[number] = np.load(path)
-                    advance(blocks[number].size)
-                    continue
-                # a query with fewer candidates is filled with row −1; what is scored there is left out of the run
-                asked, passages = np.repeat(queries, rows.shape[1]), np.maximum(rows[queries], 0).ravel()
-                pairs = encoder.pairs(query_tokens, passage_tokens, asked, passages)
-                scores = score_pairs(encoder, pairs, how.token_budget, on_micro_batch=advance)
-                blocks[number] = scores.cpu().numpy().reshape(len(queries), -1)
-                with atomic_path(path) as temporary, open(temporary, "wb") as file:
-                    np.save(file, blocks[number])
-        encoder.train(training)
-        return blocks
+        encoder.to(how.device)
+        whole = how.cache_dir / "reranking" / self._key(data, encoder, how, rows) / "scores.npy"
+
+        def logits(queries: np.ndarray, advance: Callable[[int], None]) -> np.ndarray:
+            # a query with fewer candidates is filled with row −1; what is scored there is left out of the run
+            asked, passages = np.repeat(queries, rows.shape[1]), np.maximum(rows[queries], 0).ravel()
+            pairs = encoder.pairs(query_tokens, passage_tokens, asked, passages)
+            with evaluating(encoder):
+                scores = score_pairs(encoder, pairs, how.token_budget)
+            advance(len(queries))
+            return scores.cpu().numpy().reshape(len(queries), -1)
+
+        in_order = np.zeros(len(rows), np.int64)
+        with how.autocast():
+            title = f"re-rank {data.name}"
+            scores = cached_array(
+                whole, in_order, _BLOCK, logits, rows.shape, "float32", lambda queries: queries, title
+            )
+        return Hits(scores, rows)
 
     def _key(self, data: EvaluationSet, encoder: CrossEncoder, how: Ranking, rows: np.ndarray) -> str:
         """What the scores depend on: weights, lengths, precision, token ids and candidates."""

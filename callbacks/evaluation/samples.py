@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
 from callbacks.evaluation.ranker import Ranking
 from datamodules.caches import update_with_tokens
@@ -15,7 +14,7 @@ from datamodules.corpus import EvaluationSet
 from datamodules.hits import bm25_search
 from datamodules.sampled_corpus import draw_sample, update_with_evaluation_set
 from datamodules.specs import SampleSpec
-from datamodules.storage.files import atomic_path
+from datamodules.storage.columns import ColumnWriter, cached_columns
 from datamodules.text.words import METHOD
 from retriever.encoder.tokens import TokenizedTexts
 from retriever.search import exact_search
@@ -50,21 +49,17 @@ def sample_rows(
     for texts in tokens:
         update_with_tokens(digest, texts)
     update_with_evaluation_set(digest, data)
-    path = how.cache_dir / "samples" / f"{digest.hexdigest()[:32]}.npz"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        if not path.is_file():
-            depth = spec.depth + how.ignore_identical_ids  # a query's own passage is none of its hits
-            _, dense = exact_search(queries(), base, depth)
-            bm25 = bm25_search(data.corpus.passages.to_pylist(), list(data.queries.values()), depth)
-            drawn = draw_sample(data, dense, bm25.rows, spec)
-            with atomic_path(path) as temporary, open(temporary, "wb") as file:
-                arrays: dict[str, Any] = {"rows": drawn.rows, **drawn.counts}
-                np.savez(file, **arrays)
-    with np.load(path) as file:
-        stored = dict(file)
-    rows, total = stored.pop("rows"), len(data.corpus)
-    counts = {name: int(count) for name, count in stored.items()}
+
+    def draw(writer: ColumnWriter) -> dict[str, Any]:
+        depth = spec.depth + how.ignore_identical_ids  # a query's own passage is none of its hits
+        _, dense = exact_search(queries(), base, depth)
+        bm25 = bm25_search(data.corpus.passages.to_pylist(), list(data.queries.values()), depth)
+        drawn = draw_sample(data, dense, bm25.rows, spec)
+        writer.append("rows", drawn.rows)
+        return drawn.counts
+
+    columns, counts = cached_columns(how.cache_dir / "samples" / digest.hexdigest()[:32], draw)
+    rows, total = columns["rows"], len(data.corpus)
     told = ", ".join(f"{count} {name}" for name, count in counts.items())
     log.info("%s: validations search %d of %d passages (%s)", data.name, len(rows), total, told)
     return rows, {"passages": len(rows), "of": total, **asdict(spec), **counts}

@@ -36,14 +36,6 @@ def broadcast(value: Value) -> Value:
     return held[0]
 
 
-def gather_objects(value: Value) -> list[Value]:
-    """Every rank's value, of any type that can be pickled, in rank order."""
-    parts: list = [value] * world_size()
-    if len(parts) > 1:
-        dist.all_gather_object(parts, value)
-    return parts
-
-
 def gather_sizes(size: int, device: torch.device) -> list[int]:
     """Gather every rank's ``size``, in rank order."""
     sizes = torch.zeros(world_size(), dtype=torch.long, device=device)

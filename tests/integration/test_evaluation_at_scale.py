@@ -401,13 +401,15 @@ def test_resumed_run_keeps_its_sample(small_run, small_scifact, tmp_path):
     sample = "{size: 60, depth: 1}"
     options = ["trainer.max_epochs=3", "export=false"]
     whole = run_experiment(sampled_run(small_run, small_scifact, sample, *options), tmp_path / "whole")
-    drawn = {path.name for path in (tmp_path / "cache" / "samples").glob("*.npz")}
+    drawn = {path.parent.name for path in (tmp_path / "cache" / "samples").glob("*/whole.json")}
     with killed_at(6):
         run_experiment(sampled_run(small_run, small_scifact, sample, *options), tmp_path / "cut")
     config = sampled_run(small_run, small_scifact, sample, *options, f"resume={tmp_path}/cut")
     resumed = run_experiment(config, tmp_path / "cut")
     assert resumed["samples"] == whole["samples"] and resumed["datasets"] == whole["datasets"]
-    assert {path.name for path in (tmp_path / "cache" / "samples").glob("*.npz")} == drawn and len(drawn) == 1
+    assert {path.parent.name for path in (tmp_path / "cache" / "samples").glob("*/whole.json")} == drawn and len(
+        drawn
+    ) == 1
 
 
 @pytest.mark.parametrize(
@@ -457,7 +459,7 @@ def test_a_sample_depends_on_whether_own_ids_are_hits(small_run, small_scifact, 
     ]
     for ignore in (True, False):
         run_experiment(config_of(*options, f"evaluation.ignore_identical_ids={ignore}"), tmp_path / str(ignore))
-    samples = sorted((tmp_path / "cache" / "samples").glob("*.npz"))
+    samples = sorted((tmp_path / "cache" / "samples").glob("*/whole.json"))
     assert len(samples) == 2
 
 

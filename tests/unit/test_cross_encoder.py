@@ -508,7 +508,7 @@ def test_killed_evaluation_resumes_with_the_blocks_it_has(teacher_run, tmp_path,
         patch.setattr(reranking, "score_pairs", counted)
         with pytest.raises(RuntimeError, match="killed"):
             run_experiment(config_of(*options), tmp_path / "cut")
-    assert len(list(tmp_path.glob("cache/reranking/*/block-*.npy"))) == 4 and not (tmp_path / "cut/model").exists()
+    assert len(list(tmp_path.glob("cache/reranking/*/blocks/*.npy"))) == 4 and not (tmp_path / "cut/model").exists()
     done.clear()
     monkeypatch.setattr(reranking, "score_pairs", lambda *a, **k: done.append(1) or score(*a, **k))
     resumed = run_experiment(config_of(*options, f"resume={tmp_path}/cut"), tmp_path / "cut")
