@@ -24,8 +24,7 @@ class StopWhenNoneImproves(L.Callback):
     """
 
     def __init__(self, monitors: Sequence[str] = ("dev/kl", "dev/loss"), patience: int | None = 2) -> None:
-        if patience is not None:
-            require_positive(patience=patience)
+        require_positive(patience=patience)
         self.monitors = list(monitors)
         self.patience = patience
         self.best: dict[str, float] = {}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.cli.errors import KindParser
-from retriever.errors import InputError
+from retriever.errors import InputError, installed_by
 
 STEP = "trainer/global_step"
 NAME = "Ablation"
@@ -71,11 +71,9 @@ def workspace(entity: str, project: str, datasets: Sequence[str], metrics: Seque
     Raises:
         InputError: the package is not installed.
     """
-    try:
+    with installed_by("dashboard", "The dashboard"):
         import wandb_workspaces.workspaces as ws
         from wandb_workspaces import expr
-    except ImportError as error:
-        raise InputError("The dashboard needs wandb-workspaces: pip install '.[dashboard]'") from error
     return ws.Workspace(
         entity=entity,
         project=project,

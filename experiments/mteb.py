@@ -15,7 +15,7 @@ from datamodules.corpus import EvaluationSet, load_evaluation_set
 from experiments.cli.errors import KindParser
 from experiments.comparison.runs import find_runs, read_runs
 from retriever.encoder.sentence_transformers_layout import read_spec
-from retriever.errors import InputError
+from retriever.errors import InputError, installed_by
 from retriever.pretrained.source import find_model
 from retriever.printable import printable
 
@@ -37,10 +37,8 @@ def mteb_figures(model: str | Path, data: EvaluationSet, passages: str | Path | 
     Raises:
         InputError: ``mteb`` is not installed; or a model that is not there, or not in sentence-transformers' layout.
     """
-    try:
+    with installed_by("mteb", "This"):
         import mteb
-    except ImportError as error:
-        raise InputError("This needs mteb: pip install -c constraints.txt '.[mteb]'") from error
     encoder = _loaded(str(model), "the model")
     if passages is not None:
         encoder = _two_sided(encoder, _loaded(str(passages), "--passages"))

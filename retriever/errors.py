@@ -14,6 +14,13 @@ class InputError(ValueError):
     """
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Give an error, what it came from, what that came from, …"""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def choose(what: str, value: Any, valid: Iterable[str]) -> str:
     """Return ``value`` if it is one of ``valid``, else raise an InputError that names them."""
     valid = list(valid)

@@ -120,10 +120,7 @@ def _layout(name: str, options: dict[str, Any]) -> Layout:
     kind = LAYOUTS[choose("the layout", name, LAYOUTS)]
     valid = [field.name for field in fields(kind)]
     for option in options:
-        if option not in valid:
-            raise InputError(
-                f"The layout {name!r} has no option {option!r}; it has {', '.join(map(repr, valid)) or 'none'}."
-            )
+        choose(f"An option of the layout {name!r}", option, valid)
     return kind(**options)
 
 

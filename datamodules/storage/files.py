@@ -14,7 +14,7 @@ from typing import IO, Any
 from filelock import FileLock
 
 from datamodules.storage.compressed import is_binary, open_bytes, split_ending, what_it_is
-from retriever.errors import InputError, require_text, shown
+from retriever.errors import InputError, causes, require_text, shown
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_ROOM = 2**20
@@ -98,11 +98,8 @@ def is_disk_full(error: BaseException, folder: Path | None = None) -> bool:
         error: what was raised.
         folder: where something could not be written; so little room there is the reason, whatever the error says.
     """
-    cause: BaseException | None = error
-    while cause is not None:
-        if getattr(cause, "errno", None) in _FULL or "No space left on device" in str(cause):
-            return True
-        cause = cause.__cause__ or cause.__context__
+    if any(getattr(e, "errno", None) in _FULL or "No space left on device" in str(e) for e in causes(error)):
+        return True
     return folder is not None and shutil.disk_usage(folder).free < _NO_ROOM
 
 

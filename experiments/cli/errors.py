@@ -24,7 +24,7 @@ from datamodules.storage.files import disk_full, is_disk_full
 from experiments.cli.arguments import OF_ANY_NAME
 from experiments.cli.rerun import NAME
 from experiments.conf import CONF
-from retriever.errors import InputError, did_you_mean
+from retriever.errors import InputError, causes, did_you_mean
 from retriever.printable import printable
 
 _NO_HOST_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # torch has no type for it
@@ -117,9 +117,7 @@ def _is_lost_worker(error: Exception) -> bool:
 
 def explain(error: BaseException) -> str:
     """What to tell the user: the innermost InputError, the valid keys beside a wrong one, or the error's own text."""
-    chain = [error]
-    while deeper := chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(deeper)
+    chain = list(causes(error))
     for cause in chain:
         if isinstance(cause, InputError):
             return _at_its_place(str(cause), str(error))

@@ -46,20 +46,8 @@ HYDRAS = {"_target_", "_convert_", "_recursive_", "_partial_", "_args_"}
 _FOLLOWS = re.compile(r"\$\{([\w.]+)\}")
 
 
-def check_targets(config: DictConfig) -> list[tuple[str, dict[str, Any]]]:
-    """Refuse a configuration that calls what it may not, before anything of it is called.
-
-    As :func:`named_targets`; what is imported for it must come from where its name says.
-    """
-    found = named_targets(config)
-    allowed, found_in_run = tuple(config.get("allowed_targets") or ()), config.get("repeats") is not None
-    for key, node in found:
-        _check_home(f"{key}._target_", node["_target_"], allowed, found_in_run)
-    return found
-
-
-def named_targets(config: DictConfig) -> list[tuple[str, dict[str, Any]]]:
-    """Find what a configuration calls; refuse what it may not call, by its name: nothing is imported.
+def check_targets(config: DictConfig, imported: bool = True) -> list[tuple[str, dict[str, Any]]]:
+    """Find what a configuration calls; refuse what it may not call, before anything of it is called.
 
     Allowed are ``PROJECT``, ``LIBRARIES``, what ``allowed_targets`` in the configuration names, and modules that are
     the user's own: on Python's path, and neither installed as a package nor part of Python. Where ``repeats`` says
@@ -68,6 +56,8 @@ def named_targets(config: DictConfig) -> list[tuple[str, dict[str, Any]]]:
 
     Args:
         config: a whole configuration; every ``_target_`` in it is looked at.
+        imported: whether what is called is also imported, and must come from where its name says; else its name is
+            looked at alone.
 
     Returns:
         Dotted key and content of every mapping with a ``_target_``.
@@ -84,6 +74,8 @@ def named_targets(config: DictConfig) -> list[tuple[str, dict[str, Any]]]:
     found = [(key, node) for key, node in walk(plain) if isinstance(node, dict) and "_target_" in node]
     for key, node in found:
         _check_name(f"{key}._target_", node["_target_"], allowed, found_in_run)
+    for key, node in found if imported else ():
+        _check_home(f"{key}._target_", node["_target_"], allowed, found_in_run)
     return found
 
 
@@ -161,7 +153,7 @@ def check_arguments(config: DictConfig, specs: Mapping[str, type]) -> None:
 
 def check_written(config: DictConfig, specs: Mapping[str, type]) -> None:
     """Do what :func:`check_arguments` does, as far as it can be done by names and sources: nothing is imported."""
-    for key, node in named_targets(config):
+    for key, node in check_targets(config, imported=False):
         signature = of_source(node["_target_"])
         if signature is not None:
             _check_node(config, key, node, signature, specs)

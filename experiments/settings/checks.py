@@ -15,7 +15,7 @@ from experiments.settings.first_checks import check_first, monitored_metrics
 from experiments.settings.run_settings import read_run_settings
 from experiments.settings.trainer_checks import check_optimizer, check_trainer
 from retriever.encoder.outline import EncoderOutline
-from retriever.errors import InputError, choose
+from retriever.errors import InputError, causes, choose
 
 
 def check(config: DictConfig) -> None:
@@ -76,9 +76,7 @@ def _try_to_build(part: DictConfig, encoder: EncoderOutline | None) -> tuple[Any
     try:
         return instantiate(part, encoder=encoder), None
     except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, InputError):
-            cause = cause.__cause__ or cause.__context__
-        if str(cause).partition(" ")[0] in part:  # an object calls a setting by its own name
-            cause = InputError(f"{part._get_full_key('')}.{cause}")
-        return None, cause
+        wrong = next((cause for cause in causes(error) if isinstance(cause, InputError)), None)
+        if str(wrong).partition(" ")[0] in part:  # an object calls a setting by its own name
+            wrong = InputError(f"{part._get_full_key('')}.{wrong}")
+        return None, wrong

@@ -119,7 +119,7 @@ def through_mteb(arguments: list[str], folder: Path) -> None:
     try:
         mteb.main(arguments)
     except SystemExit as end:  # mteb itself may be missing; what is read here comes before
-        if "needs mteb" not in str(end.code):
+        if "needs the package mteb" not in str(end.code):
             raise
 
 
@@ -384,7 +384,7 @@ NOT_TYPED = {
     "errors.py: --from": "says to leave it out",
     "errors.py: module.train_passage_encoder=false": "a full memory cannot be made to order; test_run.py runs it",
     "dashboard.py: --entity": "sends to W&B",
-    "dashboard.py: --print": "needs wandb-workspaces",
+    "dashboard.py: --print": "needs the package wandb_workspaces",
     "measured.py: --base": "the name of an arm; see test_compare.py",
     "inspect.py: --corpus": "a line of a table, not an error",
     "inspect.py: --qrels": "a line of a table, not an error",

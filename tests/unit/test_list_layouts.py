@@ -615,7 +615,7 @@ def test_wrong_layout_option_and_torn_table_are_named(tmp_path):
     known = CorpusPassages(SMALL)
     with pytest.raises(InputError, match=r"'cadett'.*Did you mean 'cadet'"):
         import_lists("x", "cadett", known)
-    with pytest.raises(InputError, match="'trec' has no option 'score_key'; it has 'queries', 'qrels'"):
+    with pytest.raises(InputError, match="'trec' is 'score_key'; valid values are 'queries', 'qrels'"):
         import_lists("x", "trec", known, score_key="s")
     with pytest.raises(InputError, match="the form is 'rows'"):
         export_lists([GOOD], tmp_path / "x", "sentence_transformers", known, form="rows")
