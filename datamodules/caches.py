@@ -3,8 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,7 +15,7 @@ from datamodules.storage.blocks import run_free_blocks
 from datamodules.storage.columns import update_digest
 from datamodules.storage.files import atomic_path, remove_leftovers, reserve
 from datamodules.storage.progress import progress_bar
-from retriever.encoder.encoding import device_of, encode
+from retriever.encoder.encoding import device_of, encode, evaluating
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.encoder.tokens import TokenizedTexts
 
@@ -266,18 +265,6 @@ def update_with_tokens(digest: "hashlib._Hash", tokens: TokenizedTexts) -> None:
     digest.update(np.ascontiguousarray(tokens.offsets).data)
     for start in range(0, len(tokens.ids), _HASHED_IDS):
         digest.update(np.ascontiguousarray(tokens.ids[start : start + _HASHED_IDS], dtype=np.int32).data)
-
-
-@contextmanager
-def evaluating(encoder: TextEncoder) -> Iterator[None]:
-    """Put an encoder into evaluation mode, without gradient, and back."""
-    training = encoder.training
-    encoder.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        encoder.train(training)
 
 
 def precision_of(encoder: TextEncoder) -> str:

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datamodules.caches import cached_array, evaluating, precision_of, update_with_tokens
+from datamodules.caches import cached_array, precision_of, update_with_tokens
 from retriever.distributed.ranks import broadcast
 from retriever.encoder.budget import fastest_token_budget
-from retriever.encoder.encoding import device_of
+from retriever.encoder.encoding import device_of, evaluating
 from retriever.encoder.states import StoredStates
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.encoder.tokens import TokenizedTexts, micro_batches

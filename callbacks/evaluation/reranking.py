@@ -13,13 +13,14 @@ from callbacks.evaluation.metrics import MAIN, Metrics, Run, score_run
 from callbacks.evaluation.orders import dense_orders, oracle, print_orders, without_own
 from callbacks.evaluation.ranker import Ranker, Ranking, tokenized
 from callbacks.evaluation.sets import OpenedSet
-from datamodules.caches import cached_array, evaluating, update_with_tokens
+from datamodules.caches import cached_array, update_with_tokens
 from datamodules.corpus import EvaluationSet
 from datamodules.hits import Hits, bm25_search
 from datamodules.storage.files import write_json
-from retriever.cross_encoder.cross_encoder import CrossEncoder, score_pairs
+from retriever.cross_encoder.cross_encoder import CrossEncoder
 from retriever.cross_encoder.module import CrossEncoderModule
 from retriever.distributed.ranks import rank
+from retriever.encoder.encoding import encode, evaluating
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.encoder.tokens import TokenizedTexts
 from retriever.errors import InputError, require_positive
@@ -116,7 +117,7 @@ class CrossEncoderRanker(Ranker):
             asked, passages = np.repeat(queries, rows.shape[1]), np.maximum(rows[queries], 0).ravel()
             pairs = encoder.pairs(query_tokens, passage_tokens, asked, passages)
             with evaluating(encoder):
-                scores = score_pairs(encoder, pairs, how.token_budget)
+                scores = encode(encoder, pairs, how.token_budget)
             advance(len(queries))
             return scores.cpu().numpy().reshape(len(queries), -1)
 

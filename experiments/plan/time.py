@@ -14,6 +14,7 @@ from datamodules.caches import embeddings_file, find_tokens
 from datamodules.corpus import Corpus
 from datamodules.hidden_states import states_file
 from experiments.plan.steps import Steps
+from retriever.encoder.encoding import evaluating
 from retriever.module import QueryListModule
 from retriever.search import exact_search
 from retriever.work import Work
@@ -149,31 +150,25 @@ class _Meter:
         return self._found[kind]
 
     def _encode(self, kind: str) -> tuple[float, float]:
-        encoder = self.module.encoder
-        training = encoder.training
-        encoder.eval()
-        try:
-            with torch.inference_mode(), self.trainer.precision_plugin.forward_context():
-                lengths, encode = self.module.encode_some(kind, self.queries, self.passages)
-                order = np.argsort(lengths, kind="stable")
-                # texts of the length at which half of all tokens are in shorter ones
-                middle = int(np.searchsorted(np.cumsum(lengths[order]), lengths.sum() / 2))
-                most = min(len(order), max(1, self.module.token_budget // int(lengths[order[middle]])))
+        with evaluating(self.module.encoder), self.trainer.precision_plugin.forward_context():
+            lengths, encode = self.module.encode_some(kind, self.queries, self.passages)
+            order = np.argsort(lengths, kind="stable")
+            # texts of the length at which half of all tokens are in shorter ones
+            middle = int(np.searchsorted(np.cumsum(lengths[order]), lengths.sum() / 2))
+            most = min(len(order), max(1, self.module.token_budget // int(lengths[order[middle]])))
 
-                def window(size: int) -> np.ndarray:
-                    start = min(max(0, middle - size // 2), len(order) - size)
-                    return order[start : start + size]
+            def window(size: int) -> np.ndarray:
+                start = min(max(0, middle - size // 2), len(order) - size)
+                return order[start : start + size]
 
-                count, seconds = 1, 0.0
-                for goal in (0.0, _MEASURED / 4, _MEASURED):  # the first call also allocates and chooses kernels
-                    if seconds < goal:
-                        count = min(most, max(2, int(count * goal / max(seconds, 1e-4))))
-                    if seconds <= goal:
-                        rows = window(count)
-                        seconds = self._timed(lambda: encode(rows))  # noqa: B023
-                return seconds / lengths[window(count)].sum() * lengths.mean(), float(lengths.mean())
-        finally:
-            encoder.train(training)
+            count, seconds = 1, 0.0
+            for goal in (0.0, _MEASURED / 4, _MEASURED):  # the first call also allocates and chooses kernels
+                if seconds < goal:
+                    count = min(most, max(2, int(count * goal / max(seconds, 1e-4))))
+                if seconds <= goal:
+                    rows = window(count)
+                    seconds = self._timed(lambda: encode(rows))  # noqa: B023
+            return seconds / lengths[window(count)].sum() * lengths.mean(), float(lengths.mean())
 
     def _search(self) -> tuple[float, float]:
         random = np.random.default_rng(0)

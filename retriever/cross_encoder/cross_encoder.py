@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from retriever.cross_encoder.spec import PairSpec
 from retriever.encoder import packing
-from retriever.encoder.encoding import device_of, in_micro_batches
+from retriever.encoder.encoding import Encoder
 from retriever.encoder.text_encoder import max_positions, set_dropout
-from retriever.encoder.tokens import TokenizedTexts, padding_token, to_be_saved
+from retriever.encoder.tokens import Pairs, TokenizedTexts, to_be_saved
 from retriever.encoder.weights import update_with_weights
 from retriever.errors import InputError, choose
 from retriever.pretrained.loading import is_pair, load, load_whole, readable_length
@@ -41,49 +41,26 @@ class _Template:
         return len(self.before) + len(self.between) + len(self.behind)
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """N pairs ready for the model: token ids and, where the model has them, token types of the same offsets."""
-
-    tokens: TokenizedTexts
-    types: TokenizedTexts | None
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-
-class CrossEncoder(nn.Module):
+class CrossEncoder(Encoder):
     """Scores a query and a passage by one logit; higher is more relevant.
 
     Args:
         backbone: a ``transformers`` sequence classifier with ``num_labels=1``.
-        tokenizer: its tokenizer.
         spec: lengths.
-        name: what the model is called in tables and model cards.
-        origin: where the weights come from, in words (``package …``, ``folder …``, ``hub … at …``).
+        **common: arguments of :class:`~retriever.encoder.encoding.Encoder`.
     """
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        spec: PairSpec,
-        name: str = "cross-encoder",
-        origin: str = "memory",
-    ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.tokenizer = tokenizer
-        self.spec = spec
-        self.name = name
-        self.origin = origin
-        if backbone.config.num_labels != 1:
-            raise InputError(f"{name} has {backbone.config.num_labels} logits; a cross-encoder here has one.")
-        if backbone.config.pad_token_id is None:  # decoders look for the last token that is not padding
-            backbone.config.pad_token_id = self.pad_id
-        self._template = _template(tokenizer, backbone, name)
+    spec: PairSpec
+
+    def check(self) -> None:
+        """See :class:`Encoder`."""
+        if self.backbone.config.num_labels != 1:
+            labels = self.backbone.config.num_labels
+            raise InputError(f"{self.name} has {labels} logits; a cross-encoder here has one.")
+        if self.backbone.config.pad_token_id is None:  # decoders look for the last token that is not padding
+            self.backbone.config.pad_token_id = self.pad_id
+        self._template = _template(self.tokenizer, self.backbone, self.name)
         self._check_lengths()
-        self.train()  # from_pretrained leaves a backbone in evaluation mode, and Lightning keeps the mode it finds
 
     def _check_lengths(self) -> None:
         spec, template = self.spec, self._template
@@ -176,11 +153,6 @@ class CrossEncoder(nn.Module):
             lengths["query_max_length"] = min(lengths["query_max_length"], max(3, lengths["pair_max_length"] // 2))
         return cls(backbone, tokenizer, PairSpec(**lengths), name=model, origin=source.origin)
 
-    @property
-    def pad_id(self) -> int:
-        """Return the token id that fills a micro-batch; masked, so any id that the backbone knows will do."""
-        return padding_token(self.tokenizer, self.backbone)[1]
-
     def tokenize(self, texts: Sequence[str], kind: str) -> TokenizedTexts:
         """Tokenise texts of one kind alone, special tokens included, so that caches serve every kind of model."""
         return TokenizedTexts.from_texts(self.tokenizer, texts, self.spec.max_length(kind))
@@ -250,36 +222,6 @@ class CrossEncoder(nn.Module):
         digest = hashlib.sha256(json.dumps([config, asdict(self.spec)], sort_keys=True, default=str).encode())
         update_with_weights(digest, self.backbone)
         return digest.hexdigest()
-
-
-def score_pairs(
-    encoder: CrossEncoder,
-    pairs: Pairs,
-    token_budget: int | None = None,
-    on_micro_batch: Callable[[int], None] | None = None,
-    uncheckpointed_tokens: int | None = None,
-) -> Tensor:
-    """Score pairs in micro-batches of nearly one length; with gradient, under checkpointing, as texts are encoded.
-
-    Args:
-        encoder: in whichever mode (train, eval) the caller wants.
-        pairs: N pairs.
-        token_budget: as for :func:`retriever.encoder.encoding.encode`.
-        on_micro_batch: called with the number of pairs after each micro-batch (for progress bars).
-        uncheckpointed_tokens: as for :func:`retriever.encoder.encoding.encode`.
-
-    Returns:
-        float32 [N] on the encoder's device, in the order of ``pairs``.
-    """
-    device = device_of(encoder)
-    if not len(pairs):
-        return torch.zeros(0, device=device)
-
-    def inputs(rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor | None]:
-        types = None if pairs.types is None else pairs.types.padded(rows, 0, device)[0]
-        return *pairs.tokens.padded(rows, encoder.pad_id, device), types
-
-    return in_micro_batches(encoder, pairs.tokens.lengths, token_budget, inputs, on_micro_batch, uncheckpointed_tokens)
 
 
 def _may_be_new(weight: str, backbone: str) -> bool:

@@ -9,8 +9,9 @@ from torch import Tensor
 from torchmetrics.retrieval import RetrievalMRR, RetrievalNormalizedDCG
 
 from retriever.batch import BatchNeeds, RetrievalBatch
-from retriever.cross_encoder.cross_encoder import CrossEncoder, score_pairs
+from retriever.cross_encoder.cross_encoder import CrossEncoder
 from retriever.cross_encoder.spec import PairSpec
+from retriever.encoder.encoding import encode
 from retriever.errors import InputError, require_positive
 from retriever.losses.listwise import listwise_cross_entropy, listwise_distillation
 from retriever.module import TEACHER_TEMPERATURE, QueryListModule
@@ -107,10 +108,8 @@ class CrossEncoderModule(QueryListModule):
     ) -> tuple[np.ndarray, Callable[[np.ndarray], Tensor]]:
         """See :class:`QueryListModule`."""
         texts = self.encoder.tokenize(queries, "query"), self.encoder.tokenize(passages, "passage")
-        lengths = self.encoder.pairs(*texts, *[np.arange(len(queries))] * 2).tokens.lengths
-        return lengths, lambda rows: score_pairs(
-            self.encoder, self.encoder.pairs(*texts, rows, rows), self.token_budget
-        )
+        lengths = self.encoder.pairs(*texts, *[np.arange(len(queries))] * 2).lengths
+        return lengths, lambda rows: encode(self.encoder, self.encoder.pairs(*texts, rows, rows), self.token_budget)
 
     def losses(self, batch: RetrievalBatch) -> dict[str, Tensor]:
         """Draw negatives, and compute the losses on them."""
@@ -127,8 +126,8 @@ class CrossEncoderModule(QueryListModule):
         mask = candidates.mask
         queries, passages = mask.nonzero()[:, 0], candidates.index[mask]
         pairs = self.encoder.pairs(batch.queries, batch.passages, queries.cpu().numpy(), passages.cpu().numpy())
-        self._encoded = Encoded(len(pairs), len(pairs), int(pairs.tokens.lengths.sum()))
-        scores = score_pairs(self.encoder, pairs, self.token_budget, uncheckpointed_tokens=self.uncheckpointed_tokens)
+        self._encoded = Encoded(len(pairs), len(pairs), int(pairs.lengths.sum()))
+        scores = encode(self.encoder, pairs, self.token_budget, uncheckpointed_tokens=self.uncheckpointed_tokens)
         return torch.zeros(mask.shape, device=scores.device).masked_scatter(mask.to(scores.device), scores)
 
     def validation_step(self, batch: RetrievalBatch, batch_idx: int) -> None:

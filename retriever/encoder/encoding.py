@@ -1,29 +1,68 @@
 """Encodes many texts under a token budget, with gradient (checkpointed micro-batches, gradient caching) or without."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedTokenizerBase
 
 from retriever.encoder.budget import fastest_token_budget
 from retriever.encoder.host_memory import give_freed_memory_back, reuse_freed_memory
-from retriever.encoder.text_encoder import TextEncoder
-from retriever.encoder.tokens import TokenizedTexts, micro_batches
+from retriever.encoder.tokens import Pairs, TokenizedTexts, micro_batches, padding_token
 
 _TRIM_TOKENS = 2**15  # between two trims of the heap: after each, the next micro-batches must fault memory in again
 
 
+class Encoder(nn.Module):
+    """What :func:`encode` calls: a backbone with its tokenizer.
+
+    Args:
+        backbone: normally a ``transformers`` model.
+        tokenizer: its tokenizer.
+        spec: how it reads texts.
+        name: what the model is called in tables and model cards.
+        origin: where the weights come from, in words (``package …``, ``folder …``, ``hub … at …``).
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        spec: Any,
+        name: str = "encoder",
+        origin: str = "memory",
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.spec = spec
+        self.name = name
+        self.origin = origin
+        self.check()
+        self.train()  # from_pretrained leaves a backbone in evaluation mode, and Lightning keeps the mode it finds
+
+    def check(self) -> None:
+        """Refuse, with an InputError, what does not fit together; take from the parts what else is needed."""
+        raise NotImplementedError
+
+    @property
+    def pad_id(self) -> int:
+        """Return the token id that fills a micro-batch; masked, so any id that the backbone knows will do."""
+        return padding_token(self.tokenizer, self.backbone)[1]
+
+
 def encode(
-    encoder: TextEncoder,
-    tokens: TokenizedTexts,
+    encoder: nn.Module,
+    texts: TokenizedTexts | Pairs,
     token_budget: int | None = None,
     on_micro_batch: Callable[[int], None] | None = None,
     uncheckpointed_tokens: int | None = None,
 ) -> Tensor:
-    """Embed texts, in micro-batches of at most ``token_budget`` tokens of nearly one length.
+    """Embed texts, or score pairs, in micro-batches of at most ``token_budget`` tokens of nearly one length.
 
     Where gradients are on, micro-batches are encoded under activation checkpointing: their activations are computed
     again in the backward pass, with the same dropout, one micro-batch at a time, and the gradient is exactly the full
@@ -32,55 +71,23 @@ def encode(
     is that of the larger of the two, and a batch that fits is not computed twice.
 
     Args:
-        encoder: in whichever mode (train, eval) the caller wants.
-        tokens: N texts; where they hold states, the encoder starts from these.
+        encoder: of texts or, for pairs, a cross-encoder; in whichever mode (train, eval) the caller wants.
+        texts: N texts or pairs; where texts hold states, the encoder starts from these.
         token_budget: rows × longest row of a micro-batch, padding included; None takes the machine's
             (:func:`retriever.encoder.budget.fastest_token_budget`).
+        on_micro_batch: called with the number of rows after each micro-batch (for progress bars).
         uncheckpointed_tokens: tokens, padding included, that are not computed again; None takes ``token_budget``.
-        on_micro_batch: called with the number of texts after each micro-batch (for progress bars).
 
     Returns:
-        float32 [N, dimension] on the encoder's device, in the order of ``tokens``.
+        float32 [N, dimension] or, of pairs, [N] on the encoder's device, in the order of ``texts``.
     """
-    device = device_of(encoder)
-    if not len(tokens):
-        return torch.zeros(0, encoder.dimension, device=device)
-
-    lengths = tokens.lengths
-
-    def inputs(rows: np.ndarray) -> tuple[Tensor, Tensor, list[int], Tensor | None]:
-        states = tokens.padded_states(rows, device)
-        return *tokens.padded(rows, encoder.pad_id, device), lengths[rows].tolist(), states
-
-    return in_micro_batches(encoder, lengths, token_budget, inputs, on_micro_batch, uncheckpointed_tokens)
-
-
-def in_micro_batches(
-    model: nn.Module,
-    lengths: np.ndarray,
-    token_budget: int | None,
-    inputs: Callable[[np.ndarray], tuple[object, ...]],
-    on_micro_batch: Callable[[int], None] | None = None,
-    uncheckpointed_tokens: int | None = None,
-) -> Tensor:
-    """Call a model on micro-batches of nearly one length, checkpointed as :func:`encode` says.
-
-    Args:
-        model: called with what ``inputs`` gives; a row of its output for each row.
-        lengths: tokens of each of N ≥ 1 rows.
-        token_budget: as for :func:`encode`.
-        inputs: rows of a micro-batch → the model's arguments; called anew where activations are computed again, so
-            that no more than one micro-batch's arguments need memory.
-        on_micro_batch: called with the number of rows after each micro-batch.
-        uncheckpointed_tokens: as for :func:`encode`.
-
-    Returns:
-        The outputs [N, …], in the order of ``lengths``.
-    """
-    device, with_gradient = device_of(model), torch.is_grad_enabled()
+    device, with_gradient = device_of(encoder), torch.is_grad_enabled()
+    if not len(texts):
+        return torch.zeros((0, encoder.dimension) if isinstance(texts, TokenizedTexts) else 0, device=device)
+    lengths = texts.lengths
     on_host = device.type == "cpu"
     if token_budget is None:
-        token_budget = fastest_token_budget(model, device, with_gradient=with_gradient)
+        token_budget = fastest_token_budget(encoder, device, with_gradient=with_gradient)
     parts = micro_batches(lengths, token_budget, on_gpu=not on_host)
     sizes = [len(rows) * max(1, int(lengths[rows].max())) for rows in parts]
     behind = np.cumsum(sizes[::-1])[::-1]  # tokens of this and all later micro-batches
@@ -91,12 +98,13 @@ def in_micro_batches(
 
     def run(rows: np.ndarray, *_: Tensor) -> Tensor:
         nonlocal untrimmed
-        arguments: Any = inputs(rows)
+        # made anew where activations are computed again: no more than one micro-batch's arguments need memory
+        arguments: Any = texts.inputs(rows, encoder.pad_id, device)
         untrimmed += arguments[0].numel()
         if with_gradient and on_host and untrimmed >= _TRIM_TOKENS:
             give_freed_memory_back()
             untrimmed = 0
-        return model(*arguments)
+        return encoder(*arguments)
 
     at = torch.empty(0, device=device)  # torch keeps the random state of the devices of what it is given
 
@@ -121,6 +129,18 @@ def in_micro_batches(
         in_order = np.argsort(np.concatenate(parts))  # where each row is among the outputs
         together = together[torch.from_numpy(in_order).to(together.device)]
     return together
+
+
+@contextmanager
+def evaluating(encoder: nn.Module) -> Iterator[None]:
+    """Put an encoder into evaluation mode, without gradient, and back."""
+    training = encoder.training
+    encoder.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        encoder.train(training)
 
 
 def device_of(encoder: nn.Module) -> torch.device:

@@ -18,12 +18,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from retriever.encoder import packing
 from retriever.encoder import sentence_transformers_layout as layout
+from retriever.encoder.encoding import Encoder, evaluating
 from retriever.encoder.layers import LayerSplit
 from retriever.encoder.pooling import pool
 from retriever.encoder.spec import KINDS, POOLINGS, EncoderSpec
 from retriever.encoder.tokens import TokenizedTexts, lower_case, padding_token, to_be_saved
 from retriever.encoder.weights import update_with_weights
-from retriever.errors import InputError, choose
+from retriever.errors import InputError, choose, installed_by
 from retriever.pretrained.loading import NO_LIMIT, load, load_backbone, readable_length
 from retriever.pretrained.preset import with_preset
 from retriever.pretrained.source import find_model
@@ -38,42 +39,29 @@ _POSITIONS_BEHIND_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "mpnet"
 _TOKENIZER_LOCK = threading.Lock()
 
 
-class TextEncoder(nn.Module):
+class TextEncoder(Encoder):
     """Embeds queries and passages.
 
     Args:
         backbone: a module that is called with ``input_ids`` and ``attention_mask`` and returns an object with
             ``last_hidden_state`` [n, L, D]; normally a ``transformers`` model.
-        tokenizer: its tokenizer.
         spec: pooling, prompts, lengths, normalisation.
-        name: what the model is called in tables and model cards.
-        origin: where the weights come from, in words (``package …``, ``folder …``, ``hub … at …``).
+        **common: arguments of :class:`~retriever.encoder.encoding.Encoder`.
     """
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        spec: EncoderSpec,
-        name: str = "encoder",
-        origin: str = "memory",
-    ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.tokenizer = tokenizer
-        self.spec = spec
-        self.name = name
-        self.origin = origin
+    spec: EncoderSpec
+
+    def check(self) -> None:
+        """See :class:`Encoder`."""
         self.lower_case = False  # by the tokenizer, before it does anything else
         self.split: LayerSplit | None = None  # where the lower layers are frozen
-        width = getattr(backbone.config, "hidden_size", None)
+        name, spec, width = self.name, self.spec, getattr(self.backbone.config, "hidden_size", None)
         if width is None:
-            raise InputError(f"{name} is a {type(backbone).__name__}, which gives no token embeddings of a text.")
+            raise InputError(f"{name} is a {type(self.backbone).__name__}, which gives no token embeddings of a text.")
         if spec.truncate_dim is not None and spec.truncate_dim > width:
             raise InputError(f"encoder.truncate_dim is {spec.truncate_dim}, but {name} has {width} dimensions.")
         self.dimension = spec.truncate_dim or width
-        self.train()  # from_pretrained leaves a backbone in evaluation mode, and Lightning keeps the mode it finds
-        limit = max_positions(backbone)
+        limit = max_positions(self.backbone)
         for kind in KINDS:
             if limit and spec.max_length(kind) > limit:
                 raise InputError(
@@ -178,10 +166,8 @@ class TextEncoder(nn.Module):
         Raises:
             InputError: peft is missing, or refuses the options.
         """
-        try:
+        with installed_by("lora", "encoder.lora"):
             from peft import LoraConfig, get_peft_model
-        except ImportError as error:
-            raise InputError("encoder.lora needs peft: pip install '.[lora]'") from error
         if self.split is not None:
             without: Any = options.get("exclude_modules") or []
             if isinstance(without, str):  # a regular expression
@@ -202,11 +188,6 @@ class TextEncoder(nn.Module):
         prompt = self.spec.prompt(kind)
         with _TOKENIZER_LOCK:
             return TokenizedTexts.from_texts(self.tokenizer, [prompt + t for t in texts], self.spec.max_length(kind))
-
-    @property
-    def pad_id(self) -> int:
-        """Return the token id that fills a micro-batch; masked, so any id that the backbone knows will do."""
-        return padding_token(self.tokenizer, self.backbone)[1]
 
     @property
     def packed(self) -> bool:
@@ -297,17 +278,13 @@ def _packs(backbone: nn.Module) -> bool:
     ids += ids == backbone.config.pad_token_id  # RoBERTa-like backbones give padding no position
     padded = torch.nn.utils.rnn.pad_sequence(ids.split(lengths), batch_first=True)
     mask = torch.arange(limit) < torch.tensor(lengths).unsqueeze(1)
-    training = backbone.training
-    backbone.eval()
     try:
-        with torch.inference_mode():
+        with evaluating(backbone):
             packed = packing.packed_hidden_states(backbone, padded, lengths, first_position(backbone))
             with _unpacked(backbone):
                 alone = backbone(input_ids=padded, attention_mask=mask.long()).last_hidden_state
     except (TypeError, ValueError, NotImplementedError):
         return False
-    finally:
-        backbone.train(training)
     return torch.allclose(packed[mask], alone[mask], rtol=1e-3, atol=1e-3)
 
 

@@ -110,9 +110,35 @@ class TokenizedTexts:
         padded = torch.from_numpy(self.states.padded(*self._lengths_of(rows)))
         return padded.to(device, non_blocking=True).float()
 
+    def inputs(self, rows: np.ndarray, pad_id: int, device: torch.device) -> tuple:
+        """Make what a text encoder is called with for ``rows``: ids, mask, lengths, and states where there are any."""
+        lengths = self._lengths_of(rows)[1].tolist()
+        return *self.padded(rows, pad_id, device), lengths, self.padded_states(rows, device)
+
     def _lengths_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows = np.asarray(rows, dtype=np.int64)
         return rows, self.offsets[rows + 1] - self.offsets[rows]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """N pairs ready for a cross-encoder: token ids and, where it has them, token types of the same offsets."""
+
+    tokens: TokenizedTexts
+    types: TokenizedTexts | None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Count the tokens of each pair, int64 [N]."""
+        return self.tokens.lengths
+
+    def inputs(self, rows: np.ndarray, pad_id: int, device: torch.device) -> tuple:
+        """Make what a cross-encoder is called with for ``rows``: ids and mask, and types where it has them."""
+        types = None if self.types is None else self.types.padded(rows, 0, device)[0]
+        return *self.tokens.padded(rows, pad_id, device), types
 
 
 def lower_case(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -40,9 +40,10 @@ from helpers.kills import killed_at
 from helpers.processes import finish, start_ranks
 from helpers.runs import config_of, metrics, weights
 from retriever.batch import BatchNeeds, RetrievalBatch
-from retriever.cross_encoder.cross_encoder import CrossEncoder, score_pairs
+from retriever.cross_encoder.cross_encoder import CrossEncoder
 from retriever.cross_encoder.module import CrossEncoderModule, choose_candidates
 from retriever.encoder import encoding
+from retriever.encoder.encoding import encode
 from retriever.encoder.tokens import TokenizedTexts
 from retriever.errors import InputError
 from retriever.losses.listwise import listwise_cross_entropy
@@ -176,7 +177,7 @@ def test_exported_model_gives_the_same_logits_everywhere(family_model, scifact, 
     queries, passages = [queries[i] for i in short], [passages[i] for i in short]
     pairs = pairs_of(encoder, queries, passages)
     with torch.no_grad():
-        ours = score_pairs(encoder, pairs, token_budget=200).numpy()
+        ours = encode(encoder, pairs, token_budget=200).numpy()
     assert ours.dtype == np.float32 and len(short) > 20 and np.std(ours) > 1e-4
     folder = encoder.save(tmp_path / "model")
     assert (folder / "model.safetensors").is_file()
@@ -196,7 +197,7 @@ def test_checkpointed_micro_batches_give_the_gradient_of_the_whole(family_model,
     gradients = []
     for budget in (100_000, 200):
         encoder = tiny(family_model, dropout=0.0)
-        score_pairs(encoder, pairs, budget).logsumexp(0).backward()
+        encode(encoder, pairs, budget).logsumexp(0).backward()
         gradients.append({name: p.grad for name, p in encoder.named_parameters()})
     assert len(calls) >= 5  # of the small budget alone
     for name, expected in gradients[0].items():
@@ -496,7 +497,7 @@ def test_killed_evaluation_resumes_with_the_blocks_it_has(teacher_run, tmp_path,
     options = [*teacher_run, "evaluation.dense=null"]
     whole = run_experiment(config_of(*options, f"cache_dir={tmp_path}/other"), tmp_path / "whole")
     monkeypatch.setattr(reranking, "_BLOCK", 3)
-    score, done = reranking.score_pairs, []
+    score, done = reranking.encode, []
 
     def counted(*arguments, **options):
         if len(done) == 4:
@@ -505,12 +506,12 @@ def test_killed_evaluation_resumes_with_the_blocks_it_has(teacher_run, tmp_path,
         return score(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(reranking, "score_pairs", counted)
+        patch.setattr(reranking, "encode", counted)
         with pytest.raises(RuntimeError, match="killed"):
             run_experiment(config_of(*options), tmp_path / "cut")
     assert len(list(tmp_path.glob("cache/reranking/*/blocks/*.npy"))) == 4 and not (tmp_path / "cut/model").exists()
     done.clear()
-    monkeypatch.setattr(reranking, "score_pairs", lambda *a, **k: done.append(1) or score(*a, **k))
+    monkeypatch.setattr(reranking, "encode", lambda *a, **k: done.append(1) or score(*a, **k))
     resumed = run_experiment(config_of(*options, f"resume={tmp_path}/cut"), tmp_path / "cut")
     assert len(done) == 7 - 4  # blocks of 3 of 20 queries
     assert resumed["datasets"] == whole["datasets"] and resumed["steps"] == whole["steps"]
@@ -525,9 +526,9 @@ def test_distillation_share_moves_the_loss(teacher_run, tmp_path, monkeypatch):
     def counted(encoder, pairs, *rest, **options):
         if torch.is_grad_enabled():
             lengths.extend(pairs.tokens.lengths.tolist())
-        return score_pairs(encoder, pairs, *rest, **options)
+        return encode(encoder, pairs, *rest, **options)
 
-    monkeypatch.setattr("retriever.cross_encoder.module.score_pairs", counted)
+    monkeypatch.setattr("retriever.cross_encoder.module.encode", counted)
     options += ["module.distillation_weight=0.5", "diagnostics.every_n_steps=2"]
     results = run_experiment(config_of(*teacher_run, *options), tmp_path / "run")
     assert results["passages_encoded"] == results["texts_encoded"] == len(lengths) > 0
