@@ -1,7 +1,6 @@
 """Hours and memory of a large run, from operations, a rate and assumptions."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,31 +12,17 @@ from experiments.benchmarks.flops import forward_flops
 _BYTES_PER_PARAMETER = 16  # float32 weight, gradient and two moments of AdamW
 
 
-@dataclass(frozen=True)
-class Workload:
-    """One epoch of training and one evaluation.
+def paper_costs(
+    config: Mapping[str, Any], token_budget: int, flops: float, activation_bytes: float
+) -> list[dict[str, float]]:
+    """Hours and memory of one epoch of training and one evaluation, for each of ``gpus``, which share the work.
 
-    Attributes:
-        step_flops: operations of a step that are needed: forward and backward pass of its distinct texts.
-        recomputed_flops: operations of the forward pass that checkpointing does once more.
-        steps: optimiser steps.
-        evaluation_flops: operations of encoding corpus and queries, and of exact search.
-        parameters: of the encoder.
-        embedding_bytes: of a step's embeddings and their gradients, which every rank gathers.
-        evaluation_bytes: of the corpus' embeddings in float32, over all ranks.
+    Args:
+        config: ``bench.cost``: a BERT encoder of that size (no weights are made), and what it is trained on.
+        token_budget: tokens of a step whose activations are kept, and not computed again.
+        flops: operations per second that one GPU reaches.
+        activation_bytes: of one micro-batch.
     """
-
-    step_flops: float
-    recomputed_flops: float
-    steps: int
-    evaluation_flops: float
-    parameters: int
-    embedding_bytes: float
-    evaluation_bytes: float
-
-
-def paper_workload(config: Mapping[str, Any], token_budget: int) -> Workload:
-    """The workload that ``bench.cost`` describes, on a BERT encoder of that size (no weights are made)."""
     bert = BertConfig(
         vocab_size=config["vocabulary"],
         hidden_size=config["width"],
@@ -48,40 +33,25 @@ def paper_workload(config: Mapping[str, Any], token_budget: int) -> Workload:
     with torch.device("meta"):
         backbone = BertModel(bert, add_pooling_layer=False)
     queries = config["batch_size"]
-    passages = round(queries * config["list_length"] * config["distinct_share"])
-    lengths = _lengths(config, queries, passages)
-    forward = forward_flops(backbone, lengths)
-    whole = forward_flops(backbone, _lengths(config, config["evaluation_queries"], config["corpus"]))
-    search = 2.0 * config["evaluation_queries"] * config["corpus"] * config["width"]
-    return Workload(
-        step_flops=3 * forward,
-        recomputed_flops=forward * max(0.0, 1 - token_budget / lengths.sum()),
-        steps=-(-config["lists"] * config["epochs"] // queries),
-        evaluation_flops=whole + search,
-        parameters=sum(p.numel() for p in backbone.parameters()),
-        embedding_bytes=2.0 * 4 * config["width"] * len(lengths),
-        evaluation_bytes=4.0 * config["width"] * config["corpus"],
-    )
-
-
-def estimate(workload: Workload, gpus: int, flops: float, activation_bytes: float) -> dict[str, float]:
-    """Hours and memory on some GPUs.
-
-    Args:
-        workload: what is done.
-        gpus: how many share it, each with its part of every batch and of the corpus.
-        flops: operations per second that one of them reaches.
-        activation_bytes: of one micro-batch.
-    """
-    training_flops = workload.steps * (workload.step_flops + workload.recomputed_flops)
-    training_bytes = _BYTES_PER_PARAMETER * workload.parameters + workload.embedding_bytes + activation_bytes
-    return {
-        "gpus": gpus,
-        "training_hours": training_flops / (gpus * flops) / 3600,
-        "evaluation_hours": workload.evaluation_flops / (gpus * flops) / 3600,
-        "evaluation_gibibytes": workload.evaluation_bytes / gpus / 2**30,
-        "training_gibibytes": training_bytes / 2**30,
-    }
+    lengths = _lengths(config, queries, round(queries * config["list_length"] * config["distinct_share"]))
+    steps = -(-config["lists"] * config["epochs"] // queries)
+    passes = 3 + max(0.0, 1 - token_budget / lengths.sum())  # forward, backward twice as much, forward once more
+    training = steps * passes * forward_flops(backbone, lengths)
+    encoding = forward_flops(backbone, _lengths(config, config["evaluation_queries"], config["corpus"]))
+    evaluation = encoding + 2.0 * config["evaluation_queries"] * config["corpus"] * config["width"]
+    parameters = sum(p.numel() for p in backbone.parameters())
+    embedding_bytes = 2.0 * 4 * config["width"] * len(lengths)  # and their gradients; every rank gathers all
+    training_bytes = _BYTES_PER_PARAMETER * parameters + embedding_bytes + activation_bytes
+    return [
+        {
+            "gpus": gpus,
+            "training_hours": training / (gpus * flops) / 3600,
+            "evaluation_hours": evaluation / (gpus * flops) / 3600,
+            "evaluation_gibibytes": 4.0 * config["width"] * config["corpus"] / gpus / 2**30,  # float32, over all ranks
+            "training_gibibytes": training_bytes / 2**30,
+        }
+        for gpus in config["gpus"]
+    ]
 
 
 def needed_and_recomputed(step: Mapping[str, Any]) -> float:

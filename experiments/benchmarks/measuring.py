@@ -9,7 +9,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,31 +23,21 @@ _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """What one call took.
+def measure(call: Callable[[], Any], device: torch.device) -> tuple[Any, dict[str, float]]:
+    """Call once; its result and what it took.
 
-    Attributes:
-        seconds: wall time.
-        peak_bytes: most memory that the process held during the call: on a GPU what torch allocated there, else its
-            resident set.
-        before_bytes: what it held before.
+    That is ``seconds`` of wall time; ``peak_bytes``, the most memory that the process held during the call (on a GPU
+    what torch allocated there, else its resident set); and ``bytes``, how much of that it did not hold before.
     """
-
-    seconds: float
-    peak_bytes: int
-    before_bytes: int
-
-
-def measure(call: Callable[[], Any], device: torch.device) -> tuple[Any, Measurement]:
-    """Call once; its result and what it took."""
     _synchronize(device)
     before = _reset_peak(device)
     began = time.perf_counter()
     result = call()
     _synchronize(device)
     seconds = time.perf_counter() - began
-    return result, Measurement(seconds, _peak(device), before)
+    peak = _peak(device)
+    # the kernel counts pages roughly
+    return result, {"seconds": seconds, "peak_bytes": peak, "bytes": max(0, peak - before)}
 
 
 def chosen_device(name: str) -> torch.device:
@@ -68,7 +57,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> flo
     best, end = 0.0, time.perf_counter() + seconds
     while time.perf_counter() < end:
         _, took = measure(lambda: left @ right, device)
-        best = max(best, 2 * size**3 / took.seconds)
+        best = max(best, 2 * size**3 / took["seconds"])
     return best
 
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from experiments.benchmarks import report
-from experiments.benchmarks.cost_model import estimate, needed_and_recomputed, paper_workload
+from experiments.benchmarks.cost_model import needed_and_recomputed, paper_costs
 from experiments.benchmarks.measuring import medians, run_in_turns
 from experiments.benchmarks.settings import PARTS
 from retriever.encoder.spec import EncoderSpec
@@ -106,11 +106,10 @@ class Bench:
         small, large = self._measured_steps()
         rate = needed_and_recomputed(small) / small["seconds"]
         predicted, budget = needed_and_recomputed(large) / rate, large["uncheckpointed_tokens"]
-        workload = paper_workload(options, budget)
         # activations grow with tokens, layers and width; their number per token is that of the measured step
         size = options["layers"] * options["width"] / (large["layers"] * large["width"])
         flops, activations = options["gpu_flops"] * options["utilisation"], large["activation_bytes"] * size
-        estimates = [estimate(workload, n, flops, activations) for n in options["gpus"]]
+        estimates = paper_costs(options, budget, flops, activations)
         check = {"rate": rate, "measured_seconds": large["seconds"], "predicted_seconds": predicted}
         self.report["cost"] = {"assumptions": options, "check": check, "estimates": estimates}
         said = (
@@ -139,7 +138,7 @@ class Bench:
 
     def _point(self, x: int, **case: int) -> dict[str, Any]:
         result = self._our_step(**case)["results"]["ours_infonce"]
-        return {"x": x, "seconds": result["seconds"], "bytes": result["step_bytes"]}
+        return {"x": x, "seconds": result["seconds"], "bytes": result["bytes"]}
 
     def _step_case(self, case: dict[str, Any]) -> dict[str, Any]:
         settings = {k: v for k, v in case.items() if k not in ("lists", "rounds", "systems", *_OF_ENCODER)}

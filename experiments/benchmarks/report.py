@@ -40,7 +40,7 @@ def step_rows(cases: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
                     "system": _WORDS[kind] + ("" if kind != "ours" else case["variant"]),
                     "seconds": f"{result['seconds']:.1f}",
                     "ours / it": _ratio(case["results"].get(f"ours_{loss}"), result) if kind != "ours" else "",
-                    "GiB of the step": f"{result['step_bytes'] / 2**30:.2f}",
+                    "GiB of the step": f"{result['bytes'] / 2**30:.2f}",
                     "share of matmul rate": _share(result.get("rate_share")),
                     "with what is computed twice": _share(result.get("rate_share_with_recomputed")),
                     "distinct": _share(result.get("distinct_share")),
@@ -58,7 +58,7 @@ def evaluation_rows(results: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
             "system": _WORDS[name],
             "seconds": f"{result['seconds']:.1f}",
             "ours / it": _ratio(results.get("ours"), result) if name != "ours" else "",
-            "GiB of the evaluation": f"{result['evaluation_bytes'] / 2**30:.2f}",
+            "GiB of the evaluation": f"{result['bytes'] / 2**30:.2f}",
             "nDCG@10": f"{result['ndcg@10']:.5f}",
         }
         for name, result in results.items()

@@ -72,6 +72,7 @@ class BenchSettings(CommonSettings):
     """The top of the configuration."""
 
     parts: Sequence[Part]
+    seed: int
     device: str
     threads: int | None
     output_dir: str

@@ -199,19 +199,17 @@ def run_step(job: Mapping[str, Any], encoder: TextEncoder, device: torch.device)
         if on_gpu:
             one_step(system)  # its kernels load, and torch takes the memory that it keeps
         steps = [measure(partial(one_step, system), device) for _ in range(5 if on_gpu else 1)]
-        (loss, gradient), took = sorted(steps, key=lambda step: step[1].seconds)[len(steps) // 2]
+        (loss, gradient), took = sorted(steps, key=lambda step: step[1]["seconds"])[len(steps) // 2]
         rate = (before + matmul_rate(device, dtype, seconds=job["rate_seconds"])) / 2
     if job.get("gradient"):
         np.save(job["gradient"], gradient)
     facts = system.facts()
-    step_bytes = max(0, took.peak_bytes - took.before_bytes)  # the kernel counts pages roughly
     if "needed_flops" in facts:
-        facts["rate_share"] = facts["needed_flops"] / took.seconds / rate
+        facts["rate_share"] = facts["needed_flops"] / took["seconds"] / rate
         # gradient, both moments and the copy of the gradient; embeddings and their gradients
         others = 16 * len(gradient) + 8 * encoder.dimension * facts["texts"]
-        facts["activation_bytes"] = step_bytes - others
-    taken = {"seconds": took.seconds, "peak_bytes": took.peak_bytes, "step_bytes": step_bytes}
-    return {**taken, "matmul_flops": rate, "loss": loss, **facts}
+        facts["activation_bytes"] = took["bytes"] - others
+    return {**took, "matmul_flops": rate, "loss": loss, **facts}
 
 
 def one_step(system: System) -> tuple[float, np.ndarray]:
