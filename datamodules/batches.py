@@ -354,19 +354,19 @@ class ListBatches(Dataset):
         """Passage rows [Q, K], padded with −1, and scores [Q, K], padded with 0; best first."""
         rows = _padded(*ragged_take(lists.rows, lists.offsets, at), -1).astype(np.int64)
         scores = _padded(*ragged_take(lists.scores, lists.offsets, at), 0.0)
-        if self.candidates == "sample" and rows.shape[1] > self.list_length:
+        if self.candidates == "top" or rows.shape[1] <= self.list_length:
+            return rows[:, : self.list_length], scores[:, : self.list_length]
+        if self.candidates == "sample":
             priority = np.where(rows >= 0, random.random(rows.shape), 2.0)
             priority[:, 0] = -1.0
             kept = np.sort(np.argsort(priority, axis=1)[:, : self.list_length], axis=1)
-            return np.take_along_axis(rows, kept, 1), np.take_along_axis(scores, kept, 1)
-        if self.candidates == "stratified" and rows.shape[1] > self.list_length:
+        else:
             others, groups = (rows >= 0).sum(axis=1, keepdims=True) - 1, self.list_length - 1
             edges = np.arange(groups + 1) * others // groups
             drawn = edges[:, :-1] + (random.random((len(rows), groups)) * np.diff(edges)).astype(int)
             kept = np.where(others > groups, 1 + drawn, np.arange(1, self.list_length))
             kept = np.concatenate([np.zeros((len(rows), 1), int), kept], axis=1)
-            return np.take_along_axis(rows, kept, 1), np.take_along_axis(scores, kept, 1)
-        return rows[:, : self.list_length], scores[:, : self.list_length]
+        return np.take_along_axis(rows, kept, 1), np.take_along_axis(scores, kept, 1)
 
 
 def _labels(lists: QueryLists, at: np.ndarray, random: np.random.Generator) -> np.ndarray:

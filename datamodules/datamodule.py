@@ -20,8 +20,7 @@ from datamodules.dev_lists import Part, choose_dev, why_none
 from datamodules.hidden_states import with_states
 from datamodules.leakage.guard import Guarded, LeakGuard
 from datamodules.leakage.overlap import find_overlap
-from datamodules.list_choice import by_type, chosen_lists, held_out_lists
-from datamodules.list_record import about_file
+from datamodules.list_choice import about_file, by_type, chosen_lists, held_out_lists
 from datamodules.normalization import confident, normalize_scores
 from datamodules.query_lists import QueryLists, open_query_lists
 from datamodules.specs import CorpusScoring, EvaluationSpec, ListFile, TrainFile, read_evaluation_specs, read_list_files

@@ -1,4 +1,4 @@
-"""Which lists of a file are taken: some query types, a seeded draw of so many, or an evaluation set of them."""
+"""Which lists of a file are taken: some query types, a seeded draw, an evaluation set of them; and the record of it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +7,7 @@ import numpy as np
 
 from datamodules.corpus import Corpus, EvaluationSet, find_file
 from datamodules.query_lists import QueryLists, open_query_lists
+from datamodules.specs import ListFile
 from retriever.errors import InputError, choose
 
 
@@ -101,3 +102,18 @@ def held_out_set(name: str, corpus: Corpus, lists: QueryLists) -> EvaluationSet:
         {query_id: text for query_id, (text, _) in kept.items()},
         {query_id: dict.fromkeys(positives, 1) for query_id, (_, positives) in kept.items()},
     )
+
+
+def about_file(part: str, spec: ListFile, corpus: Corpus, lists: QueryLists) -> dict[str, object]:
+    """What is used of a file, for the record."""
+    types, groups = by_type(lists)
+    return {
+        "part": part,
+        "file": lists.source.name,
+        "corpus": spec.corpus,
+        "lists": len(lists),
+        "weight": spec.weight,
+        "types": dict(zip(types, np.bincount(groups, minlength=len(types)).tolist(), strict=True)),
+        "candidates": [int(f(np.diff(lists.offsets))) for f in (np.min, np.median, np.max)] if len(lists) else [0] * 3,
+        "teacher": lists.metadata.get("teacher"),
+    }

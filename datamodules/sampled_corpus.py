@@ -1,7 +1,7 @@
 """A sample of a corpus that validations can search: what is judged, what two retrievers find, and a random rest."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,21 +11,9 @@ from datamodules.specs import SampleSpec
 from datamodules.storage.columns import update_digest
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Which passages a sample holds, and why.
-
-    Attributes:
-        rows: of the corpus, int64 [n], ascending.
-        counts: ``judged``, ``base`` (hits of the base model that are not judged), ``bm25`` (hits of BM25 that are
-            neither) and ``random``; together n.
-    """
-
-    rows: np.ndarray
-    counts: dict[str, int]
-
-
-def draw_sample(data: EvaluationSet, base: np.ndarray, bm25: np.ndarray, spec: SampleSpec) -> Sample:
+def draw_sample(
+    data: EvaluationSet, base: np.ndarray, bm25: np.ndarray, spec: SampleSpec
+) -> tuple[np.ndarray, dict[str, int]]:
     """Draw a sample; the same arguments give the same one.
 
     Args:
@@ -33,6 +21,10 @@ def draw_sample(data: EvaluationSet, base: np.ndarray, bm25: np.ndarray, spec: S
         base: rows of the base model's hits, [Q, k]; −1 where there are fewer.
         bm25: likewise BM25's.
         spec: size and seed.
+
+    Returns:
+        Rows of the corpus, int64 [n], ascending; and why they are there: ``judged``, ``base`` (hits of the base model
+        that are not judged), ``bm25`` (hits of BM25 that are neither) and ``random``, together n.
     """
     inside = np.zeros(len(data.corpus), dtype=bool)
     judged = data.corpus.rows(sorted({passage for query in data.queries for passage in data.qrels[query]}))
@@ -44,7 +36,7 @@ def draw_sample(data: EvaluationSet, base: np.ndarray, bm25: np.ndarray, spec: S
     others = np.flatnonzero(~inside)
     wanted = min(max(0, spec.size - int(inside.sum())), len(others))
     inside[np.random.default_rng(spec.seed).choice(others, wanted, replace=False)] = True
-    return Sample(np.flatnonzero(inside), counts | {"random": wanted})
+    return np.flatnonzero(inside), counts | {"random": wanted}
 
 
 def sampled_set(data: EvaluationSet, rows: np.ndarray) -> EvaluationSet:

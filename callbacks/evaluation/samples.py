@@ -54,9 +54,9 @@ def sample_rows(
         depth = spec.depth + how.ignore_identical_ids  # a query's own passage is none of its hits
         _, dense = exact_search(queries(), base, depth)
         bm25 = bm25_search(data.corpus.passages.to_pylist(), list(data.queries.values()), depth)
-        drawn = draw_sample(data, dense, bm25.rows, spec)
-        writer.append("rows", drawn.rows)
-        return drawn.counts
+        rows, counts = draw_sample(data, dense, bm25.rows, spec)
+        writer.append("rows", rows)
+        return counts
 
     columns, counts = cached_columns(how.cache_dir / "samples" / digest.hexdigest()[:32], draw)
     rows, total = columns["rows"], len(data.corpus)

@@ -131,6 +131,14 @@ def check_pairs(queries: Sequence[str], passages: Sequence[str]) -> None:
         raise InputError(f"{len(queries)} queries and {len(passages)} passages; pairs need as many of each.")
 
 
+def numbers_by_text(texts: Sequence[str]) -> dict[str, list[int]]:
+    """Group the numbers of texts that are equal, in order of first appearance."""
+    found: dict[str, list[int]] = {}
+    for number, text in enumerate(texts):
+        found.setdefault(text, []).append(number)
+    return found
+
+
 def check_finite(scores: np.ndarray, teacher: str, advice: str = "Look at what it returns for that pair.") -> None:
     """Raise an InputError where a score is NaN or infinite."""
     bad = np.flatnonzero(~np.isfinite(scores))

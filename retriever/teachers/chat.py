@@ -1,7 +1,7 @@
 """ChatTeacher: a teacher that asks a chat model behind a server."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from retriever.chat import ChatClient, Conversation
@@ -84,11 +84,3 @@ class ChatTeacher(Teacher):
         """
         answers = self.client.complete({"messages": talk, **options} for talk in conversations)
         return [(text.rpartition(_THOUGHT)[2], choice) for text, choice in answers]
-
-
-def numbers_by_text(texts: Sequence[str]) -> dict[str, list[int]]:
-    """Group the numbers of texts that are equal, in order of first appearance."""
-    found: dict[str, list[int]] = {}
-    for number, text in enumerate(texts):
-        found.setdefault(text, []).append(number)
-    return found

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from retriever.errors import InputError, require_positive
-from retriever.teachers.base import check_pairs
-from retriever.teachers.chat import ChatTeacher, numbers_by_text
+from retriever.teachers.base import check_pairs, numbers_by_text
+from retriever.teachers.chat import ChatTeacher
 
 _log = logging.getLogger(__name__)
 

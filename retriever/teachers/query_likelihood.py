@@ -68,8 +68,6 @@ class QueryLikelihood(TransformersTeacher):
         config = load_pretrained(AutoConfig, self.name, self.revision, self.trust_remote_code)
         auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         model = self._pretrained(auto_class, "language model")
-        if config.is_encoder_decoder and model.config.decoder_start_token_id is None:
-            raise InputError(f"{self.name}: config.json names no decoder_start_token_id, with which decoding begins.")
         if self.dtype != "float32":
             project_on_rows(model, range(model.get_output_embeddings().out_features))
         return model

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
-from retriever.errors import InputError
 from retriever.teachers.pair_tokens import TokenizedPairs
 from retriever.teachers.transformers_teacher import TransformersTeacher, project_on_rows
 
@@ -26,8 +25,6 @@ class _FirstStep(TransformersTeacher):
 
     def _load_model(self) -> PreTrainedModel:
         model = self._pretrained(AutoModelForSeq2SeqLM, "encoder-decoder with a language model head")
-        if model.config.decoder_start_token_id is None:
-            raise InputError(f"{self.name}: config.json names no decoder_start_token_id, with which decoding begins.")
         project_on_rows(model, self._answers())
         return model
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from retriever.encoder.budget import fastest_token_budget
 from retriever.encoder.text_encoder import max_positions
@@ -145,6 +145,8 @@ class TransformersTeacher(ModelTeacher):
                 f"{self.name} holds no weights for {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}, so it "
                 f"is no {what}. Check teacher.model, or choose the teacher that fits it."
             )
+        if auto_class is AutoModelForSeq2SeqLM and model.config.decoder_start_token_id is None:
+            raise InputError(f"{self.name}: config.json names no decoder_start_token_id, with which decoding begins.")
         limit = max_positions(model)
         if limit and self.max_length > limit:
             raise InputError(f"teacher.max_length is {self.max_length}, but {self.name} has {limit} positions.")

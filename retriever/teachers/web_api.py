@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from retriever.errors import InputError, require_positive, shown
-from retriever.teachers.base import Teacher, check_pairs
+from retriever.teachers.base import Teacher, check_pairs, numbers_by_text
 from retriever.web import WebClient, check_address
 
 
@@ -52,11 +52,12 @@ class WebApi(Teacher):
             InputError: no answer after all retries, a refusal, or an answer of another form.
         """
         check_pairs(queries, passages)
-        pairs_of: dict[str, list[int]] = {}
-        for pair, query in enumerate(queries):
-            pairs_of.setdefault(query, []).append(pair)
         size = self.documents_per_request
-        parts = [(q, pairs[i : i + size]) for q, pairs in pairs_of.items() for i in range(0, len(pairs), size)]
+        parts = [
+            (q, pairs[i : i + size])
+            for q, pairs in numbers_by_text(queries).items()
+            for i in range(0, len(pairs), size)
+        ]
         bodies = [{"query": query, "documents": [passages[p] for p in pairs]} for query, pairs in parts]
         scores = np.zeros(len(queries))
         for (_, pairs), answer in zip(parts, self.client.post(bodies), strict=True):

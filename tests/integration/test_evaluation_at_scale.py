@@ -303,16 +303,16 @@ def test_sample_holds_what_is_judged_and_found_and_a_random_rest(small_scifact):
     random = np.random.default_rng(0)
     base, bm25 = (random.integers(-1, 120, (20, 2)) for _ in range(2))
     found = (set(base.flat) | set(bm25.flat) | judged) - {-1}
-    sample = draw_sample(data, base, bm25, SampleSpec(size=100, depth=2, seed=1))
-    assert len(sample.rows) == 100 == sum(sample.counts.values()) and found <= set(sample.rows)
-    assert sample.counts["judged"] == len(judged)
-    assert sample.counts["base"] == len(set(base.flat) - judged - {-1})
-    assert sample.counts["random"] == 100 - len(found)
-    again, other = (draw_sample(data, base, bm25, SampleSpec(100, 2, seed)) for seed in (1, 2))
-    np.testing.assert_array_equal(again.rows, sample.rows)
-    assert set(other.rows) != set(sample.rows)
-    small = draw_sample(data, base, bm25, SampleSpec(size=1, depth=2, seed=1))
-    assert set(small.rows) == found and small.counts["random"] == 0
+    sample, counts = draw_sample(data, base, bm25, SampleSpec(size=100, depth=2, seed=1))
+    assert len(sample) == 100 == sum(counts.values()) and found <= set(sample)
+    assert counts["judged"] == len(judged)
+    assert counts["base"] == len(set(base.flat) - judged - {-1})
+    assert counts["random"] == 100 - len(found)
+    (again, _), (other, _) = (draw_sample(data, base, bm25, SampleSpec(100, 2, seed)) for seed in (1, 2))
+    np.testing.assert_array_equal(again, sample)
+    assert set(other) != set(sample)
+    small, counts = draw_sample(data, base, bm25, SampleSpec(size=1, depth=2, seed=1))
+    assert set(small) == found and counts["random"] == 0
 
 
 def sampled_run(small_run, small_scifact, sample, *options):
