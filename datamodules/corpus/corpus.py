@@ -35,6 +35,7 @@ class Corpus:
         titles: string array [N], empty strings where there is none.
         texts: string array [N], the passage without its title.
         mapped_passages: string array [N] of :attr:`passages` where they are memory-mapped, else None.
+        sha256: of the files that it was read from, see :func:`corpus_sha256`; empty where it was not.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Corpus:
     titles: pa.Array
     texts: pa.Array
     mapped_passages: pa.Array | None = field(default=None, repr=False)
+    sha256: str = field(default="", kw_only=True)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -95,19 +97,18 @@ def load_corpus(
     choose("empty_passages", empty_passages, ("error", "keep"))
     folder = Path(folder)
     paths = corpus_files(folder)
-    empty = _Empty(paths[0], empty_passages)
+    empty, sha256 = _Empty(paths[0], empty_passages), corpus_sha256(folder)
     if cache_dir is None:
         blocks = list(_passage_blocks(paths, empty, {}))
         arrays = (pa.array([value for block in blocks for value in block[i]], pa.string()) for i in range(3))
-        corpus = Corpus(name or folder.name, *arrays)
+        corpus = Corpus(name or folder.name, *arrays, sha256=sha256)
     else:
         # what is read depends on the format, too
-        copy = Path(cache_dir) / "corpora" / f"{corpus_sha256(folder)[:32]}{''.join(split_ending(paths[0]))}"
+        copy = Path(cache_dir) / "corpora" / f"{sha256[:32]}{''.join(split_ending(paths[0]))}"
         columns, facts = cached_columns(copy, lambda writer: _write_corpus(paths, empty, writer))
         empty.count, empty.first = facts["empty"], facts["first_empty"]
-        corpus = Corpus(
-            name or folder.name, *(mapped_strings(columns, n) for n in ("ids", "titles", "texts", "passages"))
-        )
+        mapped = (mapped_strings(columns, n) for n in ("ids", "titles", "texts", "passages"))
+        corpus = Corpus(name or folder.name, *mapped, sha256=sha256)
     empty.report(len(corpus))
     return corpus
 

@@ -174,20 +174,20 @@ class Pipeline:
         return {n: o.get("split", "train") for n, o in self.groups.items() if o["source"] == "judged"}
 
     def _deduplicate(self) -> Stage:
-        return Deduplicate(self.corpus, self._corpus_sha256, **self.config.deduplicate)
+        return Deduplicate(self.corpus, **self.config.deduplicate)
 
     def _sample(self) -> Stage:
         deduplicated = self.outputs["deduplicate"]
-        return Sample(self.corpus, self._corpus_sha256, deduplicated, **_plain(self.config.sample))
+        return Sample(self.corpus, deduplicated, **_plain(self.config.sample))
 
     def _generate(self) -> Stage:
         options = _plain(self.config.generate)
         types = load_query_types(options.pop("types"), options.pop("type_folders"))
-        return Generate(self.corpus, self._corpus_sha256, self.outputs["sample"], self._engine, types, **options)
+        return Generate(self.corpus, self.outputs["sample"], self._engine, types, **options)
 
     def _queries(self) -> Stage:
         config, generated = self.config, self.outputs.get("generate")
-        where = self.corpus, self._corpus_sha256, config.corpus, config.data_dir
+        where = self.corpus, config.corpus, config.data_dir
         return CollectQueries(*where, self.groups, generated, config.unknown_qrels)
 
     def _mine(self) -> Stage:
@@ -195,11 +195,11 @@ class Pipeline:
         for key in ("retrievers", "chunk", "keep_embeddings"):
             options.pop(key)
         outputs = self.outputs["queries"], self.outputs.get("deduplicate")
-        return Mine(self.corpus, self._corpus_sha256, *outputs, self._retrievers, **options)
+        return Mine(self.corpus, *outputs, self._retrievers, **options)
 
     def _score(self) -> Stage:
         outputs = self.outputs["queries"], self.outputs["mine"]
-        return Score(self.corpus, self._corpus_sha256, *outputs, self._teacher, **self.config.score)
+        return Score(self.corpus, *outputs, self._teacher, **self.config.score)
 
     def _filter(self, student: Student | None = None) -> Stage:
         exempt = [name for name, o in self.groups.items() if not o.get("filter", True)]
@@ -224,7 +224,6 @@ class Pipeline:
             cache_dir=self.config.cache_dir,
             near_passages=options.leak_near_passages,
             corpus=self.corpus,
-            corpus_sha256=self._corpus_sha256,
             metadata=self._about(),
         )
 
@@ -290,10 +289,6 @@ class Pipeline:
     @cached_property
     def _folder(self) -> Path:
         return find_dataset(self.config.corpus, self.config.data_dir)
-
-    @cached_property
-    def _corpus_sha256(self) -> str:
-        return corpus_sha256(self._folder)
 
     @cached_property
     def _engine(self) -> Engine:

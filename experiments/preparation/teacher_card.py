@@ -13,7 +13,6 @@ from callbacks.reporting.statistics import paired_difference
 from datamodules.corpus import find_dataset, load_evaluation_set
 from datamodules.hits import Hits
 from datamodules.pipeline.stages.mine import table_to_hits
-from datamodules.storage.parquet import read_parquet
 from experiments.preparation.pipeline import Pipeline
 
 
@@ -28,7 +27,7 @@ def teacher_card(pipeline: Pipeline) -> dict[str, Any]:
         ``oracle`` is the best order of these candidates) and ``teacher minus`` (order → paired difference with its 95%
         interval); empty where no group is judged.
     """
-    scored = read_parquet(pipeline.outputs["score"].file("scored.parquet"))
+    scored = pipeline.outputs["score"].table("scored.parquet")
     card = {}
     for group, split in pipeline.judged_groups().items():
         folder = find_dataset(pipeline.config.corpus, pipeline.config.data_dir)
@@ -78,7 +77,7 @@ def _orders(pipeline: Pipeline, table: Any, inside: np.ndarray) -> dict[str, Run
     mined = pipeline.outputs["mine"]
     for file in sorted(mined.manifest["outputs"]):
         name = "fused" if file == "candidates.parquet" else file.removeprefix("run.").removesuffix(".parquet")
-        hits = table_to_hits(read_parquet(mined.file(file)))
+        hits = table_to_hits(mined.table(file))
         run = run_of(pipeline.corpus, query_ids, Hits(hits.scores[inside], hits.rows[inside]))
         # a candidate that this retriever lacks comes last
         lowest = {query: min(found.values(), default=0.0) - 1.0 for query, found in run.items()}

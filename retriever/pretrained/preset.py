@@ -7,7 +7,11 @@ from retriever.errors import InputError, choose, shown
 
 
 def with_preset(
-    model: str, preset: Mapping[str, Any] | None, stated: Mapping[str, Any], fields: Iterable[str]
+    model: str,
+    preset: Mapping[str, Any] | None,
+    stated: Mapping[str, Any],
+    fields: Iterable[str],
+    group: str = "encoder",
 ) -> tuple[dict[str, Any], Mapping[str, str] | None]:
     """Add what a preset knows of a model to what the user states.
 
@@ -16,6 +20,7 @@ def with_preset(
         preset: ``model``, the name that it is about; ``packaged``, a package with its weights; and fields.
         stated: field → value; None where the user states nothing.
         fields: those that a preset may have.
+        group: of the settings, for messages.
 
     Returns:
         Field → value, of those that have one; and the package with the weights. A preset counts where ``model`` is the
@@ -26,10 +31,10 @@ def with_preset(
     """
     known = dict(preset or {})
     for key in known:
-        choose("a key of encoder.preset", key, ("model", "packaged", *fields))
+        choose(f"a key of {group}.preset", key, ("model", "packaged", *fields))
     if known and not isinstance(known.get("model"), str):
         raise InputError(
-            f"encoder.preset.model is {shown(known.get('model'))}; it must be the name of the model that the preset is "
+            f"{group}.preset.model is {shown(known.get('model'))}; it must be the name of the model that the preset is "
             "about."
         )
     values = {name: value for name, value in stated.items() if value is not None}

@@ -155,7 +155,7 @@ def test_copies_and_near_copies_of_a_passage_fall_out(text, tmp_path):
     texts = [long, text.passage, *others_than(text), near, copy]
     ids = [f"p{n}" for n in range(len(texts))]
     corpus = Corpus("made", *(pa.array(column) for column in (ids, [""] * len(texts), texts)))
-    output = run_stage(Deduplicate(corpus, "0", near_jaccard=0.6), tmp_path)
+    output = run_stage(Deduplicate(corpus, near_jaccard=0.6), tmp_path)
     removed = {r["passage_id"]: r for r in pq.read_table(output.file("removed.parquet")).to_pylist()}
     fallen = {passage: row["kept_id"] for passage, row in removed.items()}
     assert removed[ids[-2]]["reason"] == "nearly equal" and removed[ids[-1]]["reason"] == "equal"
@@ -274,8 +274,8 @@ def test_bm25_mines_a_chinese_corpus_whose_ids_are_those_of_the_queries(chinese,
         (chinese / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n" + shifted)
     corpus = load_corpus(chinese)
     groups = {"human": {"source": "judged"}}
-    collected = run_stage(CollectQueries(corpus, "0", str(chinese), tmp_path, groups, None), tmp_path)
-    mined = run_stage(Mine(corpus, "0", collected, None, {"bm25": Bm25()}, depth=4, candidates=4), tmp_path)
+    collected = run_stage(CollectQueries(corpus, str(chinese), tmp_path, groups, None), tmp_path)
+    mined = run_stage(Mine(corpus, collected, None, {"bm25": Bm25()}, depth=4, candidates=4), tmp_path)
     rows = pq.read_table(mined.file("candidates.parquet"))["rows"].to_pylist()
     if judged:
         assert mined.manifest["counts"]["positive in bm25"] == 4

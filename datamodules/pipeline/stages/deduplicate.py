@@ -34,7 +34,6 @@ class Deduplicate(Stage):
 
     Args:
         corpus: all passages.
-        corpus_sha256: its content.
         min_characters: normalised texts that are shorter fall out (the paper's code: 10); a Han character, kana or
             Hangul syllable counts as two.
         ignore_digits: count passages that differ in numbers alone as equal (the paper's code does; a defect where
@@ -47,7 +46,6 @@ class Deduplicate(Stage):
     unit = "passages"
 
     corpus: Corpus
-    corpus_sha256: str
     _: KW_ONLY
     min_characters: int = 10
     ignore_digits: bool = False
@@ -65,7 +63,7 @@ class Deduplicate(Stage):
 
     def inputs(self) -> dict[str, str]:
         """See :class:`Stage`."""
-        return {"corpus": self.corpus_sha256}
+        return {"corpus": self.corpus.sha256}
 
     def block_sizes(self) -> list[int]:
         """One block: every text is compared with all others."""

@@ -15,7 +15,6 @@ from datamodules.pipeline.stages.stage import Output, Stage, table_writer
 from datamodules.pipeline.stages.student import Student, of_candidates
 from datamodules.query_lists.files import to_ragged
 from datamodules.query_lists.query_list import to_offsets
-from datamodules.storage.parquet import read_parquet
 from retriever.errors import InputError, choose, require_positive
 
 SCALE = [1, 99]  # percentiles
@@ -124,7 +123,7 @@ class Filter(Stage):
 
     @cached_property
     def _table(self) -> pa.Table:
-        table = read_parquet(self.scored.file("scored.parquet"))
+        table = self.scored.table("scored.parquet")
         return table if self.student is None else self.student.candidates(table)
 
     def _rules(self, table: pa.Table) -> Iterator[tuple[str, np.ndarray]]:

@@ -16,7 +16,6 @@ from datamodules.pipeline.engines import Answer, Engine
 from datamodules.pipeline.query_cleaning import clean_query, language_notes
 from datamodules.pipeline.query_types import QueryType
 from datamodules.pipeline.stages.stage import Output, Stage, table_writer
-from datamodules.storage.parquet import read_parquet
 from datamodules.text.words import METHOD
 from retriever.errors import InputError, require_positive
 
@@ -36,7 +35,6 @@ class Generate(Stage):
 
     Args:
         corpus: where the texts are.
-        corpus_sha256: its content.
         sample: output of the stage before; ``passages.parquet`` names the passages.
         engine: the chat model.
         types: what to write, one query per passage and type.
@@ -55,7 +53,6 @@ class Generate(Stage):
     unit = "queries"
 
     corpus: Corpus
-    corpus_sha256: str
     sample: Output
     engine: Engine
     types: Sequence[QueryType]
@@ -90,7 +87,7 @@ class Generate(Stage):
 
     def inputs(self) -> dict[str, str]:
         """See :class:`Stage`."""
-        return {"corpus": self.corpus_sha256, "passages": self.sample.sha256("passages.parquet")}
+        return {"corpus": self.corpus.sha256, "passages": self.sample.sha256("passages.parquet")}
 
     def block_sizes(self) -> list[int]:
         """See :class:`Stage`."""
@@ -143,7 +140,7 @@ class Generate(Stage):
 
     @cached_property
     def _passage_ids(self) -> list[str]:
-        return read_parquet(self.sample.file("passages.parquet"))["passage_id"].to_pylist()
+        return self.sample.table("passages.parquet")["passage_id"].to_pylist()
 
     def _attempt(
         self, tasks: list[tuple[QueryType, str, str]], number: int, attempt: int, advance: Callable[[int], None]

@@ -16,7 +16,6 @@ from datamodules.pipeline.searchers import Searcher
 from datamodules.pipeline.stages.sample import named_passages
 from datamodules.pipeline.stages.stage import Output, Stage, table_writer
 from datamodules.query_lists.files import to_ragged
-from datamodules.storage.parquet import read_parquet
 from retriever.encoder.encoding import device_of
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError, choose, require_positive
@@ -98,7 +97,6 @@ class Mine(Stage):
 
     Args:
         corpus: searched whole.
-        corpus_sha256: its content.
         collected: output of stage queries.
         deduplicated: output of stage deduplicate, for ``drop_near_duplicates``.
         retrievers: name → retriever.
@@ -120,7 +118,6 @@ class Mine(Stage):
     unit = "passages"
 
     corpus: Corpus
-    corpus_sha256: str
     collected: Output
     deduplicated: Output | None
     retrievers: Mapping[str, Searcher]
@@ -159,7 +156,7 @@ class Mine(Stage):
 
     def inputs(self) -> dict[str, str]:
         """See :class:`Stage`."""
-        found = {"corpus": self.corpus_sha256, "queries": self.collected.sha256("queries.parquet")}
+        found = {"corpus": self.corpus.sha256, "queries": self.collected.sha256("queries.parquet")}
         if self.deduplicated:
             found["removed"] = self.deduplicated.sha256("removed.parquet")
         return found
@@ -217,7 +214,7 @@ class Mine(Stage):
 
     @cached_property
     def _queries(self) -> pa.Table:
-        return read_parquet(self.collected.file("queries.parquet"))
+        return self.collected.table("queries.parquet")
 
     @cached_property
     def _positives(self) -> list[np.ndarray]:
@@ -228,7 +225,7 @@ class Mine(Stage):
         """Rows that are no hit of any retriever, int64."""
         ids = list(self.excluded)
         if self.deduplicated and self.drop_duplicates:
-            ids += read_parquet(self.deduplicated.file("removed.parquet"))["passage_id"].to_pylist()
+            ids += self.deduplicated.table("removed.parquet")["passage_id"].to_pylist()
         return self.corpus.rows(ids)
 
     def _without(self, hits: Hits) -> Hits:
@@ -246,7 +243,7 @@ class Mine(Stage):
         """Row → the row that stands for it, int64 [N]."""
         same = np.arange(len(self.corpus))
         if self.deduplicated and self.drop_near_duplicates:
-            removed = read_parquet(self.deduplicated.file("removed.parquet"))
+            removed = self.deduplicated.table("removed.parquet")
             removed = removed.filter(removed["kept_id"].is_valid())
             left, stays = (self.corpus.rows(removed[n].combine_chunks()) for n in ("passage_id", "kept_id"))
             same[left] = stays

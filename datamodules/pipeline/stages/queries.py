@@ -14,7 +14,6 @@ from datamodules.pipeline.free_queries import QUERY_SOURCES, collect_queries
 from datamodules.pipeline.stages.stage import Output, Stage, table_writer
 from datamodules.splits import unit_hash
 from datamodules.storage.files import json_lines
-from datamodules.storage.parquet import read_parquet
 from retriever.errors import InputError, choose
 from retriever.hashing import file_sha256
 
@@ -34,7 +33,6 @@ class CollectQueries(Stage):
 
     Args:
         corpus: whose passages the queries are of.
-        corpus_sha256: its content.
         dataset: the corpus' folder or name, where queries and qrels are.
         data_dir: where downloaded data sets lie.
         groups: name → ``source`` (``generated``, ``judged`` with ``split``, ``titles``, ``claims``, ``sentences``,
@@ -48,7 +46,6 @@ class CollectQueries(Stage):
     unit = "groups"
 
     corpus: Corpus
-    corpus_sha256: str
     dataset: str
     data_dir: str | Path
     groups: Mapping[str, Mapping[str, Any]]
@@ -81,7 +78,7 @@ class CollectQueries(Stage):
 
     def inputs(self) -> dict[str, str]:
         """See :class:`Stage`."""
-        found = {"corpus": self.corpus_sha256}
+        found = {"corpus": self.corpus.sha256}
         for name, options in self.groups.items():
             if options["source"] == "generated":
                 found[name] = self._generated().sha256("queries.parquet")
@@ -126,7 +123,7 @@ class CollectQueries(Stage):
     def _queries(self, name: str) -> Iterator[Query]:
         options = self.groups[name]
         if options["source"] == "generated":
-            for row in read_parquet(self._generated().file("queries.parquet")).to_pylist():
+            for row in self._generated().table("queries.parquet").to_pylist():
                 yield row["query_id"], row["query"], row["query_type"], [row["passage_id"]]
         elif options["source"] == "file":
             yield from self._from_file(Path(options["path"]))

@@ -14,7 +14,6 @@ from datamodules.pipeline.stages.deduplicate import KEPT
 from datamodules.pipeline.stages.stage import Output, Stage, table_writer
 from datamodules.splits import unit_hash
 from datamodules.storage.files import lines
-from datamodules.storage.parquet import read_parquet
 from retriever.errors import InputError, require_positive
 
 
@@ -29,7 +28,6 @@ class Sample(Stage):
 
     Args:
         corpus: where the texts are.
-        corpus_sha256: its content.
         deduplicated: output of the stage before.
         size: passages at most (the paper: 100,000); None takes all.
         strata: passages are cut by length into so many groups of equal size, each of which gives an equal share; 1 is
@@ -43,7 +41,6 @@ class Sample(Stage):
     unit = "passages"
 
     corpus: Corpus
-    corpus_sha256: str
     deduplicated: Output
     _: KW_ONLY
     size: int | None = 100_000
@@ -65,7 +62,7 @@ class Sample(Stage):
 
     def inputs(self) -> dict[str, str]:
         """See :class:`Stage`."""
-        lengths = {"corpus": self.corpus_sha256} if self.strata > 1 else {}
+        lengths = {"corpus": self.corpus.sha256} if self.strata > 1 else {}
         return {"passages": self.deduplicated.sha256("passages.parquet"), **lengths}
 
     def block_sizes(self) -> list[int]:
@@ -100,7 +97,7 @@ class Sample(Stage):
         return {"passages": len(self._ids()), "excluded": len(self.excluded), "drawn": count}
 
     def _ids(self) -> pa.Array:
-        return read_parquet(self.deduplicated.file("passages.parquet"))["passage_id"].combine_chunks()
+        return self.deduplicated.table("passages.parquet")["passage_id"].combine_chunks()
 
 
 def named_passages(setting: str, named: str | Path | Sequence[str], corpus: Corpus) -> list[str]:

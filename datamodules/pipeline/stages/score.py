@@ -15,7 +15,6 @@ from datamodules.pipeline.stages.mine import NOWHERE, first_ranks, positive_rows
 from datamodules.pipeline.stages.queries import QUERIES
 from datamodules.pipeline.stages.stage import Output, Stage, table_writer
 from datamodules.query_lists.files import to_ragged
-from datamodules.storage.parquet import read_parquet
 from retriever.errors import require_positive
 from retriever.teachers import Ensemble, PairScores, RetrievedPassages, Teacher
 
@@ -30,7 +29,6 @@ class Score(Stage):
 
     Args:
         corpus: where the texts are.
-        corpus_sha256: its content.
         collected: output of stage queries.
         mined: output of stage mine.
         teacher: one teacher; of an :class:`~retriever.teachers.Ensemble`, the members' raw scores are kept, too.
@@ -42,7 +40,6 @@ class Score(Stage):
     unit = "pairs"
 
     corpus: Corpus
-    corpus_sha256: str
     collected: Output
     mined: Output
     teacher: Teacher
@@ -62,7 +59,7 @@ class Score(Stage):
     def inputs(self) -> dict[str, str]:
         """See :class:`Stage`."""
         runs = {p: self.mined.sha256(p) for p in self.mined.manifest["outputs"]}
-        return {"corpus": self.corpus_sha256, "queries": self.collected.sha256("queries.parquet"), **runs}
+        return {"corpus": self.corpus.sha256, "queries": self.collected.sha256("queries.parquet"), **runs}
 
     def block_sizes(self) -> list[int]:
         """Pairs of each block, times the teachers."""
@@ -121,7 +118,7 @@ class Score(Stage):
 
     @cached_property
     def _queries(self) -> pa.Table:
-        return read_parquet(self.collected.file("queries.parquet")).select(QUERIES.names)
+        return self.collected.table("queries.parquet").select(QUERIES.names)
 
     @cached_property
     def _positives(self) -> list[np.ndarray]:
@@ -129,7 +126,7 @@ class Score(Stage):
 
     @cached_property
     def _candidates(self) -> Hits:
-        hits = table_to_hits(read_parquet(self.mined.file("candidates.parquet")))
+        hits = table_to_hits(self.mined.table("candidates.parquet"))
         return Hits(hits.scores[:, : self.candidates], hits.rows[:, : self.candidates])
 
     @cached_property
@@ -137,10 +134,7 @@ class Score(Stage):
         names = [n for n in self.mined.manifest["outputs"] if n.startswith("run.")]
         in_order = self.mined.manifest["settings"]["retrievers"]
         names.sort(key=lambda n: list(in_order).index(n.removeprefix("run.").removesuffix(".parquet")))
-        return {
-            n.removeprefix("run.").removesuffix(".parquet"): table_to_hits(read_parquet(self.mined.file(n)))
-            for n in names
-        }
+        return {n.removeprefix("run.").removesuffix(".parquet"): table_to_hits(self.mined.table(n)) for n in names}
 
     def _scored(self, teacher: Teacher, block: slice, advance: Callable[[int], None]) -> PairScores:
         """Score the block's pairs; a repeated pair is read once."""

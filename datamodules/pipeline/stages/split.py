@@ -20,7 +20,6 @@ from datamodules.pipeline.stages.stage import Output, Stage
 from datamodules.query_lists import QueryList, write_query_lists
 from datamodules.splits import dev_and_test
 from datamodules.storage.files import write_json_lines
-from datamodules.storage.parquet import read_parquet
 from datamodules.text.near_texts import checked_threshold
 from datamodules.text.words import METHOD
 from retriever.encoder.text_encoder import TextEncoder
@@ -61,7 +60,6 @@ class Split(Stage):
         near_passages: similarity of three-word shingles from which two passages count as one, in (0, 1]; None counts
             those of one text alone.
         corpus: the lists' corpus, whose texts are compared; None compares ids alone.
-        corpus_sha256: its content.
         metadata: what else the lists' metadata say.
     """
 
@@ -84,7 +82,6 @@ class Split(Stage):
     cache_dir: str | Path = "cache"
     near_passages: float | None = None
     corpus: Corpus | None = None
-    corpus_sha256: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -117,8 +114,8 @@ class Split(Stage):
     def inputs(self) -> dict[str, str]:
         """See :class:`Stage`."""
         sets = {f"{s.name} {number}": digest for number, (s, digest) in enumerate(self.evaluation)}
-        if self.corpus_sha256:
-            sets["corpus"] = self.corpus_sha256
+        if self.corpus is not None:
+            sets["corpus"] = self.corpus.sha256
         return {"filtered": self.filtered.sha256("filtered.parquet"), **sets}
 
     def block_sizes(self) -> list[int]:
@@ -163,7 +160,7 @@ class Split(Stage):
 
     @cached_property
     def _table(self) -> pa.Table:
-        return read_parquet(self.filtered.file("filtered.parquet"))
+        return self.filtered.table("filtered.parquet")
 
     def _leaks(self, table: pa.Table, judged: bool) -> list[Leak]:
         queries = table["query"].to_pylist()

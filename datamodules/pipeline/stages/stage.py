@@ -131,6 +131,10 @@ class Output:
         """The path of one output file."""
         return self.folder / name
 
+    def table(self, name: str) -> pa.Table:
+        """The content of one output file, a table."""
+        return read_parquet(self.file(name))
+
     def sha256(self, name: str) -> str:
         """The hash of one output file, as recorded."""
         return self.manifest["outputs"][name]["sha256"]

@@ -9,7 +9,6 @@ from datamodules.corpus import Corpus
 from datamodules.pipeline.stages.stage import Output
 from datamodules.query_lists.files import to_ragged
 from datamodules.query_lists.query_list import to_offsets
-from datamodules.storage.parquet import read_parquet
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Student:
 
     def candidates(self, table: pa.Table) -> pa.Table:
         """Take the candidates that are none of its hits out of the lists of ``scored.parquet``."""
-        hits, found = to_ragged(read_parquet(self.mined.file(self.file))["rows"])
+        hits, found = to_ragged(self.mined.table(self.file)["rows"])
         ids, lengths = to_ragged(table["passage_ids"])
         rows, width = self.corpus.rows(ids), len(self.corpus)
         of_list, of_query = (np.repeat(np.arange(len(table)), counts) for counts in (lengths, found))
