@@ -1,9 +1,10 @@
 """The settings at the top of an evaluation's configuration, which no class takes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
+from experiments.settings.common import CommonSettings
 from retriever.errors import require_positive
 
 
@@ -24,22 +25,13 @@ class HowSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSettings:
+class EvaluateSettings(CommonSettings):
     """The top of ``experiments/conf/evaluate.yaml``, where each setting is told of."""
 
     order: Sequence[str]
     base: str | None
     only: str | None
     evaluation: HowSettings
-    unknown_qrels: Literal["error", "keep"]
-    empty_passages: Literal["error", "keep"]
     on_bad_list: Literal["error", "drop"]
-    token_budget: int | None
     output_dir: str
-    cache_dir: str
     data_dir: str
-    allowed_targets: Sequence[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        """Refuse a budget of nothing."""
-        require_positive(token_budget=self.token_budget)

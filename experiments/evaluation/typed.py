@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,8 @@ def _put(name: str, what: Sequence[str], found: dict[str, list[str]], of_group: 
     """Write a model's overrides under a key that no other model has; the same model comes once."""
     stem = re.sub(r"\W", "_", name)
     stem = stem if stem[:1].isalpha() else f"model_{stem}"
-    for key in _numbered(stem):
+    for number in count(1):
+        key = stem if number == 1 else f"{stem}_{number}"
         overrides = [f"+models.{key}={what[0]}"]
         if of_group:
             overrides = [f"+encoder@models.{key}.encoder={what[0]}"]
@@ -93,14 +95,6 @@ def _put(name: str, what: Sequence[str], found: dict[str, list[str]], of_group: 
         if found.setdefault(key, overrides) == overrides:
             return key
     raise AssertionError  # there is always another number
-
-
-def _numbered(stem: str) -> Iterator[str]:
-    yield stem
-    number = 2
-    while True:
-        yield f"{stem}_{number}"
-        number += 1
 
 
 def _sets(argument: str) -> list[str]:

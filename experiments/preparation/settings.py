@@ -57,6 +57,7 @@ class JudgedSplit:
 class PrepareSettings(CommonSettings):
     """The top of ``experiments/conf/prepare/prepare.yaml``, where each setting is told of."""
 
+    seed: int
     corpus: str
     queries: Mapping[str, QueryGroup]
     output: str

@@ -9,9 +9,8 @@ from retriever.errors import require_positive
 
 @dataclass(frozen=True, kw_only=True)
 class CommonSettings:
-    """What ``run.yaml``, ``prepare/prepare.yaml`` and ``bench.yaml`` have in common; each is told of there."""
+    """What ``run.yaml``, ``prepare/prepare.yaml``, ``evaluate.yaml`` and ``bench.yaml`` share; told of there."""
 
-    seed: int
     cache_dir: str
     token_budget: int | None
     empty_passages: Literal["error", "keep"]

@@ -24,8 +24,7 @@ class EarlyStopping:
 
     def __post_init__(self) -> None:
         """Refuse a patience below 1."""
-        if self.patience is not None:
-            require_positive(patience=self.patience)
+        require_positive(patience=self.patience)
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,7 @@ class RunSettings(CommonSettings):
 
     name: str
     group: str | None
+    seed: int
     output_dir: str
     data_dir: str
     on_bad_list: Literal["error", "drop"]
