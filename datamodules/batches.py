@@ -116,7 +116,8 @@ class BatchSampler(Sampler[Draw]):
             choose("data.order", self.order, ORDERS)
         if self.batch_size < self.world_size:
             raise InputError(
-                f"data.batch_size is {self.batch_size}, less than one list for each of {self.world_size} ranks."
+                f"A step has {self.batch_size} lists (data.batch_size, or all train lists that there are), less than "
+                f"one for each of {self.world_size} ranks."
             )
 
     def set_epoch(self, epoch: int) -> None:
@@ -343,7 +344,7 @@ class ListBatches(Dataset):
             return np.arange(size), np.zeros(size, np.float32)
         seed = draw.seed if self.drawn_anew else (0, *draw.seed[2:])  # of every run and epoch
         others = np.setdiff1d(np.arange(size), wanted, assume_unique=True)
-        count = max(1, self.columns - len(wanted))
+        count = min(len(others), max(self.columns // 4, self.columns - len(wanted)))  # a few would stand for too many
         drawn = np.random.default_rng([*seed, 1]).choice(others, count, replace=False, shuffle=False)
         rows = np.sort(np.concatenate([wanted, drawn]))
         return rows, np.where(np.isin(rows, wanted), 0.0, np.log(len(others) / count)).astype(np.float32)

@@ -68,7 +68,7 @@ def corpus_scores(
         queries: texts of each file, Q in all.
         embeddings: float32 [Q, D] of the queries and [N, D] of the passages, by the base weights; None where the
             encoder has no weight.
-        encoded_by: what decides the embeddings of a text.
+        encoded_by: what decides the embeddings, prompts and lengths included.
         cache_dir: the cache's folder.
 
     Returns:
@@ -82,11 +82,13 @@ def corpus_scores(
     width = len(weights) * min(scoring.depth, len(corpus))
 
     def write_hits(writer: ColumnWriter) -> dict[str, Any]:
-        index = Bm25Index(corpus.passages.to_pylist(), texts.to_pylist(), language=scoring.language)
+        index = None
+        if scoring.bm25:
+            index = Bm25Index(corpus.passages.to_pylist(), texts.to_pylist(), language=scoring.language)
         with progress_bar(f"teacher's hits, {corpus.name}", len(texts), "queries") as advance:
             for start in range(0, len(texts), _BLOCK):
                 part = slice(start, min(start + _BLOCK, len(texts)))
-                runs = [index.best(scoring.depth, part)] if scoring.bm25 else []
+                runs = [index.best(scoring.depth, part)] if index else []
                 if embeddings is not None:
                     runs.append(Hits(*exact_search(embeddings[0][part], embeddings[1], scoring.depth)))
                 fused = fuse_scores(runs, weights / weights.sum(), width)

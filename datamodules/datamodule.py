@@ -13,14 +13,14 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from datamodules.batches import BatchSampler, ListBatches, ListSource, WeightedLists, dev_batch_size, fitting_batch_size
-from datamodules.caches import cached_embeddings, cached_tokens, precision_of
+from datamodules.caches import cached_embeddings, cached_tokens, embeddings_file
 from datamodules.corpus import Corpus, EvaluationSet, find_dataset, find_file, load_corpus, load_evaluation_set
 from datamodules.corpus_scores import CorpusScores, corpus_scores
 from datamodules.dev_lists import Part, choose_dev, why_none
 from datamodules.hidden_states import with_states
 from datamodules.leakage.guard import Guarded, LeakGuard
 from datamodules.leakage.overlap import find_overlap
-from datamodules.list_choice import about_file, by_type, chosen_lists, held_out_lists
+from datamodules.list_choice import about_file, by_type, chosen_lists, held_out_lists, say_where_lists_are_short
 from datamodules.normalization import confident, normalize_scores
 from datamodules.query_lists import QueryLists, open_query_lists
 from datamodules.specs import CorpusScoring, EvaluationSpec, ListFile, TrainFile, read_evaluation_specs, read_list_files
@@ -187,27 +187,13 @@ class QueryListDataModule(L.LightningDataModule):
                 f"leak guard (see above) and the choice of types and draw leave {left[0]} and {left[1]}. "
                 f"Take lists of queries that give no evaluation query away."
             )
-        self._say_where_lists_are_short([lists for _, _, lists in train])
+        say_where_lists_are_short([lists for _, _, lists in train], self.list_length)
         self.train_lists = [self._weighted(*part) for part in train if len(part[2])]
         self.dev_lists = [self._weighted(*part) for part in dev if len(part[2])]
         self.report["train_lists"] = sum(len(s.lists) for s in self.train_lists)
         self.report["dev_lists"] = sum(len(s.lists) for s in self.dev_lists)
         self.report["teachers"] = [s.lists.metadata.get("teacher") for s in self.train_lists]
         self.report["files"] = [about_file("train", *p) for p in train] + [about_file("dev", *p) for p in dev]
-
-    def _say_where_lists_are_short(self, train: Sequence[QueryLists]) -> None:
-        """Warn where no train list has ``list_length`` candidates: another length would then be the same run."""
-        lengths = np.concatenate([np.diff(lists.offsets) for lists in train])
-        if lengths.max() < self.list_length:
-            log.warning(
-                "data.list_length is %d, but the longest of %d train lists has %d candidates (median %d): all are used "
-                "whole, as with data.list_length=%d",
-                self.list_length,
-                len(lengths),
-                lengths.max(),
-                np.median(lengths),
-                lengths.max(),
-            )
 
     def train_dataloader(self) -> DataLoader:
         """One item is one batch of this rank."""
@@ -361,8 +347,8 @@ class QueryListDataModule(L.LightningDataModule):
             if self.corpus_scoring.encoder:
                 queries = [self._embeddings(s.lists.source.name, s.query_tokens) for _, s in of_corpus]
                 embeddings = np.concatenate(queries), self._embeddings(corpus.name, tokens)
-                with self._on_device():
-                    encoded_by = f"{self.encoder.fingerprint()} {precision_of(self.encoder)}"
+                encoded = tokens, *(s.query_tokens for _, s in of_corpus)
+                encoded_by = " ".join(self._embeddings_key(texts) for texts in encoded)
             texts = [s.lists.queries for _, s in of_corpus]
             found = corpus_scores(self.corpus_scoring, corpus, texts, embeddings, encoded_by, self.cache_dir)
             teachers |= {n: teacher for (n, _), teacher in zip(of_corpus, found, strict=True)}
@@ -381,6 +367,11 @@ class QueryListDataModule(L.LightningDataModule):
     def _embeddings(self, name: str, tokens: TokenizedTexts) -> np.ndarray:
         with self._on_device():
             return cached_embeddings(tokens, self.encoder, self.cache_dir, self.token_budget, f"encode {name}")
+
+    def _embeddings_key(self, tokens: TokenizedTexts) -> str:
+        with self._on_device():
+            file = embeddings_file(tokens, self.encoder, self.cache_dir, "float32", tokens.states is not None)
+            return file.parent.name
 
     def _started(self, tokens: TokenizedTexts, name: str) -> TokenizedTexts:
         """Let texts begin behind the frozen layers, where there are any."""

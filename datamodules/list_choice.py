@@ -1,5 +1,6 @@
 """Which lists of a file are taken: some query types, a seeded draw, an evaluation set of them; and the record of it."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from datamodules.corpus import Corpus, EvaluationSet, find_file
 from datamodules.query_lists import QueryLists, open_query_lists
 from datamodules.specs import ListFile
 from retriever.errors import InputError, choose
+
+log = logging.getLogger(__name__)
 
 
 def by_type(lists: QueryLists) -> tuple[list[str], np.ndarray]:
@@ -117,3 +120,18 @@ def about_file(part: str, spec: ListFile, corpus: Corpus, lists: QueryLists) -> 
         "candidates": [int(f(np.diff(lists.offsets))) for f in (np.min, np.median, np.max)] if len(lists) else [0] * 3,
         "teacher": lists.metadata.get("teacher"),
     }
+
+
+def say_where_lists_are_short(train: Sequence[QueryLists], list_length: int) -> None:
+    """Warn where no train list has ``list_length`` candidates: another length would then be the same run."""
+    lengths = np.concatenate([np.diff(lists.offsets) for lists in train])
+    if lengths.max() < list_length:
+        log.warning(
+            "data.list_length is %d, but the longest of %d train lists has %d candidates (median %d): all are used "
+            "whole, as with data.list_length=%d",
+            list_length,
+            len(lengths),
+            lengths.max(),
+            np.median(lengths),
+            lengths.max(),
+        )

@@ -16,9 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from datamodules.storage.files import read_json, write_json, write_text
 from experiments.adaptation.settings import LISTS, RUNS, AdaptSettings, are_written, arguments
-from experiments.adaptation.texts import corpus_folder
+from experiments.adaptation.texts import BEGUN, content_hash, corpus_folder
 from experiments.cli.arguments import check_added, say_what_is_kept
-from experiments.cli.errors import run_kindly
+from experiments.cli.errors import run_kindly, single
 from experiments.cli.quiet import quiet_imports
 from experiments.cli.targets import check_written
 from experiments.conf import CONF
@@ -28,7 +28,6 @@ from retriever.printable import printable
 from retriever.typed import read_top
 
 log = logging.getLogger(__name__)
-_STATED = "adapt.json"  # what a folder was begun with
 
 
 def plan_adaptation(config: DictConfig, choices: dict[str, str], typed: Sequence[str], folder: Path) -> AdaptSettings:
@@ -48,8 +47,9 @@ def plan_adaptation(config: DictConfig, choices: dict[str, str], typed: Sequence
         choose("objectives: an objective", name, sorted(p.stem for p in (CONF / "module").glob("[!_]*.yaml")))
     check_written(config, SPECS)
     stated = {k: v for k, v in OmegaConf.to_container(config, resolve=True).items() if k != "plan"}
-    if are_written(folder) and not asked.plan:
-        _require_same(folder, stated)
+    stated["content of the corpus"] = content_hash(asked.corpus, asked.data_dir)
+    if are_written(folder):
+        _say(_begun(folder, stated)["plan"])
         log.info("It goes on by the settings in %s", folder / "settings")
         return asked
     source = corpus_folder(asked.corpus, asked.text, folder / "corpus", asked.data_dir)
@@ -62,31 +62,39 @@ def plan_adaptation(config: DictConfig, choices: dict[str, str], typed: Sequence
         from experiments.adaptation.decide import decide, lines
         from experiments.adaptation.estimate import measure
         from experiments.adaptation.settings import write_experiments
-        from experiments.adaptation.survey import survey
+        from experiments.adaptation.survey import HUMAN, survey
 
     disable_progress_bar()
     found = survey(source, asked.split, asked.cache_dir)
     gpu = torch.cuda.is_available()
     encoder = instantiate(config.encoder).to("cuda" if gpu else "cpu").eval()
     plan = decide(asked, found, named, measure(encoder, found))
-    for subject, text in lines(plan, found, asked, encoder.name, folder).items():
-        print(printable(f"{subject:<12}{text}"))
-    sys.stdout.flush()
+    said = lines(plan, found, asked, encoder.name, folder)
+    _say(said)
     if not asked.plan:
-        write_json(folder / _STATED, stated)
+        human = found.split is not None or plan.decided.held_out == HUMAN
+        write_json(folder / BEGUN, {"stated": stated, "plan": said, "corpus": str(source), "human": human})
         write_experiments(folder, plan.decided, found, asked, (choices["encoder"], _changed(config, typed)), gpu)
     return asked
 
 
-def _require_same(folder: Path, stated: dict[str, Any]) -> None:
-    """Refuse to go on with other settings than those that a folder was begun with."""
-    before = read_json(folder / _STATED)
+def _say(plan: dict[str, str]) -> None:
+    for subject, text in plan.items():
+        print(printable(f"{subject:<12}{text}"))
+    sys.stdout.flush()
+
+
+def _begun(folder: Path, stated: dict[str, Any]) -> dict[str, Any]:
+    """What a folder was begun with; other settings or another corpus are refused."""
+    begun = read_json(folder / BEGUN)
     for key, value in stated.items():
-        if before.get(key) != value:
+        before = begun["stated"].get(key)
+        if before != value:
             raise InputError(
-                f"{folder} was begun with {key}={before.get(key)}; now {key} is {value}. Say the same to go on with "
-                "it, or name another folder: hydra.run.dir=…."
+                f"{folder} was begun with another {key} ({before}; now {value}). Say the same to go on with it, or "
+                "name another folder: hydra.run.dir=…."
             )
+    return begun
 
 
 def conclude(folder: Path, asked: AdaptSettings) -> None:
@@ -96,9 +104,8 @@ def conclude(folder: Path, asked: AdaptSettings) -> None:
     from experiments.comparison.tables import compare
 
     comparison = compare([folder / "runs"])
-    first = next(iter(comparison.groups.values()))[0]
-    human = not any(spec.lists for spec in first.specs.values())
-    said = verdict(comparison, asked.objectives, human)
+    begun = read_json(folder / BEGUN)
+    said = verdict(comparison, asked.objectives, begun["human"], Path(begun["corpus"]))
     files = write_report(comparison, folder, said)
     write_text(folder / "verdict.md", "\n\n".join(said) + "\n")
     print()
@@ -117,6 +124,7 @@ def _changed(config: DictConfig, typed: Sequence[str]) -> dict[str, Any]:
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="adapt")
+@single
 def application(config: DictConfig) -> None:
     """Plan; what follows is done by :func:`main`, outside of Hydra, for its parts are Hydra's applications."""
     state = HydraConfig.get()

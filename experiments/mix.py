@@ -98,7 +98,9 @@ def _config(folders: Sequence[Path]) -> "DictConfig":
     for folder in folders:
         if read_results(folder) is None or not (folder / "model").is_dir():
             raise InputError(f"{folder}: no finished run with an exported model (results.json, and the folder model).")
-        bases.add(read_json(folder / "environment.json").get("weights"))
+        config = read_run(folder)
+        # a seed draws adapters, which are among the weights that a run began with
+        bases.add(str(config.encoder) if config.encoder.lora else read_json(folder / "environment.json").get("weights"))
     if len(bases) > 1:
         raise InputError(f"These runs have {len(bases)} different base models; weights of one alone can be mixed.")
     config = read_run(folders[0])

@@ -103,7 +103,7 @@ def score_runs(
     if left_out:
         log.info(
             "%s: %d hits left out that have their query's id and are not judged relevant, as BEIR does: in ArguAna and "
-            "Quora they are the query itself, where ids are plain numbers chance, and no leak "
+            "Quora they are the query itself; where ids are plain numbers, this is chance, and no leak "
             "(evaluation.ignore_identical_ids=false keeps them)",
             data.name,
             left_out,

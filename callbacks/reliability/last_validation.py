@@ -8,7 +8,8 @@ import lightning as L
 class ValidateLastStep(L.Callback):
     """Have Lightning validate the last step of ``max_steps`` or ``max_epochs`` too, where no validation was due.
 
-    It does so by itself where something else asks to stop: early stopping, ``max_time``.
+    It does so by itself where something else asks to stop: early stopping, ``max_time``, with which every epoch must be
+    validated.
     """
 
     def on_train_batch_end(

@@ -54,6 +54,7 @@ def lock_beside(path: Path) -> Iterator[None]:
     Neither the lock nor a folder that has stayed empty is left.
     """
     lock = path.with_name(f".{path.name}.lock")
+    made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
         try:
@@ -61,7 +62,8 @@ def lock_beside(path: Path) -> Iterator[None]:
         finally:
             lock.unlink(missing_ok=True)
             with suppress(OSError):  # it is not empty
-                os.removedirs(path.parent)
+                for folder in made:  # the innermost first; another's stays
+                    folder.rmdir()
 
 
 def sync(path: Path) -> None:

@@ -12,8 +12,8 @@ from experiments.adaptation.survey import Survey, groups
 from retriever.errors import InputError
 
 _MOST_BATCH, _STEPS, _PASSES = 64, range(20, 101), 3
-_LEAST_QUERIES = 500
-_TRAIN = 0.9  # share of the lists
+_LEAST_QUERIES = 200
+_DEV = 0.1  # share of the lists, and that of those that are kept to evaluate on
 
 
 @dataclass(frozen=True)
@@ -49,20 +49,21 @@ def decide(asked: AdaptSettings, found: Survey, corpus: str, speed: Speed) -> Pl
         InputError: the least that makes sense takes longer than ``asked.minutes``.
     """
     for plan in _plans(asked, found, corpus, speed):
-        if asked.minutes is None or sum(plan.seconds.values()) <= 60 * asked.minutes:
+        if asked.minutes is None or RANGE[1] * sum(plan.seconds.values()) <= 60 * asked.minutes:
             return plan
-    least = sum(plan.seconds.values()) / 60
+    least = RANGE[1] * sum(plan.seconds.values()) / 60
     part, most = max(plan.seconds.items(), key=lambda item: item[1])
     raise InputError(
         f"minutes is {asked.minutes:g}; with {plan.work.queries:,} queries and {plan.work.steps} steps, this takes "
-        f"about {least:.1f} ({part}: {most / 60:.1f}). Give it more time, or take a smaller model (encoder=…), fewer "
-        "objectives or seeds, or a part of the corpus: python -m experiments.prepare cut --help."
+        f"up to {least:.1f} ({part}: about {most / 60:.1f}). Give it more time, or take a smaller model (encoder=…), "
+        "fewer objectives or seeds, or a part of the corpus: python -m experiments.prepare cut --help."
     )
 
 
 def _plans(asked: AdaptSettings, found: Survey, corpus: str, speed: Speed) -> Iterator[Plan]:
     """All that was asked for, then less and less."""
-    elsewhere = [name for name in asked.elsewhere if find_dataset(name, asked.data_dir) != found.folder]
+    # by name: two corpora of one name cannot be told apart in results
+    elsewhere = [name for name in asked.elsewhere if find_dataset(name, asked.data_dir).name != found.folder.name]
     passages = sum(len(_corpus(name, asked)) for name in elsewhere)
     whole = _plan(asked, found, corpus, speed, asked.queries, elsewhere, passages)
     yield whole
@@ -70,7 +71,7 @@ def _plans(asked: AdaptSettings, found: Survey, corpus: str, speed: Speed) -> It
     if elsewhere:
         cut = [f"{', '.join(elsewhere)} (what is lost elsewhere)"]
         yield replace(_plan(asked, found, corpus, speed, asked.queries, [], 0), cut=cut)
-    queries = asked.queries // 2
+    queries = min(asked.queries, sum(n for source, n in found.queries.items() if source != "judged")) // 2
     while queries >= _LEAST_QUERIES:
         plan = _plan(asked, found, corpus, speed, queries, [], 0)
         yield replace(plan, cut=[*cut, f"queries from {whole.work.queries:,} to {plan.work.queries:,}"])
@@ -88,7 +89,7 @@ def _plan(
 ) -> Plan:
     chosen = groups(found, most)
     queries = sum(options.get("limit", found.queries.get("judged", 0)) for options in chosen.values())
-    lists = _TRAIN * queries
+    lists = (1 - (_DEV if found.split else 2 * _DEV)) * queries
     batch = asked.batch_size or min(_MOST_BATCH, fitting_batch_size(round(lists)))
     steps = asked.steps or min(_STEPS[-1], max(_STEPS[0], round(_PASSES * lists / batch) // 4 * 4))
     decided = Decided(corpus, chosen, steps, batch, elsewhere)

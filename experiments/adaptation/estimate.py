@@ -83,7 +83,7 @@ def _rate(encoder: TextEncoder, texts: Sequence[str], kind: str) -> float:
         encode(encoder, encoder.tokenize(list(blocks[0][:2]), kind))  # the first call chooses kernels
         begin, count = time.perf_counter(), 0
         for block in blocks:
-            encode(encoder, encoder.tokenize(list(block), kind))
+            encode(encoder, encoder.tokenize(list(block), kind)).cpu()  # waits for a GPU
             count += len(block)
             if time.perf_counter() - begin > _MEASURED:
                 break

@@ -8,12 +8,11 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from datamodules.storage.files import write_text
-from experiments.adaptation.survey import Survey
+from experiments.adaptation.survey import HUMAN, Survey
 from retriever.errors import InputError, require_positive
 
 LISTS, RUNS = "lists", "objectives"  # names of the experiment files
 _CANDIDATES = 50
-_TEACHER = {"bm25": 0.5, "dense": 0.5}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +63,14 @@ class Decided:
     elsewhere: Sequence[str]
 
     @property
+    def held_out(self) -> str:
+        """The group whose test lists are measured on where there is no judged split for that.
+
+        That is people's queries, or sentences: a title is part of what it is to find.
+        """
+        return HUMAN if HUMAN in self.groups else list(self.groups)[-1]
+
+    @property
     def every(self) -> int:
         """Steps from one validation to the next."""
         return max(1, self.steps // 4)
@@ -92,7 +99,7 @@ def write_experiments(
         "queries": {group: dict(options) for group, options in decided.groups.items()},
         "output": str(folder / "lists"),
         "unknown_qrels": "keep",
-        "mine": {"candidates": _CANDIDATES, "fusion": "score", "weights": _TEACHER},
+        "mine": {"candidates": _CANDIDATES, "fusion": "score"},
         "filter": {"keep": None},
         "split": {
             "evaluation": [{"path": decided.corpus, "split": found.split}] if found.split else [],
@@ -107,7 +114,7 @@ def write_experiments(
     if found.split:
         sets = [{"path": decided.corpus, "split": found.split}]
     else:
-        group = list(decided.groups)[-1]  # sentences, where there are any: titles stand in what they are to find
+        group = decided.held_out
         sets = [{"path": decided.corpus, "lists": made(group, "test")["path"], "name": f"{here}-{group}"}]
     runs = {
         "defaults": [

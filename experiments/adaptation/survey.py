@@ -8,9 +8,11 @@ from typing import Any
 from datamodules.corpus import Corpus, load_corpus, load_evaluation_set
 from datamodules.corpus.qrels import qrels_splits
 from datamodules.pipeline.free_queries import sentences
+from datamodules.text.words import count_words
 from retriever.errors import InputError, choose
 
 log = logging.getLogger(__name__)
+HUMAN = "human"  # the group of people's queries
 _LOOKED_AT = 1000  # passages
 _TITLED = 0.5  # share of passages with a title, from which titles are queries
 
@@ -61,7 +63,7 @@ def _sources(folder: Path, corpus: Corpus, measured: str | None, splits: list[st
     step = max(1, len(corpus) // _LOOKED_AT)
     rows = range(0, len(corpus), step)
     titles, texts = (column.take(list(rows)).to_pylist() for column in (corpus.titles, corpus.texts))
-    titled = {title.strip() for title in titles if len(title.split()) > 1}
+    titled = {title.strip() for title in titles if count_words(title) > 1}
     cut = sum(len(sentences(text)) for text in texts)
     found: dict[str, int] = {}
     if "train" in splits and measured != "train":
@@ -87,7 +89,7 @@ def groups(found: Survey, most: int) -> dict[str, dict[str, Any]]:
         found: by :func:`survey`.
         most: queries in all, but for human ones.
     """
-    names = {"judged": "human", "titles": "title", "sentences": "sentence"}
+    names = {"judged": HUMAN, "titles": "title", "sentences": "sentence"}
     left, chosen = most, {}
     free = [source for source in found.queries if source != "judged"]
     for number, source in enumerate(sorted(free, key=lambda source: found.queries[source])):

@@ -1,24 +1,30 @@
 """A corpus in BEIR's layout from whatever holds texts: a table, JSON Lines, or a folder of plain text files."""
 
+import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from datamodules.corpus import find_dataset
+from datamodules.corpus import corpus_files, find_dataset
 from datamodules.formats.records import IDS, TEXTS, find_records, records
 from datamodules.storage.files import atomic_path, is_file, is_folder, open_text, text_errors
+from datamodules.text.words import count_words
 from retriever.errors import InputError, choose, shown
+from retriever.hashing import file_sha256
 
+BEGUN = "adapt.json"  # in a folder: what its adaptation was begun with
 _PLAIN = (".txt", ".md")
 _WORDS = 150  # of a passage, at most, where a plain file holds more; an encoder reads some 200
+_LONG = re.compile(r".{1,59}[。！？]|.{1,60}")  # what has no blank for long, as Chinese text, is cut behind full stops
 
 
 def corpus_folder(source: str, text: str | None, into: Path, data_dir: str) -> Path:
     """Find a corpus in BEIR's layout, or write one from texts.
 
-    A table's other columns ``title`` and ``_id`` (or ``id``) are read where they are there; without ids, the number of
-    the line is one. Plain files are cut at blank lines into passages of at most 150 words; their title is the file's
-    name.
+    A table's other columns ``title`` and ``_id`` (or ``id``) are read where they are there; a line without an id is
+    called by its number, #7. Plain files are cut at blank lines into passages of at most 150 words; their title is the
+    file's name.
 
     Args:
         source: a folder in BEIR's layout or the name of a data set; a file of texts; or a folder of .txt and .md files.
@@ -33,7 +39,7 @@ def corpus_folder(source: str, text: str | None, into: Path, data_dir: str) -> P
     if is_file(path):
         return _written(into / path.name.partition(".")[0], _of_table(path, text))
     if is_folder(path) and not find_records(path, "corpus"):
-        files = sorted(p for p in path.rglob("*") if p.suffix in _PLAIN and is_file(p))
+        files = _plain_files(path)
         if not files:
             raise InputError(
                 f"{path}: neither corpus.jsonl (or .parquet, .csv, .tsv) nor .txt or .md files in it. Name a folder "
@@ -41,6 +47,32 @@ def corpus_folder(source: str, text: str | None, into: Path, data_dir: str) -> P
             )
         return _written(into / path.absolute().name, _of_plain(path, files))
     return find_dataset(source, data_dir)
+
+
+def content_hash(source: str, data_dir: str) -> str:
+    """Hash all that an adaptation to ``source`` depends on: its texts, queries and judgements.
+
+    Args:
+        source: as for :func:`corpus_folder`.
+        data_dir: likewise.
+    """
+    path = Path(source)
+    if is_file(path):
+        files = [path]
+    elif is_folder(path) and not find_records(path, "corpus"):
+        files = _plain_files(path)
+    else:
+        folder = find_dataset(source, data_dir)
+        files = [*corpus_files(folder), *find_records(folder, "queries"), *sorted((folder / "qrels").glob("*.tsv*"))]
+    digests = (f"{file.name} {file_sha256(file)}\n" for file in files)
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _plain_files(folder: Path) -> list[Path]:
+    """Text files, but for those that an adaptation wrote in the same folder."""
+    written = {path.parent for path in folder.rglob(BEGUN)}
+    plain = (path for path in folder.rglob("*") if path.suffix in _PLAIN and is_file(path))
+    return sorted(path for path in plain if not written & set(path.parents))
 
 
 def _of_table(path: Path, text: str | None) -> Iterator[dict[str, str]]:
@@ -55,7 +87,7 @@ def _of_table(path: Path, text: str | None) -> Iterator[dict[str, str]]:
         found = record[column]
         if not isinstance(found, str):
             raise InputError(f"{path}:{number}: {column} is {shown(found)}; expected a text.")
-        passage_id = next((record[name] for name in IDS if record.get(name) not in (None, "")), number)
+        passage_id = next((record[name] for name in IDS if record.get(name) not in (None, "")), f"#{number}")
         yield {"_id": str(passage_id), "title": str(record.get("title") or ""), "text": found}
 
 
@@ -71,14 +103,22 @@ def _of_plain(folder: Path, files: list[Path]) -> Iterator[dict[str, str]]:
 def _passages(text: str) -> list[str]:
     """Paragraphs, put together up to so many words; a longer one is cut."""
     passages: list[list[str]] = [[]]
+    size = 0.0
+
+    def begin_where_too_long(words: float) -> None:
+        nonlocal size
+        if passages[-1] and size + words > _WORDS:
+            passages.append([])
+            size = 0
+
     for paragraph in text.split("\n\n"):
-        words = paragraph.split()
-        for start in range(0, len(words), _WORDS):
-            part = words[start : start + _WORDS]
-            if len(passages[-1]) + len(part) > _WORDS:
-                passages.append([])
-            passages[-1] += part
-    return [" ".join(words) for words in passages if words]
+        pieces = [(piece, count_words(piece)) for word in paragraph.split() for piece in _LONG.findall(word)]
+        begin_where_too_long(sum(words for _, words in pieces))
+        for piece, words in pieces:
+            begin_where_too_long(words)
+            passages[-1].append(piece)
+            size += words
+    return [" ".join(pieces) for pieces in passages if pieces]
 
 
 def _written(folder: Path, passages: Iterator[dict[str, str]]) -> Path:

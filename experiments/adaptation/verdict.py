@@ -1,21 +1,23 @@
 """What came of an adaptation, in words: whether the tuned model is better here, how sure that is, and what it costs."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from callbacks.reporting.statistics import PairedTest
 from experiments.comparison.measured import BASE
+from experiments.comparison.runs import Run
 from experiments.comparison.tables import Arm, Comparison, Table
 
 _SURE = 0.05  # corrected p-value
 
 
-def verdict(comparison: Comparison, objectives: Sequence[str], human: bool) -> list[str]:
+def verdict(comparison: Comparison, objectives: Sequence[str], human: bool, corpus: Path) -> list[str]:
     """Say what a comparison found.
 
     Args:
         comparison: of the runs.
         objectives: names of the arms, the one that is recommended first.
         human: whether the queries are people's.
+        corpus: the folder of the corpus.
 
     Returns:
         Sentences, the most important first.
@@ -24,45 +26,56 @@ def verdict(comparison: Comparison, objectives: Sequence[str], human: bool) -> l
     arms = {arm.name: arm for arm in table.arms}
     base = arms[BASE]
     better = [arms[name] for name in objectives if name in arms and _is_better(arms[name])]
-    said = []
     shown = better[0] if better else arms[objectives[0]]
     figures = _figures(base, shown, table, human) if any(shown.steps) else "its dev lists kept the base model."
+    on = "on this corpus" if human else "at made-up queries of this corpus"
+    said = []
     if better:
-        said.append(f"Take {shown.name}: on this corpus it is better than the base model. {figures}")
+        run = max(comparison.groups[shown.name], key=_by_dev)
+        said.append(f"Take {shown.name}: {on} it is better than the base model. {figures}")
         said.append(
-            f"The model: {comparison.groups[shown.name][0].folder / 'model'}. It encodes queries; passages keep the "
-            "base model's embeddings, so an index of these stays as it is."
+            f"The model: {run.folder / 'model'}. It encodes queries; passages keep the base model's embeddings, so an "
+            "index of these stays as it is."
         )
+        if len(shown.seeds) > 1:
+            said.append(f"Figures are means over {len(shown.seeds)} seeds; this is the one that dev lists prefer.")
     else:
-        said.append(f"Keep the base model: no run is better on this corpus beyond chance. {shown.name}: {figures}")
+        said.append(f"Keep the base model: {on} no run is better beyond chance. {shown.name}: {figures}")
     others = [arm for arm in table.arms if arm.difference is not None and arm is not shown]
-    said += [f"{arm.name}: {_difference(arm.difference)}, p {arm.p_holm:.3f}{_word(arm)}." for arm in others]
+    said += [f"{arm.name}: {_difference(arm)}{_word(arm)}." for arm in others]
     said += _elsewhere(comparison, shown.name)
     said.append(
-        "Intervals are 95%; p-values are of a paired randomisation test, corrected over "
-        f"{table.comparisons} runs (Holm)."
+        "Intervals are 95%; p-values are of a paired randomisation test over queries, corrected over the "
+        f"{table.comparisons} objectives (Holm). Of several that are better, the first of your list is named."
     )
     if not human:
         said.append(
-            "These queries are not people's: each was cut from a passage, and that passage alone counts as right. A "
-            "model that is better at them need not be better at questions. Judge some fifty real queries "
-            "(queries.jsonl, qrels/test.tsv) and run the same command before you rely on it."
+            "These queries are not people's: each was cut from a passage, and that passage alone counts as right. "
+            "Sentences of one passage count as independent, so p is a little too small, and a model that is better at "
+            "them need not be better at questions. Judge some fifty real queries: put queries.jsonl and qrels/test.tsv "
+            f"beside {corpus / 'corpus.jsonl'}, and adapt to that folder again, before you rely on it."
         )
     return said
 
 
 def _home(comparison: Comparison) -> Table:
-    """The table of the corpus itself; where it has several sets, their average."""
+    """The table of the corpus itself, which the runs were trained on."""
     run = next(iter(comparison.groups.values()))[0]
-    home = [name for name in comparison.tables if run.is_home(name)]
-    if len(home) == 1:
-        return comparison.tables[home[0]]
-    return max((comparison.tables[name] for name in home), key=lambda table: table.queries)
+    return next(table for name, table in comparison.tables.items() if run.is_home(name))
 
 
 def _elsewhere(comparison: Comparison, name: str) -> list[str]:
-    rows = [row for row in comparison.forgetting if row.name == name and row.loss is not None]
-    return [f"Elsewhere ({', '.join(row.abroad)}): {_difference(row.loss)}, p {row.loss_p:.3f}." for row in rows]
+    run = comparison.groups[name][0]
+    abroad = {title: table for title, table in comparison.tables.items() if not run.is_home(title)}
+    found = [(title, arm) for title, table in abroad.items() for arm in table.arms if arm.name == name]
+    return [f"Elsewhere ({title}): {_difference(arm)}." for title, arm in found]
+
+
+def _by_dev(run: Run) -> tuple[bool, float]:
+    """Whether a run's step was chosen over the base model, and how good its dev criterion is."""
+    value = run.results.get("criterion_value") or 0.0
+    sign = 1 if run.config.get("criterion_mode") == "max" else -1
+    return run.results["steps"]["best"] > 0, sign * value
 
 
 def _is_better(arm: Arm) -> bool:
@@ -77,9 +90,10 @@ def _word(arm: Arm) -> str:
 
 def _figures(base: Arm, arm: Arm, table: Table, human: bool) -> str:
     queries = f"{table.queries:,} {'human' if human else 'made-up'} queries"
-    return f"nDCG@10 {base.ndcg:.4f} → {arm.ndcg:.4f} on {queries}: {_difference(arm.difference)}, p {arm.p_holm:.3f}."
+    return f"nDCG@10 {base.ndcg:.4f} → {arm.ndcg:.4f} on {queries}: {_difference(arm)}."
 
 
-def _difference(test: PairedTest | None) -> str:
+def _difference(arm: Arm) -> str:
+    test = arm.difference
     assert test is not None  # asked for arms that have one
-    return f"{test.mean:+.4f} [{test.low:+.4f}, {test.high:+.4f}]"
+    return f"{test.mean:+.4f} [{test.low:+.4f}, {test.high:+.4f}], p {arm.p_holm:.3f}"

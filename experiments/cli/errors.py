@@ -23,6 +23,7 @@ from callbacks.reliability.termination import terminate_gracefully
 from datamodules.storage.files import disk_full, is_disk_full
 from experiments.cli.arguments import OF_ANY_NAME
 from experiments.cli.rerun import NAME
+from experiments.cli.shared_run_dir import FRESH
 from experiments.conf import CONF
 from retriever.errors import InputError, causes, did_you_mean
 from retriever.printable import printable
@@ -68,8 +69,8 @@ def single(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
             if hydra.mode == RunMode.MULTIRUN:
                 raise
             folder = Path(hydra.runtime.output_dir)
-            names = {path.name for path in folder.glob("*")}
-            if is_for_users(error) and ".hydra" in names and names <= {".hydra", f"{hydra.job.name}.log"}:
+            made = str(folder) in FRESH and {p.name for p in folder.glob("*")} <= {".hydra", f"{hydra.job.name}.log"}
+            if is_for_users(error) and made:
                 shutil.rmtree(folder, ignore_errors=True)
             _end_kindly(error)
 

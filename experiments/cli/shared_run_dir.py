@@ -6,9 +6,11 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, read_write
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from experiments.cli.ranks import broadcast_from_rank_zero, number_of_process
+
+FRESH: set[str] = set()  # folders that were not there before this process
 
 
 class SharedRunDir(Callback):
@@ -17,6 +19,8 @@ class SharedRunDir(Callback):
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """A single run."""
         folder, number = _first_ranks(config, "run")
+        if not Path(folder).exists():
+            FRESH.add(folder)
         with read_write(config.hydra):
             config.hydra.run.dir = folder
             if number > 0:
@@ -36,7 +40,7 @@ class SharedRunDir(Callback):
 def _first_ranks(config: DictConfig, kind: str) -> tuple[str, int]:
     """The first rank's folder for this one's, and this process's number among those that asked."""
     HydraConfig.instance().set_config(config)  # the folder's name may refer to it
-    folder, num_nodes = config.hydra[kind].dir, config.trainer.get("num_nodes") or 1
+    folder, num_nodes = config.hydra[kind].dir, OmegaConf.select(config, "trainer.num_nodes") or 1
     if not folder:  # as it is, the one that the command is typed in would be filled
         sys.exit(f"error: hydra.{kind}.dir is empty; name the folder of the {kind}, or leave it out.")
     own = str(Path(folder).absolute())

@@ -35,6 +35,7 @@ from datamodules.pipeline.stages.score import Score
 from datamodules.pipeline.stages.split import Split
 from datamodules.pipeline.stages.stage import Output, Shard, Stage, find_output, run_stage
 from datamodules.pipeline.stages.student import Student
+from datamodules.storage.parquet import read_parquet
 from experiments.cli.signatures import of_object
 from experiments.cli.targets import check_arguments, check_settings
 from experiments.preparation.settings import OF_STAGES, STAGES, JudgedSplit, PrepareSettings
@@ -217,7 +218,7 @@ class Pipeline:
             test_fraction=options.test_fraction,
             guards=guards,
             judged=list(self.judged_groups()),
-            judgements=self._judgements,
+            judgements=[*self._judgements, *self._copies(options.test_fraction)],
             jaccard=options.leak_jaccard,
             cosine=options.leak_cosine,
             encoder=self._encoder if options.leak_cosine else None,
@@ -237,6 +238,14 @@ class Pipeline:
             _, judged = load_qrels(self._folder, split)
             found += [sorted(p for p, (grade, _) in passages.items() if grade > 0) for passages in judged.values()]
         return found
+
+    def _copies(self, test_fraction: float) -> list[list[str]]:
+        """Passages that say the same, which no test list may have in common with a train list."""
+        deduplicated = self.outputs.get("deduplicate")
+        if not test_fraction or deduplicated is None or not deduplicated.manifest.get("counts"):
+            return []
+        removed = read_parquet(deduplicated.file("removed.parquet")).to_pylist()
+        return [[row["passage_id"], row["kept_id"]] for row in removed if row["kept_id"]]
 
     def _retriever(self, name: str) -> Searcher:
         options = self.config.mine.retrievers[name]

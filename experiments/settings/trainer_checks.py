@@ -68,6 +68,11 @@ def check_trainer(trainer: DictConfig, patience: int | None, resumable: bool = T
         _check_share(name, settings.get(name), null)
     for name in ("val_check_interval", "max_time"):
         _check_duration(name, settings.get(name))
+    if settings.get("max_time") is not None and (settings.get("check_val_every_n_epoch") or 1) > 1:
+        raise InputError(
+            f"trainer.check_val_every_n_epoch is {settings['check_val_every_n_epoch']}, and trainer.max_time may end "
+            "the run in an epoch that is not validated: its last step would be lost. Validate every epoch."
+        )
     if settings.get("precision") not in _PRECISIONS:
         raise InputError(
             f"trainer.precision is {settings['precision']!r}; weights, scores and losses are float32 here: take "

@@ -8,9 +8,12 @@ import time
 import pytest
 from omegaconf import OmegaConf
 
+from datamodules.query_lists import read_query_lists
 from helpers.processes import end, run_in, start
 
 pytestmark = pytest.mark.slow
+
+PARTS = ("train", "dev", "test")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,7 @@ def test_one_command_goes_from_a_folder_to_a_page(adapted):
     said = (folder / "verdict.md").read_text().split("\n\n")
     assert re.match("Take |Keep the base model", said[0]) and said[0] in output
     page = (folder / "comparison.html").read_text()
-    assert said[0].replace("→", "→") in page.replace("&#39;", "'").replace("&gt;", ">")
+    assert said[0] in page.replace("&#39;", "'").replace("&gt;", ">")
 
 
 def test_its_parts_are_commands_that_run_alone(adapted):
@@ -63,7 +66,7 @@ def test_its_parts_are_commands_that_run_alone(adapted):
 
 def test_a_folder_that_was_begun_otherwise_is_refused(typed, adapted, tmp_path):
     output = adapt(tmp_path, *typed[1], f"hydra.run.dir={adapted[0]}", "queries=160", status=2)
-    assert "was begun with queries=150; now queries is 160" in output
+    assert "was begun with another queries (150; now 160)" in output
 
 
 def test_a_plan_says_what_would_be_done_and_does_nothing(typed, tmp_path):
@@ -77,11 +80,21 @@ def test_a_corpus_without_human_queries_is_measured_on_lists_that_are_held_out(t
     _, [_, *words] = typed
     (tmp_path / "texts").mkdir()
     shutil.copy(small_scifact / "corpus.jsonl", tmp_path / "texts")
-    output = adapt(tmp_path, f"corpus={tmp_path / 'texts'}", *words, f"hydra.run.dir={tmp_path / 'out'}")
+    more = [f"elsewhere=[{small_scifact}]", "seeds=[1,2]", "objectives=[distillation_corpus]"]
+    typed = [f"corpus={tmp_path / 'texts'}", *words, *more, f"hydra.run.dir={tmp_path / 'out'}"]
+    output = adapt(tmp_path, *typed)
     assert "made-up queries that are kept out of training" in output and "These queries are not people's" in output
+    assert "Elsewhere (small): " in output
     settings = OmegaConf.load(tmp_path / "out" / "settings" / "exp" / "objectives.yaml")
     assert settings.evaluation.datasets[0].lists.endswith("sentence.test.parquet")
-    assert all(list(sets) == ["texts-sentence"] for sets in results(tmp_path / "out").values())
+    assert all(list(sets) == ["texts-sentence", "small"] for sets in results(tmp_path / "out").values())
+    assert len(list(tmp_path.glob("out/runs/*/results.json"))) == 2
+    kept = {part: list(read_query_lists(tmp_path / "out" / "lists" / f"sentence.{part}.parquet")) for part in PARTS}
+    sources = {part: {passage for found in lists for passage in found.positive_ids} for part, lists in kept.items()}
+    assert kept["test"] and not sources["test"] & (sources["train"] | sources["dev"])
+    with (tmp_path / "texts" / "corpus.jsonl").open("a") as file:
+        file.write('{"_id": "new", "text": "A new passage."}\n')
+    assert "was begun with another content of the corpus" in adapt(tmp_path, *typed, status=2)
 
 
 def test_after_a_kill_the_same_command_goes_on_to_the_same_figures(typed, adapted, tmp_path):

@@ -73,8 +73,7 @@ def test_a_mixture_is_evaluated_as_a_run_whose_query_side_was_trained(runs, tmp_
         config = compose("evaluate", as_overrides([*typed, f"output_dir={tmp_path}"]))
     of_run, of_mix = (json.loads((f / "results.json").read_text()) for f in evaluate(config, tmp_path / "table"))
     assert of_mix["name"] == f"mix of {of_run['name']}"
-    if share == 1:  # with the base model's passages, as the run
-        assert of_mix["datasets"] == of_run["datasets"]
+    assert share == 1 and of_mix["datasets"] == of_run["datasets"]  # with the base model's passages, as the run
 
 
 def test_what_cannot_be_mixed_is_refused(runs, tmp_path, capsys):

@@ -53,6 +53,11 @@ def test_a_wrong_setting_is_named_before_anything_is_loaded(small_run, override)
         check(config)
 
 
+def test_where_time_ends_a_run_every_epoch_is_validated(small_run):
+    with pytest.raises(InputError, match=r"check_val_every_n_epoch is 2, .* its last step would be lost"):
+        check(config_of(*small_run, "+trainer.max_time=00:00:00:05", "trainer.check_val_every_n_epoch=2"))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_named(small_run):
     with pytest.raises(InputError, match="torch finds no GPU on this machine"):

@@ -1,6 +1,7 @@
 """Adapting to a folder of texts: reading it, what it offers, what is decided, and what is said at the end."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ from experiments.adaptation.decide import decide, lines
 from experiments.adaptation.estimate import Speed, measure
 from experiments.adaptation.settings import AdaptSettings
 from experiments.adaptation.survey import groups, survey
-from experiments.adaptation.texts import corpus_folder
+from experiments.adaptation.texts import content_hash, corpus_folder
 from experiments.adaptation.verdict import verdict
-from experiments.comparison.tables import Arm, Comparison, HomeAndAbroad, Table
+from experiments.comparison.tables import Arm, Comparison, Table
 from retriever.errors import InputError
 
+TEXTS = Path("texts")
 ROWS = [{"title": "Wings", "body": "A wing lifts."}, {"title": "", "body": "Flow, turbulent."}]
 
 
@@ -42,10 +44,7 @@ def test_texts_of_a_table_become_a_corpus(kind, tmp_path):
     folder = corpus_folder(str(path), None, tmp_path / "made", "data")
     assert folder == tmp_path / "made" / "texts"
     first = 2 if kind in ("csv", "tsv") else 1
-    assert passages(folder) == [
-        (str(first), "Wings", "A wing lifts."),
-        (str(first + 1), "", "Flow, turbulent."),
-    ]
+    assert passages(folder) == [(f"#{first}", "Wings", "A wing lifts."), (f"#{first + 1}", "", "Flow, turbulent.")]
 
 
 def test_the_column_of_the_texts_may_be_named(tmp_path):
@@ -73,9 +72,31 @@ def test_plain_files_are_cut_at_blank_lines_and_by_length(tmp_path):
         ("long_note.txt#2", "long note", " ".join([*words[150:], "The end of it."])),
         ("more/short.md#1", "short", "One. Two."),
     ]
+    (folder / "empty.txt").write_text("翼" * 20 + "。" + "流" * 700)
+    cut = [text for passage_id, _, text in passages(corpus_folder(str(folder), None, tmp_path / "made", "data"))
+           if passage_id.startswith("empty")]  # fmt: skip
+    assert len(cut) == 3 and cut[0].startswith("翼" * 20 + "。 流") and "".join(cut).count("流") == 700
+    (folder / "outputs" / "deep").mkdir(parents=True)
+    for name in ("adapt.json", "verdict.md", "deep/card.md"):  # of an earlier adaptation
+        (folder / "outputs" / name).write_text("Not a text.")
+    again = passages(corpus_folder(str(folder), None, tmp_path / "made", "data"))
+    assert {name.partition("#")[0] for name, _, _ in again} == {"empty.txt", "long_note.txt", "more/short.md"}
     (folder / "damaged.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match=r"damaged.txt:1"):
         corpus_folder(str(folder), None, tmp_path / "made", "data")
+
+
+def test_what_an_adaptation_depends_on_is_hashed(tmp_path, small_scifact):
+    folder = tmp_path / "mine"
+    shutil.copytree(small_scifact, folder, ignore=shutil.ignore_patterns("lists"))
+    before = content_hash(str(folder), "data")
+    assert content_hash(str(folder), "data") == before
+    (folder / "qrels" / "test.tsv").open("a").write("1\t2\t1\n")
+    assert content_hash(str(folder), "data") != before
+    (tmp_path / "one.txt").write_text("A wing lifts.")
+    texts = content_hash(str(tmp_path / "one.txt"), "data")
+    (tmp_path / "one.txt").write_text("A wing falls.")
+    assert content_hash(str(tmp_path / "one.txt"), "data") != texts
 
 
 def test_a_folder_without_texts_is_refused(tmp_path):
@@ -138,13 +159,13 @@ def test_where_time_is_short_less_is_done_and_said(small_scifact, tmp_path):
     whole = decide(asked(**cache), found, "x", FAST)
     assert whole.decided.elsewhere == ["cranfield"] and whole.work.elsewhere == 1400 and not whole.cut
     minutes = sum(whole.seconds.values()) / 60
-    home = decide(asked(minutes=minutes - 0.1, **cache), found, "x", FAST)
+    home = decide(asked(minutes=1.5 * minutes - 0.1, **cache), found, "x", FAST)
     assert home.decided.elsewhere == [] and "cranfield" in home.cut[0] and home.work.queries == whole.work.queries
     slow = Speed(passages=100, queries=30)
     seconds = sum(decide(asked(**cache), found, "x", slow).seconds.values())
-    less = decide(asked(minutes=0.7 * seconds / 60, **cache), found, "x", slow)
-    assert less.work.queries < whole.work.queries and sum(less.seconds.values()) < 0.7 * seconds
-    said = lines(less, found, asked(minutes=0.7 * seconds / 60), "a model", tmp_path)
+    less = decide(asked(minutes=seconds / 60, **cache), found, "x", slow)  # and may take 1.5 times the estimate
+    assert less.work.queries < whole.work.queries and 1.5 * sum(less.seconds.values()) < seconds
+    said = lines(less, found, asked(minutes=seconds / 60), "a model", tmp_path)
     assert f"to {less.work.queries:,}" in said["left out"] and "20 human queries (test)" in said["measured on"]
     with pytest.raises(InputError, match=r"minutes is 0\.01; .* Give it more time"):
         decide(asked(minutes=0.01, **cache), found, "x", slow)
@@ -153,7 +174,7 @@ def test_where_time_is_short_less_is_done_and_said(small_scifact, tmp_path):
 def test_the_measured_speed_is_that_of_the_encoder(tiny_encoder, small_scifact, tmp_path):
     found = survey(small_scifact, None, str(tmp_path))
     speed = measure(tiny_encoder, found)
-    assert 0 < speed.passages < speed.queries  # sentences are shorter
+    assert speed.passages > 0 and speed.queries > 0
 
 
 @pytest.mark.parametrize(
@@ -177,20 +198,29 @@ def compared(values, abroad=None, step=50):
     class Run:
         folder = Path("runs/first")
 
+        results = {"steps": {"best": step}, "criterion_value": 1.0}  # noqa: RUF012
+        config = {"criterion_mode": "min"}  # noqa: RUF012
+
         def is_home(self, name):
             return name == "mine"
 
     loss = paired_test([np.full((1, 50), 0.4)], [np.full((1, 50), 0.5)], resamples=100)
+    tables = {"mine": Table("mine", 200, None, len(values), arms)}
+    if abroad:
+        tables["other"] = Table("other", 50, None, 1, [Arm(name, [1], 0.4, loss, 0.01) for name in values])
     return Comparison(
         which="best", base="base", groups={name: [Run()] for name in values}, measured={},
-        tables={"mine": Table("mine", 200, None, len(values), arms), "other": Table("other", 900, None, 1, arms)},
-        clean={}, average=None, clean_average=None, unfinished=[],
-        forgetting=[HomeAndAbroad(n, ["mine"], ["other"], loss, 1.0, loss, 0.01) for n in values] if abroad else [],
+        tables=tables, clean={}, average=None, clean_average=None, unfinished=[], forgetting=[],
     )  # fmt: skip
 
 
 def test_a_gain_is_recommended_with_its_price():
-    said = verdict(compared({"ours": 0.03, "conventional": -0.03}, abroad=True), ["ours", "conventional"], human=True)
+    said = verdict(
+        compared({"ours": 0.03, "conventional": -0.03}, abroad=True),
+        ["ours", "conventional"],
+        human=True,
+        corpus=Path("texts"),
+    )
     assert said[0].startswith("Take ours: on this corpus it is better") and "on 200 human queries: +0.0" in said[0]
     assert "runs/first/model" in said[1] and "index" in said[1]
     assert said[2].startswith("conventional: -0.0") and said[2].endswith("(worse than the base model).")
@@ -199,13 +229,39 @@ def test_a_gain_is_recommended_with_its_price():
 
 
 def test_without_a_gain_the_base_model_is_kept():
-    said = verdict(compared({"ours": 0.0, "conventional": -0.03}), ["ours", "conventional"], human=False)
+    said = verdict(
+        compared({"ours": 0.0, "conventional": -0.03}), ["ours", "conventional"], human=False, corpus=Path("texts")
+    )
     assert said[0].startswith("Keep the base model") and "made-up queries" in said[0]
-    assert "not people's" in said[-1] and "qrels/test.tsv" in said[-1]
-    kept = verdict(compared({"ours": 0.0}, step=0), ["ours"], human=True)
+    assert "not people's" in said[-1] and "qrels/test.tsv beside texts/corpus.jsonl" in said[-1]
+    kept = verdict(compared({"ours": 0.0}, step=0), ["ours"], True, TEXTS)
     assert kept[0].endswith("ours: its dev lists kept the base model.")
 
 
+def test_a_loss_elsewhere_is_said_of_made_up_queries_too():
+    said = verdict(compared({"ours": 0.03}, abroad=True), ["ours"], False, TEXTS)
+    assert said[0].startswith("Take ours: at made-up queries of this corpus")
+    assert said[2].startswith("Elsewhere (other): -0.1000")
+
+
+def test_of_several_seeds_the_model_is_named_that_dev_lists_prefer():
+    comparison = compared({"ours": 0.03})
+    [run] = comparison.groups["ours"]
+
+    class Other(type(run)):
+        folder = Path("runs/second")
+        results = {"steps": {"best": 25}, "criterion_value": 0.5}  # noqa: RUF012
+
+    class OfBase(type(run)):
+        folder = Path("runs/third")
+        results = {"steps": {"best": 0}, "criterion_value": 0.1}  # noqa: RUF012
+
+    comparison.groups["ours"] += [Other(), OfBase()]
+    assert "runs/second/model" in verdict(comparison, ["ours"], True, TEXTS)[1]
+
+
 def test_another_objective_that_gains_is_named_where_the_first_does_not():
-    said = verdict(compared({"ours": 0.0, "conventional": 0.03}), ["ours", "conventional"], human=True)
+    said = verdict(
+        compared({"ours": 0.0, "conventional": 0.03}), ["ours", "conventional"], human=True, corpus=Path("texts")
+    )
     assert said[0].startswith("Take conventional")

@@ -5,11 +5,13 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import lightning as L
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
+from datamodules import QueryListDataModule
 from datamodules.batches import Draw, ListBatches, ListSource
 from datamodules.corpus import Corpus
 from datamodules.corpus_scores import CorpusScores, corpus_scores
@@ -17,6 +19,7 @@ from datamodules.hits import Hits, bm25_search
 from datamodules.query_lists import QueryLists
 from datamodules.specs import CorpusScoring
 from retriever.batch import BatchNeeds, EncodedBatch
+from retriever.encoder.text_encoder import TextEncoder
 from retriever.encoder.tokens import TokenizedTexts
 from retriever.errors import InputError
 from retriever.losses import corpus as losses
@@ -307,3 +310,25 @@ def test_where_passages_learn_every_pair_of_the_batch_has_a_score(tmp_path):
     made = ListBatches([source], 2, "top", needs)[Draw(PLACES, (1, 0, 0, 0))]
     assert made.passage_keys.tolist() == [0, 1, 2, 3, 4, 5] and len(made.passages) == 6
     np.testing.assert_array_equal(made.all_scores, source.corpus_scores(np.arange(3), np.arange(6)))
+
+
+def test_the_teacher_that_is_kept_is_that_of_the_encoder_in_all_its_settings(
+    tiny_model, small_scifact, small_lists, tmp_path
+):
+    """Prompts and lengths change what the encoder scores, though not its weights."""
+
+    def teacher(cache, **spec):
+        encoder = TextEncoder.from_pretrained(str(tiny_model), pooling="mean", **spec)
+        files = [{"path": str(small_lists), "corpus": str(small_scifact)}]
+        data = QueryListDataModule(encoder, files, files, leak_guard="off", cache_dir=tmp_path / cache)
+        data.trainer, data.needs = L.Trainer(accelerator="cpu", logger=False), NEEDS
+        data.setup()
+        source = data._train[0]
+        return source.corpus_scores(np.arange(len(source.lists)), np.arange(len(source.corpus)))
+
+    plain = teacher("shared", passage_max_length=64)
+    for spec in ({"passage_max_length": 8}, {"passage_max_length": 64, "query_prompt": "what is known of "}):
+        found = teacher("shared", **spec)
+        np.testing.assert_array_equal(found, teacher(f"own {len(spec)}", **spec))
+        assert not np.allclose(found, plain)
+    np.testing.assert_array_equal(teacher("shared", passage_max_length=64), plain)
