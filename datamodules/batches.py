@@ -116,7 +116,7 @@ class BatchSampler(Sampler[Draw]):
             choose("data.order", self.order, ORDERS)
         if self.batch_size < self.world_size:
             raise InputError(
-                f"A step has {self.batch_size} lists (data.batch_size, or all train lists that there are), less than "
+                f"Lists of a step: {self.batch_size} (data.batch_size, or all train lists that there are), less than "
                 f"one for each of {self.world_size} ranks."
             )
 

@@ -127,7 +127,7 @@ def test_ranks_share_every_batch(make_data):
     assert len(parts[0]) == len(parts[1]) == len(whole)
     for batch, left, right in zip(whole, *parts, strict=True):
         assert sorted(batch) == sorted(left + right) and abs(len(left) - len(right)) <= 1
-    with pytest.raises(InputError, match="batch_size is 1"):
+    with pytest.raises(InputError, match="less than one for each of 2 ranks"):
         BatchSampler(data._train, 1, 3, world_size=2)
 
 
