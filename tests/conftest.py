@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import faulthandler
-import gc
+import importlib
 import multiprocessing
 import os
 import sys
@@ -73,5 +73,4 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish():
     """Keep what imports have made out of garbage collection, which goes through it again and again: a tenth of all."""
-    gc.collect()
-    gc.freeze()
+    importlib.import_module("helpers.out_of_collection")

@@ -39,6 +39,7 @@ FORKED.set_forkserver_preload(
         "experiments.comparison.plots",
         "sentence_transformers",
         "torch.distributed.run",
+        "helpers.warm",
         "helpers.out_of_collection",
     ]
 )

@@ -148,6 +148,8 @@ def small(module: str, line: str, model: Path, chat: Path, teacher: Path) -> lis
             *(reranked * ("exp=teacher" in line)),
             *(["seed=1"] * ("seed=1,2,3" in line)),
             *(["arm=question", "list_count=5"] * ("query_types" in line)),
+            # of four arms over a whole corpus one that reads lists and one that reads the corpus
+            *(["module=distillation,infonce_corpus"] * ("cranfield/objectives" in line)),
         ]
     sizes = ["generator.sampling={temperature: 0.8, max_tokens: 24, stop: [s, t]}", "generate.block_size=4"]
     sizes += ["generator.engine=transformers", "sample.size=6", "generate.language=null"]

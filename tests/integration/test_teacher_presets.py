@@ -93,8 +93,8 @@ def test_a_preset_scores_candidates_on_a_model_of_its_architecture(name, tiny_mo
         f"corpus={small_scifact}",
         "queries={human: {source: judged, filter: false}}",
         f"encoder.model={tiny_model}",
-        "mine.depth=10",
-        "mine.candidates=10",
+        "mine.depth=5",
+        "mine.candidates=5",
         f"output_dir={tmp_path}",
         "until=score",
     ]

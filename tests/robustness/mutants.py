@@ -277,8 +277,14 @@ class Mutation:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        """Try all mutants; tests that have killed a mutant of the same function go first."""
+        """Try all mutants; tests that have killed one of the same function go first, then one case of each test."""
         kills: Counter[tuple[str, pytest.Item]] = Counter()
+        cases: Counter[str] = Counter()
+        case = {}  # a test → its number among those of one function
+        for item in session.items:
+            name = item.nodeid.partition("[")[0]
+            case[item] = cases[name]
+            cases[name] += 1
 
         def fails(item: pytest.Item) -> bool:
             return any(report.failed for report in runtestprotocol(item, log=False))
@@ -286,7 +292,7 @@ class Mutation:
         for mutant in self.mutants:
             function = live(mutant.module, mutant.function)
             sound, function.__code__ = function.__code__, mutant.code
-            order = sorted(session.items, key=lambda i, f=mutant.function: (-kills[f, i], -kills["", i]))
+            order = sorted(session.items, key=lambda i, f=mutant.function: (-kills[f, i], -kills["", i], case[i]))
             killer = next((item for item in order if fails(item)), None)
             function.__code__ = sound
             if killer is None:
