@@ -271,7 +271,7 @@ CASES: list[tuple[str, Callable, tuple[str, ...]]] = [
     ("guard.py: data.leak_guard=drop", run, (
         "data.train=[{{path: {lists}, corpus: {leak}}}]", "evaluation.datasets=[{{path: {leak}}}]",
         "data.leak_guard=fail")),
-    ("datamodule.py: data.list_length=%d", run, (TRAIN, "data.list_length=20")),
+    ("list_choice.py: data.list_length=%d", run, (TRAIN, "data.list_length=20")),
     ("dev_lists.py: data.dev_fraction={}", run, (
         "data.train=[{{path: {three}, corpus: {corpus}}}]", "data.dev_fraction=0.1")),
     ("first_checks.py: allow_test_selection=true", checked, ("criterion=val/small/ndcg@10", "criterion_mode=max")),
@@ -338,6 +338,15 @@ WORDS = {
 }
 VALUES = {"--corpus": "{corpus}", "--output": "{root}/report"}
 NOT_TYPED = {
+    "adapt.py: hydra.run.dir=…": "test_adapt.py begins folders with it",
+    "decide.py: encoder=…": "test_adapt.py types another model",
+    "decide.py: --help": "of prepare cut; argparse's",
+    "survey.py: --help": "of prepare; test_start.py types it",
+    "texts.py: corpus=texts.csv": "test_readme.py types it",
+    "texts.py: text=COLUMN": "test_readme.py types it",
+    "mix.py: --shares": "test_mix.py types it",
+    "mix.py: --output": "test_mix.py types it",
+    "mix.py: sets=…": "of the command that it prints; test_mix.py types it",
     "evaluate.py: only=a": "the keys of models that were typed",
     "evaluate.py: sets=FOLDER": "as in typed.py",
     "evaluate.py: sets=scifact": "the whole of it takes a minute; sets=FOLDER beside it is typed",
