@@ -300,9 +300,10 @@ class ListBatches(Dataset):
         frozen = source.passage_embeddings is not None
         of_all: dict[str, torch.Tensor] = {}
         if self.needs.whole_corpus:
-            best = [s.corpus_scores.best(at, self.list_length) for s, at in parts if s.corpus_scores is not None]
-            wanted = np.unique(np.concatenate([distinct, *best])) if frozen else distinct
-            distinct, log_weights = self._columns(len(source.corpus), wanted, frozen, draw)
+            if frozen:
+                best = [s.corpus_scores.best(at, self.list_length) for s, at in parts if s.corpus_scores is not None]
+                distinct = np.unique(np.concatenate([distinct, *best]))
+            distinct, log_weights = self._columns(len(source.corpus), distinct, frozen, draw)
             of_all["log_weights"] = torch.from_numpy(log_weights)
         if self.needs.all_scores:
             found = [s.corpus_scores(at, distinct) for s, at in parts if s.corpus_scores is not None]

@@ -146,7 +146,7 @@ def cached_embeddings(
     token_budget: int | None,
     title: str,
     dtype: str = "float32",
-) -> np.ndarray:
+) -> np.memmap:
     """Encode once per (weights, specification, precision, dtype, token ids); afterwards a memory-mapped file.
 
     Encodes in blocks of texts of nearly one length; each finished block is kept, so that a killed run goes on where it
@@ -185,7 +185,7 @@ def cached_array(
     dtype: str,
     place: Callable[[np.ndarray], np.ndarray],
     title: str,
-) -> np.ndarray:
+) -> np.memmap:
     """Make what is computed of texts, once, in blocks of texts of nearly one length, into one file.
 
     Each finished block is kept, so that a killed run goes on where it stopped; processes share the blocks.

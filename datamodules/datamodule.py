@@ -13,7 +13,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from datamodules.batches import BatchSampler, ListBatches, ListSource, WeightedLists, dev_batch_size, fitting_batch_size
-from datamodules.caches import cached_embeddings, cached_tokens, embeddings_file
+from datamodules.caches import cached_embeddings, cached_tokens
 from datamodules.corpus import Corpus, EvaluationSet, find_dataset, find_file, load_corpus, load_evaluation_set
 from datamodules.corpus_scores import CorpusScores, corpus_scores
 from datamodules.dev_lists import Part, choose_dev, why_none
@@ -148,7 +148,7 @@ class QueryListDataModule(L.LightningDataModule):
         self._train: list[ListSource] = []
         self._dev: list[ListSource] = []
         self._corpora: dict[Path, Corpus] = {}
-        self._encoded: dict[str, tuple[TokenizedTexts, np.ndarray | None]] = {}
+        self._encoded: dict[str, tuple[TokenizedTexts, np.memmap | None]] = {}
 
     def setup(self, stage: str | None = None) -> None:
         """Open the lists and tokenise; encode passages where they are frozen. Once, whatever the stage."""
@@ -346,15 +346,17 @@ class QueryListDataModule(L.LightningDataModule):
             embeddings, encoded_by = None, ""
             if self.corpus_scoring.encoder:
                 queries = [self._embeddings(s.lists.source.name, s.query_tokens) for _, s in of_corpus]
-                embeddings = np.concatenate(queries), self._embeddings(corpus.name, tokens)
-                encoded = tokens, *(s.query_tokens for _, s in of_corpus)
-                encoded_by = " ".join(self._embeddings_key(texts) for texts in encoded)
+                passages = self._encoded[corpus.name][1]
+                passages = self._embeddings(corpus.name, tokens) if passages is None else passages
+                embeddings = np.concatenate(queries), passages
+                # the files' folders are named by all that decides embeddings
+                encoded_by = " ".join(Path(str(found.filename)).parent.name for found in (passages, *queries))
             texts = [s.lists.queries for _, s in of_corpus]
             found = corpus_scores(self.corpus_scoring, corpus, texts, embeddings, encoded_by, self.cache_dir)
             teachers |= {n: teacher for (n, _), teacher in zip(of_corpus, found, strict=True)}
         return [replace(source, corpus_scores=teachers[n]) for n, source in enumerate(sources)]
 
-    def _passages(self, corpus: Corpus) -> tuple[TokenizedTexts, np.ndarray | None]:
+    def _passages(self, corpus: Corpus) -> tuple[TokenizedTexts, np.memmap | None]:
         """Token ids of a corpus and, where the objective needs them, embeddings by the base weights; looked up once."""
         if corpus.name not in self._encoded:
             tokens = cached_tokens(corpus.read_by(self.encoder), self.encoder, "passage", self.cache_dir)
@@ -364,14 +366,9 @@ class QueryListDataModule(L.LightningDataModule):
                 self._encoded[corpus.name] = self._started(tokens, corpus.name), None
         return self._encoded[corpus.name]
 
-    def _embeddings(self, name: str, tokens: TokenizedTexts) -> np.ndarray:
+    def _embeddings(self, name: str, tokens: TokenizedTexts) -> np.memmap:
         with self._on_device():
             return cached_embeddings(tokens, self.encoder, self.cache_dir, self.token_budget, f"encode {name}")
-
-    def _embeddings_key(self, tokens: TokenizedTexts) -> str:
-        with self._on_device():
-            file = embeddings_file(tokens, self.encoder, self.cache_dir, "float32", tokens.states is not None)
-            return file.parent.name
 
     def _started(self, tokens: TokenizedTexts, name: str) -> TokenizedTexts:
         """Let texts begin behind the frozen layers, where there are any."""

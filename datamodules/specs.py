@@ -50,8 +50,7 @@ class CorpusScoring:
         depth: hits of each, by whose best and worst score its scores are scaled to [0, 1]; passages below count 0.
         columns: passages that a batch looks at: all of a corpus that has no more; of a larger one, the candidates of
             the batch's lists, this teacher's best ``data.list_length`` of each query, and a weighted draw of the
-            others, anew for each batch, up to this number
-            (but of these at least a quarter of it).
+            others, anew for each batch, up to this number (but of these at least a quarter of it).
         language: of BM25's stemmer and stop words.
     """
 

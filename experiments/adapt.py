@@ -15,7 +15,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from datamodules.storage.files import read_json, write_json, write_text
-from experiments.adaptation.settings import LISTS, RUNS, AdaptSettings, are_written, arguments
+from experiments.adaptation.settings import LISTS, RUNS, AdaptSettings, are_written, arguments, write_experiments
+from experiments.adaptation.survey import HUMAN, survey
 from experiments.adaptation.texts import BEGUN, content_hash, corpus_folder
 from experiments.cli.arguments import check_added, say_what_is_kept
 from experiments.cli.errors import run_kindly, single
@@ -42,11 +43,12 @@ def plan_adaptation(config: DictConfig, choices: dict[str, str], typed: Sequence
     Raises:
         InputError: a wrong setting, no corpus, or too little time.
     """
-    asked = read_top(AdaptSettings, OmegaConf.to_container(config, resolve=True))
+    stated = OmegaConf.to_container(config, resolve=True)
+    asked = read_top(AdaptSettings, stated)
     for name in asked.objectives:
         choose("objectives: an objective", name, sorted(p.stem for p in (CONF / "module").glob("[!_]*.yaml")))
     check_written(config, SPECS)
-    stated = {k: v for k, v in OmegaConf.to_container(config, resolve=True).items() if k != "plan"}
+    del stated["plan"]
     stated["content of the corpus"] = content_hash(asked.corpus, asked.data_dir)
     if are_written(folder):
         _say(_begun(folder, stated)["plan"])
@@ -61,8 +63,6 @@ def plan_adaptation(config: DictConfig, choices: dict[str, str], typed: Sequence
 
         from experiments.adaptation.decide import decide, lines
         from experiments.adaptation.estimate import measure
-        from experiments.adaptation.settings import write_experiments
-        from experiments.adaptation.survey import HUMAN, survey
 
     disable_progress_bar()
     found = survey(source, asked.split, asked.cache_dir)

@@ -99,18 +99,15 @@ def keywords(texts: Sequence[str]) -> Iterator[list[str]]:
     numbers, and words of two letters. Scripts without spaces between words give hardly any.
     """
     texts_with: Counter[str] = Counter()
-    for text in texts:
-        texts_with.update(set(_plain_words(text)))
+    words_of = [[w for w in text.split() if len(w) in _LETTERS_OF_WORD and w.isalpha()] for text in fold(texts)]
+    for words in words_of:
+        texts_with.update(set(words))
     most = max(2, len(texts) // 4)
-    for text in texts:
-        counts = Counter(word for word in _plain_words(text) if 2 <= texts_with[word] <= most)
+    for words in words_of:
+        counts = Counter(word for word in words if 2 <= texts_with[word] <= most)
         weights = {word: count * math.log(len(texts) / texts_with[word]) for word, count in counts.items()}
         best = sorted(weights, key=lambda word: -weights[word])[: _KEYWORDS[1]]
         yield [word for word in counts if word in best]
-
-
-def _plain_words(text: str) -> list[str]:
-    return [word for word in fold([text])[0].split() if len(word) in _LETTERS_OF_WORD and word.isalpha()]
 
 
 def claim(text: str) -> str | None:

@@ -35,7 +35,6 @@ from datamodules.pipeline.stages.score import Score
 from datamodules.pipeline.stages.split import Split
 from datamodules.pipeline.stages.stage import Output, Shard, Stage, find_output, run_stage
 from datamodules.pipeline.stages.student import Student
-from datamodules.storage.parquet import read_parquet
 from experiments.cli.signatures import of_object
 from experiments.cli.targets import check_arguments, check_settings
 from experiments.preparation.settings import OF_STAGES, STAGES, JudgedSplit, PrepareSettings
@@ -244,7 +243,7 @@ class Pipeline:
         deduplicated = self.outputs.get("deduplicate")
         if not test_fraction or deduplicated is None or not deduplicated.manifest.get("counts"):
             return []
-        removed = read_parquet(deduplicated.file("removed.parquet")).to_pylist()
+        removed = deduplicated.table("removed.parquet").to_pylist()
         return [[row["passage_id"], row["kept_id"]] for row in removed if row["kept_id"]]
 
     def _retriever(self, name: str) -> Searcher:

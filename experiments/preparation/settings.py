@@ -23,8 +23,8 @@ class QueryGroup:
     """A group of queries (``queries``), see :class:`~datamodules.pipeline.stages.queries.CollectQueries`.
 
     Attributes:
-        source: ``generated``, ``judged``, ``titles``, ``claims``, ``sentences``,
-            ``keywords`` or ``file``.
+        source: ``generated``, ``judged``, ``titles``, ``claims``, ``sentences``, ``keywords`` or
+            ``file``.
         split: of judged queries.
         path: of a file of queries.
         limit: at most so many queries, of each passage about as many; None takes all.
