@@ -21,6 +21,7 @@ from experiments.adaptation.texts import BEGUN, content_hash, corpus_folder
 from experiments.cli.arguments import check_added, say_what_is_kept
 from experiments.cli.errors import run_kindly, single
 from experiments.cli.quiet import quiet_imports
+from experiments.cli.subjects import print_subjects
 from experiments.cli.targets import check_written
 from experiments.conf import CONF
 from experiments.settings.encoders import SPECS
@@ -51,7 +52,7 @@ def plan_adaptation(config: DictConfig, choices: dict[str, str], typed: Sequence
     del stated["plan"]
     stated["content of the corpus"] = content_hash(asked.corpus, asked.data_dir)
     if are_written(folder):
-        _say(_begun(folder, stated)["plan"])
+        print_subjects(_begun(folder, stated)["plan"])
         log.info("It goes on by the settings in %s", folder / "settings")
         return asked
     source = corpus_folder(asked.corpus, asked.text, folder / "corpus", asked.data_dir)
@@ -70,18 +71,12 @@ def plan_adaptation(config: DictConfig, choices: dict[str, str], typed: Sequence
     encoder = instantiate(config.encoder).to("cuda" if gpu else "cpu").eval()
     plan = decide(asked, found, named, measure(encoder, found))
     said = lines(plan, found, asked, encoder.name, folder)
-    _say(said)
+    print_subjects(said)
     if not asked.plan:
         human = found.split is not None or plan.decided.held_out == HUMAN
         write_json(folder / BEGUN, {"stated": stated, "plan": said, "corpus": str(source), "human": human})
         write_experiments(folder, plan.decided, found, asked, (choices["encoder"], _changed(config, typed)), gpu)
     return asked
-
-
-def _say(plan: dict[str, str]) -> None:
-    for subject, text in plan.items():
-        print(printable(f"{subject:<12}{text}"))
-    sys.stdout.flush()
 
 
 def _begun(folder: Path, stated: dict[str, Any]) -> dict[str, Any]:

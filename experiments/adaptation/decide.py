@@ -7,13 +7,12 @@ from pathlib import Path
 from datamodules.batches import fitting_batch_size
 from datamodules.corpus import Corpus, find_dataset, load_corpus
 from experiments.adaptation.estimate import RANGE, Speed, Work
-from experiments.adaptation.settings import AdaptSettings, Decided
+from experiments.adaptation.settings import HELD_OUT, AdaptSettings, Decided
 from experiments.adaptation.survey import Survey, groups
 from retriever.errors import InputError
 
 _MOST_BATCH, _STEPS, _PASSES = 64, range(20, 101), 3
 _LEAST_QUERIES = 200
-_DEV = 0.1  # share of the lists, and that of those that are kept to evaluate on
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def _plan(
 ) -> Plan:
     chosen = groups(found, most)
     queries = sum(options.get("limit", found.queries.get("judged", 0)) for options in chosen.values())
-    lists = (1 - (_DEV if found.split else 2 * _DEV)) * queries
+    lists = (1 - HELD_OUT * (1 if found.split else 2)) * queries
     batch = asked.batch_size or min(_MOST_BATCH, fitting_batch_size(round(lists)))
     steps = asked.steps or min(_STEPS[-1], max(_STEPS[0], round(_PASSES * lists / batch) // 4 * 4))
     decided = Decided(corpus, chosen, steps, batch, elsewhere)
@@ -97,7 +96,7 @@ def _plan(
         passages=len(found.corpus),
         elsewhere=passages,
         queries=queries,
-        measured=found.test_queries or queries // 10,
+        measured=found.test_queries or round(HELD_OUT * queries),
         arms=len(asked.objectives) * len(asked.seeds),
         steps=steps,
         batch=batch,
@@ -123,6 +122,7 @@ def lines(plan: Plan, found: Survey, asked: AdaptSettings, model: str, folder: P
         else "made-up queries that are kept out of training: there are no human ones (qrels/test.tsv)"
     )
     low, high = (sum(plan.seconds.values()) * factor / 60 for factor in RANGE)
+    digits = 0 if high >= 10 else 1
     parts = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in plan.seconds.items())
     said = {
         "corpus": f"{found.folder}: {work.passages:,} passages",
@@ -132,7 +132,7 @@ def lines(plan: Plan, found: Survey, asked: AdaptSettings, model: str, folder: P
         "runs": f"{', '.join(asked.objectives)}; seeds {', '.join(map(str, asked.seeds))}; {decided.steps} steps of "
         f"{decided.batch} lists each, {decided.every} from one validation to the next",
         "measured on": measured + (f"; elsewhere: {', '.join(decided.elsewhere)}" if decided.elsewhere else ""),
-        "minutes": f"about {low:.0f} to {high:.0f} ({parts})",
+        "minutes": f"about {low:.{digits}f} to {high:.{digits}f} ({parts})",
     }
     if plan.cut:
         said["left out"] = f"{'; '.join(plan.cut)}, to take at most {asked.minutes:g} minutes"

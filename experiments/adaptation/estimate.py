@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from datamodules.pipeline.free_queries import sentences
+from experiments.adaptation.settings import HELD_OUT
 from experiments.adaptation.survey import Survey
 from retriever.encoder.encoding import encode
 from retriever.encoder.text_encoder import TextEncoder
@@ -52,11 +53,11 @@ class Work:
     validations: int
 
     def seconds(self, speed: Speed) -> dict[str, float]:
-        """Part → seconds. A step counts as three times the encoding of its queries; a tenth of the queries are dev.
+        """Part → seconds. A step counts as three times the encoding of its queries; dev lists come beside.
 
         All queries are encoded twice: to find candidates, and to score the whole corpus.
         """
-        encoded = self.steps * 3 * self.batch + (1 + self.validations) * (self.queries / 10 + self.measured)
+        encoded = self.steps * 3 * self.batch + (1 + self.validations) * (HELD_OUT * self.queries + self.measured)
         start = _START + self.passages * (_INDEX + _SEARCH * self.queries)
         return {
             "encoding the corpus once": self.passages / speed.passages,

@@ -12,6 +12,7 @@ from experiments.adaptation.survey import HUMAN, Survey
 from retriever.errors import InputError, require_positive
 
 LISTS, RUNS = "lists", "objectives"  # names of the experiment files
+HELD_OUT = 0.1  # share of the lists that is dev, and of those that are measured on where no judgements are
 _CANDIDATES = 50
 
 
@@ -103,7 +104,8 @@ def write_experiments(
         "filter": {"keep": None},
         "split": {
             "evaluation": [{"path": decided.corpus, "split": found.split}] if found.split else [],
-            "test_fraction": 0.0 if found.split else 0.1,
+            "dev_fraction": HELD_OUT,
+            "test_fraction": 0.0 if found.split else HELD_OUT,
         },
     }
 

@@ -40,7 +40,7 @@ def verdict(comparison: Comparison, objectives: Sequence[str], human: bool, corp
         if len(shown.seeds) > 1:
             said.append(f"Figures are means over {len(shown.seeds)} seeds; this is the one that dev lists prefer.")
     else:
-        said.append(f"Keep the base model: {on} no run is better beyond chance. {shown.name}: {figures}")
+        said.append(f"Keep the base model: {on} no run is better beyond chance. {shown.name}{_word(shown)}: {figures}")
     others = [arm for arm in table.arms if arm.difference is not None and arm is not shown]
     said += [f"{arm.name}: {_difference(arm)}{_word(arm)}." for arm in others]
     said += _elsewhere(comparison, shown.name)
@@ -85,7 +85,7 @@ def _is_better(arm: Arm) -> bool:
 def _word(arm: Arm) -> str:
     if arm.p_holm is None or arm.difference is None or arm.p_holm >= _SURE:
         return ""
-    return " (better)" if arm.difference.mean > 0 else " (worse than the base model)"
+    return " (better)" if arm.difference.mean > 0 else " (worse than the base model, beyond chance)"
 
 
 def _figures(base: Arm, arm: Arm, table: Table, human: bool) -> str:

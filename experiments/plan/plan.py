@@ -2,14 +2,11 @@
 
 import inspect
 import math
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from shutil import get_terminal_size
-from textwrap import wrap
 from typing import Any
 
 import lightning as L
@@ -19,14 +16,13 @@ from omegaconf import DictConfig, OmegaConf
 from callbacks import Evaluation
 from callbacks.reporting.run_record import device_name
 from datamodules import QueryListDataModule
+from experiments.cli.subjects import print_subjects
 from experiments.plan.steps import Steps
 from experiments.plan.time import Estimate, estimate
 from retriever.batch import BatchNeeds
 from retriever.module import QueryListModule, RetrieverModule
-from retriever.printable import printable
 from retriever.schedule import default_warmup
 
-_WIDTH, _INDENT = 110, 12
 _LINEAR = "retriever.schedule.linear_with_warmup"
 _NAMED = 3  # files and sets that are named; of more there is their number
 
@@ -174,13 +170,7 @@ def _time(config: DictConfig, estimated: Callable[[], Estimate]) -> dict[str, An
 
 def print_plan(plan: Mapping[str, Any]) -> None:
     """Print a plan, a dozen lines, on standard output."""
-    width = (min(_WIDTH, get_terminal_size().columns) if sys.stdout.isatty() else _WIDTH) - _INDENT
-    for subject, text in plan_lines(plan).items():
-        first, *rest = wrap(printable(text), max(40, width), break_on_hyphens=False)
-        print(f"{subject:<{_INDENT}}{first}")
-        for line in rest:
-            print(f"{'':<{_INDENT}}{line}")
-    sys.stdout.flush()  # before the log's next line
+    print_subjects(plan_lines(plan))
 
 
 def plan_lines(plan: Mapping[str, Any]) -> dict[str, str]:

@@ -16,6 +16,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedToke
 from retriever.errors import InputError, shown
 
 _log = logging.getLogger(__name__)
+# a table of weights that are new or unused, in the library's words; what is new and may not be is refused below
+logging.getLogger("transformers.modeling_utils").addFilter(lambda record: " LOAD REPORT" not in record.getMessage())
 # encoder-decoders whose encoder transformers loads alone, and sentence-transformers, too
 _ENCODERS = {
     "t5": "T5EncoderModel",

@@ -45,7 +45,7 @@ def adapted(typed):
 
 def test_one_command_goes_from_a_folder_to_a_page(adapted):
     folder, output = adapted
-    assert "measured on 20 human queries (test)" in output and re.search(r"minutes +about \d+ to \d+", output)
+    assert "measured on 20 human queries (test)" in output and re.search(r"minutes +about [\d.]+ to [\d.]+", output)
     assert list(results(folder)) == ["distillation_corpus", "infonce_conventional"]
     said = (folder / "verdict.md").read_text().split("\n\n")
     assert re.match("Take |Keep the base model", said[0]) and said[0] in output
