@@ -57,7 +57,7 @@ def application(config: DictConfig) -> float | None:
         check_first(config)
         check_inputs(config)
         results = _train(config, folder)
-        if is_first_rank():
+        if is_first_rank() and results["datasets"]:
             _print_table(folder)
     value = None if results is None else results.get("criterion_value")
     return -value if value is not None and config.criterion_mode == "max" else value

@@ -190,6 +190,15 @@ def test_wrong_configuration_is_one_helpful_sentence(small_run, monkeypatch, cap
 
 
 @pytest.mark.slow
+def test_a_run_without_evaluation_sets_ends_well(small_run, monkeypatch, capsys, tmp_path):
+    folder = tmp_path / "run"
+    typed = [*small_run, f"hydra.run.dir={folder}", "trainer.max_epochs=1", "evaluation.datasets=[]"]
+    monkeypatch.setattr(sys, "argv", ["run.py", *typed])
+    run_module.main()
+    assert (folder / "model").is_dir() and "error" not in "".join(capsys.readouterr())
+
+
+@pytest.mark.slow
 def test_sweep_trains_every_arm_and_ends_with_a_table(small_run, monkeypatch, capsys, tmp_path):
     options = [o for o in small_run if not o.startswith("name=")]
     sweep = [
