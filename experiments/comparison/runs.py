@@ -5,7 +5,7 @@ import glob
 import logging
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,14 +112,17 @@ class Run:
         return found
 
     def curve(self, dataset: str) -> dict[int, float]:
-        """Step → nDCG@10, over all parts of a run that was cut off and went on."""
+        """Step → nDCG@10."""
+        return self.logged().get(f"val/{self.datasets[dataset]}/ndcg@10", {})
+
+    def logged(self) -> dict[str, dict[int, float]]:
+        """Figure of a validation → step → value, over all parts of a run that was cut off and went on."""
         parts = sorted(self.folder.glob("metrics-part*.csv"), key=lambda path: int(path.stem[len("metrics-part") :]))
-        column = f"val/{self.datasets[dataset]}/ndcg@10"
-        points: dict[int, float] = {}
+        found: dict[str, dict[int, float]] = {}
         for path in [*parts, self.folder / "metrics.csv"]:
-            if path.is_file():
-                points |= _curve(path, column)
-        return dict(sorted(points.items()))
+            for step, column, value in _logged(path) if path.is_file() else ():
+                found.setdefault(column, {})[step] = value
+        return {column: dict(sorted(values.items())) for column, values in found.items()}
 
     def is_home(self, dataset: str) -> bool:
         """Whether the data set's corpus is one that the run was trained on."""
@@ -330,12 +333,15 @@ def _expanded(paths: Iterable[str | Path]) -> list[Path]:
     return found
 
 
-def _curve(path: Path, column: str) -> dict[int, float]:
+def _logged(path: Path) -> Iterator[tuple[int, str, float]]:
+    """Step, column and value of what validations logged."""
     try:
         text = path.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]  # a full disk may have cut the last line
-        return {int(r["step"]): float(r[column]) for r in csv.DictReader(whole.splitlines()) if r.get(column)}
-    except (csv.Error, OSError, ValueError, KeyError, TypeError) as error:
+        for row in csv.DictReader(text[: text.rfind("\n") + 1].splitlines()):  # a full disk may have cut the last line
+            for column, value in row.items():
+                if value and column.startswith(("dev/", "val/")):
+                    yield int(row["step"]), column, float(value)
+    except (csv.Error, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a whole table of metrics ({error}). {_AGAIN}") from error
 
 

@@ -42,6 +42,7 @@ COMMANDS = {
     },
     "adapt": {"--help": 0, "--cfg job": 0, "corpus=x step=3": 2, "corpus=nowhere": 2, "corpus=x minutes=0": 2},
     "compare": {"--help": 0, "nowhere": 1},
+    "criteria": {"--help": 0, "nowhere": 1},
     "mix": {"--help": 0, "nowhere --output mixed": 1},
     "bench": {"--help": 0, "--cfg job": 0, "list_lenth=1": 2, "corpus=nowhere": 2},
 }

@@ -1,0 +1,152 @@
+"""Which figure of dev lists goes with nDCG@10 on test queries: python -m experiments.criteria RUN….
+
+For a study of finished runs. It looks at test queries, so it must choose nothing for the same queries.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from rich.console import Console
+from rich.table import Column, Table
+
+from callbacks.reliability.termination import terminate_gracefully
+from experiments.cli.errors import KindParser
+from experiments.comparison.runs import Run, find_runs, read_runs
+from retriever.errors import InputError, choose
+from retriever.printable import printable
+
+_RESAMPLES = 2000
+_LOWER_IS_BETTER = ("dev/kl", "dev/loss")
+
+Curve = dict[int, float]  # step → value
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """How well one figure goes with nDCG@10 on test queries.
+
+    Attributes:
+        name: as it is logged.
+        runs: that logged it.
+        correlation: Spearman's, over every validation of every run and the base model once; 1 is perfect.
+        low: of its 95% interval, from a bootstrap over runs.
+        high: likewise.
+        chosen: nDCG@10 on test queries less the base model's, at the step that the figure chooses in each run (the base
+            model is one of them), mean over runs.
+        possible: the same at the step that test queries would choose.
+        last: the same at the last step.
+    """
+
+    name: str
+    runs: int
+    correlation: float
+    low: float
+    high: float
+    chosen: float
+    possible: float
+    last: float
+
+
+def criteria(runs: Sequence[Run], dataset: str, seed: int = 0) -> list[Criterion]:
+    """Measure every figure that dev lists, and other data sets, gave at the validations of some runs.
+
+    Args:
+        runs: finished ones of one base model.
+        dataset: whose nDCG@10 is to be predicted.
+        seed: of the bootstrap.
+
+    Returns:
+        The figures, the highest correlation first.
+
+    Raises:
+        InputError: there are fewer than three validations.
+    """
+    logged = [run.logged() for run in runs]
+    targets = [run.curve(dataset) for run in runs]
+    names = sorted({name for found in logged for name in found})
+    found = []
+    for name in names:
+        if name.startswith("val/") and not (name.endswith("/ndcg@10") and name != f"val/{dataset}/ndcg@10"):
+            continue
+        pairs = [_pair(of[name], target, name) for of, target in zip(logged, targets, strict=True) if name in of]
+        found.append(_criterion(name, [pair for pair in pairs if pair.shape[1] > 1], seed))
+    if not found:
+        raise InputError("These runs logged no figure of dev lists: their data had none, or metrics.csv is missing.")
+    return sorted(found, key=lambda criterion: -criterion.correlation)
+
+
+def _pair(figure: Curve, target: Curve, name: str) -> np.ndarray:
+    """The figure, higher is better, and nDCG@10: [2, validations], the base model first."""
+    steps = sorted(set(figure) & set(target))
+    sign = -1 if name in _LOWER_IS_BETTER else 1
+    return np.array([[sign * figure[step] for step in steps], [target[step] for step in steps]])
+
+
+def _criterion(name: str, pairs: list[np.ndarray], seed: int) -> Criterion:
+    if sum(pair.shape[1] - 1 for pair in pairs) < 3:
+        raise InputError(f"{name}: fewer than three validations of trained models, of which nothing can be said.")
+    generator = np.random.default_rng(seed)
+    draws = generator.integers(len(pairs), size=(_RESAMPLES, len(pairs)))
+    resampled = [_spearman([pairs[i] for i in draw]) for draw in draws]
+    low, high = np.nanquantile(resampled, (0.025, 0.975))
+    gains = [pair[1] - pair[1, 0] for pair in pairs]
+    chosen = [gain[np.argmax(pair[0])] for gain, pair in zip(gains, pairs, strict=True)]
+    return Criterion(
+        name, len(pairs), _spearman(pairs), float(low), float(high), float(np.mean(chosen)),
+        float(np.mean([gain.max() for gain in gains])), float(np.mean([gain[-1] for gain in gains])),
+    )  # fmt: skip
+
+
+def _spearman(pairs: Sequence[np.ndarray]) -> float:
+    """Spearman's rank correlation; the base model, which all runs share, counts once."""
+    from scipy.stats import rankdata  # the import takes a second
+
+    points = np.concatenate([pairs[0][:, :1], *(pair[:, 1:] for pair in pairs)], axis=1)
+    ranks = np.array([rankdata(row) for row in points])
+    if (ranks.std(1) == 0).any():
+        return float("nan")
+    return float(np.corrcoef(ranks)[0, 1])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = KindParser(prog="python -m experiments.criteria", description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", help="run folders, or folders that hold some (a sweep's)")
+    parser.add_argument("--on", metavar="DATASET", help="the data set to predict (default: the first of the runs)")
+    options: argparse.Namespace = parser.parse_args(arguments)
+    terminate_gracefully()
+    try:
+        runs = [run for run in read_runs(find_runs(options.runs)[0]) if run.is_trained]
+        names = list(runs[0].datasets)
+        on = choose("--on: a data set", options.on, names) if options.on else names[0]
+        found = criteria([run for run in runs if on in run.datasets], on)
+    except InputError as error:
+        sys.exit(printable(f"error: {error}"))
+    titles = ("runs", "correlation", "its 95%", "chosen", "possible", "last")
+    table = Table(
+        "figure", *(Column(name, justify="right") for name in titles), title=printable(f"with nDCG@10 on {on}")
+    )
+    for c in found:
+        between = f"{c.low:+.2f}, {c.high:+.2f}"
+        table.add_row(
+            c.name,
+            str(c.runs),
+            f"{c.correlation:+.2f}",
+            between,
+            f"{c.chosen:+.4f}",
+            f"{c.possible:+.4f}",
+            f"{c.last:+.4f}",
+        )
+    Console(width=None if sys.stdout.isatty() else 132).print(table)
+    print(
+        "correlation: Spearman's, over all validations and the base model; interval: over runs. chosen: nDCG@10 less "
+        "the base\nmodel's at the step that the figure chooses in each run; possible: at the best step; last: at the "
+        "last one."
+    )
+
+
+if __name__ == "__main__":
+    main()
