@@ -1,7 +1,8 @@
-"""Compare runs: python -m experiments.compare RUN... [--base NAME] [--output FOLDER].
+"""Compare runs: python -m experiments.compare RUN... [--base NAME] [--output FOLDER] [--qrels FILE].
 
-A RUN is a run folder, a folder that holds some (a sweep), or a pattern. Runs that differ in their seed alone are
-averaged.
+A RUN is a run folder, a folder that holds some (a sweep), or a pattern; or a file of any other tool: a ranking (TREC's
+columns, JSON, tables), scored by the judgements of --qrels, or figures of queries. Runs that differ in their seed alone
+are averaged: files of one name but for seed1, seed2, or those given as ARM=FILE.
 """
 
 import argparse
@@ -50,10 +51,14 @@ class CompareSweep(Callback):
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = KindParser(prog="python -m experiments.compare", description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", help="run folders, folders that hold some (a sweep's), or patterns")
+    of_runs = "run folders, folders that hold some (a sweep's), rankings and figures of other tools, or patterns; "
+    of_runs += "ARM=FILE names a file's arm, and files of one arm are its seeds"
+    parser.add_argument("runs", nargs="+", help=of_runs)
     of_which = "the step that the dev criterion chose, or the last"
+    of_qrels = "judgements by which rankings of other tools are scored, BEIR's or TREC's"
+    parser.add_argument("--qrels", metavar="FILE", help=of_qrels)
     parser.add_argument("--which", choices=POINTS, default="best", help=of_which)
-    of_base = "the arm to compare with (default: each run's model before training)"
+    of_base = "the arm to compare with (default: each run's model before training; of files, the first)"
     parser.add_argument("--base", metavar="NAME", default=BASE, help=of_base)
     parser.add_argument("--output", metavar="FOLDER", help="write tables, plots, queries and comparison.html there")
     parser.add_argument("--markdown", metavar="FILE", help="write the tables there too")
@@ -71,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    comparison = compare(options.runs, options.which, options.base)
+    comparison = compare(options.runs, options.which, options.base, options.qrels)
     if options.output:
         files = show_and_write(comparison, Path(options.output))
     else:

@@ -1,6 +1,8 @@
 """What a line of another tool's file states of a query list, before anything of it is checked or looked up."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 from retriever.errors import InputError, shown
@@ -150,6 +152,21 @@ def id_of(where: str, name: str, value: Any) -> str:
     return found
 
 
-def keys(record: dict[str, Any]) -> str:
+def number_of(where: str, what: str, value: Any) -> float:
+    """A finite number, which may be written as text.
+
+    Raises:
+        InputError: anything else.
+    """
+    try:
+        number = float("nan" if isinstance(value, bool) else value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not isfinite(number):
+        raise InputError(f"{where}: the {what} is {shown(value)}; expected a finite number.")
+    return number
+
+
+def keys(record: Mapping[str, Any]) -> str:
     """The keys of a line, for messages."""
     return ", ".join(map(repr, list(record)[:12])) or "no key"

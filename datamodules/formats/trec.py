@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,15 @@ from datamodules.corpus import read_qrels, read_queries
 from datamodules.formats import raw_lists
 from datamodules.formats.layout import Layout
 from datamodules.formats.passages import CorpusPassages
+from datamodules.formats.rankings import PASSAGE_IDS, named_columns, ranking_rows
 from datamodules.formats.raw_lists import RawPassage, RawQueryList
-from datamodules.formats.records import find_records, records
+from datamodules.formats.records import find_records
 from datamodules.query_lists import QueryList
-from datamodules.storage.files import atomic_path, is_file, json_lines, lines
-from datamodules.storage.parquet import TABLES
+from datamodules.storage.files import atomic_path, is_file
 from retriever.errors import InputError, choose, shown
 
 _HEADER = "query-id\tcorpus-id\tscore"
-_QUERY_IDS = ("query_id", "qid", "query-id")
-_PASSAGE_IDS = ("doc_id", "docid", "docno", "pid", "corpus-id", "passage_id")
 _TEXTS = ("text", "contents", "segment", "passage")
-# where query, passage and rank or score are in lines of so many columns
-_LINES = {3: {"qid": 0, "docid": 1, "rank": 2}, 4: {"qid": 0, "docid": 1, "rank": 2, "score": 3}}
-_TREC = {"qid": 0, "docid": 2, "rank": 3, "score": 4}
 
 
 @dataclass(frozen=True)
@@ -34,10 +29,10 @@ class Trec(Layout):
 
     Read:
 
-    * JSON Lines, Parquet and Arrow: a query and a passage each, with ``query_id`` or ``qid``, ``doc_id``, ``docid`` or
-      ``docno``, ``score``, and where they are there ``rank``, ``query``, ``title`` and ``text``, ``relevance``
-      (Lightning IR); or a query with its ``candidates`` (``{"query": {"qid", "text"}, "candidates": [{"docid",
-      "score", "doc"}]}``, what Castorini's rerankers write).
+    * JSON Lines, Parquet, Arrow and CSV: a query and a passage each, with ``query_id`` or ``qid``, ``doc_id``,
+      ``docid`` or ``docno``, ``score``, and where they are there ``rank``, ``query``, ``title`` and ``text``,
+      ``relevance`` (Lightning IR); or a query with its ``candidates`` (``{"query": {"qid", "text"}, "candidates":
+      [{"docid", "score", "doc"}]}``, what Castorini's rerankers write) or ``results`` (sentence-transformers).
     * other text: TREC's six columns (Pyserini, Lightning IR), ``qid docid rank score`` or, of ranks alone, MS MARCO's
       ``qid docid rank``; or the columns that a first line names.
 
@@ -64,7 +59,7 @@ class Trec(Layout):
         queries: dict[str, tuple[str, dict[str, Any]]] | None = None
         qrels = self._read_qrels(path)
         seen: dict[str, int] = {}
-        for query_id, group in groupby(_rows(path), lambda row: row[1]):
+        for query_id, group in groupby(ranking_rows(path), lambda row: row[1]):
             members = [(f"{path}:{number}", row) for number, _, row in group]
             first = int(members[0][0].rpartition(":")[2])
             if query_id in seen:
@@ -87,9 +82,9 @@ class Trec(Layout):
             raise InputError(f"{where}: the query {shown(record['id'])} is not in the file of queries.")
         passages, scores, positives = [], [], list(record["positives"])
         for at, row in record["lines"]:
-            row = _columns(at, row) if isinstance(row, str) else row
+            row = named_columns(at, row) if isinstance(row, str) else row
             passage_id = raw_lists.id_of(
-                at, "docid", next((row[n] for n in _PASSAGE_IDS if row.get(n) is not None), None)
+                at, "docid", next((row[n] for n in PASSAGE_IDS if row.get(n) is not None), None)
             )
             text = raw_lists.passage_text(at, row, passage_id, *_TEXTS)
             passage = RawPassage(at, passage_id, text, raw_lists.title_of(at, row))
@@ -197,65 +192,6 @@ class Trec(Layout):
 def queries_beside(run: Path) -> list[Path]:
     """The file of a run's queries, ``<run>.queries.jsonl``, or the one of its folder; empty where there is none."""
     return [_queries_of(run)] if is_file(_queries_of(run)) else find_records(run.parent, "queries")
-
-
-def _rows(path: Path) -> Iterator[tuple[int, str, Any]]:
-    """Number, query id and content (a line, or an object) of each row of a run."""
-    is_table = path.suffix in TABLES
-    first = "" if is_table else next((line for _, line in lines(path)), "")
-    if not is_table and not first.lstrip().startswith("{"):
-        names = first.split()
-        named = bool(names) and names[0] in _QUERY_IDS and bool(set(names) & set(_PASSAGE_IDS))
-        for number, line in islice(lines(path), int(named), None):
-            cells = line.split()
-            if named and len(cells) != len(names):
-                raise InputError(
-                    f"{path}:{number}: {shown(line)} has {len(cells)} columns; expected {len(names)}, as the first "
-                    f"line names them: {', '.join(names)}."
-                )
-            yield number, cells[0], dict(zip(names[1:], cells[1:], strict=True)) if named else line
-        return
-    for number, record in records(path) if is_table else json_lines(path):
-        where = f"{path}:{number}"
-        if "candidates" in record:
-            query = record.get("query")
-            query = query if isinstance(query, dict) else {**record, "text": query}
-            query_id = _query_id(where, query)
-            if not isinstance(record["candidates"], list) or not record["candidates"]:
-                raise InputError(
-                    f"{where}: 'candidates' is {shown(record['candidates'])}; expected a list of passages."
-                )
-            for entry in record["candidates"]:
-                if not isinstance(entry, dict):
-                    raise InputError(
-                        f"{where}: {shown(entry)} in 'candidates'; expected an object with docid and score."
-                    )
-                document = entry.get("doc")
-                texts = document if isinstance(document, dict) else {"text": document}
-                yield number, query_id, {**texts, **entry, "query": raw_lists.text_of(where, query, "text")}
-        else:
-            yield number, _query_id(where, record), record
-
-
-def _query_id(where: str, record: dict[str, Any]) -> str:
-    found = raw_lists.text_of(where, record, *_QUERY_IDS, numbers=True)
-    if found is None:
-        raise InputError(
-            f"{where}: no {' or '.join(map(repr, _QUERY_IDS[:2]))}; this line has {raw_lists.keys(record)}."
-        )
-    return found
-
-
-def _columns(at: str, line: str) -> dict[str, str]:
-    """The columns of a line of text by their names."""
-    columns = line.split()
-    places = _TREC if len(columns) == 6 else _LINES.get(len(columns))
-    if places is None or (len(columns) == 4 and columns[1] in ("0", "Q0")):  # judgements have four, too
-        raise InputError(
-            f"{at}: {shown(line)} has {len(columns)} columns; expected qid Q0 docid rank score tag, qid docid rank "
-            "score, or qid docid rank."
-        )
-    return {name: columns[place] for name, place in places.items()}
 
 
 def _queries_of(run: Path) -> Path:

@@ -61,7 +61,9 @@ class Measured:
         return ours - theirs, None
 
     def shared_seeds(self, arm: str, base: str) -> list[int]:
-        """The seeds of an arm that a named base has, too."""
+        """The seeds of an arm that a named base has, too; none where either's are only counted."""
+        if not all(run.states_seed for name in (arm, base) for run in self.runs.get(name, ())):
+            return []
         return [seed for seed in self.seeds[arm] if seed in self.seeds[base]]
 
     def base_values(self, arm: str, base: str) -> np.ndarray:

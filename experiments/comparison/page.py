@@ -34,6 +34,7 @@ def page(comparison: Comparison, plots: Mapping[str, bytes], said: Sequence[str]
         comparison=comparison,
         said=said,
         runs=sum(map(len, comparison.groups.values())),
+        trained=any(run.is_trained for members in comparison.groups.values() for run in members),
         step="at the step that its dev lists chose" if comparison.which == "best" else "at its last step",
         unfinished=[(folder, reason(folder)) for folder in comparison.unfinished],
         sheets=sheets(comparison),

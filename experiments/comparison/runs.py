@@ -6,7 +6,7 @@ import logging
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class Run:
             another corpus.
         specs: data set, as the comparison calls it → what the configuration says of it.
         trained_on: names of the corpora that the run was trained on.
+        states_seed: whether runs of one seed belong together; not where seeds were only counted.
     """
 
     folder: Path
@@ -57,6 +58,7 @@ class Run:
     datasets: dict[str, str]
     specs: dict[str, EvaluationSpec]
     trained_on: set[str]
+    states_seed: bool = field(default=True, kw_only=True)
 
     @property
     def name(self) -> str:
@@ -155,10 +157,12 @@ def find_runs(paths: Iterable[str | Path]) -> tuple[dict[Path, dict[str, Any]], 
     """
     runs: dict[Path, dict[str, Any]] = {}
     unfinished: list[Path] = []
-    for path in _expanded(paths):
+    for path in expanded(paths):
         found, cut = _runs_below(path)
         if not found and not cut:
-            raise InputError(f"{path}: no results.json in or below it. Name folders of finished runs, or a sweep's.")
+            raise InputError(
+                f"{path}: no results.json in or below it. Name folders of finished runs, or a sweep's; or files."
+            )
         unfinished += [run for run in cut if run not in unfinished]
         runs |= found
     if not runs:
@@ -271,12 +275,17 @@ def _labels(runs: Sequence[Run]) -> list[str]:
         else:
             what = {n: ", ".join(f"{key}={settings[n].get(key)}" for key in differing) for n in numbers}
             labels |= {n: f"{name} ({what[n]})" if what[n] else name for n in numbers}
-    return _kept_apart([labels[number] for number in range(len(runs))], [run.name for run in runs])
+    return _kept_apart([labels[number] for number in range(len(runs))], runs)
 
 
-def _kept_apart(labels: Sequence[str], names: Sequence[str]) -> list[str]:
+def _kept_apart(labels: Sequence[str], runs: Sequence[Run]) -> list[str]:
     """Labels that are neither those of models before training, nor those of another name's runs."""
-    found = [f"{label} (trained)" if re.match(r"base($| of )", label) else label for label in labels]
+    kinds = ("evaluated", "trained")
+    found = [
+        f"{label} ({kinds[run.is_trained]})" if re.match(r"base($| of )", label) else label
+        for label, run in zip(labels, runs, strict=True)
+    ]
+    names = [run.name for run in runs]
     owners: dict[str, set[str]] = {}
     for label, name in zip(found, names, strict=True):
         owners.setdefault(label, set()).add(name)
@@ -322,13 +331,17 @@ def _content(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def _expanded(paths: Iterable[str | Path]) -> list[Path]:
-    """The paths, patterns among them replaced by what they match."""
+def expanded(paths: Iterable[str | Path]) -> list[Path]:
+    """The paths, patterns among them replaced by what they match.
+
+    Raises:
+        InputError: nothing is there.
+    """
     found: list[Path] = []
     for path in map(str, paths):
         matches = [path] if Path(path).exists() else sorted(glob.glob(path, recursive=True))
         if not matches:
-            raise InputError(f"{path}: no such folder, so no results.json in it. Name folders of runs, or a sweep's.")
+            raise InputError(f"{path}: no such folder or file. Name folders of runs, a sweep's, or files of rankings.")
         found += [Path(match) for match in matches]
     return found
 

@@ -103,7 +103,7 @@ def _narrow(comparison: Comparison, table: Table, clean: Table | None) -> Sheet:
         columns.append(name)
         for of_arm, arm in zip(cells, table.arms, strict=True):
             of_arm[name] = _number(arm.figures.get(name), ".4f")
-    columns = [name for name in columns if name not in ("seeds", "step") or any(c[name] for c in cells)]
+    columns = [name for name in columns if name not in ("seeds", "step", "minutes") or any(c[name] for c in cells)]
     caption = _caption(comparison, table)
     if clean is not None and clean.queries:
         caption += f"; no overlap: the difference on the {clean.queries} queries that no training here came close to"

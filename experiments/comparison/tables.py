@@ -8,9 +8,10 @@ import numpy as np
 
 from callbacks.evaluation.metrics import headings
 from callbacks.reporting.statistics import PairedTest, holm
+from experiments.comparison.files import find_files, read_files
 from experiments.comparison.measured import BASE, Measured, read_measured, tested
 from experiments.comparison.runs import Run, find_runs, group_runs, read_runs
-from retriever.errors import choose
+from retriever.errors import InputError, choose
 
 POINTS = ("best", "last")
 
@@ -132,19 +133,31 @@ class Comparison:
         return pairs + [(table, self.clean.get(name)) for name, table in self.tables.items()]
 
 
-def compare(paths: Iterable[str | Path], which: str = "best", base: str = BASE) -> Comparison:
+def compare(
+    paths: Iterable[str | Path], which: str = "best", base: str = BASE, qrels: str | Path | None = None
+) -> Comparison:
     """Compare finished runs.
 
     Args:
-        paths: run folders, folders that hold some, or patterns.
+        paths: run folders, folders that hold some, files of other tools (:mod:`~experiments.comparison.files`), or
+            patterns.
         which: the model of each run: ``best`` (by its dev criterion) or ``last``.
         base: the arm that differences are to: ``base``, each run's own model before training, or an arm's name.
+        qrels: judgements that rankings of other tools are scored by.
 
     Raises:
         InputError: the runs cannot be compared; the message says why.
     """
-    finished, unfinished = find_runs(paths)
-    groups = group_runs(read_runs(finished))
+    paths = list(paths)
+    files, folders = find_files(paths)
+    finished, unfinished = find_runs(folders) if folders else ({}, [])
+    own = read_runs(finished)
+    if files:
+        others = read_files(files, qrels, own, which)
+        own = [*others, *own] if find_files(paths[:1])[0] else [*own, *others]
+    elif qrels is not None:
+        raise InputError("--qrels: it is for files of other tools, and run folders alone are compared. Leave it out.")
+    groups = group_runs(own)
     choose("--base", base, [BASE, *groups])
     runs = [run for members in groups.values() for run in members]
     if base == BASE and not any(run.is_trained for run in runs):
@@ -254,7 +267,7 @@ def _forgetting(groups: Mapping[str, Sequence[Run]], measured: dict[str, Measure
     """Every arm but the base; empty where no arm has a data set abroad."""
     rows = []
     for arm, [first, *others] in groups.items():
-        if arm == base or (base == BASE and not first.is_trained):
+        if arm == base or not first.trained_on or (base == BASE and not first.is_trained):
             continue
         needed = [first, *others, *groups.get(base, ())]
         sides: dict[bool, list[Measured]] = {True: [], False: []}

@@ -394,6 +394,8 @@ NOT_TYPED = {
     "errors.py: module.train_passage_encoder=false": "a full memory cannot be made to order; test_run.py runs it",
     "dashboard.py: --entity": "sends to W&B",
     "dashboard.py: --print": "needs the package wandb_workspaces",
+    "files.py: --qrels": "test_compare_files.py types it",
+    "tables.py: --qrels": "what was typed",
     "measured.py: --base": "the name of an arm; see test_compare.py",
     "inspect.py: --corpus": "a line of a table, not an error",
     "inspect.py: --qrels": "a line of a table, not an error",

@@ -7,6 +7,7 @@ import pytest
 
 from datamodules.corpus import SHIPPED, load_corpus, load_evaluation_set, load_qrels, load_queries
 from experiments import mteb as command
+from experiments.comparison.tables import compare
 from experiments.training.train import run_experiment
 from helpers.plain_evaluation import ndcg_of
 from helpers.runs import config_of
@@ -46,6 +47,21 @@ def test_mteb_takes_the_base_model_for_the_passages(small_run, small_scifact, ti
     model = tmp_path / "run" / "model"
     assert command.mteb_figures(model, data, base)["ndcg@10"] == pytest.approx(best, abs=1e-4)
     assert command.mteb_figures(model, data)["ndcg@10"] != pytest.approx(best, abs=1e-3)
+
+
+@needs_mteb
+def test_comparisons_read_mtebs_predictions(tiny_encoder, small_scifact, tmp_path):
+    import mteb
+    from sentence_transformers import SentenceTransformer
+
+    data = load_evaluation_set(str(small_scifact))
+    task = command._task(data, True)
+    model = SentenceTransformer(str(tiny_encoder.save(tmp_path / "model")))
+    result = mteb.evaluate(model, task, prediction_folder=tmp_path / "predictions", cache=None, co2_tracker=False)
+    [path] = (tmp_path / "predictions").rglob("*_predictions.json")
+    [arm] = compare([f"tiny={path}"], qrels=small_scifact / "qrels" / "test.tsv")["small"]
+    [scores] = result.task_results[0].scores["test"]
+    assert arm.ndcg == pytest.approx(scores["ndcg_at_10"], abs=1e-4)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from datamodules.corpus import load_corpus
+from datamodules.corpus import load_corpus, load_qrels
 from datamodules.query_lists import read_query_lists, write_query_lists
 from experiments.evaluation.typed import as_overrides
 from helpers.processes import run_in
@@ -114,10 +114,21 @@ def own_corpus(tmp_path, small_scifact, small_lists, typed_lists):
         corpus = name.split("/")[0] if "/" in name else "my_corpus" if name == "train" else "FOLDER"
         lists = [dataclasses.replace(q, corpus=corpus) for q in read_query_lists(typed_lists / f"{part}.parquet")]
         write_query_lists(tmp_path / f"{name}.parquet", lists, {"teacher": "made for tests"})
+    write_rankings(tmp_path)
     abstracts = load_corpus(tmp_path / "FOLDER").texts.to_pylist()
     with open(tmp_path / "texts.csv", "w", newline="") as file:
         csv.writer(file).writerows([["abstract"], *([text] for text in abstracts)])
     return tmp_path
+
+
+def write_rankings(folder: Path) -> None:
+    """Rankings as other tools leave them, of the test queries' relevant passages."""
+    judged = load_qrels(folder / "scifact", "test")[1]
+    lines = [f"{query} Q0 {passage} 1 1.5 x\n" for query, passages in judged.items() for passage in passages]
+    for name in ("bm25s", "pyserini"):
+        (folder / f"{name}.trec").write_text("".join(lines))
+    found = ({"query_id": q, "results": [{"corpus_id": p, "score": 1} for p in of]} for q, of in judged.items())
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in found))
 
 
 def write_as_the_papers_scripts(path: Path, folder: Path) -> None:

@@ -1,0 +1,235 @@
+"""Files of other tools as runs: rankings, which judgements score, and figures of queries."""
+
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from callbacks.evaluation.metrics import MAIN, PerQuery, mean_scores, score_run
+from datamodules.corpus import find_file, load_queries, read_qrels
+from datamodules.formats.query_figures import figures_in_lines, figures_of
+from datamodules.formats.rankings import ranking_of, read_ranking
+from datamodules.formats.records import find_records
+from datamodules.storage.compressed import split_ending
+from datamodules.storage.files import read_json
+from experiments.comparison.runs import Run, expanded
+from retriever.errors import InputError
+
+log = logging.getLogger(__name__)
+_SEED = re.compile(r"[-_.]?seed[-_=]?(\d+)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class FileRun(Run):
+    """A run of which there is only a file.
+
+    Attributes:
+        per_query: query id → nDCG@10.
+        texts: query id → ``query`` and ``relevant`` in words.
+    """
+
+    per_query: dict[str, float]
+    texts: dict[str, dict[str, Any]]
+
+    def values(self, dataset: str, point: str) -> dict[str, float]:
+        """Query id → nDCG@10, at any point."""
+        return self.per_query
+
+    def queries(self, dataset: str) -> dict[str, dict[str, Any]]:
+        """Query id → ``query`` and ``relevant`` in words, as far as the folder of the judgements says."""
+        return self.texts
+
+
+@dataclass(frozen=True)
+class NamedFile:
+    """A file, and whose run it is.
+
+    Attributes:
+        path: the file.
+        arm: files of one arm are its seeds.
+        seed: in the name, or counted.
+        states_seed: whether it stands in the name.
+    """
+
+    path: Path
+    arm: str
+    seed: int
+    states_seed: bool
+
+
+def find_files(paths: Iterable[str | Path]) -> tuple[list[NamedFile], list[Path]]:
+    """Tell files of other tools from folders.
+
+    Args:
+        paths: files, folders, patterns; ``ARM=`` may stand before files.
+
+    Returns:
+        The files, and the folders.
+
+    Raises:
+        InputError: nothing is there, or an arm is given to a folder.
+    """
+    given: dict[Path, str | None] = {}
+    folders: list[Path] = []
+    for text in map(str, paths):
+        arm, matches = _matches(text)
+        if arm and not all(path.is_file() for path in matches):
+            raise InputError(f"{text}: a name is for files of other tools; run folders have names of their own.")
+        given |= {path: arm for path in matches if path.is_file()}
+        folders += [path for path in matches if not path.is_file()]
+    names = _names([path for path, arm in given.items() if arm is None])
+    arms: dict[str, list[Path]] = {}
+    for path, arm in given.items():
+        arms.setdefault(arm or names[path], []).append(path)
+    return [file for arm, members in arms.items() for file in _with_seeds(arm, members)], folders
+
+
+def read_files(
+    files: Sequence[NamedFile], qrels: str | Path | None, others: Sequence[Run], which: str
+) -> list[FileRun]:
+    """Read files of other tools, and score those that are rankings.
+
+    A judged query that a file lacks counts 0, as in ir_measures; a query without judgements is left out.
+
+    Args:
+        files: as :func:`find_files` gives them.
+        qrels: judgements, BEIR's or TREC's; None, where all files hold figures.
+        others: run folders of the same comparison, one of whose data sets has the same queries.
+        which: of :func:`~experiments.comparison.tables.compare`.
+
+    Raises:
+        InputError: with file and line; or the queries fit no data set of the run folders.
+    """
+    path = None if qrels is None else find_file(str(qrels))
+    judged = {} if path is None else {q: {p: g for p, (g, _) in of.items()} for q, of in read_qrels(path).items()}
+    scored = {file.path: _score(file.path, judged, path) for file in files}
+    dataset = "queries" if path is None else _name_of(path)
+    if others:
+        dataset = _fitting(files[0].path, set(scored[files[0].path][MAIN]), dataset, others, which)
+    texts = {} if path is None else _texts(path)
+    return [_run(file, dataset, scored[file.path], texts) for file in files]
+
+
+def _run(file: NamedFile, dataset: str, scores: PerQuery, texts: dict[str, dict[str, Any]]) -> FileRun:
+    means = {metric: {"best": mean, "last": mean} for metric, mean in mean_scores(scores).items()}
+    results = {"name": file.arm, "seed": file.seed, "steps": {"best": 0, "last": 0}, "datasets": {dataset: means}}
+    return FileRun(
+        folder=file.path,
+        results=results,
+        config={"name": file.arm},
+        content={},
+        datasets={dataset: dataset},
+        specs={},
+        trained_on=set(),
+        per_query=scores[MAIN],
+        texts=texts,
+        states_seed=file.states_seed,
+    )
+
+
+def _score(path: Path, judged: Mapping[str, Mapping[str, int]], qrels: Path | None) -> PerQuery:
+    """Metric → query id → value: nDCG@10 alone where the file holds figures."""
+    content = read_json(path, "Write it again.") if split_ending(path)[0] == ".json" else None
+    figures = figures_in_lines(path) if content is None else figures_of(path, content)
+    if figures is None and qrels is None:
+        raise InputError(f"{path}: a ranking (or no file of figures); judgements are needed: --qrels FILE.")
+    if figures is not None and qrels is None:
+        return {MAIN: figures}
+    if figures is not None:
+        found: Mapping[str, Any] = {query: value for query, value in figures.items() if query in judged}
+        others = len(figures) - len(found)
+        scores = {MAIN: {query: found.get(query, 0.0) for query in judged}}
+    else:
+        found, others = read_ranking(path, judged) if content is None else ranking_of(path, content, judged)
+        scores = score_run(judged, found)[1]
+    if not found:
+        raise InputError(
+            f"{path}: none of its queries is judged in {qrels}. Are these the judgements of other queries?"
+        )
+    if len(found) < len(judged):
+        log.warning(
+            "%s: %d of %d judged queries are not in it, and count 0", path, len(judged) - len(found), len(judged)
+        )
+    if others:
+        log.warning("%s: %d entries of queries without judgements are left out", path, others)
+    return scores
+
+
+def _fitting(path: Path, queries: set[str], name: str, others: Sequence[Run], which: str) -> str:
+    """The data set of the run folders that has these queries; the one of that name, where several have."""
+    sets: dict[str, Run] = {}
+    for run in others:
+        for dataset in run.datasets:
+            sets.setdefault(dataset, run)
+    sizes = {dataset: run.values(dataset, which).keys() for dataset, run in sets.items()}
+    fitting = [dataset for dataset, ids in sizes.items() if ids == queries]
+    if name in fitting or len(fitting) == 1:
+        return name if name in fitting else fitting[0]
+    if fitting:
+        raise InputError(f"{path}: {' and '.join(fitting)} have its queries. Compare with runs of one of these sets.")
+    of_each = ", ".join(f"{dataset} {len(ids)} ({len(ids & queries)} the same)" for dataset, ids in sizes.items())
+    raise InputError(
+        f"{path}: it is compared on {len(queries)} queries, and no data set of the run folders has these: {of_each}. "
+        "Give the judgements that the runs were evaluated by (--qrels FILE), or compare the files alone."
+    )
+
+
+def _name_of(qrels: Path) -> str:
+    """What a data set is called by its judgements: by its folder, in BEIR's layout; the test split, by that alone."""
+    stem = _stem(qrels)
+    if qrels.parent.name != "qrels":
+        return stem
+    folder = qrels.absolute().parents[1].name
+    return folder if stem == "test" else f"{folder}-{stem}"
+
+
+def _texts(qrels: Path) -> dict[str, dict[str, Any]]:
+    """Queries in words, where the judgements lie in BEIR's layout."""
+    folder = qrels.absolute().parents[1]
+    if qrels.parent.name != "qrels" or not find_records(folder, "queries"):
+        return {}
+    return {query: {"query": text, "relevant": []} for query, text in load_queries(folder).items()}
+
+
+def _matches(text: str) -> tuple[str | None, list[Path]]:
+    """The arm that is given, and the paths that are meant."""
+    try:
+        return None, expanded([text])
+    except InputError:
+        arm, equals, rest = text.partition("=")
+        if not equals or not arm or "/" in arm:
+            raise
+        return arm, expanded([rest])
+
+
+def _names(paths: Sequence[Path]) -> dict[Path, str]:
+    """Each file's name without endings and seed; with its folder before it, where several have such a file."""
+    stems = {path: _SEED.sub("", _stem(path)) or _stem(path) for path in paths}
+    names = {}
+    for path, stem in stems.items():
+        folders = [other.resolve().parent.parts for other, name in stems.items() if name == stem]
+        begin, end = _shared(folders), _shared([parts[::-1] for parts in folders])
+        inner = path.resolve().parent.parts
+        names[path] = "/".join([*inner[begin : len(inner) - end], stem] if len(set(folders)) > 1 else [stem])
+    return names
+
+
+def _shared(sequences: Sequence[Sequence[str]]) -> int:
+    """With how many equal items they all begin."""
+    return len(list(takewhile(lambda items: len(set(items)) == 1, zip(*sequences, strict=False))))
+
+
+def _stem(path: Path) -> str:
+    name = path.name.removesuffix(split_ending(path)[1])
+    return Path(name).stem
+
+
+def _with_seeds(arm: str, paths: Sequence[Path]) -> list[NamedFile]:
+    """An arm's files with their seeds, as their names state them; else counted."""
+    stated = [found[-1] for found in (_SEED.findall(str(path)) for path in paths) if found]
+    if len(set(stated)) == len(paths):
+        return [NamedFile(path, arm, int(seed), True) for path, seed in zip(paths, stated, strict=True)]
+    return [NamedFile(path, arm, number, False) for number, path in enumerate(paths, int(len(paths) > 1))]
