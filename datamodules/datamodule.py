@@ -81,6 +81,8 @@ class QueryListDataModule(L.LightningDataModule):
         token_budget: tokens of a micro-batch where passages are encoded once; None takes the machine's.
         corpus_scores: the teacher of objectives that look at the whole corpus, a
             :class:`~datamodules.specs.CorpusScoring` or a mapping of its fields; None takes its defaults.
+        dev_over_corpus: compare dev queries with the whole corpus, whatever the objective does, for ``dev/corpus_kl``;
+            passages must keep the base embeddings.
         num_workers: threads that make batches ahead; making a batch is cheap, so 0 does on a laptop.
         seed: of order, sampling and the choice among labels.
     """
@@ -109,6 +111,7 @@ class QueryListDataModule(L.LightningDataModule):
     data_dir: str | Path = "data"
     token_budget: int | None = None
     corpus_scores: Mapping | CorpusScoring | None = None
+    dev_over_corpus: bool = False
     num_workers: int = 0
     seed: int = 1
 
@@ -156,8 +159,17 @@ class QueryListDataModule(L.LightningDataModule):
             return
         self.open()
         sources = [self._source(lists) for lists in (*self.train_lists, *self.dev_lists)]
-        sources = self._with_corpus_scores(sources) if self.needs.all_scores else sources
-        self._train, self._dev = sources[: len(self.train_lists)], sources[len(self.train_lists) :]
+        train, dev = sources[: len(self.train_lists)], sources[len(self.train_lists) :]
+        self._dev = self._with_corpus_scores(dev) if self.needs_of(train=False).all_scores else dev
+        self._train = self._with_corpus_scores(train) if self.needs.all_scores else train
+
+    def needs_of(self, train: bool) -> BatchNeeds:
+        """What batches hold: of dev lists more than the objective needs, where ``dev_over_corpus`` says so."""
+        if train or not self.dev_over_corpus:
+            return self.needs
+        if not self.needs.frozen_passages:
+            raise InputError("data.dev_over_corpus=true needs frozen passages: say module.train_passage_encoder=false.")
+        return replace(self.needs, whole_corpus=True, all_scores=True)
 
     def open(self) -> None:
         """Open, check, guard, split and normalise the lists, once; nothing is tokenised or encoded."""
@@ -245,7 +257,7 @@ class QueryListDataModule(L.LightningDataModule):
         grouped = self.group_overlapping_lists if group_overlapping_lists is None else group_overlapping_lists
         return BatchSampler(
             self.train_lists if train else self.dev_lists,
-            self.lists_of_step if train else dev_batch_size(self.needs, self.list_length),
+            self.lists_of_step if train else dev_batch_size(self.needs_of(train), self.list_length),
             self.seed,
             self.order if train else None,
             rank,
@@ -255,7 +267,8 @@ class QueryListDataModule(L.LightningDataModule):
 
     def _loader(self, sources: list[ListSource], train: bool) -> ThreadedLoader:
         candidates = self.candidates if train else "top"
-        dataset = ListBatches(sources, self.list_length, candidates, self.needs, self.corpus_scoring.columns, train)
+        columns, needs = self.corpus_scoring.columns, self.needs_of(train)
+        dataset = ListBatches(sources, self.list_length, candidates, needs, columns, train)
         ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else ()
         return ThreadedLoader(dataset, self.sampler(train, *ranks), self.num_workers)
 
@@ -339,7 +352,7 @@ class QueryListDataModule(L.LightningDataModule):
         )
 
     def _with_corpus_scores(self, sources: list[ListSource]) -> list[ListSource]:
-        """Add the teacher that scores all passages; each corpus is searched once for all its queries."""
+        """Add the teacher that scores all passages; each corpus is searched once for the queries of all files."""
         teachers: dict[int, CorpusScores] = {}
         for corpus, tokens in {s.corpus.name: (s.corpus, s.passage_tokens) for s in sources}.values():
             of_corpus = [(n, s) for n, s in enumerate(sources) if s.corpus.name == corpus.name]

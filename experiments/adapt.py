@@ -98,9 +98,9 @@ def conclude(folder: Path, asked: AdaptSettings) -> None:
     from experiments.comparison.report import write_report
     from experiments.comparison.tables import compare
 
-    comparison = compare([folder / "runs"])
+    comparison, last = (compare([folder / "runs"], which) for which in ("best", "last"))
     begun = read_json(folder / BEGUN)
-    said = verdict(comparison, asked.objectives, begun["human"], Path(begun["corpus"]))
+    said = verdict(comparison, last, asked.objectives, begun["human"], Path(begun["corpus"]))
     files = write_report(comparison, folder, said)
     write_text(folder / "verdict.md", "\n\n".join(said) + "\n")
     print()

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torchmetrics.retrieval import RetrievalNormalizedDCG
 
+from retriever.agreement import agreement_with_teacher
 from retriever.batch import BatchNeeds, EncodedBatch, RetrievalBatch
 from retriever.cross_encoder.spec import PairSpec
-from retriever.diagnostics import top1_agreement
 from retriever.distributed.ranks import sum_over_ranks, world_size
 from retriever.distributed.sharded_module import ShardedModule
 from retriever.encoder.budget import fastest_token_budget, tokens_that_fit
@@ -19,14 +19,10 @@ from retriever.encoder.encoding import device_of, encode
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.encoder.tokens import TokenizedTexts, micro_batches, padding_share
 from retriever.errors import InputError, require_positive
-from retriever.losses.listwise import listwise_distillation
 from retriever.losses.matryoshka import Matryoshka
 from retriever.optimizer import MakeOptimizer, MakeScheduler, make_optimizer, make_scheduler
 from retriever.schedule import linear_with_warmup
 from retriever.work import Encoded, Work
-
-# The paper's temperatures; dev/kl is measured at these whatever the objective trains with, so that runs compare.
-STUDENT_TEMPERATURE, TEACHER_TEMPERATURE = 0.05, 0.3
 
 PAPER_LEARNING_RATE, PAPER_BATCH_SIZE = 2e-4, 4096
 
@@ -330,7 +326,8 @@ class RetrieverModule(QueryListModule):
             parts = self._objective_in_full_precision(_EXAMPLE)
         except Exception:  # a user's objective may need a real batch
             return None
-        return [*parts, "kl", "top1_agreement", "teacher_ndcg@10"]
+        over_corpus = ["corpus_kl"] if self.needs.frozen_passages and self.needs.all_scores else []
+        return [*parts, *over_corpus, "kl", "top1_agreement", "teacher_ndcg@10"]
 
     @property
     def trained_side(self) -> str:
@@ -399,10 +396,9 @@ class RetrieverModule(QueryListModule):
         encoded = self.encode_batch(batch)
         parts = self._objective_in_full_precision(encoded)
         with torch.autocast(encoded.queries.device.type, enabled=False):
+            agreement = agreement_with_teacher(encoded, over_corpus=not self.train_passage_encoder)
             scores, teacher, mask = encoded.list_scores, encoded.teacher_scores, encoded.list_mask
-        values = {f"dev/{name}": value for name, value in parts.items()}
-        values["dev/kl"] = listwise_distillation(scores, teacher, mask, STUDENT_TEMPERATURE, TEACHER_TEMPERATURE).mean()
-        values["dev/top1_agreement"] = top1_agreement(scores, teacher, mask).float().mean()
+        values = {f"dev/{name}": value for name, value in {**parts, **agreement}.items()}
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
         number = self.dev_numbers(batch)
         self.dev_ndcg.update(scores[mask], teacher[mask], indexes=number.unsqueeze(1).expand_as(mask)[mask])

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from retriever.agreement import TEACHER_TEMPERATURE
 from retriever.batch import EncodedBatch
 from retriever.diagnostics import (
     WholeBatch,
@@ -23,7 +24,7 @@ from retriever.diagnostics import (
     uniformity,
 )
 from retriever.errors import InputError, require_positive
-from retriever.module import TEACHER_TEMPERATURE, QueryListModule, RetrieverModule
+from retriever.module import QueryListModule, RetrieverModule
 from retriever.objectives.infonce import InfoNCELoss
 
 

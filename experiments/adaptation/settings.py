@@ -133,7 +133,9 @@ def write_experiments(
             "batch_size": decided.batch,
             "list_length": _CANDIDATES,
             "normalization": "none",
+            "dev_over_corpus": True,
         },
+        "criterion": "dev/corpus_kl",  # of all objectives alike
         "evaluation": {"datasets": sets + [{"path": path} for path in decided.elsewhere]},
         "module": {"train_passage_encoder": False},
         "temperatures": {"teacher": 0.05},

@@ -10,11 +10,14 @@ from experiments.comparison.tables import Arm, Comparison, Table
 _SURE = 0.05  # corrected p-value
 
 
-def verdict(comparison: Comparison, objectives: Sequence[str], human: bool, corpus: Path) -> list[str]:
+def verdict(
+    comparison: Comparison, last: Comparison, objectives: Sequence[str], human: bool, corpus: Path
+) -> list[str]:
     """Say what a comparison found.
 
     Args:
-        comparison: of the runs.
+        comparison: of the runs, each at the step that its dev lists chose.
+        last: the same at their last steps.
         objectives: names of the arms, the one that is recommended first.
         human: whether the queries are people's.
         corpus: the folder of the corpus.
@@ -22,12 +25,12 @@ def verdict(comparison: Comparison, objectives: Sequence[str], human: bool, corp
     Returns:
         Sentences, the most important first.
     """
-    table = _home(comparison)
+    table, ends = _home(comparison), {arm.name: arm for arm in _home(last).arms}
     arms = {arm.name: arm for arm in table.arms}
     base = arms[BASE]
     better = [arms[name] for name in objectives if name in arms and _is_better(arms[name])]
     shown = better[0] if better else arms[objectives[0]]
-    figures = _figures(base, shown, table, human) if any(shown.steps) else "its dev lists kept the base model."
+    figures = _figures(base, shown, table, human) if any(shown.steps) else _kept(ends[shown.name])
     on = "on this corpus" if human else "at made-up queries of this corpus"
     said = []
     if better:
@@ -42,7 +45,10 @@ def verdict(comparison: Comparison, objectives: Sequence[str], human: bool, corp
     else:
         said.append(f"Keep the base model: {on} no run is better beyond chance. {shown.name}{_word(shown)}: {figures}")
     others = [arm for arm in table.arms if arm.difference is not None and arm is not shown]
-    said += [f"{arm.name}: {_difference(arm)}{_word(arm)}." for arm in others]
+    said += [
+        f"{arm.name}: " + (f"{_difference(arm)}{_word(arm)}." if any(arm.steps) else _kept(ends[arm.name]))
+        for arm in others
+    ]
     said += _elsewhere(comparison, shown.name)
     said.append(
         "Intervals are 95%; p-values are of a paired randomisation test over queries, corrected over the "
@@ -69,6 +75,10 @@ def _elsewhere(comparison: Comparison, name: str) -> list[str]:
     abroad = {title: table for title, table in comparison.tables.items() if not run.is_home(title)}
     found = [(title, arm) for title, table in abroad.items() for arm in table.arms if arm.name == name]
     return [f"Elsewhere ({title}): {_difference(arm)}." for title, arm in found]
+
+
+def _kept(end: Arm) -> str:
+    return f"its dev lists kept the base model; its last step is at {_difference(end)}{_word(end)}."
 
 
 def _by_dev(run: Run) -> tuple[bool, float]:

@@ -62,13 +62,18 @@ def _dev_metrics(config: DictConfig, encoder: EncoderOutline | None) -> Sequence
     Returns:
         What the objective logs of dev lists; None where that is not known beforehand.
     """
-    module: Any = None
+    built: list[Any] = []
     for part in (config.data, config.module) if encoder is not None else ():
         with torch.device("meta"):  # an objective's own weights take no room
-            module, wrong = _try_to_build(part, encoder)
+            found, wrong = _try_to_build(part, encoder)
         if wrong is not None:  # outside of the except block, or it would become its own context
             raise wrong
-    return module.dev_metrics() if hasattr(module, "dev_metrics") else None
+        built.append(found)
+    if not built or not hasattr(built[1], "dev_metrics"):
+        return None
+    data, module = built
+    names = module.dev_metrics()
+    return names if names is None or not getattr(data, "dev_over_corpus", False) else [*names, "corpus_kl"]
 
 
 def _try_to_build(part: DictConfig, encoder: EncoderOutline | None) -> tuple[Any, InputError | None]:

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 from torchmetrics.retrieval import RetrievalMRR, RetrievalNormalizedDCG
 
+from retriever.agreement import TEACHER_TEMPERATURE
 from retriever.batch import BatchNeeds, RetrievalBatch
 from retriever.cross_encoder.cross_encoder import CrossEncoder
 from retriever.cross_encoder.spec import PairSpec
 from retriever.encoder.encoding import encode
 from retriever.errors import InputError, require_positive
 from retriever.losses.listwise import listwise_cross_entropy, listwise_distillation
-from retriever.module import TEACHER_TEMPERATURE, QueryListModule
+from retriever.module import QueryListModule
 from retriever.work import Encoded, Work
 
 

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from retriever.agreement import STUDENT_TEMPERATURE, TEACHER_TEMPERATURE
 from retriever.batch import BatchNeeds, EncodedBatch
 from retriever.errors import InputError
-from retriever.module import STUDENT_TEMPERATURE, TEACHER_TEMPERATURE, RetrieverModule
+from retriever.module import RetrieverModule
 from retriever.objectives.distillation import DistillationLoss
 from retriever.objectives.infonce import InfoNCELoss
 

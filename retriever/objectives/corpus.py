@@ -4,11 +4,12 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from retriever.agreement import CORPUS_TEACHER_TEMPERATURE, STUDENT_TEMPERATURE
 from retriever.batch import BatchNeeds, EncodedBatch, membership_mask
 from retriever.errors import InputError, choose, require_positive
 from retriever.losses.corpus import corpus_distillation, corpus_infonce
 from retriever.losses.query_blocks import in_query_blocks
-from retriever.module import STUDENT_TEMPERATURE, RetrieverModule
+from retriever.module import RetrieverModule
 from retriever.objectives.infonce import POSITIVES
 from retriever.objectives.temperature import Temperature
 
@@ -61,7 +62,7 @@ class CorpusDistillation(CorpusObjective):
         *,
         temperature: float = STUDENT_TEMPERATURE,
         learnable_temperature: bool = False,
-        teacher_temperature: float = 0.05,
+        teacher_temperature: float = CORPUS_TEACHER_TEMPERATURE,
         **common,
     ) -> None:
         super().__init__(encoder, **common)

@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
+from retriever.agreement import STUDENT_TEMPERATURE, TEACHER_TEMPERATURE
 from retriever.batch import EncodedBatch
 from retriever.errors import choose, require_positive
 from retriever.losses.listwise import listwise_distillation, listwise_jensen_shannon, listwise_reverse_kl
-from retriever.module import STUDENT_TEMPERATURE, TEACHER_TEMPERATURE, RetrieverModule
+from retriever.module import RetrieverModule
 from retriever.objectives.temperature import Temperature
 
 DIVERGENCES = {

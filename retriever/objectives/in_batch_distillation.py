@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor
 
+from retriever.agreement import STUDENT_TEMPERATURE, TEACHER_TEMPERATURE
 from retriever.batch import EncodedBatch, membership_mask
 from retriever.errors import InputError
 from retriever.losses.infonce import above_positive
 from retriever.losses.listwise import excess_of_unknown
 from retriever.losses.query_blocks import in_query_blocks
-from retriever.module import STUDENT_TEMPERATURE, TEACHER_TEMPERATURE, RetrieverModule
+from retriever.module import RetrieverModule
 from retriever.objectives.distillation import DistillationLoss
 
 

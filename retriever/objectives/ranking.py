@@ -2,11 +2,12 @@
 
 from torch import Tensor
 
+from retriever.agreement import STUDENT_TEMPERATURE, TEACHER_TEMPERATURE
 from retriever.batch import EncodedBatch
 from retriever.errors import choose, require_positive
 from retriever.losses.query_blocks import in_query_blocks
 from retriever.losses.ranking import LAMBDA_WEIGHTS, approx_ndcg, lambda_loss, margin_mse, ranknet
-from retriever.module import STUDENT_TEMPERATURE, TEACHER_TEMPERATURE, RetrieverModule
+from retriever.module import RetrieverModule
 from retriever.objectives.temperature import Temperature
 
 

@@ -131,8 +131,8 @@ def test_a_debug_run_takes_few_lists_queries_and_passages_of_any_run(small_run, 
 
 
 def test_debug_is_put_behind_the_experiment():
-    typed = with_debug_last(["debug=fast", "+exp=quickstart", "seed=2"])
-    assert typed == ["+exp=quickstart", "seed=2", "+debug=fast"]
+    typed = with_debug_last(["debug=fast", "+exp=scifact/objectives", "seed=2"])
+    assert typed == ["+exp=scifact/objectives", "seed=2", "+debug=fast"]
     assert config_of(*typed).data.batch_size == 4
 
 

@@ -228,7 +228,12 @@ def test_a_metric_of_no_evaluation_is_refused(small_run, small_scifact, never_lo
 def test_every_objective_names_its_dev_metrics(small_run):
     for module, part in {"combined": "infonce", "infonce": "loss", "distillation_in_batch": "loss"}.items():
         check(config_of(f"module={module}", *small_run, f"criterion=dev/{part}"))
-    check(config_of("module=reranker", "encoder=cross_minilm", "criterion=dev/mrr", "early_stopping.patience=null"))
+    reranker = ("module=reranker", "encoder=cross_minilm", "early_stopping.patience=null", "name=x")
+    check(config_of(*reranker, "criterion=dev/mrr"))
+    frozen = [*small_run, "module=infonce", "module.train_passage_encoder=false", "criterion=dev/corpus_kl"]
+    check(config_of(*frozen, "data.dev_over_corpus=true"))
+    with pytest.raises(InputError, match="criterion is 'dev/corpus_kl'; valid values"):
+        check(config_of(*frozen))
 
 
 def test_a_run_goes_on_with_what_it_began_with(small_run, tmp_path):

@@ -83,6 +83,9 @@ def run_leaves(world: World) -> dict[str, Seen]:
         "module.matryoshka_weights": Seen("gradients", [0.5, 0.1], {"module.matryoshka_dimensions": [16, 8]}),
         "data.train": Seen("batches", world.of("some")),
         "data.dev": Seen("batches", None),
+        "data.dev_over_corpus": Seen(
+            "accepted", True, {"criterion": "dev/corpus_kl", "module.train_passage_encoder": False}
+        ),
         "data.dev_fraction": Seen("batches", 0.5, {"data.dev": None}),
         "data.batch_size": Seen("batches", 5),
         "data.list_length": Seen("batches", 3),

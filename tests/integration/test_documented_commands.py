@@ -94,7 +94,9 @@ def _with_experiment(line):
         paper.remove(name)
     if "+scale=paper" not in line:
         paper = ["objectives"]
-    return dict.fromkeys(line.replace("+exp=…", "+exp=quickstart").replace("paper/…", f"paper/{n}") for n in paper)
+    return dict.fromkeys(
+        line.replace("+exp=…", "+exp=scifact/objectives").replace("paper/…", f"paper/{n}") for n in paper
+    )
 
 
 COMMANDS = documented()

@@ -21,7 +21,7 @@ def trained(folder, *overrides):
     """A step with the quick start's encoder and settings, measured before and behind it."""
     once = ["trainer.max_steps=1", "trainer.val_check_interval=1", "trainer.limit_train_batches=1"]
     small = ["logger=csv", "save_checkpoints=false", "export=false", f"output_dir={folder}"]
-    config = config_of("+exp=quickstart", "module=distillation", "name=real", *once, *small, *overrides)
+    config = config_of("+exp=scifact/objectives", "module=distillation", "name=real", *once, *small, *overrides)
     results = run_experiment(config, folder / "run")
     return results, next(iter(results["datasets"].values()))
 

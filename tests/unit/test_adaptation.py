@@ -214,8 +214,12 @@ def compared(values, abroad=None, step=50):
     )  # fmt: skip
 
 
+def said_of(comparison, objectives, human, corpus, last=None):
+    return verdict(comparison, last or comparison, objectives, human, corpus)
+
+
 def test_a_gain_is_recommended_with_its_price():
-    said = verdict(
+    said = said_of(
         compared({"ours": 0.03, "conventional": -0.03}, abroad=True),
         ["ours", "conventional"],
         human=True,
@@ -229,19 +233,24 @@ def test_a_gain_is_recommended_with_its_price():
 
 
 def test_without_a_gain_the_base_model_is_kept():
-    said = verdict(
+    said = said_of(
         compared({"ours": 0.0, "conventional": -0.03}), ["ours", "conventional"], human=False, corpus=Path("texts")
     )
     assert said[0].startswith("Keep the base model") and "made-up queries" in said[0]
     assert "not people's" in said[-1] and "qrels/test.tsv beside texts/corpus.jsonl" in said[-1]
-    worse = verdict(compared({"ours": -0.03}), ["ours"], True, TEXTS)
+    worse = said_of(compared({"ours": -0.03}), ["ours"], True, TEXTS)
     assert "ours (worse than the base model, beyond chance): nDCG@10" in worse[0]
-    kept = verdict(compared({"ours": 0.0}, step=0), ["ours"], True, TEXTS)
-    assert kept[0].endswith("ours: its dev lists kept the base model.")
+    at_the_end = compared({"ours": -0.03, "conventional": 0.0})
+    kept = said_of(
+        compared({"ours": 0.0, "conventional": 0.0}, step=0), ["ours", "conventional"], True, TEXTS, at_the_end
+    )
+    assert "ours: its dev lists kept the base model; its last step is at -0.0" in kept[0]
+    assert kept[0].endswith("p 0.001 (worse than the base model, beyond chance).")
+    assert kept[1].startswith("conventional: its dev lists kept the base model; its last step is at ")
 
 
 def test_a_loss_elsewhere_is_said_of_made_up_queries_too():
-    said = verdict(compared({"ours": 0.03}, abroad=True), ["ours"], False, TEXTS)
+    said = said_of(compared({"ours": 0.03}, abroad=True), ["ours"], False, TEXTS)
     assert said[0].startswith("Take ours: at made-up queries of this corpus")
     assert said[2].startswith("Elsewhere (other): -0.1000")
 
@@ -259,11 +268,11 @@ def test_of_several_seeds_the_model_is_named_that_dev_lists_prefer():
         results = {"steps": {"best": 0}, "criterion_value": 0.1}  # noqa: RUF012
 
     comparison.groups["ours"] += [Other(), OfBase()]
-    assert "runs/second/model" in verdict(comparison, ["ours"], True, TEXTS)[1]
+    assert "runs/second/model" in said_of(comparison, ["ours"], True, TEXTS)[1]
 
 
 def test_another_objective_that_gains_is_named_where_the_first_does_not():
-    said = verdict(
+    said = said_of(
         compared({"ours": 0.0, "conventional": 0.03}), ["ours", "conventional"], human=True, corpus=Path("texts")
     )
     assert said[0].startswith("Take conventional")

@@ -18,6 +18,7 @@ from datamodules.corpus_scores import CorpusScores, corpus_scores
 from datamodules.hits import Hits, bm25_search
 from datamodules.query_lists import QueryLists
 from datamodules.specs import CorpusScoring
+from retriever.agreement import agreement_with_teacher
 from retriever.batch import BatchNeeds, EncodedBatch
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.encoder.tokens import TokenizedTexts
@@ -149,6 +150,20 @@ def test_the_objectives_are_the_losses_of_inner_products(monkeypatch):
         loss.backward()
         gradients.append(of.queries.grad)
     torch.testing.assert_close(*gradients)
+
+
+def test_dev_lists_give_the_divergence_over_the_corpus_whatever_the_objective():
+    scores, weights = torch.rand(3, 6), torch.rand(6)
+    of = batch(scores, weights)
+    found = agreement_with_teacher(of, over_corpus=True)
+    products = (of.queries @ of.passages.T).double()
+    expected = reference_kl(products, scores.double(), weights.double(), 0.05, 0.05).mean()
+    torch.testing.assert_close(found["corpus_kl"].double(), expected, rtol=1e-4, atol=1e-5)
+    assert set(agreement_with_teacher(of, over_corpus=False)) == {"kl", "top1_agreement"}
+    assert set(agreement_with_teacher(batch(None, None), over_corpus=True)) == {"kl", "top1_agreement"}
+    encoder = torch.nn.Linear(2, 2)
+    assert "corpus_kl" in CorpusDistillation(encoder, train_passage_encoder=False).dev_metrics()
+    assert "corpus_kl" not in CorpusDistillation(encoder).dev_metrics()
 
 
 def test_only_what_is_needed_is_asked_for():
@@ -332,3 +347,18 @@ def test_the_teacher_that_is_kept_is_that_of_the_encoder_in_all_its_settings(
         np.testing.assert_array_equal(found, teacher(f"own {len(spec)}", **spec))
         assert not np.allclose(found, plain)
     np.testing.assert_array_equal(teacher("shared", passage_max_length=64), plain)
+
+
+def test_dev_batches_alone_may_hold_the_corpus(tiny_encoder, small_scifact, small_lists, tmp_path):
+    files = [{"path": str(small_lists), "corpus": str(small_scifact)}]
+    options = {"leak_guard": "off", "cache_dir": tmp_path, "dev_over_corpus": True}
+    data = QueryListDataModule(tiny_encoder, files, files, **options)
+    data.trainer, data.needs = L.Trainer(accelerator="cpu", logger=False), BatchNeeds(frozen_passages=True)
+    data.setup()
+    train, dev = next(iter(data.train_dataloader())), next(iter(data.val_dataloader()))
+    assert train.all_scores is None and train.log_weights is None
+    assert dev.all_scores.shape == (len(dev), len(data.train_lists[0].corpus)) == (len(dev), len(dev.passage_keys))
+    learning = QueryListDataModule(tiny_encoder, files, files, **options)
+    learning.trainer = data.trainer
+    with pytest.raises(InputError, match=r"module\.train_passage_encoder=false"):
+        learning.setup()

@@ -1,0 +1,43 @@
+"""How far a student agrees with its teacher, on dev lists: at temperatures that are those of every run."""
+
+from torch import Tensor
+
+from retriever.batch import EncodedBatch
+from retriever.diagnostics import top1_agreement
+from retriever.losses.corpus import corpus_distillation
+from retriever.losses.listwise import listwise_distillation
+from retriever.losses.query_blocks import in_query_blocks
+
+# The paper's; what is measured at them compares runs, whatever the objective trains with.
+STUDENT_TEMPERATURE, TEACHER_TEMPERATURE = 0.05, 0.3
+CORPUS_TEACHER_TEMPERATURE = 0.05  # of a fusion over a corpus, most of whose scores are 0
+
+
+def agreement_with_teacher(batch: EncodedBatch, *, over_corpus: bool) -> dict[str, Tensor]:
+    """Compute means over Q queries: ``kl`` and ``top1_agreement`` over their lists, and ``corpus_kl``.
+
+    ``corpus_kl`` is there where the batch holds a teacher score of every passage of the corpus (or of a weighted draw).
+
+    Args:
+        batch: embeddings and teacher scores.
+        over_corpus: whether the batch's passages stand for the corpus: they keep the base embeddings.
+
+    Returns:
+        Name → scalar, float32.
+    """
+    scores, teacher, mask = batch.list_scores, batch.teacher_scores, batch.list_mask
+    found = {
+        "kl": listwise_distillation(scores, teacher, mask, STUDENT_TEMPERATURE, TEACHER_TEMPERATURE).mean(),
+        "top1_agreement": top1_agreement(scores, teacher, mask).float().mean(),
+    }
+    if over_corpus and batch.all_scores is not None:
+        found["corpus_kl"] = _corpus_kl(batch).mean()
+    return found
+
+
+def _corpus_kl(batch: EncodedBatch) -> Tensor:
+    def of_block(queries: Tensor, teacher: Tensor) -> Tensor:
+        scores = queries @ batch.passages.T
+        return corpus_distillation(scores, teacher, batch.log_weights, STUDENT_TEMPERATURE, CORPUS_TEACHER_TEMPERATURE)
+
+    return in_query_blocks(of_block, batch.queries, batch.all_scores, numbers_per_query=len(batch.passages))
