@@ -49,12 +49,14 @@ class ListSource(WeightedLists):
         passage_tokens: token ids of the whole corpus.
         passage_embeddings: float32 [N, D] of the whole corpus where the passage encoder is frozen, else None.
         corpus_scores: the teacher's scores of all passages, where an objective needs them.
+        guide: a guide's embeddings of the queries [number of lists, G] and of the whole corpus [N, G], likewise.
     """
 
     query_tokens: TokenizedTexts
     passage_tokens: TokenizedTexts
     passage_embeddings: np.ndarray | None
     corpus_scores: CorpusScores | None = None
+    guide: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def fitting_batch_size(lists: int) -> int:
@@ -308,6 +310,11 @@ class ListBatches(Dataset):
         if self.needs.all_scores:
             found = [s.corpus_scores(at, distinct) for s, at in parts if s.corpus_scores is not None]
             of_all["all_scores"] = torch.from_numpy(np.concatenate(found))
+        if self.needs.guide:
+            queries = np.concatenate([s.guide[0][at] for s, at in parts if s.guide is not None])
+            of_all["guide_queries"] = torch.from_numpy(queries)
+            if source.guide is not None:
+                of_all["guide_passages"] = torch.from_numpy(source.guide[1][distinct])
         list_index = np.zeros_like(rows)
         list_index[mask] = np.searchsorted(distinct, rows[mask])
         positive_index = np.full(len(rows), -1)

@@ -83,6 +83,9 @@ class QueryListDataModule(L.LightningDataModule):
             :class:`~datamodules.specs.CorpusScoring` or a mapping of its fields; None takes its defaults.
         dev_over_corpus: compare dev queries with the whole corpus, whatever the objective does, for ``dev/corpus_kl``;
             passages must keep the base embeddings.
+        guide: arguments of :meth:`TextEncoder.from_pretrained <retriever.encoder.TextEncoder.from_pretrained>`, of the
+            encoder that objectives compare negatives by; None takes ``encoder`` as it is before training. Queries and
+            passages are encoded by it once.
         num_workers: threads that make batches ahead; making a batch is cheap, so 0 does on a laptop.
         seed: of order, sampling and the choice among labels.
     """
@@ -112,6 +115,7 @@ class QueryListDataModule(L.LightningDataModule):
     token_budget: int | None = None
     corpus_scores: Mapping | CorpusScoring | None = None
     dev_over_corpus: bool = False
+    guide: Mapping | None = None
     num_workers: int = 0
     seed: int = 1
 
@@ -159,6 +163,7 @@ class QueryListDataModule(L.LightningDataModule):
             return
         self.open()
         sources = [self._source(lists) for lists in (*self.train_lists, *self.dev_lists)]
+        sources = self._with_guide(sources) if self.needs.guide else sources
         train, dev = sources[: len(self.train_lists)], sources[len(self.train_lists) :]
         self._dev = self._with_corpus_scores(dev) if self.needs_of(train=False).all_scores else dev
         self._train = self._with_corpus_scores(train) if self.needs.all_scores else train
@@ -369,6 +374,25 @@ class QueryListDataModule(L.LightningDataModule):
             teachers |= {n: teacher for (n, _), teacher in zip(of_corpus, found, strict=True)}
         return [replace(source, corpus_scores=teachers[n]) for n, source in enumerate(sources)]
 
+    def _with_guide(self, sources: list[ListSource]) -> list[ListSource]:
+        """Add the guide's embeddings; each corpus is encoded once."""
+        if self.guide is None:
+            guide = self.encoder
+        else:
+            known = {name: value for name, value in self.guide.items() if not name.startswith("_")}
+            guide = TextEncoder.from_pretrained(**known)
+        embedded: dict[str, np.memmap] = {}
+        found = []
+        for source in sources:
+            name = source.corpus.name
+            if name not in embedded:
+                tokens = cached_tokens(source.corpus.read_by(guide), guide, "passage", self.cache_dir)
+                embedded[name] = self._embeddings(name, tokens, guide)
+            tokens = cached_tokens(source.lists.queries, guide, "query", self.cache_dir)
+            queries = self._embeddings(source.lists.source.name, tokens, guide)
+            found.append(replace(source, guide=(queries, embedded[name])))
+        return found
+
     def _passages(self, corpus: Corpus) -> tuple[TokenizedTexts, np.memmap | None]:
         """Token ids of a corpus and, where the objective needs them, embeddings by the base weights; looked up once."""
         if corpus.name not in self._encoded:
@@ -379,22 +403,23 @@ class QueryListDataModule(L.LightningDataModule):
                 self._encoded[corpus.name] = self._started(tokens, corpus.name), None
         return self._encoded[corpus.name]
 
-    def _embeddings(self, name: str, tokens: TokenizedTexts) -> np.memmap:
-        with self._on_device():
-            return cached_embeddings(tokens, self.encoder, self.cache_dir, self.token_budget, f"encode {name}")
+    def _embeddings(self, name: str, tokens: TokenizedTexts, encoder: TextEncoder | None = None) -> np.memmap:
+        encoder = self.encoder if encoder is None else encoder
+        with self._on_device(encoder):
+            return cached_embeddings(tokens, encoder, self.cache_dir, self.token_budget, f"encode {name}")
 
     def _started(self, tokens: TokenizedTexts, name: str) -> TokenizedTexts:
         """Let texts begin behind the frozen layers, where there are any."""
         if not getattr(self.encoder, "starts_from_states", False):
             return tokens
-        with self._on_device():
+        with self._on_device(self.encoder):
             return with_states(tokens, self.encoder, self.cache_dir, self.token_budget, f"frozen layers, {name}")
 
     @contextmanager
-    def _on_device(self) -> Iterator[None]:
+    def _on_device(self, encoder: TextEncoder) -> Iterator[None]:
         """Encode where, and in the precision in which, the trainer does."""
         if self.trainer is None:
             raise InputError("Texts are encoded on the trainer's device; open this data module by a trainer.")
-        self.encoder.to(self.trainer.strategy.root_device)
+        encoder.to(self.trainer.strategy.root_device)
         with self.trainer.precision_plugin.forward_context():
             yield

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from retriever.distributed.ranks import gather_rows, gather_sizes, rank
 from retriever.encoder.tokens import TokenizedTexts
+from retriever.errors import InputError
 from retriever.losses.query_blocks import in_query_blocks
 
 
@@ -21,6 +22,7 @@ class BatchNeeds:
         frozen_passages: embeddings of the passages by the base model, in place of their tokens.
         whole_corpus: where passages are frozen, all of the corpus, or a weighted draw of it.
         all_scores: the teacher's score of every passage for every query.
+        guide: embeddings of queries and passages by another encoder, which is not trained.
     """
 
     labels: bool = False
@@ -28,6 +30,7 @@ class BatchNeeds:
     frozen_passages: bool = False
     whole_corpus: bool = False
     all_scores: bool = False
+    guide: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,8 @@ class ListTensors:
         all_scores: float32 [Q, P], the teacher's of every passage; None where :class:`BatchNeeds` asks for none.
         log_weights: float32 [P], log of how many passages of the corpus each counts for; None likewise, where none is
             asked for.
+        guide_queries: float32 [Q, G], by another encoder; None likewise.
+        guide_passages: float32 [P, G], by it.
     """
 
     passage_keys: Tensor
@@ -55,6 +60,8 @@ class ListTensors:
     labelled_keys: Tensor
     all_scores: Tensor | None = None
     log_weights: Tensor | None = None
+    guide_queries: Tensor | None = None
+    guide_passages: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +152,22 @@ class EncodedBatch(ListTensors):
         """Find the passage of each list that the teacher scores best (the first of tied ones), int64 [Q] into the P."""
         best = self.teacher_scores.masked_fill(~self.list_mask, float("-inf")).argmax(1, keepdim=True)
         return self.list_index.gather(1, best).squeeze(1)
+
+    def guide(self) -> tuple[Tensor, Tensor]:
+        """Give the guide's embeddings of this rank's queries and of the pool's passages, [Q, G] and [P', G].
+
+        Every rank must call it, for it communicates.
+
+        Raises:
+            InputError: the batch has none.
+        """
+        if self.guide_queries is None or self.guide_passages is None:
+            raise InputError(
+                "The objective compares by a guide, but batches hold no embeddings of one. Give the data module what "
+                "the module needs: data.needs = module.needs."
+            )
+        sizes = gather_sizes(len(self.passages), self.passages.device)
+        return self.guide_queries, gather_rows(self.guide_passages, sizes)
 
     def pool(self, positive: Tensor | None = None) -> Pool:
         """Gather the passages of all ranks. Every rank must call it, for it communicates.

@@ -12,7 +12,7 @@ from torchmetrics.retrieval import RetrievalNormalizedDCG
 from retriever.agreement import agreement_with_teacher
 from retriever.batch import BatchNeeds, EncodedBatch, RetrievalBatch
 from retriever.cross_encoder.spec import PairSpec
-from retriever.distributed.ranks import sum_over_ranks, world_size
+from retriever.distributed.ranks import gather_rows, gather_sizes, sum_over_ranks, world_size
 from retriever.distributed.sharded_module import ShardedModule
 from retriever.encoder.budget import fastest_token_budget, tokens_that_fit
 from retriever.encoder.encoding import device_of, encode
@@ -20,6 +20,7 @@ from retriever.encoder.text_encoder import TextEncoder
 from retriever.encoder.tokens import TokenizedTexts, micro_batches, padding_share
 from retriever.errors import InputError, require_positive
 from retriever.losses.matryoshka import Matryoshka
+from retriever.losses.orthogonal import global_orthogonal
 from retriever.optimizer import MakeOptimizer, MakeScheduler, make_optimizer, make_scheduler
 from retriever.schedule import linear_with_warmup
 from retriever.work import Encoded, Work
@@ -279,6 +280,8 @@ class RetrieverModule(QueryListModule):
         matryoshka_dimensions: train these prefixes of the embeddings too (see :mod:`retriever.losses.matryoshka`);
             metrics stay those of the whole embeddings. None trains only the whole.
         matryoshka_weights: a weight for each of these dimensions; None gives each 1, as the whole has.
+        orthogonal_weight: add so much of the :func:`~retriever.losses.orthogonal.global_orthogonal` term of the batch's
+            queries, of all ranks, and of its passages where these are trained.
         **common: arguments of :class:`QueryListModule`.
     """
 
@@ -289,9 +292,15 @@ class RetrieverModule(QueryListModule):
         train_passage_encoder: bool = True,
         matryoshka_dimensions: Sequence[int] | None = None,
         matryoshka_weights: Sequence[float] | None = None,
+        orthogonal_weight: float = 0.0,
         **common,
     ) -> None:
         super().__init__(encoder, **common)
+        if not 0 <= orthogonal_weight < float("inf"):
+            raise InputError(
+                f"module.orthogonal_weight is {orthogonal_weight}; it must be a finite number that is not negative."
+            )
+        self.orthogonal_weight = orthogonal_weight
         if isinstance(getattr(encoder, "spec", None), PairSpec):
             raise InputError("This objective trains an encoder of single texts; a cross-encoder needs module=reranker.")
         self.train_passage_encoder = train_passage_encoder
@@ -407,4 +416,20 @@ class RetrieverModule(QueryListModule):
     def _objective_in_full_precision(self, encoded: EncodedBatch) -> dict[str, Tensor]:
         # under mixed precision the encoder runs in half precision, but scores and losses never do
         with torch.autocast(encoded.queries.device.type, enabled=False):
-            return self.objective(encoded) if self.matryoshka is None else self.matryoshka(self.objective, encoded)
+            parts = self.objective(encoded) if self.matryoshka is None else self.matryoshka(self.objective, encoded)
+            if self.orthogonal_weight:
+                term = self._orthogonal(encoded)
+                parts = {**parts, "loss": parts["loss"] + self.orthogonal_weight * term, "orthogonal": term}
+            return parts
+
+    def _orthogonal(self, batch: EncodedBatch) -> Tensor:
+        """Compute the term of the embeddings of all ranks; the same number on each."""
+        sizes = gather_sizes(len(batch.queries), batch.queries.device)
+        term = global_orthogonal(gather_rows(batch.queries, sizes))
+        if self.train_passage_encoder:
+            pool = batch.pool()
+            # a passage that two ranks hold is one passage
+            distinct, rows, counts = torch.unique(pool.keys, return_inverse=True, return_counts=True)
+            sums = torch.zeros(len(distinct), pool.embeddings.shape[1]).to(pool.embeddings)
+            term = term + global_orthogonal(sums.index_add(0, rows, pool.embeddings) / counts.unsqueeze(1))
+        return term

@@ -40,6 +40,11 @@ def _reads_lists_alone(config: DictConfig) -> bool:
     return target.startswith("retriever.") and ".Corpus" not in target
 
 
+def _needs_no_guide(config: DictConfig) -> bool:
+    target = str(config.module.get("_target_"))
+    return target.startswith("retriever.") and config.module.get("positive_aware") != "guide"
+
+
 def _is_unread(temperature: str) -> Callable[[DictConfig], bool]:
     def is_idle(config: DictConfig) -> bool:
         parts = [config.module, None if config.diagnostics.every_n_steps is None else config.diagnostics]
@@ -69,6 +74,7 @@ OF_RUN: dict[str, Rule] = {
     "diagnostics.teacher_temperature": _where("diagnostics.every_n_steps", None),
     "criterion": _where("save_checkpoints", False),
     "data.corpus_scores": (_reads_lists_alone, "module reads the teacher scores of the lists"),
+    "data.guide": (_needs_no_guide, "module.positive_aware is not guide"),
     "module.matryoshka_weights": _where("module.matryoshka_dimensions", None),
 }
 _NOT_GENERATED = _is_not_generated, "no group of queries has source: generated"

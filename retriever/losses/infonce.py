@@ -15,6 +15,7 @@ def infonce(
     temperature: float | Tensor,
     counts: Tensor | None = None,
     excluded: Tensor | None = None,
+    hardness: float = 0.0,
 ) -> Tensor:
     """Compute InfoNCE over a pool in which a passage may count several times or not at all.
 
@@ -28,6 +29,8 @@ def infonce(
         temperature: τ > 0.
         counts: [P] or [Q, P], not negative: how often each passage counts in the pool; None counts each once.
         excluded: bool [Q, P], True where a passage is no negative of that query.
+        hardness: α ≥ 0: a negative also counts e^{α s_p} times, by its score as a number without gradient, so that
+            hard ones weigh more (arXiv 2503.04812, there 9; 2509.20354, there 5).
 
     Returns:
         [Q], each at least 0; 0 for a query that has no negative.
@@ -36,6 +39,8 @@ def infonce(
     positive = positive.unsqueeze(1)
     # the difference is taken before the division: exact where it matters, at scores close to the positive's
     logits = (scores - scores.gather(1, positive)) / temperature
+    if hardness:
+        logits = logits + hardness * scores.detach()
     if counts is not None:
         logits = logits + counts.to(logits.dtype).log()
     if excluded is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -104,6 +104,22 @@ def encoded(example, dtype=torch.float32, garbage=0.0, seed=0, labels=True, copi
         ),
         labelled_keys=torch.tensor([k + [-1] * (most - len(k)) for k in example.labelled]),
     )
+
+
+def with_guide(batch, guide):
+    """The batch with the embeddings of another Example, of the same queries and passages, as its guide."""
+    passages = [guide.passages[key] for key in batch.passage_keys.tolist()]
+    return replace(batch, guide_queries=torch.tensor(guide.queries), guide_passages=torch.tensor(passages))
+
+
+def random_guide(example, seed):
+    """Another encoder's vectors of an Example's queries and passages, three numbers each, with ties."""
+    rng = random.Random(seed)
+    queries, *passages = (
+        [[rng.randint(-4, 4) / 8 for _ in range(3)] for _ in range(n)]
+        for n in (len(example.queries), len(example.passages))
+    )
+    return replace(example, queries=queries, passages=dict(zip(example.passages, *passages, strict=True)))
 
 
 def module(objective, **arguments):

@@ -28,20 +28,31 @@ def reference_kl(student_scores, teacher_scores, temperature, teacher_temperatur
     return math.fsum(math.exp(p) * (p - q) for p, q in zip(log_p, log_q, strict=True))
 
 
-def reference_infonce(positive_score, negative_scores, temperature):
-    """−log of the positive's share of e^{s/τ} over the positive and a literal list of negatives."""
-    everyone = [positive_score, *negative_scores]
-    top = max(everyone)
-    share = math.fsum(math.exp((s - top) / temperature) for s in everyone)
-    return math.log(share) - (positive_score - top) / temperature
+def reference_infonce(positive_score, negative_scores, temperature, hardness=0.0):
+    """−log of the positive's share of e^{s/τ} over the positive and a literal list of negatives, each e^{αs} times."""
+    logits = [0.0, *((s - positive_score) / temperature + hardness * s for s in negative_scores)]
+    top = max(logits)
+    return top + math.log(math.fsum(math.exp(logit - top) for logit in logits))
 
 
 def reference_infonce_objective(
-    example, positive="teacher", threshold="0.6", multiset=True, temperature=TAU, scorer=None, share="1", margin="0"
+    example,
+    positive="teacher",
+    threshold="0.6",
+    multiset=True,
+    temperature=TAU,
+    scorer=None,
+    share="1",
+    margin="0",
+    limit=None,
+    symmetric=False,
+    hardness=0.0,
 ):
     """Mean InfoNCE of an Example: enumerate the pool of each query, passage by passage.
 
-    With a ``scorer``, what it scores above ``share`` of the positive's score less ``margin`` is taken out.
+    With a ``scorer`` (``teacher``, ``student``, or another Example whose vectors score), what it scores above ``share``
+    of the positive's score less ``margin`` is taken out, and so is what it scores above ``limit``. ``symmetric``: the
+    mean with the same over queries, of which those that do not have the positive for a negative are taken out.
     """
     count = len(example.queries)
     if positive == "teacher":
@@ -56,7 +67,7 @@ def reference_infonce_objective(
         pool.extend(candidates)
     if not multiset:
         pool = sorted(set(pool))
-    losses = []
+    losses, all_taken_out = [], []
     for query in range(count):
         taken_out = {positives[query]}
         if positive == "labelled":
@@ -68,13 +79,22 @@ def reference_infonce_objective(
             if scorer == "teacher":
                 scores = {key: Fraction(score) for key, score in example.lists[query]}
             else:
-                scores = {key: Fraction(example.score(query, key)) for key in [*pool, positives[query]]}
-            limit = scores.get(positives[query], max(scores.values()))
-            limit -= abs(limit) * (1 - Fraction(share)) + Fraction(margin)
-            taken_out.update(key for key, score in scores.items() if score > limit)
+                by = example if scorer == "student" else scorer
+                scores = {key: Fraction(by.score(query, key)) for key in [*pool, positives[query]]}
+            if share is not None:
+                near = scores.get(positives[query], max(scores.values()))
+                near -= abs(near) * (1 - Fraction(share)) + Fraction(margin)
+                taken_out.update(key for key, score in scores.items() if score > near)
+            if limit is not None:
+                taken_out.update(key for key, score in scores.items() if score > Fraction(limit))
+        all_taken_out.append(taken_out)
         negatives = [example.score(query, key) for key in pool if key not in taken_out]
-        losses.append(reference_infonce(example.score(query, positives[query]), negatives, temperature))
-    return math.fsum(losses) / count
+        losses.append(reference_infonce(example.score(query, positives[query]), negatives, temperature, hardness))
+    if symmetric:
+        for query, key in enumerate(positives):
+            others = [example.score(other, key) for other in range(count) if key not in all_taken_out[other]]
+            losses.append(reference_infonce(example.score(query, key), others, temperature, hardness))
+    return math.fsum(losses) / len(losses)
 
 
 def reference_distillation_objective(example, temperature=STUDENT, teacher_temperature=TEACHER):

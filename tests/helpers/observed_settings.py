@@ -439,9 +439,9 @@ WANDB = "of a W&B run, or of its server; tests/integration/test_wandb.py holds w
 def is_listed(key: str) -> str:
     """Why a leaf is not observed here."""
     last = key.rpartition(".")[2]
-    if last in ("_target_", "_convert_"):
+    if last in ("_target_", "_convert_", "_recursive_"):
         return CLASS if last == "_target_" else HYDRAS
-    if key.startswith("data.corpus_scores."):
+    if key.startswith("data.corpus_scores.") or key == "data.guide":
         return "looked at with the objectives that read them, in test_dead_settings.py"
     return LISTED.get(key, "") or (WANDB if key.startswith("logger.wandb.") else "")
 

@@ -81,6 +81,7 @@ def run_leaves(world: World) -> dict[str, Seen]:
         "module.uncheckpointed_tokens": Seen("gradients", 0, {"module.token_budget": 300}),
         "module.matryoshka_dimensions": Seen("gradients", [16, 8]),
         "module.matryoshka_weights": Seen("gradients", [0.5, 0.1], {"module.matryoshka_dimensions": [16, 8]}),
+        "module.orthogonal_weight": Seen("gradients", 2.0),
         "data.train": Seen("batches", world.of("some")),
         "data.dev": Seen("batches", None),
         "data.dev_over_corpus": Seen(
@@ -165,6 +166,9 @@ OBJECTIVES: dict[str, Seen] = {
     "positive_aware": Seen("gradients", "student"),
     "negative_share": Seen("gradients", 0.5),
     "negative_margin": Seen("gradients", 0.3),
+    "negative_limit": Seen("gradients", 0.2),
+    "symmetric": Seen("gradients", True),
+    "hardness": Seen("gradients", 5.0),
     "weights": Seen("gradients", "lambdarank"),
     "weighted": Seen("gradients", True),
 }
@@ -211,5 +215,8 @@ def test_every_setting_of_an_objective_is_followed_or_refused(world, said, modul
             for name, seen in CORPUS_SCORES.items()
         }
         entries = {key: dataclasses.replace(seen, by="fit") for key, seen in entries.items()}  # the data module's part
+    if module == "infonce_guided":
+        entries["data.guide"] = Seen("fit", {"model": world.other_model, "pooling": "mean"})
+        entries = {key: dataclasses.replace(seen, by="fit") for key, seen in entries.items()}
     found_dead = dead(world, entries, base, said, [f"module={module}"])
     assert not found_dead, "\n".join(found_dead)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
@@ -20,6 +21,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from callbacks.reporting.diagnostics import measure
 from datamodules import QueryListDataModule
 from datamodules.batches import BatchSampler, ListBatches
+from datamodules.caches import embed
 from experiments.training.train import run_experiment
 from helpers.kills import killed_at
 from helpers.objectives import CONTRASTIVE, OF_CORPUS
@@ -40,6 +42,9 @@ def gradients(paths, rank, world_size):
     spec = [{"path": str(lists), "corpus": str(corpus)}]
     data = QueryListDataModule(encoder, spec, spec, leak_guard="off", cache_dir=cache)
     data.setup()
+    with torch.no_grad():  # its own query side would be the student: half of the numbers are another encoder
+        guides = ([embed(t, encoder, 400)[:, ::2] for t in (s.query_tokens, s.passage_tokens)] for s in data._train)
+        data._train = [replace(s, guide=(q.copy(), p.copy())) for s, (q, p) in zip(data._train, guides, strict=True)]
     found, figures = {}, {}
     for name, (objective, options) in OBJECTIVES.items():
         sampler = BatchSampler(data._train, 14, seed=5, rank=rank, world_size=world_size)  # 14, 13, 13 lists

@@ -31,7 +31,10 @@ UNIT = Path(__file__).parents[1] / "unit"
 LOSSES = [module.name for module in pkgutil.iter_modules(losses.__path__) if module.name != "query_blocks"]
 MODULES = [f"losses.{name}" for name in LOSSES]  # query_blocks.py changes memory alone
 MODULES += dict.fromkeys(objective.__module__.removeprefix("retriever.") for objective in CLASSES)
-TESTS = [f"test_{name}.py" for name in ("matryoshka", "ranking_losses", "distillation_losses", "losses")]
+TESTS = [
+    f"test_{name}.py"
+    for name in ("matryoshka", "orthogonal", "ranking_losses", "infonce_options", "distillation_losses", "losses")
+]
 CROSS_ENTROPY = ("equals_its_enumeration", "with_one_positive_is_torchs", "is_finite_at_extreme_logits")
 TESTS += [f"test_cross_encoder.py::test_listwise_cross_entropy_{name}" for name in CROSS_ENTROPY]
 TESTS += [
