@@ -2,8 +2,10 @@
 
 import json
 import re
+import shlex
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -13,6 +15,7 @@ from helpers.processes import end, run_in, start
 
 pytestmark = pytest.mark.slow
 
+ROOT = Path(__file__).parents[2]
 PARTS = ("train", "dev", "test")
 
 
@@ -74,6 +77,15 @@ def test_a_plan_says_what_would_be_done_and_does_nothing(typed, tmp_path):
     output = adapt(tmp_path, *words, "plan=true", f"hydra.run.dir={tmp_path / 'planned'}")
     assert "4 steps of 16 lists each" in output and "encoder" not in output
     assert not (tmp_path / "planned" / "settings").exists()
+
+
+def test_the_quick_starts_command_is_accepted(tmp_path):
+    variable = re.search(r"^QUICKSTART := ((?:.*\\\n)*.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+    words = shlex.split(variable.replace("\\\n", " "))
+    output = adapt(tmp_path, *words, "plan=true")
+    for objective in ("distillation_corpus", "distillation", "combined", "infonce_conventional_warm"):
+        assert objective in output
+    assert "measured on 225 human queries (test)" in output and "50 steps of 64 lists each" in output
 
 
 def test_a_corpus_without_human_queries_is_measured_on_lists_that_are_held_out(typed, small_scifact, tmp_path):
