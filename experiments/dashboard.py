@@ -1,11 +1,13 @@
-"""The W&B dashboard of an ablation: python -m experiments.dashboard --entity ME --project P [--dataset NAME ...].
+"""The dashboard of an ablation: python -m experiments.dashboard --entity ME --project P [--dataset NAME ...].
 
-Saves a workspace with the panels below, runs grouped by ablation and arm. --print shows them, and sends nothing.
+Saves a W&B workspace with the panels below, runs grouped by ablation and arm. --print shows them, and sends nothing.
+--trackio FOLDER opens the runs of logger=trackio in a browser instead, on this machine alone.
 """
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from experiments.cli.errors import KindParser
@@ -100,6 +102,20 @@ def _panel(panel: Panel) -> Any:
     return wr.WeavePanelSummaryTable(table_name=panel.keys[0])
 
 
+def show_trackio(folder: Path, project: str, port: int | None = None) -> None:
+    """Serve a folder's runs on this machine, and open them in a browser; returns when it is interrupted.
+
+    Raises:
+        InputError: trackio is not installed, or has no such project in the folder.
+    """
+    from experiments.cli.trackio_run import open_trackio
+
+    found = sorted(path.stem for path in folder.glob("*.db"))
+    if project not in found:
+        raise InputError(f"{folder}: no runs of project {project!r} in it; it has {', '.join(found) or 'none'}.")
+    open_trackio(folder).show(project, server_port=port, host="127.0.0.1", share=False, block_thread=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = KindParser(prog="python -m experiments.dashboard", description=__doc__.splitlines()[0])
@@ -108,6 +124,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dataset", action="append", help="an evaluation set's name; may be given again (scifact)")
     parser.add_argument("--metric", action="append", help="of the bars, as it is logged; may be given again (ndcg@10)")
     parser.add_argument("--print", action="store_true", help="show the panels and send nothing")
+    of_trackio = "open the runs that logger=trackio has left in this folder (outputs/trackio), until it is interrupted"
+    parser.add_argument("--trackio", metavar="FOLDER", type=Path, help=of_trackio)
+    parser.add_argument("--port", type=int, help="of trackio's page on this machine; default: a free one from 7860 on")
     options = parser.parse_args(arguments)
     datasets, metrics = options.dataset or ["scifact"], options.metric or METRICS
     if options.print:
@@ -117,9 +136,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f"  {panel.kind:5}  {panel.title}: {', '.join(panel.keys)}")
         print(f"Columns beside the runs\n  {', '.join(columns(datasets))}")
         return
-    if options.entity is None:
-        parser.error("--entity is needed to save the workspace; --print shows it")
     try:
+        if options.trackio is not None:
+            show_trackio(options.trackio, options.project, options.port)
+            return
+        if options.entity is None:
+            parser.error("--entity is needed to save the workspace; --print shows it, --trackio opens local runs")
         print(workspace(options.entity, options.project, datasets, metrics).save().url)
     except InputError as error:
         sys.exit(f"error: {error}")

@@ -9,11 +9,12 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 
+from callbacks.reporting.logged_before import STEP
 from callbacks.reporting.run_record import RunRecord
-from retriever.errors import InputError
+from callbacks.reporting.run_report import RunReport
 
 
-class WandbReport(L.Callback):
+class WandbReport(RunReport):
     """Files and code at the start; the summary and a table of queries at the end. Works offline, too.
 
     * ``config.yaml`` and ``environment.json`` as files in the folder ``experiment``; the code as an artifact.
@@ -22,6 +23,9 @@ class WandbReport(L.Callback):
       ``val/…`` and ``dev/…`` itself, the value that was logged last, is left out: which step it is of depends on the
       order of evaluations.
     * ``per_query/<data set>``: query, nDCG@10 of the base and of the best step, their difference; the most hurt first.
+    * The history of a resumed run's earlier parts, where its server does not have it: an offline file cannot go on with
+      another one, for ``wandb sync`` writes each from its run's first row on. So the last file holds all of the run,
+      and those before lie in ``wandb/before_resume``, where a pattern for ``wandb sync`` does not find them.
 
     Args:
         record: whose results are sent; it comes before this callback.
@@ -30,12 +34,8 @@ class WandbReport(L.Callback):
     """
 
     def __init__(self, record: RunRecord, code: Mapping[str, Path], per_query_rows: int = 1000) -> None:
-        if per_query_rows < 0:
-            raise InputError(f"logger.wandb.per_query_rows is {per_query_rows}; it must not be negative.")
-        self.record, self.history = record, record.history
+        super().__init__(record, per_query_rows, "logger.wandb")
         self.code = dict(code)
-        self.per_query_rows = per_query_rows
-        self.dev: dict[int, dict[str, float]] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Have W&B summarise no evaluation by itself: before the first one is logged."""
@@ -46,6 +46,7 @@ class WandbReport(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Send code and files. RunRecord has written the environment."""
         for run in _runs(trainer):
+            self._take_over_earlier_parts(run, trainer.global_step)
             self._save(run, "config.yaml", "environment.json")
             # log_code looks for files in one folder alone; it copies them
             with tempfile.TemporaryDirectory() as folder:
@@ -54,28 +55,24 @@ class WandbReport(L.Callback):
                     shutil.copyfile(path, Path(folder) / name)
                 run.log_code(folder, name=f"source-{run.project}", include_fn=lambda path: True)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remember the dev figures of this step."""
-        if not trainer.sanity_checking:
-            figures = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("dev/")}
-            self.dev[trainer.global_step] = figures
-
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Send summary and tables."""
-        results = self.record.results
         for run in _runs(trainer):
-            run.summary.update(_summary(results, self.dev))
-            for data in (opened.data for opened in self.history.sets) if self.per_query_rows else ():
-                table = self._per_query(data.name, data.queries, results["steps"])
-                run.log({f"per_query/{data.name}": table, "trainer/global_step": trainer.global_step})
+            run.summary.update(self.summary())
+            for name, (columns, rows) in self.tables().items():
+                run.log({name: wandb_table(columns, rows), STEP: trainer.global_step})
 
-    def state_dict(self) -> dict[str, Any]:
-        """The dev figures, so that a resumed run keeps them."""
-        return {"dev": self.dev}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a resumed run's figures."""
-        self.dev = state_dict["dev"]
+    def _take_over_earlier_parts(self, run: Any, step: int) -> None:
+        """Log what earlier parts logged before the step; what the server has stays there."""
+        own = Path(run.dir).parent
+        earlier = [path for path in own.parent.glob(f"offline-run-*-{run.id}") if path != own] if step else []
+        if not step or not (run.offline or any(not list(path.glob("*.synced")) for path in earlier)):
+            return
+        for at, row in self.logged_before(step):
+            run.log({**row, STEP: at})
+        for path in earlier:
+            (own.parent / "before_resume").mkdir(exist_ok=True)
+            path.rename(own.parent / "before_resume" / path.name)
 
     def _save(self, run: Any, *names: str) -> None:
         """Copy files of the run folder to those of the W&B run; its own config.yaml is another one."""
@@ -85,30 +82,14 @@ class WandbReport(L.Callback):
             shutil.copyfile(self.history.folder / name, copy)
             run.save(str(copy), base_path=run.dir, policy="now", glob=False)
 
-    def _per_query(self, name: str, queries: Mapping[str, str], steps: Mapping[str, int]) -> Any:
-        import wandb
 
-        base, best = (self.history.per_query(name, steps[point]) for point in ("base", "best"))
-        rows: list[list[Any]] = sorted(
-            ([query, queries[query], base[query], best[query], best[query] - base[query]] for query in best),
-            key=lambda row: row[-1],
-        )
-        if len(rows) > self.per_query_rows:
-            helped = self.per_query_rows // 2
-            rows = rows[: self.per_query_rows - helped] + rows[len(rows) - helped :]
-        return wandb.Table(columns=["query_id", "query", "base", "best", "difference"], data=rows)
+def wandb_table(columns: list[str], rows: list[list[Any]]) -> Any:
+    """Make a table of W&B's."""
+    import wandb
+
+    return wandb.Table(columns=columns, data=rows)
 
 
 def _runs(trainer: L.Trainer) -> list[Any]:
     """The W&B run, on the first rank; none where nothing is logged to W&B."""
     return [logger.experiment for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-
-
-def _summary(results: Mapping[str, Any], dev: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
-    summary = {name: results[name] for name in ("wall_time_s", "peak_memory_bytes", "optimiser_steps")}
-    for point, step in results["steps"].items():
-        summary[f"{point}/step"] = step
-        summary |= {f"{point}/{name}": value for name, value in dev.get(step, {}).items()}
-        for dataset, metrics in results["datasets"].items():
-            summary |= {f"{point}/{dataset}/{metric}": values[point] for metric, values in metrics.items()}
-    return summary

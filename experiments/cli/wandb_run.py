@@ -16,13 +16,13 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
+from callbacks.reporting.logged_before import STEP
 from datamodules.storage.files import write_text
 from experiments.cli.redact import redact, redact_arguments
 
 log = logging.getLogger(__name__)
 PACKAGES = ("retriever", "datamodules", "callbacks", "experiments")
 _LONGEST = 64  # characters of an arm's name there
-STEP = "trainer/global_step"  # by which Lightning's logger names the optimiser step
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from datamodules.storage.files import file_name
@@ -80,6 +81,21 @@ class WandbSettings:
     finish_timeout: float = 600
 
 
+@dataclass(frozen=True)
+class TrackioSettings:
+    """Where a run goes in trackio: ``logger.trackio``.
+
+    Attributes:
+        project: there.
+        folder: where its files are; one for all runs that stand beside each other.
+        per_query_rows: queries in the table of differences; 0 makes no table.
+    """
+
+    project: str
+    folder: str
+    per_query_rows: int = 1000
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunSettings(CommonSettings):
     """The top of ``experiments/conf/run.yaml``, where each setting is told of."""
@@ -121,5 +137,10 @@ def read_run_settings(config: Mapping[str, Any]) -> RunSettings:
         if not isinstance(wandb, Mapping):
             raise InputError(f"logger.wandb is {wandb!r}; for runs without W&B, say logger=csv.")
         read_settings(WandbSettings, wandb, "logger.wandb")
+    trackio = config["logger"].get("trackio")
+    if trackio is not None:
+        read_settings(TrackioSettings, trackio, "logger.trackio")
+        if find_spec("trackio") is None:
+            raise InputError("logger=trackio needs the package trackio: pip install -e '.[trackio]'")
     looked_at = config if config["save_checkpoints"] else {k: v for k, v in config.items() if k != "criterion"}
     return read_top(RunSettings, looked_at)

@@ -19,6 +19,7 @@ from callbacks.reliability.last_validation import ValidateLastStep
 from callbacks.reliability.step_seeds import StepSeeds
 from callbacks.reporting.export import ExportBest
 from callbacks.reporting.query_record import QueryRecord
+from callbacks.reporting.trackio_report import TrackioReport
 from callbacks.reporting.wandb_report import WandbReport
 from retriever.errors import InputError
 
@@ -53,13 +54,15 @@ def run_callbacks(
 
 
 def run_reports(config: DictConfig, record: RunRecord, arm: str) -> list[L.Callback]:
-    """Make what reports a run at its end, beside its record: W&B, the exported model."""
+    """Make what reports a run at its end, beside its record: W&B, trackio, the exported model."""
     reports: list[L.Callback] = []
     if config.logger.wandb is not None:
         from experiments.cli.wandb_run import module_file, source_files
 
         code = source_files() | module_file(config.module._target_)
         reports.append(WandbReport(record, code, config.logger.wandb.per_query_rows))
+    if config.logger.get("trackio") is not None:
+        reports.append(TrackioReport(record, config.logger.trackio.per_query_rows, "logger.trackio"))
     if config.export:
         reports.append(ExportBest(record.history, card_facts(config) | {"name": arm}))
     return reports

@@ -97,6 +97,10 @@ def train(config: DictConfig, folder: Path, arm: str, checkpoint: Path | None) -
                 from experiments.cli.wandb_run import wandb_logger  # the import takes a second
 
                 trainer.loggers = [*trainer.loggers, stack.enter_context(wandb_logger(config, folder, arm))]
+            if config.logger.get("trackio") is not None:
+                from experiments.cli.trackio_run import trackio_logger
+
+                trainer.loggers = [*trainer.loggers, stack.enter_context(trackio_logger(config, folder, arm))]
         with lightning_explained(config.trainer):
             _fit(trainer, module, data, config, checkpoint)
             if not record.results:  # cut off behind the last step: Lightning then leaves out what is done at the end

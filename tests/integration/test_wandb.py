@@ -107,19 +107,31 @@ def test_code_settings_and_queries_lie_in_the_run_folder(recorded, small_scifact
     assert artifacts["run_table"].name.startswith("run-")
 
 
-def test_resumed_run_goes_on_under_its_id(to_wandb, tmp_path):
+def test_a_resumed_run_leaves_one_history_under_its_id(to_wandb, tmp_path):
     with killed_at(6):
         run_experiment(config_of(*to_wandb), tmp_path / "run")
     assert wandb.run is None  # the next job of a sweep begins one of its own
     results = run_experiment(config_of(*to_wandb, f"resume={tmp_path}/run"), tmp_path / "run")
-    folders = sorted((tmp_path / "run" / "wandb").glob("offline-run-*"), key=lambda p: p.stat().st_ctime)
-    first, second = (offline_records(folder) for folder in folders)
-    assert [next(r.exit.exit_code for r in part if r.HasField("exit")) for part in (first, second)] == [1, 0]
-    ids = {r.run.run_id for part in (first, second) for r in part if r.HasField("run")}
+    # what `wandb sync RUN/wandb/offline-run-*` sends is one file, which holds all of the run once
+    [last] = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    [first] = (tmp_path / "run" / "wandb" / "before_resume").glob("offline-run-*")
+    before, whole = offline_records(first), offline_records(last)
+    assert [next(r.exit.exit_code for r in part if r.HasField("exit")) for part in (before, whole)] == [1, 0]
+    ids = {r.run.run_id for part in (before, whole) for r in part if r.HasField("run")}
     assert ids == {(tmp_path / "run" / "wandb_id.txt").read_text().strip()}
-    assert {row["trainer/global_step"] for row in history(second) if "val/small/ndcg@10" in row} == {8}
-    assert summary(second)["base/dev/loss"] == next(row["dev/loss"] for row in history(first) if "dev/loss" in row)
-    assert summary(second)["base/small/ndcg@10"] == results["datasets"]["small"]["ndcg@10"]["base"]
+    run_experiment(config_of(*to_wandb), tmp_path / "uncut")
+    [folder] = (tmp_path / "uncut" / "wandb").glob("offline-run-*")
+    uncut = history(offline_records(folder))
+    steps = [row["_step"] for row in history(whole)]
+    assert steps == sorted(set(steps)), "one history"
+    for name in ("val/small/ndcg@10", "dev/loss", "train/loss", "lr-AdamW"):
+        curves = [
+            [(row["trainer/global_step"], row[name]) for row in rows if name in row] for rows in (history(whole), uncut)
+        ]
+        assert curves[0] == [(step, pytest.approx(value, rel=1e-6)) for step, value in curves[1]] and curves[1], name
+    assert {row["trainer/global_step"] for row in history(before) if "train/loss" in row} == set(range(6))
+    assert summary(whole)["base/dev/loss"] == next(row["dev/loss"] for row in history(before) if "dev/loss" in row)
+    assert summary(whole)["base/small/ndcg@10"] == results["datasets"]["small"]["ndcg@10"]["base"]
     run_experiment(config_of(*to_wandb, "trainer.max_steps=1"), tmp_path / "run")  # anew in the old folder
     assert (tmp_path / "run" / "wandb_id.txt").read_text().strip() not in ids
 
