@@ -8,6 +8,7 @@ from experiments.comparison.tables import Arm, Comparison, HomeAndAbroad, Table
 
 CLEAR = 0.05
 TERMINAL = 132  # columns
+_LONG_NAME = 30  # characters; the heading of a column does not hold more
 PRUNED = "†"  # behind a seed
 
 
@@ -78,12 +79,14 @@ def _sheet(comparison: Comparison, table: Table) -> Sheet:
 
 def _narrow(comparison: Comparison, table: Table, clean: Table | None) -> Sheet:
     without = {arm.name: arm.difference for arm in clean.arms} if clean else {}
+    long = len(comparison.base) > _LONG_NAME
+    difference = "difference [95%]" if long else f"difference to {comparison.base} [95%]"
     cells = [
         {
             "run": arm.name,
             "seeds": _seeds(arm),
             "nDCG@10": f"{arm.ndcg:.4f}",
-            f"difference to {comparison.base} [95%]": _with_interval(arm.difference),
+            difference: _with_interval(arm.difference),
             "p": _p(arm.p_holm),
             "W/T/L": _counts(arm.difference),
             **({"no overlap": _difference(without.get(arm.name))} if without else {}),
@@ -104,7 +107,8 @@ def _narrow(comparison: Comparison, table: Table, clean: Table | None) -> Sheet:
         for of_arm, arm in zip(cells, table.arms, strict=True):
             of_arm[name] = _number(arm.figures.get(name), ".4f")
     columns = [name for name in columns if name not in ("seeds", "step", "minutes") or any(c[name] for c in cells)]
-    caption = _caption(comparison, table)
+    caption = f"differences to {comparison.base}; " if long else ""
+    caption += _caption(comparison, table)
     if clean is not None and clean.queries:
         caption += f"; no overlap: the difference on the {clean.queries} queries that no training here came close to"
     elif clean is not None:

@@ -390,6 +390,16 @@ def test_table_fits_into_132_columns(hostile, capsys):
     assert any(re.search(r"\[[-+]0\.\d{4}, [-+]0\.\d{4}\]", line) for line in lines)
 
 
+def test_a_long_name_of_the_base_stands_in_the_caption(tmp_path, capsys):
+    name = "infonce_conventional (temperatures.infonce=0.01)"
+    for arm, level in ((name, 1), ("other", 2)):
+        write_run(tmp_path / arm[:5], arm, 1, {"d": values(level)})
+    print_tables(compare([tmp_path], base=name))
+    output = capsys.readouterr().out
+    assert f"d: differences to {name}" in output and "difference [95%]" in output and "difference to" not in output
+    assert max(map(len, output.splitlines())) <= 132
+
+
 def test_metrics_that_have_no_room_on_the_terminal_are_named(tmp_path, capsys):
     further = [f"P(rel=2)@{number}" for number in range(1, 9)]
     points = {name: {"base": 0.1, "best": 0.2} for name in ("ndcg@10", *further)}
