@@ -58,8 +58,8 @@ def verdict(
         said.append(
             "These queries are not people's: each was cut from a passage, and that passage alone counts as right. "
             "Sentences of one passage count as independent, so p is a little too small, and a model that is better at "
-            "them need not be better at questions: on Cranfield, InfoNCE at 0.01 gains 0.05 on such sentences, and loses "
-            "0.01 on what people asked. Judge some fifty real queries: put queries.jsonl and qrels/test.tsv "
+            "them need not be better at questions: on Cranfield, InfoNCE at 0.01 gains 0.05 on such sentences, and "
+            "loses 0.01 on what people asked. Judge some fifty real queries: put queries.jsonl and qrels/test.tsv "
             f"beside {corpus / 'corpus.jsonl'}, and adapt to that folder again, before you rely on it."
         )
     return said
