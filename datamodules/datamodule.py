@@ -17,6 +17,7 @@ from datamodules.caches import cached_embeddings, cached_tokens
 from datamodules.corpus import Corpus, EvaluationSet, find_dataset, find_file, load_corpus, load_evaluation_set
 from datamodules.corpus_scores import CorpusScores, corpus_scores
 from datamodules.dev_lists import Part, choose_dev, why_none
+from datamodules.drawn_batches import drawn_batches
 from datamodules.hidden_states import with_states
 from datamodules.leakage.guard import Guarded, LeakGuard
 from datamodules.leakage.overlap import find_overlap
@@ -26,7 +27,7 @@ from datamodules.query_lists import QueryLists, open_query_lists
 from datamodules.specs import CorpusScoring, EvaluationSpec, ListFile, TrainFile, read_evaluation_specs, read_list_files
 from datamodules.text.near_texts import checked_threshold
 from datamodules.threaded_loader import ThreadedLoader
-from retriever.batch import BatchNeeds
+from retriever.batch import BatchNeeds, RetrievalBatch
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.encoder.tokens import TokenizedTexts
 from retriever.errors import InputError, choose, require_positive
@@ -158,7 +159,7 @@ class QueryListDataModule(L.LightningDataModule):
         self._encoded: dict[str, tuple[TokenizedTexts, np.memmap | None]] = {}
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the lists and tokenise; encode passages where they are frozen. Once, whatever the stage."""
+        """Open the lists, if that is not done, and tokenise; encode passages where they are frozen. Once."""
         if self._train:
             return
         self.open()
@@ -176,28 +177,31 @@ class QueryListDataModule(L.LightningDataModule):
             raise InputError("data.dev_over_corpus=true needs frozen passages: say module.train_passage_encoder=false.")
         return replace(self.needs, whole_corpus=True, all_scores=True)
 
-    def open(self) -> None:
-        """Open, check, guard, split and normalise the lists, once; nothing is tokenised or encoded."""
+    def open(self, dev: bool = True) -> None:
+        """Open, check, guard, split and normalise the lists, once; ``dev=False`` neither splits nor guards them."""
         if self.train_lists:
             return
         train = [self._open(spec) for spec in self.train_files]
+        if not dev:
+            self.train_lists = [self._weighted(*self._chosen(*part)) for part in train]
+            return
         if self.dev_files is None:
             whole = train
-            train, dev = choose_dev(whole, self.dev_fraction, self._open)
-            if not dev or not train:
+            train, held_out = choose_dev(whole, self.dev_fraction, self._open)
+            if not held_out or not train:
                 raise InputError(f"No query list is left for dev. {why_none(whole, self.dev_fraction)}")
         else:
-            dev = [self._open(spec) for spec in self.dev_files]
-        before = [sum(len(lists) for _, _, lists in part) for part in (train, dev)]
+            held_out = [self._open(spec) for spec in self.dev_files]
+        before = [sum(len(lists) for _, _, lists in part) for part in (train, held_out)]
         if self.leak_guard == "off":
             log.warning(
                 "The leak guard is OFF: train queries may give away evaluation queries. On SciFact this alone lifts "
                 "nDCG@10 from 0.645 to 0.80. Do not report these figures as learning."
             )
         else:
-            train, dev = self._guard(train, dev)
+            train, held_out = self._guard(train, held_out)
         train = [self._chosen(*part) for part in train]
-        left = [sum(len(lists) for _, _, lists in part) for part in (train, dev)]
+        left = [sum(len(lists) for _, _, lists in part) for part in (train, held_out)]
         if not all(left):
             raise InputError(
                 f"No query list is left for train or for dev: of {before[0]} for train and {before[1]} for dev, the "
@@ -206,11 +210,11 @@ class QueryListDataModule(L.LightningDataModule):
             )
         say_where_lists_are_short([lists for _, _, lists in train], self.list_length)
         self.train_lists = [self._weighted(*part) for part in train if len(part[2])]
-        self.dev_lists = [self._weighted(*part) for part in dev if len(part[2])]
+        self.dev_lists = [self._weighted(*part) for part in held_out if len(part[2])]
         self.report["train_lists"] = sum(len(s.lists) for s in self.train_lists)
         self.report["dev_lists"] = sum(len(s.lists) for s in self.dev_lists)
         self.report["teachers"] = [s.lists.metadata.get("teacher") for s in self.train_lists]
-        self.report["files"] = [about_file("train", *p) for p in train] + [about_file("dev", *p) for p in dev]
+        self.report["files"] = [about_file("train", *p) for p in train] + [about_file("dev", *p) for p in held_out]
 
     def train_dataloader(self) -> DataLoader:
         """One item is one batch of this rank."""
@@ -269,6 +273,12 @@ class QueryListDataModule(L.LightningDataModule):
             world_size,
             grouped,
         )
+
+    def drawn_batches(self, lists: int) -> Iterator[tuple[RetrievalBatch, list[str]]]:
+        """Make batches of at most so many train lists, with their types; the same whatever the seed. Once set up."""
+        columns = self.corpus_scoring.columns
+        dataset = ListBatches(self._train, self.list_length, "top", self.needs, columns, drawn_anew=False)
+        return drawn_batches(dataset, lists, self.lists_of_step)
 
     def _loader(self, sources: list[ListSource], train: bool) -> ThreadedLoader:
         candidates = self.candidates if train else "top"

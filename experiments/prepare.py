@@ -1,6 +1,6 @@
 """From a corpus to query lists with teacher scores: python -m experiments.prepare +data=scifact [key=value ...].
 
-Also: python -m experiments.prepare inspect|import|export FILE …, and cut DATA_SET …
+Also: python -m experiments.prepare inspect|import|export|temperatures FILE …, and cut DATA_SET …
 """
 
 import sys

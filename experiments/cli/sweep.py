@@ -24,6 +24,7 @@ from experiments.cli.errors import explain, is_for_users
 from experiments.cli.ranks import is_first_rank
 from experiments.cli.redact import redact
 from experiments.cli.rerun import CONFIG
+from experiments.settings.fitted_temperatures import with_recorded_temperatures
 from experiments.settings.older_runs import as_now
 from retriever.errors import InputError
 from retriever.printable import printable
@@ -188,6 +189,7 @@ class FailedRuns(Callback):
 
 
 def _refuse_other_configuration(config: DictConfig, folder: Path, in_effect: Callable[[Any], Any]) -> None:
+    config = with_recorded_temperatures(config, folder)
     # without secrets, written and read again, as the other one was
     asked = OmegaConf.create(OmegaConf.to_yaml(redact(OmegaConf.to_container(config, resolve=True))))
     begun = as_now(OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))

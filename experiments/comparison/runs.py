@@ -22,6 +22,7 @@ from datamodules.storage.yaml_files import read_yaml
 from experiments.cli.rerun import CONFIG
 from experiments.cli.sweep import ERROR_FILE, FOLDERS, PLACES
 from experiments.settings.encoders import with_effective_encoders
+from experiments.settings.fitted_temperatures import without_fitted_numbers
 from experiments.settings.older_runs import as_now
 from experiments.settings.walk import walk
 from retriever.errors import InputError, shown
@@ -312,7 +313,7 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
         return not (says_where or key.startswith(_REPORTED) or (last == "seed" and value == seed))
 
     flat = {key: value for key, value in walk(config) if not isinstance(value, dict) and "[" not in key}
-    return {key: value for key, value in flat.items() if counts(key, value)}
+    return {key: value for key, value in without_fitted_numbers(flat).items() if counts(key, value)}
 
 
 def _content(folder: Path, config: dict[str, Any]) -> dict[str, str]:

@@ -1,3 +1,3 @@
-"""What the commands on files of query lists do: inspect, import, export."""
+"""What the commands on files of query lists do: inspect, import, export, cut, temperatures."""
 
-COMMANDS = ("inspect", "import", "export", "cut")
+COMMANDS = ("inspect", "import", "export", "cut", "temperatures")

@@ -1,4 +1,7 @@
-"""Look into, import and export files of query lists, and cut data sets: python -m experiments.prepare inspect FILE …"""
+"""Look into files of query lists, import, export and measure them, and cut data sets.
+
+python -m experiments.prepare inspect FILE …
+"""
 
 import argparse
 import logging
@@ -12,6 +15,7 @@ from datamodules.small_corpus import cut_data_set
 from experiments.cli.errors import KindParser
 from experiments.lists import COMMANDS
 from experiments.lists.inspect import inspect_file
+from experiments.lists.temperatures import print_temperatures
 from experiments.lists.transfer import export_file, import_file
 from retriever.errors import InputError
 from retriever.printable import PrintableFormatter, printable
@@ -90,6 +94,11 @@ def _parser() -> KindParser:
         command.add_argument("--empty-passages", default="keep", metavar="keep|error",
                              help="what to do about passages without title and text (default: keep them)")  # fmt: skip
         command.set_defaults(parser=command)
+
+    fitted = commands.add_parser("temperatures", help="print the temperatures that fit files of query lists")
+    fitted.add_argument("words", nargs="+", metavar="file|key=value", help=".parquet or .jsonl files of query lists, "
+                        "and settings of experiments.run: encoder=bge_base data.list_length=50")  # fmt: skip
+    fitted.set_defaults(run=print_temperatures, parser=fitted)
     return parser
 
 

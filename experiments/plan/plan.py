@@ -17,6 +17,7 @@ from callbacks import Evaluation
 from callbacks.reporting.run_record import device_name
 from datamodules import QueryListDataModule
 from experiments.cli.subjects import print_subjects
+from experiments.plan.fitted import fitted_line
 from experiments.plan.steps import Steps
 from experiments.plan.time import Estimate, estimate
 from retriever.batch import BatchNeeds
@@ -180,6 +181,7 @@ def plan_lines(plan: Mapping[str, Any]) -> dict[str, str]:
         "texts": _texts_line(plan["model"]),
         "trained": _trained_line(plan["trained"]),
         "objective": f"{plan['objective']['class']}: {_settings(plan['objective']['settings'])}",
+        **({"fitted": fitted_line(plan["temperatures"])} if plan.get("temperatures") else {}),
         **{part: _lists_line(plan, part) for part in ("train", "dev")},
         "corpora": _joined([f"{name} ({_many(count, 'passage')})" for name, count in plan["corpora"].items()]),
         "evaluation": _joined([_set(facts) for facts in plan["evaluation"]]) or "none",

@@ -42,13 +42,16 @@ def _as_now(config: Any, name: str) -> Any:
     rename(config)
     if "empty_passages" not in config:
         config = _with_newer_settings(config)
+    if isinstance(config.get("temperatures"), dict):
+        config["temperatures"] = {"corpus_teacher": 0.05, "fitted": None} | config["temperatures"]
     return config if "callbacks" in config else _with_newer_groups(config)
 
 
 def _with_newer_groups(config: dict[str, Any]) -> dict[str, Any]:
     """Add what made the optimiser, its schedule and the callbacks of a run before they were groups."""
     shipped = OmegaConf.load(CONF / "run.yaml")
-    tops = {key: shipped[key] for key in ("temperatures", "early_stopping", "diagnostics")}
+    tops = {key: shipped[key] for key in ("early_stopping", "diagnostics")}
+    tops["temperatures"] = OmegaConf.load(CONF / "temperatures" / "paper.yaml")
     groups = {"optimizer": "adamw", "scheduler": "linear", "callbacks": "default"}
     made = {group: OmegaConf.load(CONF / group / f"{name}.yaml") for group, name in groups.items()}
     whole = OmegaConf.merge(tops, made, {key: config[key] for key in (*tops, *groups) if key in config})

@@ -106,7 +106,7 @@ class RunSettings(CommonSettings):
     output_dir: str
     data_dir: str
     on_bad_list: Literal["error", "drop"]
-    temperatures: Mapping[str, float]
+    temperatures: Mapping[str, float | str | None]
     criterion: str = "dev/loss"
     criterion_mode: Literal["min", "max"]
     allow_test_selection: bool
@@ -122,6 +122,9 @@ class RunSettings(CommonSettings):
         """Refuse a name that no file can have, and a seed that torch refuses."""
         super().__post_init__()
         file_name("name", self.name)
+        fitted = self.temperatures.get("fitted")
+        if fitted is not None and fitted not in ("labels", "entropy"):
+            raise InputError(f"temperatures.fitted is {fitted!r}; it must be labels, entropy, or null for none.")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed is {self.seed}; it must be at least 0 and below 2^32.")
 

@@ -8,6 +8,8 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.settings.fitted_temperatures import FITTED, read_by_objective
+
 log = logging.getLogger(__name__)
 Rule = tuple[Callable[[DictConfig], bool], str]  # where a setting has no effect, and why
 
@@ -47,6 +49,8 @@ def _needs_no_guide(config: DictConfig) -> bool:
 
 def _is_unread(temperature: str) -> Callable[[DictConfig], bool]:
     def is_idle(config: DictConfig) -> bool:
+        if config.temperatures.get("fitted") and temperature in read_by_objective(config):
+            return True
         parts = [config.module, None if config.diagnostics.every_n_steps is None else config.diagnostics]
         read = str([OmegaConf.to_container(part, resolve=False) for part in parts if part is not None])
         return f"${{temperatures.{temperature}}}" not in read or (temperature == "teacher" and _is_undistilled(config))
@@ -67,9 +71,10 @@ OF_RUN: dict[str, Rule] = {
     "module.temperature": (_is_undistilled, "module.distillation_weight is 0"),
     "module.teacher_temperature": (_is_undistilled, "module.distillation_weight is 0"),
     **{
-        f"temperatures.{name}": (_is_unread(name), "nothing that is computed here reads it")
-        for name in ("infonce", "student", "teacher")
+        f"temperatures.{name}": (_is_unread(name), "nothing that is computed here reads it, or it is fitted")
+        for name in ("infonce", *FITTED)
     },
+    "temperatures.fitted": (lambda c: not read_by_objective(c), "module reads no temperature that could be fitted"),
     "early_stopping.monitors": _where("early_stopping.patience", None),
     "diagnostics.teacher_temperature": _where("diagnostics.every_n_steps", None),
     "criterion": _where("save_checkpoints", False),

@@ -31,6 +31,7 @@ from experiments.settings.inputs import input_hashes
 from experiments.settings.trainer_checks import check_batches, lightning_explained
 from experiments.training.callbacks import recorded_settings, run_callbacks, run_reports
 from experiments.training.debug_data import DebugData
+from experiments.training.temperatures import with_fitted_temperatures
 from retriever.errors import choose
 from retriever.module import QueryListModule
 
@@ -70,6 +71,9 @@ def train(config: DictConfig, folder: Path, arm: str, checkpoint: Path | None) -
     """
     L.seed_everything(config.seed, workers=True, verbose=False)
     module, data = make_module_and_data(config)
+    config, fitted = with_fitted_temperatures(config, module, data, folder)
+    if fitted is not None:
+        module = make_module(config, module.encoder)
     evaluation = instantiate(config.evaluation, folder=folder)
     record = RunRecord(evaluation.history, arm, config.seed, recorded_settings(config))
     reports = run_reports(config, record, arm)
@@ -89,7 +93,7 @@ def train(config: DictConfig, folder: Path, arm: str, checkpoint: Path | None) -
     with ExitStack() as stack:
         if trainer.is_global_zero:
             module.keep_what_fits(trainer.strategy.root_device, trainer.world_size // trainer.num_nodes)
-            plan = run_plan(config, trainer, module, data, evaluation, checkpoint)
+            plan = run_plan(config, trainer, module, data, evaluation, checkpoint) | {"temperatures": fitted}
             print_plan(plan)
             write_json(folder / "environment.json", facts | {"plan": plan})
             _tidy(folder, checkpoint)
@@ -116,11 +120,16 @@ def train(config: DictConfig, folder: Path, arm: str, checkpoint: Path | None) -
 def make_module_and_data(config: DictConfig) -> tuple[QueryListModule, QueryListDataModule]:
     """Build objective and data module on one encoder; the data module is told what the objective needs of a batch."""
     encoder = instantiate(config.encoder)
-    optimizer, scheduler = (instantiate(config[part], _partial_=True) for part in ("optimizer", "scheduler"))
-    module = instantiate(config.module, encoder=encoder, optimizer=optimizer, scheduler=scheduler)
+    module = make_module(config, encoder)
     data = instantiate(config.data, encoder=encoder)
     data.needs = module.needs
     return module, data
+
+
+def make_module(config: DictConfig, encoder: torch.nn.Module) -> QueryListModule:
+    """Build the objective on an encoder."""
+    optimizer, scheduler = (instantiate(config[part], _partial_=True) for part in ("optimizer", "scheduler"))
+    return instantiate(config.module, encoder=encoder, optimizer=optimizer, scheduler=scheduler)
 
 
 def _fit(

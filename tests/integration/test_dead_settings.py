@@ -52,6 +52,10 @@ def run_leaves(world: World) -> dict[str, Seen]:
         "temperatures.infonce": Seen("gradients", 0.3),
         "temperatures.student": Seen("gradients", 0.3),
         "temperatures.teacher": Seen("gradients", 0.1),
+        "temperatures.corpus_teacher": Seen(
+            "gradients", 0.1, {"module.teacher_temperature": "${temperatures.corpus_teacher}"}
+        ),
+        "temperatures.fitted": Seen("run", "labels"),
         "criterion": Seen("run", "dev/teacher_ndcg@10"),
         "criterion_mode": Seen("run", "max"),
         "empty_passages": Seen("batches", "error", gaps, refused="neither title nor text"),

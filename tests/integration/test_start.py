@@ -32,6 +32,7 @@ COMMANDS = {
         "inspect --help": 0,
         "inspect nothing.parquet": 2,
         "export nothing.parquet --layout cadet --output lists.jsonl": 2,
+        "temperatures nothing.parquet": 2,
     },
     "evaluate": {
         "--help": 0,
