@@ -217,6 +217,8 @@ def test_every_command_works_on_a_corpus_of_ones_own(own_corpus, tiny_model, tin
             options = [f"encoder.model={tiny_model}", "encoder.pooling=mean", "queries=100", "steps=4", "elsewhere=[]"]
         elif module == "experiments.evaluate":
             options = ["trainer.accelerator=cpu"]
+        elif module == "experiments.prepare" and arguments[0] == "temperatures":
+            options = [f"encoder.model={tiny_model}", "encoder.pooling=mean", "corpus=path/to/my_corpus"]
         elif module == "experiments.prepare" and arguments[0] not in ("import", "export", "inspect"):
             options = small(module, line, tiny_model, tiny_chat_model, t5)
         run(own_corpus, module, *arguments, *options)
