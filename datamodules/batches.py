@@ -50,6 +50,7 @@ class ListSource(WeightedLists):
         passage_embeddings: float32 [N, D] of the whole corpus where the passage encoder is frozen, else None.
         corpus_scores: the teacher's scores of all passages, where an objective needs them.
         guide: a guide's embeddings of the queries [number of lists, G] and of the whole corpus [N, G], likewise.
+        hidden: bool [number of lists], whose labelled positives no query is compared with; None hides nothing.
     """
 
     query_tokens: TokenizedTexts
@@ -57,6 +58,7 @@ class ListSource(WeightedLists):
     passage_embeddings: np.ndarray | None
     corpus_scores: CorpusScores | None = None
     guide: tuple[np.ndarray, np.ndarray] | None = None
+    hidden: np.ndarray | None = None
 
 
 def fitting_batch_size(lists: int) -> int:
@@ -307,6 +309,9 @@ class ListBatches(Dataset):
                 distinct = np.unique(np.concatenate([distinct, *best]))
             distinct, log_weights = self._columns(len(source.corpus), distinct, frozen, draw)
             of_all["log_weights"] = torch.from_numpy(log_weights)
+            hidden = np.concatenate([np.zeros(len(at), bool) if s.hidden is None else s.hidden[at] for s, at in parts])
+            if hidden.any():
+                of_all["hidden_keys"] = torch.from_numpy(np.where(hidden[:, None], labelled, -1))
         if self.needs.all_scores:
             found = [s.corpus_scores(at, distinct) for s, at in parts if s.corpus_scores is not None]
             of_all["all_scores"] = torch.from_numpy(np.concatenate(found))

@@ -24,6 +24,7 @@ from datamodules.leakage.overlap import find_overlap
 from datamodules.list_choice import about_file, by_type, chosen_lists, held_out_lists, say_where_lists_are_short
 from datamodules.normalization import confident, normalize_scores
 from datamodules.query_lists import QueryLists, open_query_lists
+from datamodules.sources import with_sources, without_sources
 from datamodules.specs import CorpusScoring, EvaluationSpec, ListFile, TrainFile, read_evaluation_specs, read_list_files
 from datamodules.text.near_texts import checked_threshold
 from datamodules.threaded_loader import ThreadedLoader
@@ -64,6 +65,8 @@ class QueryListDataModule(L.LightningDataModule):
         order: ``shuffle`` or ``rotate``, see :class:`~datamodules.batches.BatchSampler`.
         group_overlapping_lists: put lists that share passages into one batch, see
             :class:`~datamodules.batches.BatchSampler`.
+        sources: ``keep``, or ``hide``: what a query that is not of ``human_types`` was cut from (its labelled positive)
+            is no candidate, and objectives over the corpus do not look at it; as a label it stays.
         on_bad_list: ``error`` or ``drop``.
         leak_guard: ``drop`` leaves out, ``fail`` refuses, ``off`` keeps (with a warning) lists whose query gives away
             an evaluation query.
@@ -103,6 +106,7 @@ class QueryListDataModule(L.LightningDataModule):
     min_top_quantile: float | None = None
     order: Literal["shuffle", "rotate"] = "shuffle"
     group_overlapping_lists: bool = False
+    sources: Literal["keep", "hide"] = "keep"
     on_bad_list: Literal["error", "drop"] = "error"
     leak_guard: Literal["drop", "fail", "off"] = "drop"
     leak_jaccard: float = 0.6
@@ -127,6 +131,7 @@ class QueryListDataModule(L.LightningDataModule):
         require_positive(**{name: getattr(self, name) for name in numbers})
         checked_threshold("data.leak_near_passages", self.leak_near_passages)
         choose("data.leak_guard", self.leak_guard, ("drop", "fail", "off"))
+        choose("data.sources", self.sources, ("keep", "hide"))
         if self.num_workers < 0:
             raise InputError(f"data.num_workers is {self.num_workers}; it must not be negative.")
         if self.dev is None and self.dev_fraction is not None and not 0 < self.dev_fraction < 1:
@@ -302,7 +307,8 @@ class QueryListDataModule(L.LightningDataModule):
             lists, groups = lists.select(keep), groups[keep]
         # over all candidates, as prepare stores it, or the whole file: train and dev share one scale
         scores = normalize_scores(lists.scores, lists.offsets, groups, self.normalization, scale)
-        return spec, corpus, replace(lists, scores=scores)
+        lists = replace(lists, scores=scores)
+        return spec, corpus, without_sources(lists, self.human_types) if self.sources == "hide" else lists
 
     def _corpus(self, path: str) -> Corpus:
         folder = Path(os.path.abspath(find_dataset(path, self.data_dir)))  # one folder has many spellings
@@ -364,6 +370,7 @@ class QueryListDataModule(L.LightningDataModule):
             query_tokens=queries,
             passage_tokens=tokens,
             passage_embeddings=embeddings,
+            hidden=with_sources(part.lists, self.human_types) if self.sources == "hide" else None,
         )
 
     def _with_corpus_scores(self, sources: list[ListSource]) -> list[ListSource]:

@@ -50,6 +50,8 @@ class ListTensors:
             asked for.
         guide_queries: float32 [Q, G], by another encoder; None likewise.
         guide_passages: float32 [P, G], by it.
+        hidden_keys: int64 [Q, M], the keys of passages that a query is not compared with where an objective looks at
+            the corpus, padded with −1; None where there are none.
     """
 
     passage_keys: Tensor
@@ -62,6 +64,7 @@ class ListTensors:
     log_weights: Tensor | None = None
     guide_queries: Tensor | None = None
     guide_passages: Tensor | None = None
+    hidden_keys: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +149,19 @@ class EncodedBatch(ListTensors):
 
         numbers = self.list_index.shape[1] * self.passages.shape[1]
         return in_query_blocks(scores, self.queries, self.list_index, numbers_per_query=numbers)
+
+    def weights_of(self, hidden_keys: Tensor | None) -> Tensor:
+        """Give ``log_weights`` to queries, −inf for what is hidden from them: [P], or [n, P] where something is.
+
+        Args:
+            hidden_keys: of n queries, rows of this batch's.
+        """
+        assert self.log_weights is not None  # of who looks at the corpus
+        if hidden_keys is None:
+            return self.log_weights
+        return self.log_weights.expand(len(hidden_keys), -1).masked_fill(
+            membership_mask(self.passage_keys, hidden_keys), float("-inf")
+        )
 
     @property
     def teacher_top1(self) -> Tensor:

@@ -42,6 +42,8 @@ def _as_now(config: Any, name: str) -> Any:
     rename(config)
     if "empty_passages" not in config:
         config = _with_newer_settings(config)
+    if config["data"].get("_target_") == "datamodules.QueryListDataModule":
+        config["data"] = {"sources": "keep"} | config["data"]
     if isinstance(config.get("temperatures"), dict):
         config["temperatures"] = {"corpus_teacher": 0.05, "fitted": None} | config["temperatures"]
     return config if "callbacks" in config else _with_newer_groups(config)

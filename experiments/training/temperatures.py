@@ -109,7 +109,7 @@ def _as_trained(batch: EncodedBatch, whole_corpus: bool) -> ScoredQueries:
     if whole_corpus:
         assert batch.all_scores is not None and batch.log_weights is not None  # what it needs
         teacher, student = batch.all_scores, batch.queries.float() @ batch.passages.float().T
-        log_weights = batch.log_weights.expand_as(teacher)
+        log_weights = batch.weights_of(batch.hidden_keys).expand_as(teacher)
         labelled = membership_mask(batch.passage_keys, batch.labelled_keys)
     else:
         teacher, student = batch.teacher_scores, batch.list_scores

@@ -2,7 +2,7 @@
 
 ``Q`` queries, ``P`` passages. ``log_weights`` says for how many passages of the corpus each of the P counts: 0 for one
 that is there for itself, log((N − U) / M) for each of M that are drawn, all alike, of the N − U others. Then
-Σ_p w_p f(p) over the P is an unbiased estimate of Σ f over the corpus.
+Σ_p w_p f(p) over the P is an unbiased estimate of Σ f over the corpus. −∞ leaves a passage out.
 """
 
 import torch
@@ -22,7 +22,7 @@ def corpus_distillation(
     Args:
         scores: the student's, [Q, P].
         teacher_scores: [Q, P].
-        log_weights: [P].
+        log_weights: [P], or [Q, P].
         temperature: τ_s > 0.
         teacher_temperature: τ_t > 0.
 

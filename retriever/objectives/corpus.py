@@ -72,13 +72,14 @@ class CorpusDistillation(CorpusObjective):
 
     def objective(self, batch: EncodedBatch) -> dict[str, Tensor]:
         """Compute the divergence's mean over the queries."""
-        teacher, log_weights = made_with(batch.all_scores), made_with(batch.log_weights)
+        teacher, _ = made_with(batch.all_scores), made_with(batch.log_weights)
+        hidden = () if batch.hidden_keys is None else (batch.hidden_keys,)
 
-        def losses(queries: Tensor, teacher: Tensor) -> Tensor:
-            scores = queries @ batch.passages.T
+        def losses(queries: Tensor, teacher: Tensor, hidden: Tensor | None = None) -> Tensor:
+            scores, log_weights = queries @ batch.passages.T, batch.weights_of(hidden)
             return corpus_distillation(scores, teacher, log_weights, self.temperature(), self.teacher_temperature)
 
-        each = in_query_blocks(losses, batch.queries, teacher, numbers_per_query=len(batch.passages))
+        each = in_query_blocks(losses, batch.queries, teacher, *hidden, numbers_per_query=len(batch.passages))
         return {"loss": each.mean()}
 
 
@@ -121,7 +122,7 @@ class CorpusInfoNCE(CorpusObjective):
             InputError: a query has no labelled positive.
         """
         by_teacher, log_weights = self.positive == "teacher", made_with(batch.log_weights)
-        positive = made_with(batch.all_scores).argmax(1) if by_teacher else batch.positive_index
+        positive = self._teachers_first(batch) if by_teacher else batch.positive_index
         if (positive < 0).any():
             raise InputError(
                 "module.positive is 'labelled', but a list has no labelled positive: take module.positive=teacher, or "
@@ -134,3 +135,9 @@ class CorpusInfoNCE(CorpusObjective):
 
         rows = (batch.queries, positive, batch.labelled_keys)
         return {"loss": in_query_blocks(losses, *rows, numbers_per_query=len(batch.passages)).mean()}
+
+    def _teachers_first(self, batch: EncodedBatch) -> Tensor:
+        scores = made_with(batch.all_scores)
+        if batch.hidden_keys is not None:
+            scores = scores.masked_fill(membership_mask(batch.passage_keys, batch.hidden_keys), float("-inf"))
+        return scores.argmax(1)

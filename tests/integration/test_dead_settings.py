@@ -99,6 +99,7 @@ def run_leaves(world: World) -> dict[str, Seen]:
         "data.min_top_quantile": Seen("batches", 0.9),
         "data.order": Seen("batches", "rotate", two),
         "data.group_overlapping_lists": Seen("batches", True),
+        "data.sources": Seen("batches", "hide"),
         "data.on_bad_list": Seen("batches", "drop", {"data.train": world.of("strays")}),
         "data.leak_guard": Seen("batches", "off", shared),
         "data.leak_jaccard": Seen("batches", 0.05),
