@@ -36,8 +36,10 @@ def agreement_with_teacher(batch: EncodedBatch, *, over_corpus: bool) -> dict[st
 
 
 def _corpus_kl(batch: EncodedBatch) -> Tensor:
-    def of_block(queries: Tensor, teacher: Tensor) -> Tensor:
-        scores = queries @ batch.passages.T
-        return corpus_distillation(scores, teacher, batch.log_weights, STUDENT_TEMPERATURE, CORPUS_TEACHER_TEMPERATURE)
+    hidden = () if batch.hidden_keys is None else (batch.hidden_keys,)
 
-    return in_query_blocks(of_block, batch.queries, batch.all_scores, numbers_per_query=len(batch.passages))
+    def of_block(queries: Tensor, teacher: Tensor, hidden: Tensor | None = None) -> Tensor:
+        scores, log_weights = queries @ batch.passages.T, batch.weights_of(hidden)
+        return corpus_distillation(scores, teacher, log_weights, STUDENT_TEMPERATURE, CORPUS_TEACHER_TEMPERATURE)
+
+    return in_query_blocks(of_block, batch.queries, batch.all_scores, *hidden, numbers_per_query=len(batch.passages))

@@ -86,10 +86,15 @@ def sentences(text: str) -> list[str]:
     found = []
     for part in _ANY_SENTENCE_END.split(text):
         sentence = " ".join(part.split())
-        letters = sum(c.isalpha() or unicodedata.combining(c) > 0 for c in sentence)
-        if count_words(sentence) in _WORDS and letters >= _LETTERS * len(sentence.replace(" ", "")):
+        if count_words(sentence) in _WORDS and has_letters(sentence):
             found.append(sentence)
     return list(dict.fromkeys(found))
+
+
+def has_letters(text: str) -> bool:
+    """Tell whether most characters of a text, blanks aside, are letters of any script."""
+    letters = sum(c.isalpha() or unicodedata.combining(c) > 0 for c in text)
+    return letters >= _LETTERS * len("".join(text.split()))
 
 
 def keywords(texts: Sequence[str]) -> Iterator[list[str]]:

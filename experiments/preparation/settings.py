@@ -28,6 +28,7 @@ class QueryGroup:
         split: of judged queries.
         path: of a file of queries.
         limit: at most so many queries, of each passage about as many; None takes all.
+        quality: of queries that are cut from passages, True leaves out those that say nothing of theirs.
         filter: False lets all its lists pass stage filter.
         leak_guard: what becomes of its lists that give away an evaluation query; None takes ``split.leak_guard``.
     """
@@ -36,6 +37,7 @@ class QueryGroup:
     split: str = "train"
     path: str | None = None
     limit: int | None = None
+    quality: bool = False
     filter: bool = True
     leak_guard: Literal["drop", "fail", "off"] | None = None
 

@@ -119,7 +119,7 @@ def test_the_data_module_hides_sources_of_made_up_queries(sources, tiny_model, s
     data.needs = CorpusDistillation(encoder, train_passage_encoder=False).needs
     data.setup()
     places = np.stack([np.zeros(40, int), np.arange(40)], 1)
-    made = data._batches(data._train, train=True)[Draw(places, (1, 0, 0, 0))]
+    made = data._loader(data._train, train=True).dataset[Draw(places, (1, 0, 0, 0))]
     of_made_up = torch.arange(40) % 2 == 1
     inside = ((made.passage_keys[made.list_index] == made.labelled_keys[:, :1]) & made.list_mask).any(1)
     if sources == "keep":

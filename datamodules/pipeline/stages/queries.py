@@ -1,5 +1,6 @@
 """Stage queries: all queries that lists are made for, human and synthetic, in one table."""
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import pyarrow as pa
 from datamodules.corpus import Corpus, find_dataset, judgement_files
 from datamodules.formats.raw_lists import required_text
 from datamodules.pipeline.free_queries import QUERY_SOURCES, collect_queries
+from datamodules.pipeline.query_quality import good_queries
 from datamodules.pipeline.stages.stage import Output, Stage, table_writer
 from datamodules.splits import unit_hash
 from datamodules.storage.files import json_lines
@@ -23,6 +25,8 @@ QUERIES = pa.schema(
 )
 Query: TypeAlias = tuple[str, str, str, list[str]]  # id, text, type, ids of its positives
 SOURCES = (*QUERY_SOURCES, "generated", "file")
+_CUT = set(QUERY_SOURCES) - {"judged"}  # from passages
+_LEFT_OUT = b"left_out"
 
 
 @dataclass(eq=False)
@@ -37,7 +41,9 @@ class CollectQueries(Stage):
         data_dir: where downloaded data sets lie.
         groups: name → ``source`` (``generated``, ``judged`` with ``split``, ``titles``, ``claims``, ``sentences``,
             ``keywords``, or ``file`` with ``path``: JSON Lines of query_id, query, query_type, positive_ids),
-            and ``limit``, at most so many (:func:`drawn_evenly`). Each group ends in files of its own.
+            ``limit``, at most so many (:func:`drawn_evenly`), and ``quality``, True to leave out those that say nothing
+            of their passage (:func:`~datamodules.pipeline.query_quality.good_queries`). Each group ends in files of its
+            own.
         generated: output of stage generate, where a group is generated.
         unknown_qrels: as for :func:`~datamodules.pipeline.free_queries.collect_queries`.
     """
@@ -58,6 +64,11 @@ class CollectQueries(Stage):
             raise InputError("queries is empty; name at least one group: queries='{human: {source: judged}}'.")
         for name, options in self.groups.items():
             choose(f"queries.{name}.source", options.get("source"), SOURCES)
+            if options.get("quality") and options["source"] not in _CUT:
+                raise InputError(
+                    f"queries.{name}.quality is for queries that are cut from passages ({', '.join(sorted(_CUT))}); "
+                    f"its source is {options['source']}. Leave it out."
+                )
             if options["source"] == "generated" and self.generated is None:
                 raise InputError(f"queries.{name}: source is generated, but stage generate is switched off.")
             if options["source"] == "file" and not options.get("path"):
@@ -71,7 +82,7 @@ class CollectQueries(Stage):
         """See :class:`Stage`."""
         kept = {"unknown_qrels": "keep"} if self.unknown_qrels == "keep" else {}
         said = {
-            name: {k: o.get(k) for k in ("source", "split", "limit") if k != "limit" or o.get(k)}
+            name: {k: o.get(k) for k in ("source", "split")} | {k: o[k] for k in ("limit", "quality") if o.get(k)}
             for name, o in self.groups.items()
         }
         return said | kept
@@ -97,7 +108,9 @@ class CollectQueries(Stage):
     def run_block(self, number: int, advance: Callable[[int], None]) -> pa.Table:
         """The queries of one group."""
         name = list(self.groups)[number]
-        rows = list(self._queries(name))
+        rows, left_out = list(self._queries(name)), Counter[str]()
+        if self.groups[name].get("quality"):
+            rows, left_out = good_queries(rows)
         if limit := self.groups[name].get("limit"):
             rows = drawn_evenly(rows, limit)
         if not rows:
@@ -105,16 +118,20 @@ class CollectQueries(Stage):
             english = " (claims are found in English texts alone)" if source == "claims" else ""
             raise InputError(f"queries.{name}: {source!r} gives no query on {self.corpus.name!r}{english}.")
         advance(1)
-        return pa.Table.from_pylist([dict(zip(QUERIES.names, (name, *row), strict=True)) for row in rows], QUERIES)
+        table = pa.Table.from_pylist([dict(zip(QUERIES.names, (name, *row), strict=True)) for row in rows], QUERIES)
+        return table.replace_schema_metadata({_LEFT_OUT: json.dumps(left_out)})
 
     def finish(self, blocks: Iterator[pa.Table], folder: Path) -> dict[str, Any]:
         """See :class:`Stage`."""
         counts: Counter[str] = Counter()
+        left_out: dict[str, int] = {}
         with table_writer(folder / "queries.parquet", QUERIES) as append:
             for table in blocks:
                 append(table)
                 counts.update(table["group"].to_pylist())
-        return {"queries": counts.total(), **counts}
+                reasons = json.loads((table.schema.metadata or {}).get(_LEFT_OUT, "{}"))
+                left_out |= {f"{table['group'][0]} left out, {why}": n for why, n in sorted(reasons.items())}
+        return {"queries": counts.total(), **counts, **left_out}
 
     def _generated(self) -> Output:
         assert self.generated is not None  # a group whose source is generated is refused without

@@ -235,7 +235,7 @@ def _run_one(stage: Stage, folder: Path, number: int, size: int, advance: Callab
         return
     began = time.time()
     table = stage.run_block(number, advance)
-    metadata = {_SECONDS: str(time.time() - began).encode()}
+    metadata = {**(table.schema.metadata or {}), _SECONDS: str(time.time() - began).encode()}
     with atomic_path(path) as temporary:
         pq.write_table(table.replace_schema_metadata(metadata), temporary, **PARQUET)
 
