@@ -190,11 +190,17 @@ def _bound(module: str, node: ast.stmt, name: str) -> Iterator[ast.stmt | str]:
     elif isinstance(node, ast.Import):
         yield from (a.name if a.asname else name for a in node.names if (a.asname or a.name.partition(".")[0]) == name)
     elif isinstance(node, ast.ImportFrom):
-        spec = _spec(module)
-        is_package = spec is not None and spec.submodule_search_locations is not None
-        outer = module.split(".")[: len(module.split(".")) - node.level + is_package] if node.level else []
-        home = ".".join([*outer, *filter(None, [node.module])])
-        yield from (f"{home}.{alias.name}" for alias in node.names if (alias.asname or alias.name) == name)
+        yield from (f"{_home(module, node)}.{a.name}" for a in node.names if (a.asname or a.name) == name)
+
+
+def _home(module: str, node: ast.ImportFrom) -> str:
+    """Give the dotted name of the module that a statement imports from."""
+    if not node.level:
+        return node.module or ""
+    spec = _spec(module)
+    is_package = spec is not None and spec.submodule_search_locations is not None
+    outer = module.split(".")[: len(module.split(".")) - node.level + is_package]
+    return ".".join([*outer, *filter(None, [node.module])])
 
 
 def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:

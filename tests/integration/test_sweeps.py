@@ -136,16 +136,16 @@ def test_a_search_goes_on_and_looks_at_dev_alone(sweep, steps, tmp_path):
     made, _ = steps
     space = ["hydra/sweeper=search", "module=distillation", "trainer.max_epochs=1", "criterion=dev/kl"]
     space.append("module.learning_rate=tag(log, interval(1e-4, 1e-2))")
-    assert sweep(*space, "hydra.sweeper.n_trials=3", folder="whole") is None
+    assert sweep(*space, "hydra.sweeper.n_trials=2", folder="whole") is None
     rates = {r.name: OmegaConf.load(r / "config.yaml").module.learning_rate for r in (tmp_path / "whole").glob("0*")}
-    assert len(set(rates.values())) == 3 and all(1e-4 <= rate <= 1e-2 for rate in rates.values())
+    assert len(set(rates.values())) == 2 and all(1e-4 <= rate <= 1e-2 for rate in rates.values())
     best = OmegaConf.load(tmp_path / "whole" / "best.yaml").value
     values = {name: r["criterion_value"] for name, r in results_of(tmp_path / "whole").items()}
-    assert best == pytest.approx(min(values.values())) and len(set(values.values())) == 3
+    assert best == pytest.approx(min(values.values())) and len(set(values.values())) == 2
     assert sweep(*space, "hydra.sweeper.n_trials=1") is None
     made.clear()
-    assert sweep(*space, "hydra.sweeper.n_trials=3") is None
-    assert len(made) == 2 * 4, "one run answers from its folder"
+    assert sweep(*space, "hydra.sweeper.n_trials=2") is None
+    assert len(made) == 4, "one run answers from its folder"
     again = {r.name: OmegaConf.load(r / "config.yaml").module.learning_rate for r in sweep.folder.glob("0*")}
     assert again == rates, "and the search asks for what it would have asked for"
 
