@@ -172,6 +172,7 @@ def small(module: str, line: str, model: Path, chat: Path, teacher: Path) -> lis
         *sizes,
         f"filter={filters}",
         "mine.depth=20",
+        "mine.candidates=10",
         *([f"teacher.model={teacher}"] * ("rankt5" in line)),
         *(["teacher.max_length=100"] * ("rankt5" in line or "teacher=classifier" in line)),
     ]
@@ -214,7 +215,9 @@ def test_every_command_works_on_a_corpus_of_ones_own(own_corpus, tiny_model, tin
             options += ["hydra.mode=RUN"] * ("query_types" in line)
             runs += 1
         elif module == "experiments.adapt":
-            options = [f"encoder.model={tiny_model}", "encoder.pooling=mean", "queries=100", "steps=4", "elsewhere=[]"]
+            # to the end in test_adapt.py
+            options = [f"encoder.model={tiny_model}", "encoder.pooling=mean", "elsewhere=[]"]
+            options += ["plan=true"] * ("plan=" not in line)
         elif module == "experiments.evaluate":
             options = ["trainer.accelerator=cpu"]
         elif module == "experiments.prepare" and arguments[0] == "temperatures":
