@@ -28,7 +28,7 @@ from experiments.cli.rerun import as_typed, start_with
 from experiments.cli.sweep import keep_error
 from experiments.cli.targets import check_arguments, check_written
 from experiments.conf import CONF
-from experiments.evaluation.models import Check, Depths, Model, read_models
+from experiments.evaluation.models import Check, Depths, Model, read_models, with_smaller_vectors
 from experiments.evaluation.settings import EvaluateSettings
 from experiments.evaluation.typed import as_overrides
 from experiments.settings.encoders import SPECS
@@ -81,7 +81,7 @@ def evaluate(config: DictConfig, folder: Path) -> list[Path]:
     )
     metrics = Metrics(instantiate(list(asked.metrics)), asked.hits)
     wanted = Wanted(specs, reading, metrics, asked.metrics, how, asked.run_hits)
-    chosen = [settings.only] if settings.only is not None else list(models)
+    chosen = [key for key, model in models.items() if settings.only in (None, key, model.smaller_of)]
     for key in chosen:
         with torch.inference_mode():
             evaluate_model(models[key], wanted, folder / key, fabric, alone=key == chosen[0])
@@ -94,15 +94,18 @@ def show(config: DictConfig, folder: Path) -> None:
     Raises:
         InputError: a model has not been evaluated.
     """
+    from callbacks.evaluation.metrics import MAIN
     from experiments.compare import show_and_write
     from experiments.comparison.tables import compare
-    from experiments.evaluation.summary import as_json, print_summary, summarise
+    from experiments.evaluation.summary import as_json, print_summary, print_vectors, summarise
 
     settings, specs, models = _read(config, check_written)
     found: dict[str, Mapping[str, Any]] = {}
+    costs: dict[str, Mapping[str, Any]] = {}
     for key in models:
         results = read_results(folder / key)
         if results is not None:
+            costs[key] = results.get("search", {})
             found[key] = {n: {m: v["best"] for m, v in of.items()} for n, of in results["datasets"].items()}
     if not found:
         raise InputError(f"{folder}: none of the models was evaluated.")
@@ -111,6 +114,8 @@ def show(config: DictConfig, folder: Path) -> None:
     write_json(folder / "summary.json", {metric: as_json(rows) for metric, rows in tables.items()})
     base = settings.base if settings.base in found else next(iter(found))
     print_summary(tables)
+    if settings.vectors:
+        print_vectors(tables[MAIN], list(costs.values()))
     if len(found) > 1:
         # of models that were not trained, the first one is the base
         show_and_write(compare([folder / key for key in dict.fromkeys([base, *found])]), folder)
@@ -137,6 +142,7 @@ def _read(config: DictConfig, check: Check) -> tuple[EvaluateSettings, list[Eval
     for name in settings.order:
         choose("order: a model", name, list(models))
     models = {name: models[name] for name in dict.fromkeys([*settings.order, *models])}
+    models = with_smaller_vectors(models, settings.vectors)
     for name in ("base", "only"):
         if getattr(settings, name) is not None:
             choose(name, getattr(settings, name), list(models))

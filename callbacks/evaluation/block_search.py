@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from callbacks.evaluation.metrics import Metrics, PerQuery, Run, in_trec_order, without_self_hits
+from callbacks.evaluation.vectors import PassageIndex
 from datamodules.corpus import Corpus, EvaluationSet
 from datamodules.hits import Hits
 from datamodules.storage.files import atomic_path
 from retriever.distributed.ranks import gather_rows, gather_sizes, rank, world_size
 from retriever.errors import InputError, shown
-from retriever.search import exact_search, merge_hits
+from retriever.search import merge_hits
 
 log = logging.getLogger(__name__)
 # Each block of queries searched reads all passages again, so it is large: 50 MB of hits at 1,000 a query. Hits as
@@ -25,7 +26,7 @@ _SEARCHED, _SCORED = 4096, 512
 def search_blocks(
     data: EvaluationSet,
     queries: np.ndarray,
-    passages: np.ndarray,
+    passages: np.ndarray | PassageIndex,
     k: int,
     *,
     first_row: int = 0,
@@ -36,7 +37,7 @@ def search_blocks(
     Args:
         data: Q queries, N passages.
         queries: embeddings of all queries, [Q, D], on every rank.
-        passages: embeddings of this rank's passages, [n, D]; may be memory-mapped.
+        passages: embeddings of this rank's passages, [n, D], which may be memory-mapped; or an index of them.
         k: hits per query.
         first_row: of this rank's passages among all.
         device: where ranks exchange hits.
@@ -44,10 +45,11 @@ def search_blocks(
     Yields:
         On the first rank, the run of some queries at a time, in their order; every rank must ask for all.
     """
+    index = passages if isinstance(passages, PassageIndex) else PassageIndex(passages, first_row=first_row)
     names = list(data.queries)
     searched = max(_SCORED, _SEARCHED // world_size())  # every rank gets the hits of all
     for start in range(0, len(names), searched):
-        found = exact_search(queries[start : start + searched], passages, k, first_row=first_row)
+        found = index.search(queries[start : start + searched], k)
         scores, rows = _of_all_ranks(found, k, device)
         if rank() != 0:
             continue

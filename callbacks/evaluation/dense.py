@@ -13,6 +13,7 @@ from callbacks.evaluation.metrics import Run
 from callbacks.evaluation.ranker import Ranker, Ranking, tokenized
 from callbacks.evaluation.samples import sample_rows
 from callbacks.evaluation.sets import OpenedSet
+from callbacks.evaluation.vectors import PassageIndex, Vectors
 from datamodules.caches import cached_embeddings, embed
 from datamodules.corpus import Corpus, EvaluationSet
 from datamodules.hidden_states import with_states
@@ -63,6 +64,10 @@ class DenseRanker(Ranker):
             ``disk``: a temporary file in the cache. Those of base weights are in the cache on disk anyway.
         frozen_passages: whether passages keep the base model's embeddings; a module that trains says so itself.
         passage_encoder: encodes the passages, once, in place of the encoder that is evaluated; None: that one does.
+        vectors: how passages are stored for the search; None: as they are.
+
+    Attributes:
+        costs: set → ``bytes_per_passage`` and ``search_ms_per_query``, of those that were ranked.
     """
 
     draws_samples = True
@@ -73,8 +78,11 @@ class DenseRanker(Ranker):
         embedding_storage: str = "memory",
         frozen_passages: bool = False,
         passage_encoder: TextEncoder | None = None,
+        vectors: Vectors | None = None,
     ) -> None:
         super().__init__()
+        self.vectors = vectors
+        self.costs: dict[str, dict[str, float]] = {}
         self.embedding_dtype = choose("evaluation.embedding_dtype", embedding_dtype, DTYPES)
         self.embedding_storage = choose("evaluation.embedding_storage", embedding_storage, STORAGES)
         self.frozen_passages = frozen_passages or passage_encoder is not None
@@ -121,14 +129,15 @@ class DenseRanker(Ranker):
         for data in sets:
             by_corpus.setdefault(id(data.corpus), []).append(data)
         for group in by_corpus.values():
-            passages = self._passages(group[0], encoder, step, how)
+            passages, first = self._passages(group[0], encoder, step, how), _share(group[0]).start
+            index = PassageIndex(passages, self.vectors, encoder.spec.normalize, first)
             for data in group:
                 queries = self._queries(data, encoder, step, how)
-                first = _share(data).start
                 # one more than asked for: a query's own passage is taken out of its hits
-                runs = search_blocks(data, queries, passages, how.hits + 1, first_row=first, device=how.device)
+                runs = search_blocks(data, queries, index, how.hits + 1, device=how.device)
                 yield data, runs
-            del passages, runs
+                self.costs[data.name] = index.costs()
+            del passages, index, runs
 
     def corpora_to_encode(self, sets: Sequence[OpenedSet]) -> dict[tuple[str, str], Corpus]:
         """All of them."""

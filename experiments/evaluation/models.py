@@ -1,7 +1,7 @@
 """The models that an evaluation names: what ranks for them, and what is recorded of them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,12 +58,16 @@ class Model:
         seed: of a run; else 0.
         config: what is recorded of it, as a run's configuration.
         load: loads it.
+        is_dense: whether it searches with embeddings.
+        smaller_of: the key of the model whose vectors it has, stored otherwise; None for most.
     """
 
     name: str
     seed: int
     config: dict[str, Any]
     load: Callable[[], Loaded]
+    is_dense: bool = False
+    smaller_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,42 @@ def read_models(
     return {name: models[name] for name in settings}
 
 
+def with_smaller_vectors(models: Mapping[str, Model], forms: Sequence[Any]) -> dict[str, Model]:
+    """Put behind each model that searches with embeddings the same one, once for each form of its passages.
+
+    Args:
+        models: key → model.
+        forms: as :meth:`~callbacks.evaluation.vectors.Vectors.of` reads them.
+
+    Raises:
+        InputError: a form that is none.
+    """
+    if not forms:  # the import takes seconds
+        return dict(models)
+    from callbacks.evaluation.vectors import Vectors
+
+    wanted = {found.name: found for found in map(Vectors.of, forms)}
+    both: dict[str, Model] = {}
+    for key, model in models.items():
+        both[key] = model
+        for form, vectors in wanted.items() if model.is_dense else ():
+            both[f"{key}_{form}"] = replace(
+                model,
+                name=f"{model.name} {form}",
+                config=model.config | {"vectors": form},
+                load=partial(_load_smaller, model.load, vectors),
+                smaller_of=key,
+            )
+    return both
+
+
+def _load_smaller(load: Callable[[], Loaded], vectors: Any) -> Loaded:
+    ranker: Any
+    ranker, encoder = load()
+    ranker.vectors = vectors
+    return ranker, encoder
+
+
 def _model(name: str, settings: ModelSettings, depths: Depths, check: Check, allowed: Sequence[str]) -> Model:
     if settings.run is not None:
         return _run(Path(settings.run).expanduser(), depths, check, allowed, settings.trust_remote_code)
@@ -110,7 +150,8 @@ def _model(name: str, settings: ModelSettings, depths: Depths, check: Check, all
         return Model(name, 0, {"bm25": vars(settings.bm25)}, partial(_load_bm25, settings.bm25))
     encoder = dict(settings.encoder or {})
     placed = OmegaConf.create({"models": {name: {"encoder": encoder}}})  # so that errors name the setting
-    return Model(name, 0, {"encoder": encoder}, partial(_load_encoder, placed.models[name].encoder, depths))
+    load = partial(_load_encoder, placed.models[name].encoder, depths)
+    return Model(name, 0, {"encoder": encoder}, load, is_dense="CrossEncoder" not in str(encoder.get("_target_")))
 
 
 def _run(folder: Path, depths: Depths, check: Check, allowed: Sequence[str], trust_remote_code: bool) -> Model:
@@ -132,7 +173,7 @@ def _run(folder: Path, depths: Depths, check: Check, allowed: Sequence[str], tru
     frozen = (config.get("module") or {}).get("train_passage_encoder") is False
     is_reranker = "CrossEncoder" in str(config["encoder"].get("_target_"))
     load = partial(_load_run, exported, trust_remote_code, encoder.encoder if frozen else None, is_reranker, depths)
-    return Model(results["name"], results["seed"], config, load)
+    return Model(results["name"], results["seed"], config, load, is_dense=not is_reranker)
 
 
 def _load_bm25(settings: Bm25) -> Loaded:

@@ -32,6 +32,7 @@ class EvaluateSettings(CommonSettings):
     base: str | None
     only: str | None
     evaluation: HowSettings
+    vectors: Sequence[Any]
     on_bad_list: Literal["error", "drop"]
     output_dir: str
     data_dir: str

@@ -87,6 +87,31 @@ def print_summary(tables: Mapping[str, Sequence[Row]]) -> None:
             console.print(escape(printable(said)), highlight=False)
 
 
+def print_vectors(rows: Sequence[Row], costs: Sequence[Mapping[str, Mapping[str, float]]]) -> None:
+    """Print what smaller vectors cost and save: nDCG@10 on each set, bytes of a passage, and time of a search.
+
+    Args:
+        rows: of nDCG@10, one a model.
+        costs: of each: set → ``bytes_per_passage`` and ``search_ms_per_query``; empty where it has no vectors.
+    """
+    console = Console(width=None if sys.stdout.isatty() else 132)
+    sets = list(rows[0].values)
+    columns = [*(f"nDCG@10, {name}" for name in sets), "bytes a passage", *(f"ms a query, {name}" for name in sets)]
+    lines = []
+    for row, of_sets in zip(rows, costs, strict=True):
+        size = next((f"{of['bytes_per_passage']:,}" for of in of_sets.values()), "")
+        times = [f"{of_sets[name]['search_ms_per_query']:.2f}" if name in of_sets else "" for name in sets]
+        lines.append([*(f"{value:.4f}" for value in row.values.values()), size, *times])
+    console.print(
+        _table(
+            "smaller vectors; a query's share of a search for all of them, on this machine",
+            columns,
+            [row.name for row in rows],
+            lines,
+        )
+    )
+
+
 def _beside_published(row: Row) -> list[tuple[str, float, float]]:
     """Name, figure and published figure of each set where it is known; of the average, where all are."""
     found = [(name, row.values[name], value) for name, value in row.published.items()]

@@ -71,6 +71,7 @@ def evaluate_model(model: Model, wanted: Wanted, folder: Path, fabric: Fabric, a
     step = ranker.first_step
     history = History(folder, wanted.metrics, wanted.run_hits)
     figures, seconds = {}, 0.0
+    costs: dict[str, dict[str, float]] = {}
     for spec in wanted.specs:
         facts = _facts(model, (ranker, encoder), spec, wanted)
         done = folder / "evaluated" / f"{spec.shown_name}.json"
@@ -80,6 +81,7 @@ def evaluate_model(model: Model, wanted: Wanted, folder: Path, fabric: Fabric, a
             began = time.perf_counter()
             values = _evaluate((ranker, encoder), step, opened, history, wanted.how)
             kept = {"facts": facts, "figures": values, "seconds": round(time.perf_counter() - began, 1)}
+            kept |= {"search": ranker.costs[spec.shown_name]} if hasattr(ranker, "costs") else {}
             if fabric.is_global_zero:
                 write_json(folder / "queries" / f"{spec.shown_name}.json", in_words(opened.data))
                 write_json(done, kept)
@@ -87,11 +89,13 @@ def evaluate_model(model: Model, wanted: Wanted, folder: Path, fabric: Fabric, a
         else:
             log.info("%s: %s was evaluated before, and is not again", model.name, spec.shown_name)
         figures[spec.shown_name] = kept["figures"]
+        costs |= {spec.shown_name: kept["search"]} if "search" in kept else {}
         seconds += kept["seconds"]
     if fabric.is_global_zero:
         _write_config(model, wanted, folder)
         write_json(folder / "environment.json", environment(wanted.how.device))
         results = _results(model, step, figures, wanted, max(seconds, time.perf_counter() - started))
+        results["search"] = costs
         if not alone and wanted.how.device.type != "cuda":  # the process's most is that of an earlier model
             del results["peak_memory_bytes"]
         write_json(folder / RESULTS, results)
@@ -122,7 +126,7 @@ def _facts(model: Model, loaded: Loaded, spec: EvaluationSpec, wanted: Wanted) -
 
 def _fingerprint(model: Model, loaded: Loaded) -> str:
     """What ranks: weights, lengths and prompts of each encoder, and the settings beside them."""
-    settings = {k: v for k, v in model.config.items() if k in ("bm25", "fusion", "depth")}
+    settings = {k: v for k, v in model.config.items() if k in ("bm25", "fusion", "depth", "vectors")}
     members: Sequence[Loaded] = [loaded, *getattr(loaded[0], "members", {}).values()]
     encoders = [each for ranker, own in members for each in (own, getattr(ranker, "passage_encoder", None))]
     prints = [None if encoder is None else (encoder.fingerprint(), encoder.spec) for encoder in encoders]

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 from callbacks.evaluation.metrics import score_run
+from callbacks.evaluation.vectors import PassageIndex, Vectors
 from callbacks.reporting.statistics import paired_test
 from datamodules.caches import embed
 from datamodules.corpus import load_evaluation_set
@@ -358,3 +359,40 @@ def test_rows_of_one_name_are_told_apart():
     figures_of = [{"d": {"ndcg@10": value}} for value in (0.1, 0.2)]
     rows = summarise(models, figures_of, read_evaluation_specs([{"path": "d"}]), "ndcg@10")
     assert [row.name for row in rows] == ["distillation (a)", "distillation (b)"]
+
+
+def test_smaller_vectors_stand_in_one_table(tiny_model, runs, options, tmp_path, capsys):
+    forms = "vectors=[int8,binary,binary_rescored,16,16_int8]"
+    typed = config(str(tiny_model), str(runs["query_side"]), "bm25", *options, forms)
+    folders = evaluate(typed, tmp_path / "out")
+    names = ["tiny_model0", "query_side"]
+    suffixes = ["", "_int8", "_binary", "_binary_rescored", "_16", "_16_int8"]
+    assert [f.name for f in folders] == [*(name + form for name in names for form in suffixes), "bm25"]
+    width = TextEncoder.from_pretrained(str(tiny_model)).dimension
+    sizes = [4 * width, width, width // 8, width // 8, 64, 16]
+    data = load_evaluation_set(options[0].removeprefix("sets="))
+    encoder = TextEncoder.from_pretrained(str(tiny_model))
+    texts = {"query": list(data.queries.values()), "passage": data.corpus.passages.to_pylist()}
+    queries, passages = (embed(encoder.tokenize(of, kind), encoder, 4096) for kind, of in texts.items())
+    for folder, form, size in zip(folders, suffixes, sizes, strict=False):
+        results = json.loads((folder / "results.json").read_text())
+        assert results["search"]["small"]["bytes_per_passage"] == size
+        assert results["search"]["small"]["search_ms_per_query"] > 0
+        index = PassageIndex(passages, Vectors.of(form[1:]) if form else None)
+        scores, rows = index.search(queries, 1000)
+        ids = data.corpus.ids.to_pylist()
+        run = {
+            q: {ids[r]: float(s) for s, r in zip(*of, strict=True)}
+            for q, *of in zip(data.queries, scores, rows, strict=True)
+        }
+        assert figures(folder)["ndcg@10"] == pytest.approx(score_run(data.qrels, run)[0]["ndcg@10"], abs=2e-3)
+    assert json.loads((folders[-1] / "results.json").read_text())["search"] == {}
+    show(typed, tmp_path / "out")
+    said = capsys.readouterr().out
+    assert "smaller vectors" in said and "bytes a passage" in said and "ms a query, small" in said
+    assert re.search(rf"│ tiny_model0 binary_rescored +│ +\d\.\d+ │ +{width // 8} │ +\d+\.\d+ │", said)
+    assert "difference to tiny_model0" in said, "with intervals, as models have them"
+    only = config(str(tiny_model), "bm25", *options, forms, "only=tiny_model0")
+    assert [f.name for f in evaluate(only, tmp_path / "out")] == [f"tiny_model0{form}" for form in suffixes]
+    with pytest.raises(InputError, match="'int4' is no form of vectors"):
+        evaluate(config(str(tiny_model), *options, "vectors=[int4]"), tmp_path / "wrong")

@@ -283,7 +283,7 @@ def test_embeddings_on_disk_give_the_figures_of_those_in_memory(small_run, tmp_p
         seen = found[storage] = []
 
         def spied(data, queries, passages, *args, seen=seen, **kwargs):
-            seen.append((type(passages), passages.dtype.name))
+            seen.append((type(passages.stored), passages.stored.dtype.name))
             return search(data, queries, passages, *args, **kwargs)
 
         monkeypatch.setattr(dense, "search_blocks", spied)
