@@ -309,9 +309,9 @@ class ListBatches(Dataset):
                 distinct = np.unique(np.concatenate([distinct, *best]))
             distinct, log_weights = self._columns(len(source.corpus), distinct, frozen, draw)
             of_all["log_weights"] = torch.from_numpy(log_weights)
-            hidden = np.concatenate([np.zeros(len(at), bool) if s.hidden is None else s.hidden[at] for s, at in parts])
-            if hidden.any():
-                of_all["hidden_keys"] = torch.from_numpy(np.where(hidden[:, None], labelled, -1))
+        hidden = np.concatenate([np.zeros(len(at), bool) if s.hidden is None else s.hidden[at] for s, at in parts])
+        if hidden.any():
+            of_all["hidden_keys"] = torch.from_numpy(np.where(hidden[:, None], labelled, -1))
         if self.needs.all_scores:
             found = [s.corpus_scores(at, distinct) for s, at in parts if s.corpus_scores is not None]
             of_all["all_scores"] = torch.from_numpy(np.concatenate(found))

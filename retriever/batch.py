@@ -50,8 +50,8 @@ class ListTensors:
             asked for.
         guide_queries: float32 [Q, G], by another encoder; None likewise.
         guide_passages: float32 [P, G], by it.
-        hidden_keys: int64 [Q, M], the keys of passages that a query is not compared with where an objective looks at
-            the corpus, padded with −1; None where there are none.
+        hidden_keys: int64 [Q, M], the keys of passages that a query is not compared with where an objective looks
+            beyond its list, padded with −1; None where there are none.
     """
 
     passage_keys: Tensor

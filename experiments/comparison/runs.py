@@ -19,7 +19,7 @@ from callbacks.reporting.results import RESULTS, read_results
 from datamodules.specs import EvaluationSpec, TrainFile, corpus_name, read_evaluation_specs, read_list_files
 from datamodules.storage.files import read_json
 from datamodules.storage.yaml_files import read_yaml
-from experiments.cli.rerun import CONFIG
+from experiments.cli.rerun import CONFIG, FOLLOWS
 from experiments.cli.sweep import ERROR_FILE, FOLDERS, PLACES
 from experiments.settings.encoders import with_effective_encoders
 from experiments.settings.fitted_temperatures import without_fitted_numbers
@@ -49,6 +49,7 @@ class Run:
             another corpus.
         specs: data set, as the comparison calls it → what the configuration says of it.
         trained_on: names of the corpora that the run was trained on.
+        follows: settings that follow others → the expression, as ``follows.yaml`` says.
         states_seed: whether runs of one seed belong together; not where seeds were only counted.
     """
 
@@ -59,6 +60,7 @@ class Run:
     datasets: dict[str, str]
     specs: dict[str, EvaluationSpec]
     trained_on: set[str]
+    follows: dict[str, str] = field(default_factory=dict, kw_only=True)
     states_seed: bool = field(default=True, kw_only=True)
 
     @property
@@ -233,7 +235,9 @@ def read_runs(finished: Mapping[Path, dict[str, Any]]) -> list[Run]:
         names = {n: f"{n} ({corpus_name(s.path)})" if len(corpora[n]) > 1 else n for n, s in specs.items()}
         datasets = {names.get(name, name): name for name in results["datasets"]}
         specs = {names[name]: spec for name, spec in specs.items()}
-        runs.append(Run(folder, results, config, _content(folder, config), datasets, specs, trained_on))
+        follows = read_yaml(folder / FOLLOWS, _AGAIN) if (folder / FOLLOWS).is_file() else {}
+        content = _content(folder, config)
+        runs.append(Run(folder, results, config, content, datasets, specs, trained_on, follows=follows))
     return runs
 
 
@@ -262,7 +266,7 @@ def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 def _labels(runs: Sequence[Run]) -> list[str]:
     """Each run's name; where runs of one name differ in more than their seed, with the settings that differ."""
-    settings = [_settings(with_effective_encoders(run.config)) | run.content for run in runs]
+    settings = [_settings(with_effective_encoders(run.config), run.follows) | run.content for run in runs]
     of_name: dict[str, list[int]] = {}
     for number, run in enumerate(runs):
         of_name.setdefault(run.name, []).append(number)
@@ -303,7 +307,7 @@ def _differing(settings: Sequence[dict[str, Any]]) -> list[str]:
     return sorted(kept.values())
 
 
-def _settings(config: dict[str, Any]) -> dict[str, Any]:
+def _settings(config: dict[str, Any], follows: Mapping[str, str]) -> dict[str, Any]:
     """A run's configuration as dotted keys, without the seed and what says only where things go."""
     seed = config.get("seed")
 
@@ -313,7 +317,7 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
         return not (says_where or key.startswith(_REPORTED) or (last == "seed" and value == seed))
 
     flat = {key: value for key, value in walk(config) if not isinstance(value, dict) and "[" not in key}
-    return {key: value for key, value in without_fitted_numbers(flat).items() if counts(key, value)}
+    return {key: value for key, value in without_fitted_numbers(flat, follows).items() if counts(key, value)}
 
 
 def _content(folder: Path, config: dict[str, Any]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """What a configuration says of temperatures that are fitted before a run begins; nothing here needs torch."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,16 @@ def with_recorded_temperatures(config: DictConfig, folder: Path) -> DictConfig:
     return config
 
 
-def without_fitted_numbers(settings: dict[str, Any]) -> dict[str, Any]:
-    """A run's settings, dotted key → value, with the rule where it fitted a temperature: seeds are then of one arm."""
+def without_fitted_numbers(settings: dict[str, Any], follows: Mapping[str, str]) -> dict[str, Any]:
+    """Put the rule in the place of temperatures that a run fitted: its seeds are then of one arm.
+
+    Args:
+        settings: of a run, dotted key → value.
+        follows: dotted key → expression of those that follow others (``follows.yaml``).
+    """
     rule = settings.get("temperatures.fitted")
-    fitted = {settings.get(f"temperatures.{name}") for name in FITTED} if rule else set()
-    return {key: rule if "temperature" in key and value in fitted else value for key, value in settings.items()}
+    if not rule:
+        return settings
+    read = {expression for key, expression in follows.items() if key.startswith("module.")}
+    fitted = {f"${{temperatures.{name}}}" for name in FITTED} & read
+    return {k: rule if f"${{{k}}}" in fitted or follows.get(k) in fitted else v for k, v in settings.items()}

@@ -20,6 +20,8 @@ _STATED = {
     "retriever.cross_encoder.CrossEncoder.from_pretrained": (*_LENGTHS, "pair_max_length"),
 }
 
+_NEWER_OF_LISTS = {"_recursive_": False, "sources": "keep", "dev_over_corpus": False, "guide": None}
+
 
 def as_now(config: Any) -> Any:
     """Turn a run's configuration, as plain containers, into what this version would have written.
@@ -43,10 +45,21 @@ def _as_now(config: Any, name: str) -> Any:
     if "empty_passages" not in config:
         config = _with_newer_settings(config)
     if config["data"].get("_target_") == "datamodules.QueryListDataModule":
-        config["data"] = {"sources": "keep"} | config["data"]
+        config["data"] = _NEWER_OF_LISTS | config["data"]
+    config["module"] = _newer_of_objective(config["module"]) | config["module"]
     if isinstance(config.get("temperatures"), dict):
         config["temperatures"] = {"corpus_teacher": 0.05, "fitted": None} | config["temperatures"]
     return config if "callbacks" in config else _with_newer_groups(config)
+
+
+def _newer_of_objective(module: dict[str, Any]) -> dict[str, Any]:
+    """What the shipped objectives have since then, at the value that changes nothing."""
+    kind = str(module.get("_target_"))
+    newer: dict[str, Any] = {"orthogonal_weight": 0.0} if kind.startswith("retriever.objectives.") else {}
+    if kind == "retriever.objectives.InfoNCE":
+        newer |= {"symmetric": False, "hardness": 0.0}
+        newer |= {"negative_limit": None} if "positive_aware" in module else {}
+    return newer
 
 
 def _with_newer_groups(config: dict[str, Any]) -> dict[str, Any]:

@@ -238,11 +238,13 @@ class InfoNCELoss(torch.nn.Module):
         return batch.teacher_top1
 
     def _excluded_keys(self, batch: EncodedBatch, positive: Tensor) -> Tensor:
-        """Collect the keys [Q, M] of what is no negative of a query by its list and labels; −1 for none."""
+        """Collect the keys [Q, M] of what is no negative of a query by its list, labels and sources; −1 for none."""
         list_keys = batch.passage_keys[batch.list_index]
         chosen = [batch.passage_keys[positive].unsqueeze(1)]
         if self.positive == "labelled":
             chosen.append(batch.labelled_keys)
+        elif batch.hidden_keys is not None:
+            chosen.append(batch.hidden_keys)  # other lists of the batch may hold them
         if self.false_negative_threshold is not None:
             likely = likely_false_negatives(batch.teacher_scores, batch.list_mask, self.false_negative_threshold)
             chosen.append(list_keys.masked_fill(~likely, -1))

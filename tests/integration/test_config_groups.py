@@ -213,6 +213,17 @@ def test_the_configuration_of_an_older_run_has_the_names_and_groups_of_now(said)
     scheduler = before.pop("scheduler")
     before["module"] |= {key: scheduler[key] for key in ("warmup_steps", "decay", "final_learning_rate")}
     before["module"]["kept_tokens"] = before["module"].pop("uncheckpointed_tokens")
+    for key in ("_recursive_", "sources", "dev_over_corpus", "guide"):
+        del before["data"][key]
+    del before["module"]["orthogonal_weight"]
     before["data"]["gather_shared"] = before["data"].pop("group_overlapping_lists")
     assert as_now(before) == now
     assert "data.gather_shared is called data.group_overlapping_lists now" in said.text
+
+
+@pytest.mark.parametrize("module", ["infonce", "infonce_positive_aware", "reranker"])
+def test_an_objective_of_an_older_run_is_the_one_of_now(module):
+    now = OmegaConf.to_container(config_of(f"module={module}", "name=x"), resolve=True)
+    newer = {"orthogonal_weight", "symmetric", "hardness", "negative_limit"}
+    before = now | {"module": {key: value for key, value in now["module"].items() if key not in newer}}
+    assert as_now(before) == now

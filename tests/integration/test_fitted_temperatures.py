@@ -15,8 +15,11 @@ from datamodules.corpus import load_corpus
 from datamodules.query_lists import read_query_lists, write_query_lists
 from experiments import prepare as prepare_module
 from experiments import run as run_module
+from experiments.cli.rerun import follows
 from experiments.comparison.runs import find_runs, group_runs, read_runs
+from experiments.settings.fitted_temperatures import without_fitted_numbers
 from experiments.settings.run_settings import read_run_settings
+from experiments.settings.walk import walk
 from experiments.training.temperatures import fit
 from experiments.training.train import make_module_and_data, run_experiment
 from helpers.kills import killed_at
@@ -131,6 +134,21 @@ def test_a_repeated_run_fits_the_same_and_another_seed_is_of_the_same_arm(run_of
     runs, _ = find_runs([tmp_path / "1", tmp_path / "2"])
     [(name, arm)] = group_runs(read_runs(runs)).items()
     assert name == "small" and [run.seed for run in arm] == [1, 2]
+
+
+def test_only_fitted_temperatures_are_alike_in_all_runs_of_an_arm():
+    def settings(*options):
+        config = config_of(*options)
+        flat = {k: v for k, v in walk(OmegaConf.to_container(config, resolve=True)) if not isinstance(v, dict)}
+        return without_fitted_numbers(flat, follows(config))
+
+    fitted = settings(*FITTED)
+    keys = ("temperatures.student", "temperatures.teacher", "module.temperature", "module.teacher_temperature")
+    assert {fitted[key] for key in keys} == {"labels"}
+    assert fitted["temperatures.corpus_teacher"] == 0.05 and fitted["temperatures.infonce"] == 0.01
+    for stated in (0.05, 0.3):  # the numbers of what is not fitted here
+        of_infonce = settings("module=infonce", "temperatures=fitted", f"module.temperature={stated}")
+        assert of_infonce["module.temperature"] == stated and of_infonce["temperatures.student"] == 0.05
 
 
 def test_a_sweep_knows_its_fitted_runs_again_and_leaves_others_as_they_are(run_of_mixed, tmp_path, monkeypatch):

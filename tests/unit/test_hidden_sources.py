@@ -15,7 +15,7 @@ from datamodules.query_lists import QueryLists, read_query_lists, write_query_li
 from datamodules.sources import without_sources
 from retriever.batch import EncodedBatch
 from retriever.encoder.text_encoder import TextEncoder
-from retriever.objectives import CorpusDistillation, CorpusInfoNCE
+from retriever.objectives import CorpusDistillation, CorpusInfoNCE, InfoNCE
 
 
 def made_up(seed=0, count=40):
@@ -106,8 +106,35 @@ def test_the_teachers_first_is_one_that_is_not_hidden():
     torch.testing.assert_close(by_teacher.objective(hidden)["loss"], expected)
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_hidden_source_in_anothers_list_is_no_negative(symmetric):
+    own, other = torch.eye(4)[0], torch.eye(4)[1]
+    of = EncodedBatch(
+        queries=torch.stack([own, other]).requires_grad_(),
+        passages=torch.stack([other + 0.1 * own, own, other, torch.eye(4)[2]]),  # 1: what the first was cut from
+        passage_keys=torch.arange(4) + 10,
+        list_index=torch.tensor([[0, 3], [1, 2]]),
+        list_mask=torch.ones(2, 2, dtype=torch.bool),
+        teacher_scores=torch.tensor([[0.9, 0.1], [0.9, 0.1]]),
+        positive_index=torch.tensor([-1, -1]),
+        labelled_keys=torch.tensor([[11], [12]]),
+        hidden_keys=torch.tensor([[11], [-1]]),
+    )
+    contrast = InfoNCE(torch.nn.Linear(2, 2), temperature=0.05, symmetric=symmetric).contrast
+    losses = []
+    for source in (own, -own):  # where the first query's source lies
+        passages = of.passages.clone()
+        passages[1] = source
+        losses.append(contrast(replace(of, passages=passages))[0])
+    torch.testing.assert_close(losses[0], losses[1])
+    assert contrast(replace(of, hidden_keys=None))[0] > losses[0] + 3
+
+
+@pytest.mark.parametrize("objective", [CorpusDistillation, InfoNCE])
 @pytest.mark.parametrize("sources", ["keep", "hide"])
-def test_the_data_module_hides_sources_of_made_up_queries(sources, tiny_model, small_scifact, small_lists, tmp_path):
+def test_the_data_module_hides_sources_of_made_up_queries(
+    sources, objective, tiny_model, small_scifact, small_lists, tmp_path
+):
     lists = [
         replace(q, query_type="sentence" if n % 2 else "human") for n, q in enumerate(read_query_lists(small_lists))
     ]
@@ -116,7 +143,7 @@ def test_the_data_module_hides_sources_of_made_up_queries(sources, tiny_model, s
     encoder = TextEncoder.from_pretrained(str(tiny_model), pooling="mean")
     data = QueryListDataModule(encoder, files, files, leak_guard="off", cache_dir=tmp_path, sources=sources)
     data.trainer = L.Trainer(accelerator="cpu", logger=False)
-    data.needs = CorpusDistillation(encoder, train_passage_encoder=False).needs
+    data.needs = objective(encoder, train_passage_encoder=False).needs
     data.setup()
     places = np.stack([np.zeros(40, int), np.arange(40)], 1)
     made = data._loader(data._train, train=True).dataset[Draw(places, (1, 0, 0, 0))]
