@@ -33,8 +33,8 @@ def read_ranking(path: Path, judged: Container[str]) -> tuple[dict[str, dict[str
         The ranking, and the number of lines of other queries.
 
     Raises:
-        InputError: with file and line, for a passage twice, a score that is no finite number, or a line of another
-            form.
+        InputError: with file and line, for a passage twice, a score that is no finite number, a rank that is no whole
+            one, or a line of another form.
     """
     ranking: dict[str, dict[str, float]] = {}
     others, by = 0, None
@@ -48,7 +48,8 @@ def read_ranking(path: Path, judged: Container[str]) -> tuple[dict[str, dict[str
         by = by or ("score" if row.get("score") is not None else "rank")
         if row.get(by) is None:
             raise InputError(f"{where}: no {by}, as the lines before have; it has {raw_lists.keys(row)}.")
-        _add(ranking, where, query_id, passage, row[by], -1 if by == "rank" else 1)
+        score = -rank_of(where, row[by]) if by == "rank" else row[by]
+        _add(ranking, where, query_id, passage, score)
     return ranking, others
 
 
@@ -93,16 +94,29 @@ def ranking_of(
     return ranking, sum(query_id not in judged for query_id in content)
 
 
-def _add(
-    ranking: dict[str, dict[str, float]], where: str, query_id: str, passage: str, score: Any, sign: int = 1
-) -> None:
+def rank_of(where: str, value: Any) -> int:
+    """A rank, which may be written as text, or as the number of a table's column.
+
+    Raises:
+        InputError: no whole number; a third column may hold scores, and would be read upside down.
+    """
+    is_whole = value.isdecimal() if isinstance(value, str) else raw_lists.number_of(where, "rank", value) % 1 == 0
+    if not is_whole:
+        raise InputError(
+            f"{where}: {shown(value)} stands where a rank is expected, a whole number. If it is a score, name the "
+            "columns in a first line: qid docid score."
+        )
+    return int(value)
+
+
+def _add(ranking: dict[str, dict[str, float]], where: str, query_id: str, passage: str, score: Any) -> None:
     """Add a passage to a query's ranking."""
     hits = ranking.setdefault(query_id, {})
     if passage in hits:
         raise InputError(
             f"{where}: passage {shown(passage)} of query {shown(query_id)} was there before. Keep one of the two lines."
         )
-    hits[passage] = sign * raw_lists.number_of(where, f"score of passage {shown(passage)}", score)
+    hits[passage] = raw_lists.number_of(where, f"score of passage {shown(passage)}", score)
 
 
 def ranking_rows(path: Path) -> Iterator[tuple[int, str, Any]]:

@@ -160,7 +160,7 @@ def number_of(where: str, what: str, value: Any) -> float:
     """
     try:
         number = float("nan" if isinstance(value, bool) else value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # a whole number of hundreds of digits
         number = float("nan")
     if not isfinite(number):
         raise InputError(f"{where}: the {what} is {shown(value)}; expected a finite number.")

@@ -12,7 +12,7 @@ from datamodules.corpus import read_qrels, read_queries
 from datamodules.formats import raw_lists
 from datamodules.formats.layout import Layout
 from datamodules.formats.passages import CorpusPassages
-from datamodules.formats.rankings import PASSAGE_IDS, named_columns, ranking_rows
+from datamodules.formats.rankings import PASSAGE_IDS, named_columns, rank_of, ranking_rows
 from datamodules.formats.raw_lists import RawPassage, RawQueryList
 from datamodules.formats.records import find_records
 from datamodules.query_lists import QueryList
@@ -124,12 +124,14 @@ class Trec(Layout):
                     else f"This line has {raw_lists.keys(dict(row))}."
                 )
             )
+        if name == "rank":
+            return -rank_of(at, value)
         if isinstance(value, str):
             try:
                 value = float(value)
             except ValueError as error:
                 raise InputError(f"{at}: the {name} {shown(value)} is no number.") from error
-        return -value if name == "rank" and isinstance(value, int | float) else value
+        return value
 
     def encode(self, where: str, query_list: QueryList, passages: CorpusPassages) -> dict[str, Any]:
         """Lines for the three files."""

@@ -2,23 +2,27 @@
 
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from callbacks.evaluation.metrics import MAIN, PerQuery, mean_scores, score_run
+from callbacks.reporting.results import RESULTS
 from datamodules.corpus import find_file, load_queries, read_qrels
 from datamodules.formats.query_figures import figures_in_lines, figures_of
 from datamodules.formats.rankings import ranking_of, read_ranking
-from datamodules.formats.records import find_records
+from datamodules.formats.records import FORMATS, find_records
 from datamodules.storage.compressed import split_ending
 from datamodules.storage.files import read_json
+from experiments.cli.rerun import CONFIG
 from experiments.comparison.runs import Run, expanded
-from retriever.errors import InputError
+from retriever.errors import InputError, shown
 
 log = logging.getLogger(__name__)
+_ENDINGS = (".trec", ".run", ".txt", ".res", ".qrels", ".json", *FORMATS)  # what stands behind another dot is a name's
 _SEED = re.compile(r"[-_.]?seed[-_=]?(\d+)", re.IGNORECASE)
 
 
@@ -70,7 +74,7 @@ def find_files(paths: Iterable[str | Path]) -> tuple[list[NamedFile], list[Path]
         The files, and the folders.
 
     Raises:
-        InputError: nothing is there, or an arm is given to a folder.
+        InputError: nothing is there, an arm is given to a folder, a file to two arms, or a run's own file.
     """
     given: dict[Path, str | None] = {}
     folders: list[Path] = []
@@ -78,9 +82,14 @@ def find_files(paths: Iterable[str | Path]) -> tuple[list[NamedFile], list[Path]
         arm, matches = _matches(text)
         if arm and not all(path.is_file() for path in matches):
             raise InputError(f"{text}: a name is for files of other tools; run folders have names of their own.")
-        given |= {path: arm for path in matches if path.is_file()}
+        for path in (path for path in matches if path.is_file()):
+            if given.setdefault(path, arm) != arm:
+                both = " and ".join(shown(name) if name else "without a name" for name in (given[path], arm))
+                raise InputError(f"{path}: given twice, as {both}. Give each file once.")
+            if _is_of_runs(path):
+                raise InputError(f"{path}: a file of a run's or a sweep's own. Name the folder: {path.parent}.")
         folders += [path for path in matches if not path.is_file()]
-    names = _names([path for path, arm in given.items() if arm is None])
+    names = _names([path for path, arm in given.items() if arm is None], {arm for arm in given.values() if arm})
     arms: dict[str, list[Path]] = {}
     for path, arm in given.items():
         arms.setdefault(arm or names[path], []).append(path)
@@ -105,10 +114,13 @@ def read_files(
     """
     path = None if qrels is None else find_file(str(qrels))
     judged = {} if path is None else {q: {p: g for p, (g, _) in of.items()} for q, of in read_qrels(path).items()}
-    scored = {file.path: _score(file.path, judged, path) for file in files}
-    dataset = "queries" if path is None else _name_of(path)
+    dataset, level = "queries" if path is None else _name_of(path), 1
     if others:
-        dataset = _fitting(files[0].path, set(scored[files[0].path][MAIN]), dataset, others, which)
+        asked = set(judged) if path else set(_score(files[0].path, judged, path, level)[MAIN])
+        dataset = _fitting(files[0].path, asked, dataset, others, which)
+        levels = [run.specs[dataset].relevance_level for run in others if dataset in run.specs]
+        level = levels[0] if levels else 1
+    scored = {file.path: _score(file.path, judged, path, level) for file in files}
     texts = {} if path is None else _texts(path)
     return [_run(file, dataset, scored[file.path], texts) for file in files]
 
@@ -130,8 +142,8 @@ def _run(file: NamedFile, dataset: str, scores: PerQuery, texts: dict[str, dict[
     )
 
 
-def _score(path: Path, judged: Mapping[str, Mapping[str, int]], qrels: Path | None) -> PerQuery:
-    """Metric → query id → value: nDCG@10 alone where the file holds figures."""
+def _score(path: Path, judged: Mapping[str, Mapping[str, int]], qrels: Path | None, level: int) -> PerQuery:
+    """Metric → query id → value, of grades from a level on: nDCG@10 alone where the file holds figures."""
     content = read_json(path, "Write it again.") if split_ending(path)[0] == ".json" else None
     figures = figures_in_lines(path) if content is None else figures_of(path, content)
     if figures is None and qrels is None:
@@ -144,7 +156,7 @@ def _score(path: Path, judged: Mapping[str, Mapping[str, int]], qrels: Path | No
         scores = {MAIN: {query: found.get(query, 0.0) for query in judged}}
     else:
         found, others = read_ranking(path, judged) if content is None else ranking_of(path, content, judged)
-        scores = score_run(judged, found)[1]
+        scores = score_run(judged, found, relevance_level=level)[1]
     if not found:
         raise InputError(
             f"{path}: none of its queries is judged in {qrels}. Are these the judgements of other queries?"
@@ -182,13 +194,13 @@ def _name_of(qrels: Path) -> str:
     stem = _stem(qrels)
     if qrels.parent.name != "qrels":
         return stem
-    folder = qrels.absolute().parents[1].name
+    folder = qrels.absolute().parent.parent.name
     return folder if stem == "test" else f"{folder}-{stem}"
 
 
 def _texts(qrels: Path) -> dict[str, dict[str, Any]]:
     """Queries in words, where the judgements lie in BEIR's layout."""
-    folder = qrels.absolute().parents[1]
+    folder = qrels.absolute().parent.parent
     if qrels.parent.name != "qrels" or not find_records(folder, "queries"):
         return {}
     return {query: {"query": text, "relevant": []} for query, text in load_queries(folder).items()}
@@ -205,8 +217,17 @@ def _matches(text: str) -> tuple[str | None, list[Path]]:
         return arm, expanded([rest])
 
 
-def _names(paths: Sequence[Path]) -> dict[Path, str]:
-    """Each file's name without endings and seed; with its folder before it, where several have such a file."""
+def _is_of_runs(path: Path) -> bool:
+    """Whether a file lies directly in the folder of a run or of a sweep; rankings and figures lie deeper."""
+    beside = {RESULTS, CONFIG}
+    return (path.parent / "multirun.yaml").is_file() or all((path.parent / name).is_file() for name in beside)
+
+
+def _names(paths: Sequence[Path], taken: Collection[str]) -> dict[Path, str]:
+    """Each file's name without endings and seed; with its folder before it, where several have such a file.
+
+    Files that would share a name, or have a given one, without a seed of their own in it keep theirs whole.
+    """
     stems = {path: _SEED.sub("", _stem(path)) or _stem(path) for path in paths}
     names = {}
     for path, stem in stems.items():
@@ -214,7 +235,15 @@ def _names(paths: Sequence[Path]) -> dict[Path, str]:
         begin, end = _shared(folders), _shared([parts[::-1] for parts in folders])
         inner = path.resolve().parent.parts
         names[path] = "/".join([*inner[begin : len(inner) - end], stem] if len(set(folders)) > 1 else [stem])
-    return names
+    seeds = {path: tuple(_SEED.findall(_stem(path))[-1:]) for path in paths}
+    members = Counter(names.values())
+    of_one_seed = Counter((name, seeds[path]) for path, name in names.items())
+    whole = {
+        path: name.removesuffix(stems[path]) + path.name
+        for path, name in names.items()
+        if name in taken or (members[name] > 1 and not seeds[path]) or of_one_seed[name, seeds[path]] > 1
+    }
+    return names | whole
 
 
 def _shared(sequences: Sequence[Sequence[str]]) -> int:
@@ -223,8 +252,9 @@ def _shared(sequences: Sequence[Sequence[str]]) -> int:
 
 
 def _stem(path: Path) -> str:
-    name = path.name.removesuffix(split_ending(path)[1])
-    return Path(name).stem
+    ending, packed = split_ending(path)
+    name = path.name.removesuffix(packed)
+    return name.removesuffix(ending) if ending in _ENDINGS else name
 
 
 def _with_seeds(arm: str, paths: Sequence[Path]) -> list[NamedFile]:
