@@ -170,9 +170,12 @@ class QueryListDataModule(L.LightningDataModule):
         self.open()
         sources = [self._source(lists) for lists in (*self.train_lists, *self.dev_lists)]
         sources = self._with_guide(sources) if self.needs.guide else sources
-        train, dev = sources[: len(self.train_lists)], sources[len(self.train_lists) :]
-        self._dev = self._with_corpus_scores(dev) if self.needs_of(train=False).all_scores else dev
-        self._train = self._with_corpus_scores(train) if self.needs.all_scores else train
+        count = len(self.train_lists)
+        if self.needs.all_scores:  # train and dev at once: each corpus is indexed and searched once
+            sources = self._with_corpus_scores(sources)
+        elif self.needs_of(train=False).all_scores:
+            sources[count:] = self._with_corpus_scores(sources[count:])
+        self._train, self._dev = sources[:count], sources[count:]
 
     def needs_of(self, train: bool) -> BatchNeeds:
         """What batches hold: of dev lists more than the objective needs, where ``dev_over_corpus`` says so."""
@@ -295,9 +298,7 @@ class QueryListDataModule(L.LightningDataModule):
     def _open(self, spec: ListFile) -> Part:
         corpus = self._corpus(spec.corpus)
         lists, dropped = open_query_lists(find_file(spec.path), corpus, self.cache_dir, self.on_bad_list)
-        if dropped:
-            log.warning("%s: left out %s", lists.source, ", ".join(f"{n} lists: {why}" for why, n in dropped.items()))
-            self.report.setdefault("bad_lists", {})[spec.path] = dropped
+        self._say_left_out(spec, lists, dropped)
         types, groups = by_type(lists)
         stored = lists.metadata.get("scale") or {}
         scale = {number: stored[name] for number, name in enumerate(types) if name in stored}
@@ -308,7 +309,17 @@ class QueryListDataModule(L.LightningDataModule):
         # over all candidates, as prepare stores it, or the whole file: train and dev share one scale
         scores = normalize_scores(lists.scores, lists.offsets, groups, self.normalization, scale)
         lists = replace(lists, scores=scores)
-        return spec, corpus, without_sources(lists, self.human_types) if self.sources == "hide" else lists
+        if self.sources == "hide":
+            before = len(lists)
+            lists = without_sources(lists, self.human_types)
+            short = before - len(lists)
+            self._say_left_out(spec, lists, {"fewer than two candidates beside its source": short} if short else {})
+        return spec, corpus, lists
+
+    def _say_left_out(self, spec: ListFile, lists: QueryLists, reasons: Mapping[str, int]) -> None:
+        if reasons:
+            log.warning("%s: left out %s", lists.source, ", ".join(f"{n} lists: {why}" for why, n in reasons.items()))
+            self.report.setdefault("bad_lists", {}).setdefault(spec.path, {}).update(reasons)
 
     def _corpus(self, path: str) -> Corpus:
         folder = Path(os.path.abspath(find_dataset(path, self.data_dir)))  # one folder has many spellings

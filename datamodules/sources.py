@@ -7,6 +7,7 @@ import numpy as np
 
 from datamodules.list_choice import by_type
 from datamodules.query_lists import QueryLists
+from retriever.errors import InputError
 
 
 def with_sources(lists: QueryLists, human_types: Collection[str]) -> np.ndarray:
@@ -24,6 +25,9 @@ def without_sources(lists: QueryLists, human_types: Collection[str]) -> QueryLis
 
     Returns:
         Lists, without those that are left with fewer than two candidates.
+
+    Raises:
+        InputError: no list is left.
     """
     hidden = with_sources(lists, human_types)
     of_list = np.repeat(np.arange(len(lists)), np.diff(lists.offsets))
@@ -33,5 +37,10 @@ def without_sources(lists: QueryLists, human_types: Collection[str]) -> QueryLis
     stays = ~(hidden[of_list] & np.isin(of_list * size + lists.rows, labels))
     lengths = np.bincount(of_list[stays], minlength=len(lists))
     offsets = np.concatenate([[0], np.cumsum(lengths)])
+    if len(lists) and not (lengths > 1).any():
+        raise InputError(
+            f"{lists.source}: without the passages that queries were cut from, no list of {len(lists)} has two "
+            "candidates. Make longer lists, or say data.sources=keep."
+        )
     left = replace(lists, rows=lists.rows[stays], scores=lists.scores[stays], offsets=offsets)
     return left if (lengths > 1).all() else left.select(lengths > 1)

@@ -7,8 +7,8 @@ The teacher's τ_t comes by one of two rules:
   Labels must be judgements. The passage that a query was cut from is no such label: nearly every teacher finds it, and
   where lists were kept because the teacher put it first, no τ_t is low enough.
 * **entropy**, where there are too few labels: the τ_t at which the teacher looks at ten passages: its mean entropy is
-  log 10, as of ten equal ones (in a list of fewer than twenty, of half of them). nDCG@10 is about ten, and the paper's
-  0.3 on its lists of twenty comes to about as many.
+  log 10, as of ten equal ones (in a list of fewer than twenty, of half of them; of two, of 1.5). nDCG@10 is
+  about ten, and the paper's 0.3 on its lists of twenty comes to about as many.
 
 The student's τ_s is the one at which the base model is nearest to that teacher: the least mean
 KL( softmax(teacher / τ_t) ‖ softmax(cosine / τ_s) ). What the loss then asks for is another order, and not first of all
@@ -29,7 +29,7 @@ from retriever.errors import InputError
 RULES = ("labels", "entropy")
 ONE_HOT, FLAT = 0.9, 0.95  # the weight of the first, and the share of the highest entropy, from which a teacher is that
 _LEAST_LABELLED = 20  # queries, or the entropy decides
-_LOOKED_AT = 10  # passages, where the entropy decides
+_LOOKED_AT, _LEAST_LOOKED_AT = 10, 1.5  # passages, where the entropy decides; half of two would be one-hot
 # of the mean range of a query's scores: between these a temperature is looked for
 _LEAST, _MOST = 1e-3, 1e2
 
@@ -128,7 +128,8 @@ def fit_temperatures(parts: Sequence[ScoredQueries], rule: str = "labels") -> Te
         ]
         return _mean(found)
 
-    student = _least(divergence, _bounds([part.student for part in parts], parts, "student"))
+    student_bounds = _bounds([part.student for part in parts], parts, "student")
+    student = _least(divergence, student_bounds)
     fitted = TemperatureFit(
         queries=sum(len(part.teacher) for part in parts),
         passages=_mean([_sizes(part) for part in parts]),
@@ -139,7 +140,13 @@ def fit_temperatures(parts: Sequence[ScoredQueries], rule: str = "labels") -> Te
         divergence=divergence(student),
         warnings=[],
     )
-    fitted.warnings.extend(_warnings(fitted.teacher, bounds))
+    fitted.warnings.extend(_warnings(fitted.teacher, rule))
+    for whose, temperature, (low, high) in (("teacher", teacher, bounds), ("student", student, student_bounds)):
+        if not 1.01 * low < temperature < high / 1.01:
+            fitted.warnings.append(
+                f"The {whose}'s temperature, {temperature:.3g}, is at the end of the range that was searched: no "
+                "temperature fits these scores."
+            )
     return fitted
 
 
@@ -159,7 +166,7 @@ def _likeliest(parts: Sequence[ScoredQueries], bounds: tuple[float, float]) -> f
 
 def _with_entropy(parts: Sequence[ScoredQueries], bounds: tuple[float, float]) -> float:
     """The temperature at which the mean entropy is that of ten equal passages, or of half of a short list."""
-    wanted = _mean([np.log(np.minimum(_LOOKED_AT, _sizes(part) / 2)) for part in parts])
+    wanted = _mean([np.log(np.clip(_sizes(part) / 2, _LEAST_LOOKED_AT, _LOOKED_AT)) for part in parts])
 
     def excess(log_temperature: float) -> float:
         return _mean([_entropies(p.teacher, p.log_weights, math.exp(log_temperature)) for p in parts]) - wanted
@@ -205,23 +212,18 @@ def _distribution(scores: Sequence[np.ndarray], parts: Sequence[ScoredQueries], 
     )
 
 
-def _warnings(teacher: Distribution, bounds: tuple[float, float]) -> list[str]:
+def _warnings(teacher: Distribution, rule: str) -> list[str]:
     found = []
     if teacher.first >= ONE_HOT:
         found.append(
             f"The teacher is nearly one-hot: its first passage has {teacher.first:.0%} of the weight ({ONE_HOT:.0%} or "
-            "more is that). It names one passage, as a label does, and says little of the others: "
-            "temperatures.fitted=entropy takes a higher temperature."
+            "more is that). It names one passage, as a label does, and says little of the others"
+            + (": temperatures.fitted=entropy takes a higher temperature." if rule == "labels" else ".")
         )
     if teacher.entropy_share >= FLAT:
         found.append(
             f"The teacher is nearly flat: its entropy is {teacher.entropy_share:.0%} of the highest ({FLAT:.0%} or "
             "more is that). It hardly prefers any passage: it does not find the labels, or its scores hardly differ."
-        )
-    if not 1.01 * bounds[0] < teacher.temperature < bounds[1] / 1.01:
-        found.append(
-            f"The teacher's temperature, {teacher.temperature:.3g}, is at the end of the range that was searched: "
-            "no temperature fits these scores."
         )
     return found
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from datamodules import QueryListDataModule
+from datamodules import corpus_scores as scores_module
 from datamodules.batches import Draw, ListBatches, ListSource
 from datamodules.corpus import Corpus
 from datamodules.corpus_scores import CorpusScores, corpus_scores
@@ -362,3 +363,15 @@ def test_dev_batches_alone_may_hold_the_corpus(tiny_encoder, small_scifact, smal
     learning.trainer = data.trainer
     with pytest.raises(InputError, match=r"module\.train_passage_encoder=false"):
         learning.setup()
+
+
+def test_a_corpus_is_indexed_once_for_train_and_dev(tiny_encoder, small_scifact, small_lists, tmp_path, monkeypatch):
+    made, index = [], scores_module.Bm25Index
+    monkeypatch.setattr(scores_module, "Bm25Index", lambda *a, **k: made.append(1) or index(*a, **k))
+    files = [{"path": str(small_lists), "corpus": str(small_scifact)}]
+    data = QueryListDataModule(tiny_encoder, files, files, leak_guard="off", cache_dir=tmp_path)
+    data.trainer = L.Trainer(accelerator="cpu", logger=False)
+    data.needs = CorpusDistillation(tiny_encoder, train_passage_encoder=False).needs
+    data.setup()
+    train, dev = next(iter(data.train_dataloader())), next(iter(data.val_dataloader()))
+    assert len(made) == 1 and train.all_scores.shape[1] == dev.all_scores.shape[1] == 120

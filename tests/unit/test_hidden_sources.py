@@ -15,6 +15,7 @@ from datamodules.query_lists import QueryLists, read_query_lists, write_query_li
 from datamodules.sources import without_sources
 from retriever.batch import EncodedBatch
 from retriever.encoder.text_encoder import TextEncoder
+from retriever.errors import InputError
 from retriever.objectives import CorpusDistillation, CorpusInfoNCE, InfoNCE
 
 
@@ -57,6 +58,21 @@ def test_candidates_are_left_without_their_source(seed):
             expected[name] = left, labels
     assert content(without_sources(lists, ["human"])) == expected
     assert content(without_sources(lists, ["human", "sentence"])) == content(lists)
+
+
+def test_where_no_list_is_left_is_said():
+    lists = made_up()
+    pairs = replace(  # a source and one other passage
+        lists,
+        rows=np.tile(np.int32([0, 1]), 40),
+        scores=np.ones(80, np.float32),
+        offsets=np.arange(0, 81, 2),
+        positive_rows=np.zeros(40, np.int32),
+        positive_offsets=np.arange(41),
+    )
+    with pytest.raises(InputError, match=r"lists.parquet: .* no list of 40 has two candidates"):
+        without_sources(pairs, [])
+    assert len(without_sources(pairs, ["human"])) == 14
 
 
 def batch(hidden):
@@ -155,3 +171,17 @@ def test_the_data_module_hides_sources_of_made_up_queries(
         assert (inside == ~of_made_up).all()
         assert (made.hidden_keys[of_made_up] == made.labelled_keys[of_made_up]).all()
         assert (made.hidden_keys[~of_made_up] == -1).all()
+
+
+def test_lists_that_are_too_short_without_their_source_are_counted(
+    tiny_encoder, small_scifact, small_lists, tmp_path, caplog
+):
+    lists = [replace(q, query_type="sentence") for q in read_query_lists(small_lists)]
+    lists[:3] = [replace(q, passage_ids=q.passage_ids[:2], teacher_scores=q.teacher_scores[:2]) for q in lists[:3]]
+    path = str(tmp_path / "lists.parquet")
+    write_query_lists(path, lists, {"teacher": "made for tests"})
+    files = [{"path": path, "corpus": str(small_scifact)}]
+    data = QueryListDataModule(tiny_encoder, files, files, leak_guard="off", cache_dir=tmp_path, sources="hide")
+    data.open()
+    assert data.report["bad_lists"] == {path: {"fewer than two candidates beside its source": 3}}
+    assert "left out 3 lists: fewer than two candidates" in caplog.text and data.report["train_lists"] == 37

@@ -104,13 +104,13 @@ def test_a_teacher_as_sure_as_its_labels_is_recovered(temperature):
     assert fitted.divergence == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize(("passages", "looked_at"), [(50, 10), (20, 10), (8, 4)])
+@pytest.mark.parametrize(("passages", "looked_at"), [(50, 10), (20, 10), (8, 4), (2, 1.5)])
 def test_without_labels_the_teacher_looks_at_ten_passages(passages, looked_at):
     teacher = np.random.default_rng(2).random((100, passages))
     for rule in ("labels", "entropy"):
         fitted = fit_temperatures([scored(teacher)], rule)
         assert fitted.rule == "entropy" and fitted.labelled == 0
-        assert fitted.teacher.entropy == pytest.approx(math.log(looked_at), abs=1e-4)
+        assert fitted.teacher.entropy == pytest.approx(math.log(looked_at), abs=1e-4) and not fitted.warnings
 
 
 def test_the_rule_counts_where_there_are_labels():
@@ -137,6 +137,19 @@ def test_a_teacher_whose_order_is_not_the_labels_is_flat_and_said_to_be():
 def test_ties_leave_no_temperature_that_is_sharp_enough():
     fitted = fit_temperatures([scored(np.tile([1.0] * 15 + [0.0] * 5, (5, 1)))])
     assert any("at the end of the range" in warning for warning in fitted.warnings)
+
+
+def test_a_student_that_no_temperature_brings_near_is_said_to_be_one():
+    teacher = np.random.default_rng(5).random((100, 8))
+    fitted = fit_temperatures([scored(teacher, -teacher)])
+    [warning] = fitted.warnings
+    assert "The student's temperature" in warning and "at the end of the range" in warning
+
+
+def test_a_one_hot_teacher_by_entropy_is_not_advised_to_take_that_rule():
+    pairs, ties = np.tile([1.0, 0.0], (96, 1)), np.zeros((4, 1000))
+    [said] = fit_temperatures([scored(pairs), scored(ties)]).warnings
+    assert "nearly one-hot" in said and "temperatures.fitted" not in said
 
 
 def test_a_passage_that_counts_twice_is_two_passages():
