@@ -130,7 +130,7 @@ class DenseRanker(Ranker):
             by_corpus.setdefault(id(data.corpus), []).append(data)
         for group in by_corpus.values():
             passages, first = self._passages(group[0], encoder, step, how), _share(group[0]).start
-            index = PassageIndex(passages, self.vectors, encoder.spec.normalize, first)
+            index = PassageIndex(passages, self.vectors, encoder.spec.normalize, first, how.device)
             for data in group:
                 queries = self._queries(data, encoder, step, how)
                 # one more than asked for: a query's own passage is taken out of its hits

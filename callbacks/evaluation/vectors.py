@@ -6,12 +6,15 @@ from typing import Any
 
 import faiss
 import numpy as np
+import torch
 
+from retriever.distributed.ranks import gather_rows, gather_sizes
 from retriever.errors import InputError
 from retriever.search import exact_search
 
 FORMS = ("float32", "int8", "binary", "binary_rescored")
 RESCORED = 100  # hits of a search by bits that are scored again
+_AT_ONCE = 128  # queries whose hits are unpacked at a time: 39 MB at 768 dimensions
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,8 @@ class Vectors:
     """How passages are stored.
 
     Attributes:
-        form: ``float32``; ``int8``, a number of 256 steps between the least and the greatest of each dimension;
+        form: ``float32``; ``int8``, a number of 256 steps between the least and the greatest of each dimension, of all
+            ranks' passages;
             ``binary``, a bit for each dimension that says whether it is above 0, by Hamming distance; or
             ``binary_rescored``, whose best 100 are ordered again by the inner product of the query as it is and the
             bits as −1 and 1, which needs nothing beside the bits (as sentence-transformers' semantic search does it).
@@ -60,7 +64,9 @@ class PassageIndex:
         passages: embeddings, [N, D].
         vectors: how they are stored.
         normalize: whether embeddings have length 1, also those of fewer dimensions.
-        first_row: number of the first passage, where these are a part of a corpus.
+        first_row: number of the first passage, where these are a part of a corpus; every rank makes an index of its
+            part.
+        device: where ranks exchange what they must agree on.
 
     Attributes:
         stored: the passages as they are searched, or their bits; none where the index has a copy.
@@ -73,7 +79,12 @@ class PassageIndex:
     """
 
     def __init__(
-        self, passages: np.ndarray, vectors: Vectors | None = None, normalize: bool = True, first_row: int = 0
+        self,
+        passages: np.ndarray,
+        vectors: Vectors | None = None,
+        normalize: bool = True,
+        first_row: int = 0,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.vectors, self.normalize, self.first_row = vectors or Vectors(), normalize, first_row
         self.seconds, self.queries = 0.0, 0
@@ -90,7 +101,7 @@ class PassageIndex:
             self._index = faiss.IndexScalarQuantizer(
                 self._width, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
             )
-            self._index.train(self.stored)
+            self._index.train(_ends(self.stored, torch.device(device)))
             self._index.add(self.stored)
             self.stored = self.stored[:0]  # its copy is all that is searched
             self.bytes_per_passage = self._index.code_size
@@ -117,21 +128,29 @@ class PassageIndex:
         if self._index is None:
             return exact_search(queries, self.stored, k, first_row=self.first_row)
         k = min(k, self._index.ntotal)
+        if k == 0:  # a rank without a passage
+            return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
         if self.vectors.form == "int8":
             scores, rows = self._index.search(queries, k)
             return scores, rows + self.first_row
         distances, rows = self._index.search(self._bits(queries), k)
         scores = -distances.astype(np.float32)
         if self.vectors.form == "binary_rescored":
-            best = rows[:, :RESCORED]
-            signs = np.unpackbits(self.stored[best], axis=2, count=self._width).astype(np.float32) * 2 - 1
-            again = np.einsum("qd,qkd->qk", queries, signs)
-            order = np.argsort(-again, axis=1, kind="stable")
-            rows[:, :RESCORED] = np.take_along_axis(best, order, 1)
-            # above all others, whose scores are at most 0
-            again = np.take_along_axis(again, order, 1)
-            scores[:, :RESCORED] = again - again[:, -1:] + 1
+            for start in range(0, len(queries), _AT_ONCE):
+                part = slice(start, start + _AT_ONCE)
+                self._rescore(queries[part], scores[part], rows[part])
         return scores, rows + self.first_row
+
+    def _rescore(self, queries: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> None:
+        """Order the best hits again, in place."""
+        best = rows[:, :RESCORED]
+        signs = np.unpackbits(self.stored[best], axis=2, count=self._width).astype(np.float32) * 2 - 1
+        again = np.einsum("qd,qkd->qk", queries, signs)
+        # above all others, whose scores are at most 0, and on one scale on all ranks
+        again += np.abs(queries).sum(1, keepdims=True) + 1
+        order = np.argsort(-again, axis=1, kind="stable")
+        rows[:, :RESCORED] = np.take_along_axis(best, order, 1)
+        scores[:, :RESCORED] = np.take_along_axis(again, order, 1)
 
     def _cut(self, rows: np.ndarray) -> np.ndarray:
         rows = np.ascontiguousarray(rows[:, : self.vectors.dimensions], dtype=np.float32)
@@ -141,3 +160,9 @@ class PassageIndex:
 
     def _bits(self, rows: np.ndarray) -> np.ndarray:
         return np.packbits(rows > 0, axis=1)
+
+
+def _ends(passages: np.ndarray, device: torch.device) -> np.ndarray:
+    """Passages of which each dimension's least and greatest number is that of all ranks' passages, [2 × ranks, D]."""
+    own = np.stack([passages.min(0), passages.max(0)]) if len(passages) else passages
+    return gather_rows(torch.from_numpy(own).to(device), gather_sizes(len(own), device)).cpu().numpy()

@@ -408,6 +408,7 @@ NOT_TYPED = {
     "run_settings.py: logger=trackio": "what was typed",
     "dashboard.py: --print": "needs the package wandb_workspaces",
     "files.py: --qrels": "test_compare_files.py types it",
+    "criteria.py: --on": "what was typed",
     "tables.py: --qrels": "what was typed",
     "measured.py: --base": "the name of an arm; see test_compare.py",
     "inspect.py: --corpus": "a line of a table, not an error",

@@ -1,10 +1,15 @@
 """Smaller vectors: searches by int8 numbers, bits and fewer dimensions against plain NumPy."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
+import torch.distributed as dist
 
 from callbacks.evaluation.vectors import RESCORED, PassageIndex, Vectors
+from helpers.processes import free_port, on_two_ranks
 from retriever.errors import InputError
+from retriever.search import merge_hits
 
 
 def embeddings(count, width=24, seed=0):
@@ -13,6 +18,7 @@ def embeddings(count, width=24, seed=0):
 
 
 QUERIES, PASSAGES = embeddings(7, seed=1), embeddings(300)
+HALVES = (slice(0, 150), slice(150, 300))
 
 
 def ordered(scores, k):
@@ -88,6 +94,42 @@ def test_bits_are_compared_by_hamming_distance_and_rescored_by_signs(width):
     assert np.allclose(np.diff(again[:, :RESCORED]), np.diff(products), atol=1e-5)
     few = PassageIndex(passages[:9], Vectors("binary_rescored")).search(queries, 300)
     assert few[0].shape == (7, 9) and (few[0] > 0).all()
+
+
+def test_memory_of_rescoring_does_not_grow_with_the_queries():
+    index, queries = PassageIndex(embeddings(300, 256), Vectors("binary_rescored")), embeddings(1024, 256)
+    tracemalloc.start()
+    found = index.search(queries, 100)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1024 * 100 * 256 * 4 / 2, "the unpacked bits of all hits alone take twice that"
+    assert (found[1][-7:] == index.search(queries[-7:], 100)[1]).all(), "blocks are put together in their order"
+
+
+def test_rescored_hits_of_two_parts_are_on_one_scale():
+    parts = [PassageIndex(PASSAGES[s], Vectors("binary_rescored"), first_row=s.start) for s in HALVES]
+    rows = merge_hits([part.search(QUERIES, RESCORED) for part in parts], RESCORED)[1]
+    products = np.take_along_axis(QUERIES @ np.where(PASSAGES > 0, 1.0, -1.0).T, rows, 1)
+    assert (np.diff(products, axis=1) <= 1e-5).all()
+
+
+def search_a_part(rank, folder, port):
+    """One of two ranks, which have half the passages each, and then all and none."""
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    for name, parts in {"halves": HALVES, "none": (slice(0, 300), slice(300, 300))}.items():
+        index = PassageIndex(PASSAGES[parts[rank]], Vectors("int8"), first_row=parts[rank].start)
+        np.savez(f"{folder}/{name}{rank}", *index.search(QUERIES, 300))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_int8_figures_do_not_depend_on_the_number_of_ranks(tmp_path):
+    on_two_ranks(search_a_part, tmp_path, free_port())
+    scores, rows = PassageIndex(PASSAGES, Vectors("int8")).search(QUERIES, 300)
+    for name in ("halves", "none"):
+        found = [tuple(np.load(tmp_path / f"{name}{rank}.npz").values()) for rank in (0, 1)]
+        merged = merge_hits([part for part in found if part[0].size], 300)
+        assert np.allclose(merged[0], scores, atol=1e-6) and (merged[1] == rows).mean() > 0.99
 
 
 @pytest.mark.slow
