@@ -182,7 +182,7 @@ class QueryListDataModule(L.LightningDataModule):
         if train or not self.dev_over_corpus:
             return self.needs
         if not self.needs.frozen_passages:
-            raise InputError("data.dev_over_corpus=true needs frozen passages: say module.train_passage_encoder=false.")
+            raise InputError("data.dev_over_corpus needs frozen passages: say module.train_passage_encoder=false.")
         return replace(self.needs, whole_corpus=True, all_scores=True)
 
     def open(self, dev: bool = True) -> None:

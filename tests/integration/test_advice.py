@@ -344,6 +344,8 @@ NOT_TYPED = {
     "survey.py: --help": "of prepare; test_start.py types it",
     "texts.py: corpus=texts.csv": "test_readme.py types it",
     "texts.py: text=COLUMN": "test_readme.py types it",
+    "criteria.py: --on": "test_criteria.py types it",
+    "datamodule.py: module.train_passage_encoder=false": "test_configuration.py types both",
     "mix.py: --shares": "test_mix.py types it",
     "mix.py: --output": "test_mix.py types it",
     "mix.py: sets=…": "of the command that it prints; test_mix.py types it",
