@@ -85,7 +85,7 @@ def test_the_quick_starts_command_is_accepted(tmp_path):
     output = adapt(tmp_path, *words, "plan=true")
     for objective in ("distillation_corpus", "distillation", "combined", "infonce_conventional_warm"):
         assert objective in output
-    assert "measured on 225 human queries (test)" in output and "50 steps of 64 lists each" in output
+    assert "measured on 225 human queries (test)" in output and "24 steps of 64 lists each" in output
 
 
 def test_a_corpus_without_human_queries_is_measured_on_lists_that_are_held_out(typed, small_scifact, tmp_path):
