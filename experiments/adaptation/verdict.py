@@ -52,7 +52,7 @@ def verdict(
     said += _elsewhere(comparison, shown.name)
     said.append(
         "Intervals are 95%; p-values are of a paired randomisation test over queries, corrected over the "
-        f"{table.comparisons} objectives (Holm). Of several that are better, the first of your list is named."
+        f"{table.comparisons} objectives (Holm; those of last steps apart). Of several that are better, the first of your list is named."
     )
     if not human:
         said.append(
@@ -79,7 +79,8 @@ def _elsewhere(comparison: Comparison, name: str) -> list[str]:
 
 
 def _kept(end: Arm) -> str:
-    return f"its dev lists kept the base model; its last step is at {_difference(end)}{_word(end)}."
+    word = ", beyond chance, but dev lists did not choose it" if _is_better(end) else _word(end)
+    return f"its dev lists kept the base model; its last step is at {_difference(end)}{word}."
 
 
 def _by_dev(run: Run) -> tuple[bool, float]:

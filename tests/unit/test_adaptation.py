@@ -246,6 +246,8 @@ def test_without_a_gain_the_base_model_is_kept():
     )
     assert "ours: its dev lists kept the base model; its last step is at -0.0" in kept[0]
     assert kept[0].endswith("p 0.001 (worse than the base model, beyond chance).")
+    missed = said_of(compared({"ours": 0.0}, step=0), ["ours"], True, TEXTS, compared({"ours": 0.03}))
+    assert missed[0].endswith("beyond chance, but dev lists did not choose it.")
     assert kept[1].startswith("conventional: its dev lists kept the base model; its last step is at ")
 
 
