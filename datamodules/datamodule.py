@@ -18,6 +18,7 @@ from datamodules.corpus import Corpus, EvaluationSet, find_dataset, find_file, l
 from datamodules.corpus_scores import CorpusScores, corpus_scores
 from datamodules.dev_lists import Part, choose_dev, why_none
 from datamodules.drawn_batches import drawn_batches
+from datamodules.guide import guide_arguments
 from datamodules.hidden_states import with_states
 from datamodules.leakage.guard import Guarded, LeakGuard
 from datamodules.leakage.overlap import find_overlap
@@ -152,6 +153,8 @@ class QueryListDataModule(L.LightningDataModule):
         self.corpus_scoring = (
             given if isinstance(given, CorpusScoring) else read_settings(CorpusScoring, given, "data.corpus_scores")
         )
+        if self.guide is not None:
+            guide_arguments(self.guide)  # refuses what is wrong before anything is loaded
         self.needs = BatchNeeds(labels=True)
         self.report: dict[str, Any] = {}
         self._done: tuple[int, int] | None = None
@@ -182,7 +185,10 @@ class QueryListDataModule(L.LightningDataModule):
         if train or not self.dev_over_corpus:
             return self.needs
         if not self.needs.frozen_passages:
-            raise InputError("data.dev_over_corpus needs frozen passages: say module.train_passage_encoder=false.")
+            raise InputError(
+                "data.dev_over_corpus=true is for objectives whose passages keep the base embeddings, and this one "
+                "trains them. Leave it out; or, if a text encoder is trained, say module.train_passage_encoder=false."
+            )
         return replace(self.needs, whole_corpus=True, all_scores=True)
 
     def open(self, dev: bool = True) -> None:
@@ -404,11 +410,7 @@ class QueryListDataModule(L.LightningDataModule):
 
     def _with_guide(self, sources: list[ListSource]) -> list[ListSource]:
         """Add the guide's embeddings; each corpus is encoded once."""
-        if self.guide is None:
-            guide = self.encoder
-        else:
-            known = {name: value for name, value in self.guide.items() if not name.startswith("_")}
-            guide = TextEncoder.from_pretrained(**known)
+        guide = self.encoder if self.guide is None else TextEncoder.from_pretrained(**guide_arguments(self.guide))
         embedded: dict[str, np.memmap] = {}
         found = []
         for source in sources:

@@ -38,6 +38,8 @@ _EXAMPLE = EncodedBatch(
     labelled_keys=torch.tensor([[0], [2]]),
     all_scores=torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.5, 1.0]]),
     log_weights=torch.zeros(3),
+    guide_queries=torch.eye(2, 1024),
+    guide_passages=torch.eye(3, 1024),
 )
 
 

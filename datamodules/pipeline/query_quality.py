@@ -12,7 +12,7 @@ _BOILERPLATE = 3  # passages with the same words, from which on nobody looks for
 # what stands in lists of references: addresses, identifiers, pages, and authors with a year
 _REFERENCE = re.compile(
     r"https?://|www\.|\bdoi\b|\b10\.\d{4,}/|\b(?:isbn|issn|arxiv|pmid)\b[:\s]*\d|\bpp?\.\s?\d|"
-    r"\bet al\b.*\b(?:19|20)\d\d\b|^\W?\d{1,3}[\].)]\s.*\b(?:19|20)\d\d\b|\S@\S+\.\w",
+    r"\bet al\b.*(?<!\bin )\b(?:19|20)\d\d\b|^\W?\d{1,3}[\].)]\s.*\b(?:19|20)\d\d\b|\S@\S+\.\w",
     re.IGNORECASE,
 )
 

@@ -72,8 +72,11 @@ def _dev_metrics(config: DictConfig, encoder: EncoderOutline | None) -> Sequence
     if not built or not hasattr(built[1], "dev_metrics"):
         return None
     data, module = built
-    names = module.dev_metrics()
-    return names if names is None or not getattr(data, "dev_over_corpus", False) else [*names, "corpus_kl"]
+    names, over_corpus = module.dev_metrics(), getattr(data, "dev_over_corpus", False)
+    if over_corpus:
+        data.needs = module.needs
+        data.needs_of(train=False)  # passages that are trained are refused
+    return names if names is None or not over_corpus else [*names, "corpus_kl"]
 
 
 def _try_to_build(part: DictConfig, encoder: EncoderOutline | None) -> tuple[Any, InputError | None]:

@@ -385,6 +385,7 @@ NOT_TYPED = {
     "temperatures.py: temperatures.student={}": "see test_fitted_temperatures.py",
     "temperatures.py: temperatures.{}={}": "see test_fitted_temperatures.py",
     "datamodule.py: data.dev_over_corpus=true": "what was typed",
+    "guide.py: data.guide=minilm": "see test_guide.py",
     "sources.py: data.sources=keep": "the default, which every other test runs with",
     "first_checks.py: module.train_passage_encoder=false": "what was typed",
     "trainer_checks.py: trainer=fsdp": "in place of a strategy of one's own",

@@ -234,6 +234,9 @@ def test_every_objective_names_its_dev_metrics(small_run):
     check(config_of(*frozen, "data.dev_over_corpus=true"))
     with pytest.raises(InputError, match="criterion is 'dev/corpus_kl'; valid values"):
         check(config_of(*frozen))
+    for trained in (small_run, reranker):
+        with pytest.raises(InputError, match=r"data\.dev_over_corpus=true is for objectives whose passages keep"):
+            check(config_of(*trained, "data.dev_over_corpus=true"))
 
 
 def test_a_run_goes_on_with_what_it_began_with(small_run, tmp_path):

@@ -11,6 +11,7 @@ from experiments.settings.without_effect import OF_RUN
 from experiments.training.train import run_experiment
 from helpers.runs import config_of
 from retriever.encoder.text_encoder import TextEncoder
+from retriever.errors import InputError
 
 pytestmark = pytest.mark.slow
 
@@ -30,19 +31,28 @@ def test_batches_hold_the_guides_embeddings(guided, tiny_model):
     data.trainer, data.needs = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False), module.needs
     data.setup()
     guide = TextEncoder.from_pretrained(str(tiny_model), pooling="cls", query_prompt="query: ")
-    source = data._train[0]
-    expected = {
-        "query": embed(guide.tokenize(source.lists.queries.to_pylist(), "query"), guide, 4096),
-        "passage": embed(guide.tokenize(source.corpus.passages.to_pylist(), "passage"), guide, 4096),
-    }
-    by_query = dict(zip(source.lists.query_ids.to_pylist(), expected["query"], strict=True))
-    for dataset in (data.train_dataloader(), data.val_dataloader()):
-        batch = next(iter(dataset))
-        passages = expected["passage"][batch.passage_keys.numpy()]
-        assert np.allclose(batch.guide_passages.numpy(), passages, atol=1e-5)
-        if dataset.dataset.drawn_anew:
-            assert np.allclose(batch.guide_queries.numpy(), [by_query[q] for q in batch.query_ids], atol=1e-5)
-    assert not any(p.grad is not None for p in guide.parameters())
+    passages = embed(guide.tokenize(data._train[0].corpus.passages.to_pylist(), "passage"), guide, 4096)
+    for loader, source in ((data.train_dataloader(), data._train[0]), (data.val_dataloader(), data._dev[0])):
+        batch = next(iter(loader))
+        queries = embed(guide.tokenize(source.lists.queries.to_pylist(), "query"), guide, 4096)
+        by_query = dict(zip(source.lists.query_ids.to_pylist(), queries, strict=True))
+        assert np.allclose(batch.guide_passages.numpy(), passages[batch.passage_keys.numpy()], atol=1e-5)
+        assert np.allclose(batch.guide_queries.numpy(), [by_query[q] for q in batch.query_ids], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["+encoder@data.guide=cross_minilm"], r"data.guide._target_ is retriever.cross_encoder.* single texts"),
+        (["data.guide={}"], "data.guide names no model"),
+        (["data.guide={model: here, poling: cls}"], "data.guide: the setting is 'poling'.*pooling"),
+        (["data.guide={model: here, pooling: max}"], "data.guide.pooling is 'max'"),
+        (["criterion=dev/lss"], "dev/lss"),
+    ],
+)
+def test_what_is_wrong_with_a_guide_is_refused_before_anything_is_loaded(small_run, options, said):
+    with pytest.raises(InputError, match=said):
+        check(config_of(*small_run, "module=infonce_guided", *options))
 
 
 def test_another_guide_leaves_out_other_negatives(guided, small_run, tmp_path):

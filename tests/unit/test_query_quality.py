@@ -16,6 +16,7 @@ GOOD = (
     "Пограничный слой отрывается за скачком.",
     "Wind tunnels of 1958",
     "heat transfer",
+    "Smith et al. showed in 1958 that lift grows.",
 )
 BAD = {
     "Introduction": "too short",
@@ -78,3 +79,10 @@ def test_the_stage_says_what_it_left_out(tmp_path):
 def test_other_sources_have_no_such_filter():
     with pytest.raises(InputError, match=r"queries\.mine\.quality is for queries that are cut from passages"):
         CollectQueries(corpus(), "small", "data", {"mine": {"source": "judged", "quality": True}}, None)
+
+
+def test_where_it_leaves_no_query_the_counts_are_said(tmp_path):
+    short = Corpus("small", pa.array(["a"]), pa.array(["Introduction"]), pa.array(["x"]))
+    stage = CollectQueries(short, "small", "data", {"title": {"source": "titles", "quality": True}}, None)
+    with pytest.raises(InputError, match=r"queries\.title\.quality leaves none of 1 queries on 'small': 1 too short"):
+        run_stage(stage, tmp_path)

@@ -113,6 +113,12 @@ class CollectQueries(Stage):
             rows, left_out = good_queries(rows)
         if limit := self.groups[name].get("limit"):
             rows = drawn_evenly(rows, limit)
+        if not rows and left_out:
+            counts = ", ".join(f"{n} {why}" for why, n in sorted(left_out.items()))
+            raise InputError(
+                f"queries.{name}: queries.{name}.quality leaves none of {left_out.total()} queries on "
+                f"{self.corpus.name!r}: {counts}. Leave it out, or take another source."
+            )
         if not rows:
             source = self.groups[name]["source"]
             english = " (claims are found in English texts alone)" if source == "claims" else ""
