@@ -16,8 +16,33 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedToke
 from retriever.errors import InputError, shown
 
 _log = logging.getLogger(__name__)
-# a table of weights that are new or unused, in the library's words; what is new and may not be is refused below
-logging.getLogger("transformers.modeling_utils").addFilter(lambda record: " LOAD REPORT" not in record.getMessage())
+_UNFIT = re.compile(r"^(\S+)\s*\|\s*(?:MISMATCH|CONVERSION)\s*\|\s*(.*?)\s*$", re.MULTILINE)
+
+
+class _LoadReport(logging.Filter):
+    """Keeps transformers' table of weights that are new, unused or unfit from the log, for errors to quote.
+
+    What is new and may not be is refused below.
+    """
+
+    last = ""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Hold back a report."""
+        text = record.getMessage()
+        if " LOAD REPORT" not in text:
+            return True
+        self.last = text
+        return False
+
+    def unfit(self) -> str | None:
+        """Say of the last report's first weight that does not fit, what is wrong with it; None where all fit."""
+        found = _UNFIT.search(re.sub(r"\x1b\[[0-9;]*m", "", self.last))
+        return found and f"the weight {shown(found[1])} does not fit config.json: {found[2]}"
+
+
+_report = _LoadReport()
+logging.getLogger("transformers.modeling_utils").addFilter(_report)
 # encoder-decoders whose encoder transformers loads alone, and sentence-transformers, too
 _ENCODERS = {
     "t5": "T5EncoderModel",
@@ -54,6 +79,7 @@ def load(auto_class: Any, source: str, advice: str, group: str = "encoder", **op
     Raises:
         InputError: whatever the library finds wrong with the folder.
     """
+    _report.last = ""
     try:
         return auto_class.from_pretrained(source, **options)
     except Exception as error:
@@ -68,8 +94,9 @@ def load(auto_class: Any, source: str, advice: str, group: str = "encoder", **op
                 f"{_reason(error).split('. ')[0]}. Say {group}.attention=null for the best that it offers, or eager."
             ) from error
         what = "tokenizer" if "Tokenizer" in auto_class.__name__ else "model"
+        reason = _report.unfit() or _reason(error)
         raise InputError(
-            f"The {what} of {source!r} could not be loaded as {auto_class.__name__}: {_reason(error)}. {advice}"
+            f"The {what} of {source!r} could not be loaded as {auto_class.__name__}: {reason}. {advice}"
         ) from error
 
 

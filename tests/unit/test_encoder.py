@@ -242,6 +242,15 @@ def test_incomplete_model_folder_is_refused(tiny_model, tmp_path, missing, messa
         TextEncoder.from_pretrained(str(folder), pooling="mean", passage_max_length=64)
 
 
+def test_a_weight_that_does_not_fit_is_named(tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 8}))
+    with pytest.raises(InputError, match=r"word_embeddings.weight' does not fit config.json: .*size mismatch"):
+        TextEncoder.from_pretrained(str(tmp_path / "model"), pooling="mean")
+
+
 def test_missing_model_folder_is_refused():
     with pytest.raises(InputError, match="no such model folder"):
         TextEncoder.from_pretrained("/nowhere/at/all", pooling="mean")
