@@ -123,7 +123,7 @@ def _trained(config: DictConfig, module: QueryListModule) -> dict[str, Any]:
 def _objective(config: DictConfig) -> dict[str, Any]:
     """Settings of the objective alone, but for those that are null or false."""
     common = {name for kind in (QueryListModule, RetrieverModule) for name in inspect.signature(kind).parameters}
-    common -= {"matryoshka_dimensions", "matryoshka_weights"}
+    common -= {"matryoshka_dimensions", "matryoshka_weights", "orthogonal_weight"}
     settings = OmegaConf.to_container(config.module, resolve=True)
     return {k: v for k, v in settings.items() if k not in common and not k.startswith("_") and v not in (None, False)}
 

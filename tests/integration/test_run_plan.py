@@ -127,6 +127,13 @@ def test_what_queries_are_compared_with_is_said(small_run, tmp_path, module):
     assert line.endswith(f"human.parquet; {COMPARED[module]}"), line
 
 
+def test_a_term_of_any_objective_is_said_where_it_counts(small_run, tmp_path):
+    for weight, shown in ((0.5, 0.5), (0.0, None)):
+        config = config_of("module=distillation", f"module.orthogonal_weight={weight}", *small_run)
+        settings = run_plan(config, *opened(config, tmp_path / str(weight)), None)["objective"]["settings"]
+        assert settings.get("orthogonal_weight") == shown
+
+
 def test_many_names_and_hostile_ones_stay_short(small_run, tmp_path):
     config = config_of("module=distillation", *small_run)
     plan = run_plan(config, *opened(config, tmp_path), None)
