@@ -86,8 +86,8 @@ def _begun(folder: Path, stated: dict[str, Any]) -> dict[str, Any]:
         before = begun["stated"].get(key)
         if before != value:
             raise InputError(
-                f"{folder} was begun with another {key} ({before}; now {value}). Say the same to go on with it, or "
-                "name another folder: hydra.run.dir=…."
+                f"{folder} was begun with another {key} ({before}; now {value}). Say the same to go on with it, move "
+                "it away, or name another folder: hydra.run.dir=…."
             )
     return begun
 
