@@ -33,6 +33,7 @@ LISTED = {
     "make mutants": "minutes; tests/robustness/test_mutants.py tries some",
     "make mteb": "installs the extra 'mteb'",
     "python -m experiments.mteb": "needs the extra 'mteb'; tests/integration/test_mteb.py",
+    "python -m experiments.criteria": "the runs here make a step or two, of which it says nothing; test_criteria.py",
     "python -m experiments.dashboard": "needs an account and the extra 'dashboard'; tests/integration/test_wandb.py",
     ".venv/bin/python -m pytest": "the tests themselves",
     "PYTHONPATH=. python -m experiments.run --config-dir": "the test of a loss of one's own, below",
