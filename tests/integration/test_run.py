@@ -110,7 +110,7 @@ def test_dev_figures_are_float32_under_bfloat16(small_run, tmp_path, monkeypatch
         seen.append(scores)
         return listwise_distillation(scores, *rest)
 
-    monkeypatch.setattr("retriever.module.listwise_distillation", watched)
+    monkeypatch.setattr("retriever.agreement.listwise_distillation", watched)
     options = ["module=infonce", "trainer.precision=bf16-mixed", "trainer.max_epochs=1", "export=false"]
     run_experiment(config_of(*small_run, *options), tmp_path / "run")
     assert seen and all(scores.dtype == torch.float32 for scores in seen)

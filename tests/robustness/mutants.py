@@ -35,6 +35,12 @@ TESTS = [
     f"test_{name}.py"
     for name in ("matryoshka", "orthogonal", "ranking_losses", "infonce_options", "distillation_losses", "losses")
 ]
+OF_CORPUS = (
+    *("the_objectives_are_the_losses_of_inner_products", "the_divergence_is_that_of_plain_sums"),
+    *("infonce_counts_negatives_as_they_weigh_and_leaves_other_positives_out", "gradients_are_right"),
+    *("extreme_scores_stay_finite", "what_a_batch_lacks_is_said", "only_what_is_needed_is_asked_for"),
+)
+TESTS += [f"test_corpus_objectives.py::test_{name}" for name in OF_CORPUS]
 CROSS_ENTROPY = ("equals_its_enumeration", "with_one_positive_is_torchs", "is_finite_at_extreme_logits")
 TESTS += [f"test_cross_encoder.py::test_listwise_cross_entropy_{name}" for name in CROSS_ENTROPY]
 TESTS += [
@@ -138,6 +144,10 @@ EQUIVALENT = {
         "InfoNCELoss._over_pool",
         "positive + pool.offset → positive - pool.offset",
     ): "0 in one process; tests/integration/test_ranks.py fails with it in two",
+    (
+        "InfoNCELoss._of_passages",
+        "gather_rows(excluded.byte(), sizes) → excluded.byte()",
+    ): "one process has all rows",
     ("InfoNCELoss._excluded_keys", "-1 → -2"): "keys are not negative: either chooses nothing",
     ("InBatchDistillation._unknown", "-1 → -2"): "keys are not negative: either chooses nothing",
     (
