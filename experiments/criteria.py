@@ -70,8 +70,7 @@ def criteria(runs: Sequence[Run], dataset: str, seed: int = 0) -> list[Criterion
     Raises:
         InputError: there is none.
     """
-    logged = [_figures(run, dataset) for run in runs]
-    targets = [run.curve(dataset) for run in runs]
+    logged, targets = zip(*(_figures(run, dataset) for run in runs), strict=True)
     found, short = [], []
     for name in sorted({name for of in logged for name in of}):
         pairs = [_pair(of[name], target, name) for of, target in zip(logged, targets, strict=True) if name in of]
@@ -89,15 +88,13 @@ def criteria(runs: Sequence[Run], dataset: str, seed: int = 0) -> list[Criterion
     return sorted(found, key=lambda c: float("inf") if np.isnan(c.correlation) else -c.correlation)
 
 
-def _figures(run: Run, dataset: str) -> dict[str, Curve]:
-    """What may choose: figures of dev lists, and nDCG@10 on other sets than the one to be predicted."""
-    own = run.datasets[dataset]
-    target = (f"val/{own}/{MAIN}", f"val/{own}-sample/{MAIN}")
-    return {
-        name: curve
-        for name, curve in run.logged().items()
-        if not name.startswith("val/") or (name.endswith(f"/{MAIN}") and name not in target)
-    }
+def _figures(run: Run, dataset: str) -> tuple[dict[str, Curve], Curve]:
+    """What may choose: figures of dev lists, and nDCG@10 on other sets than the one to be predicted; and its own."""
+    logged, own = run.logged(), run.datasets[dataset]
+    target = logged.pop(f"val/{own}/{MAIN}", {})
+    logged.pop(f"val/{own}-sample/{MAIN}", None)
+    kept = {n: curve for n, curve in logged.items() if not n.startswith("val/") or n.endswith(f"/{MAIN}")}
+    return kept, target
 
 
 def _pair(figure: Curve, target: Curve, name: str) -> np.ndarray:

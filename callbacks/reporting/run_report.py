@@ -5,7 +5,8 @@ from typing import Any
 
 import lightning as L
 
-from callbacks.reporting.logged_before import Row, logged_before
+from callbacks.reporting.logged_before import logged_before
+from callbacks.reporting.metric_tables import Row
 from callbacks.reporting.run_record import RunRecord
 from retriever.errors import InputError
 

@@ -1,11 +1,10 @@
 """Run folders: finding them, reading them, and which of them differ in their seed alone."""
 
-import csv
 import glob
 import logging
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from callbacks.evaluation.per_query import read_per_query
+from callbacks.reporting.metric_tables import earlier_tables, metric_rows
 from callbacks.reporting.results import RESULTS, read_results
 from datamodules.specs import EvaluationSpec, TrainFile, corpus_name, read_evaluation_specs, read_list_files
 from datamodules.storage.files import read_json
@@ -118,15 +118,16 @@ class Run:
 
     def curve(self, dataset: str) -> dict[int, float]:
         """Step → nDCG@10."""
-        return self.logged().get(f"val/{self.datasets[dataset]}/ndcg@10", {})
+        column = f"val/{self.datasets[dataset]}/ndcg@10"
+        return self.logged((column,)).get(column, {})
 
-    def logged(self) -> dict[str, dict[int, float]]:
+    def logged(self, prefixes: tuple[str, ...] = ("dev/", "val/")) -> dict[str, dict[int, float]]:
         """Figure of a validation → step → value, over all parts of a run that was cut off and went on."""
-        parts = sorted(self.folder.glob("metrics-part*.csv"), key=lambda path: int(path.stem[len("metrics-part") :]))
         found: dict[str, dict[int, float]] = {}
-        for path in [*parts, self.folder / "metrics.csv"]:
-            for step, column, value in _logged(path) if path.is_file() else ():
-                found.setdefault(column, {})[step] = value
+        for path in [*earlier_tables(self.folder), self.folder / "metrics.csv"]:
+            for step, row in metric_rows(path, prefixes) if path.is_file() else ():
+                for column, value in row.items():
+                    found.setdefault(column, {})[step] = value
         return {column: dict(sorted(values.items())) for column, values in found.items()}
 
     def is_home(self, dataset: str) -> bool:
@@ -349,18 +350,6 @@ def expanded(paths: Iterable[str | Path]) -> list[Path]:
             raise InputError(f"{path}: no such folder or file. Name folders of runs, a sweep's, or files of rankings.")
         found += [Path(match) for match in matches]
     return found
-
-
-def _logged(path: Path) -> Iterator[tuple[int, str, float]]:
-    """Step, column and value of what validations logged."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        for row in csv.DictReader(text[: text.rfind("\n") + 1].splitlines()):  # a full disk may have cut the last line
-            for column, value in row.items():
-                if value and column.startswith(("dev/", "val/")):
-                    yield int(row["step"]), column, float(value)
-    except (csv.Error, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: not a whole table of metrics ({error}). {_AGAIN}") from error
 
 
 def _optional(path: Path, kind: type) -> dict[str, Any] | None:
