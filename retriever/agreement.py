@@ -5,7 +5,7 @@ from torch import Tensor
 from retriever.batch import EncodedBatch
 from retriever.diagnostics import top1_agreement
 from retriever.losses.corpus import corpus_distillation
-from retriever.losses.listwise import listwise_distillation
+from retriever.losses.listwise import Scalar, listwise_distillation
 from retriever.losses.query_blocks import in_query_blocks
 
 # The paper's; what is measured at them compares runs, whatever the objective trains with.
@@ -31,15 +31,25 @@ def agreement_with_teacher(batch: EncodedBatch, *, over_corpus: bool) -> dict[st
         "top1_agreement": top1_agreement(scores, teacher, mask).float().mean(),
     }
     if over_corpus and batch.all_scores is not None:
-        found["corpus_kl"] = _corpus_kl(batch).mean()
+        found["corpus_kl"] = corpus_divergence(batch, STUDENT_TEMPERATURE, CORPUS_TEACHER_TEMPERATURE).mean()
     return found
 
 
-def _corpus_kl(batch: EncodedBatch) -> Tensor:
+def corpus_divergence(batch: EncodedBatch, temperature: Scalar, teacher_temperature: Scalar) -> Tensor:
+    """Compute :func:`~retriever.losses.corpus.corpus_distillation` of a batch, what is hidden from a query left out.
+
+    Args:
+        batch: with a teacher score of every passage.
+        temperature: τ_s > 0.
+        teacher_temperature: τ_t > 0.
+
+    Returns:
+        [Q], float32 or better.
+    """
     hidden = () if batch.hidden_keys is None else (batch.hidden_keys,)
 
     def of_block(queries: Tensor, teacher: Tensor, hidden: Tensor | None = None) -> Tensor:
         scores, log_weights = queries @ batch.passages.T, batch.weights_of(hidden)
-        return corpus_distillation(scores, teacher, log_weights, STUDENT_TEMPERATURE, CORPUS_TEACHER_TEMPERATURE)
+        return corpus_distillation(scores, teacher, log_weights, temperature, teacher_temperature)
 
     return in_query_blocks(of_block, batch.queries, batch.all_scores, *hidden, numbers_per_query=len(batch.passages))

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from retriever.agreement import CORPUS_TEACHER_TEMPERATURE, STUDENT_TEMPERATURE
+from retriever.agreement import CORPUS_TEACHER_TEMPERATURE, STUDENT_TEMPERATURE, corpus_divergence
 from retriever.batch import BatchNeeds, EncodedBatch, membership_mask
 from retriever.errors import InputError, choose, require_positive
-from retriever.losses.corpus import corpus_distillation, corpus_infonce
+from retriever.losses.corpus import corpus_infonce
 from retriever.losses.query_blocks import in_query_blocks
 from retriever.module import RetrieverModule
 from retriever.objectives.infonce import POSITIVES
@@ -72,15 +72,9 @@ class CorpusDistillation(CorpusObjective):
 
     def objective(self, batch: EncodedBatch) -> dict[str, Tensor]:
         """Compute the divergence's mean over the queries."""
-        teacher, _ = made_with(batch.all_scores), made_with(batch.log_weights)
-        hidden = () if batch.hidden_keys is None else (batch.hidden_keys,)
-
-        def losses(queries: Tensor, teacher: Tensor, hidden: Tensor | None = None) -> Tensor:
-            scores, log_weights = queries @ batch.passages.T, batch.weights_of(hidden)
-            return corpus_distillation(scores, teacher, log_weights, self.temperature(), self.teacher_temperature)
-
-        each = in_query_blocks(losses, batch.queries, teacher, *hidden, numbers_per_query=len(batch.passages))
-        return {"loss": each.mean()}
+        for needed in (batch.all_scores, batch.log_weights):
+            made_with(needed)
+        return {"loss": corpus_divergence(batch, self.temperature(), self.teacher_temperature).mean()}
 
 
 class CorpusInfoNCE(CorpusObjective):

@@ -30,6 +30,7 @@ from retriever import losses
 UNIT = Path(__file__).parents[1] / "unit"
 LOSSES = [module.name for module in pkgutil.iter_modules(losses.__path__) if module.name != "query_blocks"]
 MODULES = [f"losses.{name}" for name in LOSSES]  # query_blocks.py changes memory alone
+MODULES.append("agreement")  # which has the divergence over a corpus, of an objective and of dev lists
 MODULES += dict.fromkeys(objective.__module__.removeprefix("retriever.") for objective in CLASSES)
 TESTS = [
     f"test_{name}.py"
@@ -38,6 +39,7 @@ TESTS = [
 OF_CORPUS = (
     *("the_objectives_are_the_losses_of_inner_products", "the_divergence_is_that_of_plain_sums"),
     *("infonce_counts_negatives_as_they_weigh_and_leaves_other_positives_out", "gradients_are_right"),
+    "dev_lists_give_the_divergence_over_the_corpus_whatever_the_objective",
     *("extreme_scores_stay_finite", "what_a_batch_lacks_is_said", "only_what_is_needed_is_asked_for"),
 )
 TESTS += [f"test_corpus_objectives.py::test_{name}" for name in OF_CORPUS]
