@@ -65,9 +65,6 @@ class DenseRanker(Ranker):
         frozen_passages: whether passages keep the base model's embeddings; a module that trains says so itself.
         passage_encoder: encodes the passages, once, in place of the encoder that is evaluated; None: that one does.
         vectors: how passages are stored for the search; None: as they are.
-
-    Attributes:
-        costs: set → ``bytes_per_passage`` and ``search_ms_per_query``, of those that were ranked.
     """
 
     draws_samples = True
@@ -82,7 +79,6 @@ class DenseRanker(Ranker):
     ) -> None:
         super().__init__()
         self.vectors = vectors
-        self.costs: dict[str, dict[str, float]] = {}
         self.embedding_dtype = choose("evaluation.embedding_dtype", embedding_dtype, DTYPES)
         self.embedding_storage = choose("evaluation.embedding_storage", embedding_storage, STORAGES)
         self.frozen_passages = frozen_passages or passage_encoder is not None

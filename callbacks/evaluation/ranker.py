@@ -69,6 +69,7 @@ class Ranker(ABC):
         draws_samples: whether it searches a sample of a corpus where ``sample`` asks for it.
         finishes: whether :meth:`finish` has something to do.
         samples: set that it has a sample of → how that is made up; filled by :meth:`prepare`.
+        costs: set → what its search took, by subject; filled by :meth:`rank`, where it is known.
     """
 
     points: ClassVar[Points] = ("base", "last", "best")
@@ -78,6 +79,7 @@ class Ranker(ABC):
 
     def __init__(self) -> None:
         self.samples: dict[str, dict[str, int]] = {}
+        self.costs: dict[str, dict[str, float]] = {}
 
     @property
     def first_step(self) -> int:

@@ -81,7 +81,7 @@ def evaluate_model(model: Model, wanted: Wanted, folder: Path, fabric: Fabric, a
             began = time.perf_counter()
             values = _evaluate((ranker, encoder), step, opened, history, wanted.how)
             kept = {"facts": facts, "figures": values, "seconds": round(time.perf_counter() - began, 1)}
-            kept |= {"search": ranker.costs[spec.shown_name]} if hasattr(ranker, "costs") else {}
+            kept |= {"search": ranker.costs[spec.shown_name]} if spec.shown_name in ranker.costs else {}
             if fabric.is_global_zero:
                 write_json(folder / "queries" / f"{spec.shown_name}.json", in_words(opened.data))
                 write_json(done, kept)
