@@ -76,7 +76,7 @@ def _dev_metrics(config: DictConfig, encoder: EncoderOutline | None) -> Sequence
     if over_corpus:
         data.needs = module.needs
         data.needs_of(train=False)  # passages that are trained are refused
-    return names if names is None or not over_corpus else [*names, "corpus_kl"]
+    return names if names is None or not over_corpus else list(dict.fromkeys([*names, "corpus_kl"]))
 
 
 def _try_to_build(part: DictConfig, encoder: EncoderOutline | None) -> tuple[Any, InputError | None]:
