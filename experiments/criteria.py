@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from rich.console import Console
 from rich.table import Column, Table
 
 from callbacks.evaluation.metrics import MAIN
 from callbacks.reliability.termination import terminate_gracefully
+from experiments.cli.console import wide_console
 from experiments.cli.errors import KindParser
 from experiments.comparison.runs import Run, find_runs, read_runs
 from retriever.errors import InputError, choose
@@ -180,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{c.possible:+.4f}",
             f"{c.last:+.4f}",
         )
-    Console(width=None if sys.stdout.isatty() else 132).print(table)
+    wide_console().print(table)
     for c in found:
         if c.why_none:
             print(printable(f"{c.name}: no correlation, for {c.why_none}."))

@@ -3,20 +3,19 @@
 import csv
 import io
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as View
 
 from callbacks.reporting.markdown import markdown_text
 from callbacks.reporting.statistics import PairedTest
 from callbacks.reporting.templates import render
+from experiments.cli.console import wide_console
 from experiments.comparison.runs import reason
-from experiments.comparison.sheets import TERMINAL, narrow_sheets, sheets
+from experiments.comparison.sheets import narrow_sheets, sheets
 from experiments.comparison.tables import Arm, Comparison, Table
 from retriever.printable import printable
 
@@ -37,7 +36,7 @@ _LATEX = {
 
 def print_tables(comparison: Comparison) -> None:
     """Print the tables on the terminal, and which runs are not in them."""
-    console = Console(width=None if sys.stdout.isatty() else TERMINAL)
+    console = wide_console()
     for sheet in narrow_sheets(comparison):
         view = View(title=escape(printable(f"{sheet.title}: {sheet.caption}")), title_justify="left")
         for number, column in enumerate(sheet.columns):

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from callbacks.evaluation.metrics import headings
 from callbacks.reporting.statistics import PairedTest
+from experiments.cli.console import TERMINAL
 from experiments.comparison.tables import Arm, Comparison, HomeAndAbroad, Table
 
 CLEAR = 0.05
-TERMINAL = 132  # columns
 _LONG_NAME = 30  # characters; the heading of a column does not hold more
 PRUNED = "†"  # behind a seed
 

@@ -1,17 +1,16 @@
 """One table of all models and sets, with averages and published figures."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
 from callbacks.evaluation.metrics import ASKED_AS, MAIN
 from datamodules.specs import EvaluationSpec
+from experiments.cli.console import wide_console
 from experiments.evaluation.models import Model
 from experiments.evaluation.published import published_of
 from retriever.printable import printable
@@ -72,7 +71,7 @@ def _is_published(spec: EvaluationSpec, known: Mapping[str, float]) -> bool:
 
 def print_summary(tables: Mapping[str, Sequence[Row]]) -> None:
     """Print metric → rows: all metrics of one set beside each other, or a table for each."""
-    console = Console(width=None if sys.stdout.isatty() else 132)
+    console = wide_console()
     first = next(iter(tables.values()))
     labels, sets = [row.name for row in first], list(first[0].values)
     if len(sets) == 1:
@@ -94,7 +93,7 @@ def print_vectors(rows: Sequence[Row], costs: Sequence[Mapping[str, Mapping[str,
         rows: of nDCG@10, one a model.
         costs: of each: set → ``bytes_per_passage`` and ``search_ms_per_query``; empty where it has no vectors.
     """
-    console = Console(width=None if sys.stdout.isatty() else 132)
+    console = wide_console()
     sets = list(rows[0].values)
     columns = [*(f"nDCG@10, {name}" for name in sets), "bytes a passage", *(f"ms a query, {name}" for name in sets)]
     lines = []

@@ -1,12 +1,10 @@
 """Print what is in a file of query lists, and how its teacher agrees with the judgements."""
 
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 from rich.text import Text
@@ -15,6 +13,7 @@ from callbacks.evaluation.metrics import score_run, without_self_hits
 from datamodules.corpus import Corpus, find_file, load_evaluation_set
 from datamodules.list_summary import ListSummary, TypeSummary, summarise
 from datamodules.query_lists import QueryList, open_query_lists, read_metadata, read_query_lists
+from experiments.cli.console import wide_console
 from experiments.lists.corpora import find_corpus
 from experiments.lists.histograms import draw
 from retriever.errors import InputError
@@ -43,7 +42,7 @@ def inspect_file(
         raise InputError(str(error) if str(file) in str(error) else f"{file}: {error}") from error
     name = summary.corpora.most_common(1)[0][0]
     folder, loaded = find_corpus(name, corpus, empty_passages)
-    console = Console(width=None if sys.stdout.isatty() else 132, highlight=False)
+    console = wide_console(highlight=False)
     console.print(_overview(file, summary))
     console.print(_pairs("corpus, checks and judgements", _facts(file, summary, name, folder, loaded, qrels)))
     console.print(_pairs("metadata", read_metadata(file)))
