@@ -43,6 +43,8 @@ OF_CORPUS = (
     *("extreme_scores_stay_finite", "what_a_batch_lacks_is_said", "only_what_is_needed_is_asked_for"),
 )
 TESTS += [f"test_corpus_objectives.py::test_{name}" for name in OF_CORPUS]
+OF_HIDDEN = ("a_hidden_passage_is_as_one_that_is_not_there", "the_teachers_first_is_one_that_is_not_hidden")
+TESTS += [f"test_hidden_sources.py::test_{name}" for name in OF_HIDDEN]
 CROSS_ENTROPY = ("equals_its_enumeration", "with_one_positive_is_torchs", "is_finite_at_extreme_logits")
 TESTS += [f"test_cross_encoder.py::test_listwise_cross_entropy_{name}" for name in CROSS_ENTROPY]
 TESTS += [

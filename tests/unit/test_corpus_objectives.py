@@ -160,6 +160,17 @@ def test_dev_lists_give_the_divergence_over_the_corpus_whatever_the_objective():
     products = (of.queries @ of.passages.T).double()
     expected = reference_kl(products, scores.double(), weights.double(), 0.05, 0.05).mean()
     torch.testing.assert_close(found["corpus_kl"].double(), expected, rtol=1e-4, atol=1e-5)
+    listed = [products[[n], of.list_index[n]] for n in range(3)]  # [1, 2] each
+    none = torch.zeros(2, dtype=DOUBLE)
+    kl = [
+        reference_kl(s[None], t[None].double(), none, 0.05, 0.3) for s, t in zip(listed, of.teacher_scores, strict=True)
+    ]
+    torch.testing.assert_close(found["kl"].double(), torch.cat(kl).mean(), rtol=1e-4, atol=1e-5)
+    same = [int(s.argmax()) == int(t.argmax()) for s, t in zip(listed, of.teacher_scores, strict=True)]
+    assert 0 < sum(same) < 3 and found["top1_agreement"].item() == pytest.approx(sum(same) / 3)
+    assert any(int(s.argmax()) == 1 for s in listed)  # where the teacher ranks both first, this is one of its firsts
+    tied = agreement_with_teacher(replace(of, teacher_scores=torch.ones(3, 2)), over_corpus=False)
+    assert tied["top1_agreement"] == 1
     assert set(agreement_with_teacher(of, over_corpus=False)) == {"kl", "top1_agreement"}
     assert set(agreement_with_teacher(batch(None, None), over_corpus=True)) == {"kl", "top1_agreement"}
     encoder = torch.nn.Linear(2, 2)
@@ -178,6 +189,11 @@ def test_only_what_is_needed_is_asked_for():
 def test_what_a_batch_lacks_is_said():
     with pytest.raises(InputError, match=r"data\.needs = module\.needs"):
         CorpusDistillation(torch.nn.Linear(2, 2)).objective(batch(None, None))
+    for lacking in (batch(None, None), batch(None, torch.zeros(6))):
+        with pytest.raises(InputError, match=r"data\.needs = module\.needs"):
+            CorpusInfoNCE(torch.nn.Linear(2, 2), positive="teacher").objective(lacking)
+    with pytest.raises(InputError, match=r"data\.needs = module\.needs"):
+        CorpusInfoNCE(torch.nn.Linear(2, 2)).objective(batch(None, None))
     without = replace(batch(torch.rand(3, 6), torch.zeros(6)), positive_index=torch.tensor([0, -1, 5]))
     with pytest.raises(InputError, match=r"take module\.positive=teacher"):
         CorpusInfoNCE(torch.nn.Linear(2, 2)).objective(without)

@@ -114,7 +114,7 @@ def test_a_hidden_passage_is_as_one_that_is_not_there(block, monkeypatch):
 
 
 def test_the_teachers_first_is_one_that_is_not_hidden():
-    of = replace(batch(None), all_scores=torch.tensor([[9.0, 1, 0, 0, 0, 0]] * 3))
+    of = replace(batch(None), all_scores=torch.tensor([[9.0, -1, -2, -2, -2, -2]] * 3))
     by_teacher = CorpusInfoNCE(torch.nn.Linear(2, 2), temperature=0.1, positive="teacher")
     hidden = replace(of, hidden_keys=torch.tensor([[0], [0], [0]]), labelled_keys=torch.tensor([[0], [0], [0]]))
     products = hidden.queries @ hidden.passages.T / 0.1 + hidden.log_weights
