@@ -19,8 +19,9 @@ from datamodules.corpus_scores import CorpusScores, corpus_scores
 from datamodules.hits import Hits, bm25_search
 from datamodules.query_lists import QueryLists
 from datamodules.specs import CorpusScoring
+from helpers.corpus_batch import corpus_batch
 from retriever.agreement import agreement_with_teacher
-from retriever.batch import BatchNeeds, EncodedBatch
+from retriever.batch import BatchNeeds
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.encoder.tokens import TokenizedTexts
 from retriever.errors import InputError
@@ -111,26 +112,10 @@ def test_infonce_counts_negatives_as_they_weigh_and_leaves_other_positives_out()
     assert found.item() == pytest.approx(-math.log(math.exp(5) / total))
 
 
-def batch(scores: torch.Tensor | None, log_weights: torch.Tensor | None) -> EncodedBatch:
-    torch.manual_seed(0)
-    return EncodedBatch(
-        queries=torch.nn.functional.normalize(torch.randn(3, 8), dim=1).requires_grad_(),
-        passages=torch.nn.functional.normalize(torch.randn(6, 8), dim=1),
-        passage_keys=torch.arange(6) * 10,
-        list_index=torch.tensor([[0, 1], [2, 3], [4, 5]]),
-        list_mask=torch.ones(3, 2, dtype=torch.bool),
-        teacher_scores=torch.rand(3, 2),
-        positive_index=torch.tensor([0, 3, 5]),
-        labelled_keys=torch.tensor([[0, 50], [30, -1], [50, 20]]),
-        all_scores=scores,
-        log_weights=log_weights,
-    )
-
-
 def test_the_objectives_are_the_losses_of_inner_products(monkeypatch):
     scores, none = torch.rand(3, 6), torch.zeros(6)
     encoder = torch.nn.Linear(2, 2)
-    of = batch(scores, none)
+    of = corpus_batch(scores, none)
     found = CorpusDistillation(encoder, train_passage_encoder=False, temperature=0.05).objective(of)["loss"]
     products = (of.queries @ of.passages.T).double()
     torch.testing.assert_close(found.double(), reference_kl(products, scores, none, 0.05, 0.05).mean())
@@ -155,7 +140,7 @@ def test_the_objectives_are_the_losses_of_inner_products(monkeypatch):
 
 def test_dev_lists_give_the_divergence_over_the_corpus_whatever_the_objective():
     scores, weights = torch.rand(3, 6), torch.rand(6)
-    of = batch(scores, weights)
+    of = corpus_batch(scores, weights)
     found = agreement_with_teacher(of, over_corpus=True)
     products = (of.queries @ of.passages.T).double()
     expected = reference_kl(products, scores.double(), weights.double(), 0.05, 0.05).mean()
@@ -174,7 +159,7 @@ def test_dev_lists_give_the_divergence_over_the_corpus_whatever_the_objective():
     tied = replace(of, list_index=of.list_index.gather(1, order), teacher_scores=torch.ones(3, 2))
     assert agreement_with_teacher(tied, over_corpus=False)["top1_agreement"] == 1
     assert set(agreement_with_teacher(of, over_corpus=False)) == {"kl", "top1_agreement"}
-    assert set(agreement_with_teacher(batch(None, None), over_corpus=True)) == {"kl", "top1_agreement"}
+    assert set(agreement_with_teacher(corpus_batch(None, None), over_corpus=True)) == {"kl", "top1_agreement"}
     encoder = torch.nn.Linear(2, 2)
     assert "corpus_kl" in CorpusDistillation(encoder, train_passage_encoder=False).dev_metrics()
     assert "corpus_kl" not in CorpusDistillation(encoder).dev_metrics()
@@ -190,13 +175,13 @@ def test_only_what_is_needed_is_asked_for():
 
 def test_what_a_batch_lacks_is_said():
     with pytest.raises(InputError, match=r"data\.needs = module\.needs"):
-        CorpusDistillation(torch.nn.Linear(2, 2)).objective(batch(None, None))
-    for lacking in (batch(None, None), batch(None, torch.zeros(6))):
+        CorpusDistillation(torch.nn.Linear(2, 2)).objective(corpus_batch(None, None))
+    for lacking in (corpus_batch(None, None), corpus_batch(None, torch.zeros(6))):
         with pytest.raises(InputError, match=r"data\.needs = module\.needs"):
             CorpusInfoNCE(torch.nn.Linear(2, 2), positive="teacher").objective(lacking)
     with pytest.raises(InputError, match=r"data\.needs = module\.needs"):
-        CorpusInfoNCE(torch.nn.Linear(2, 2)).objective(batch(None, None))
-    without = replace(batch(torch.rand(3, 6), torch.zeros(6)), positive_index=torch.tensor([0, -1, 5]))
+        CorpusInfoNCE(torch.nn.Linear(2, 2)).objective(corpus_batch(None, None))
+    without = replace(corpus_batch(torch.rand(3, 6), torch.zeros(6)), positive_index=torch.tensor([0, -1, 5]))
     with pytest.raises(InputError, match=r"take module\.positive=teacher"):
         CorpusInfoNCE(torch.nn.Linear(2, 2)).objective(without)
 

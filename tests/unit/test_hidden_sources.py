@@ -13,6 +13,7 @@ from datamodules import QueryListDataModule
 from datamodules.batches import Draw
 from datamodules.query_lists import QueryLists, read_query_lists, write_query_lists
 from datamodules.sources import without_sources
+from helpers.corpus_batch import corpus_batch
 from retriever.batch import EncodedBatch
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError
@@ -76,20 +77,8 @@ def test_where_no_list_is_left_is_said():
 
 
 def batch(hidden):
-    torch.manual_seed(0)
-    return EncodedBatch(
-        queries=torch.nn.functional.normalize(torch.randn(3, 8, dtype=torch.float64), dim=1).requires_grad_(),
-        passages=torch.nn.functional.normalize(torch.randn(6, 8, dtype=torch.float64), dim=1),
-        passage_keys=torch.arange(6) * 10,
-        list_index=torch.tensor([[0, 1], [2, 3], [4, 5]]),
-        list_mask=torch.ones(3, 2, dtype=torch.bool),
-        teacher_scores=torch.rand(3, 2),
-        positive_index=torch.tensor([0, 3, 5]),
-        labelled_keys=torch.tensor([[0, 50], [30, -1], [50, 20]]),
-        all_scores=torch.rand(3, 6, dtype=torch.float64),
-        log_weights=torch.tensor([0.0, 0, 0, 1, 0, 0], dtype=torch.float64),
-        hidden_keys=hidden,
-    )
+    made = corpus_batch(None, torch.tensor([0.0, 0, 0, 1, 0, 0], dtype=torch.float64), hidden, torch.float64)
+    return replace(made, all_scores=torch.rand(3, 6, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("block", [6, 2**22])
