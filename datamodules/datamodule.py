@@ -3,7 +3,6 @@
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,26 +11,24 @@ import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader
 
-from datamodules.batches import BatchSampler, ListBatches, ListSource, WeightedLists, dev_batch_size, fitting_batch_size
-from datamodules.caches import cached_embeddings, cached_tokens
+from datamodules.batch_sampler import BatchSampler, WeightedLists, dev_batch_size, fitting_batch_size
+from datamodules.batches import ListBatches, ListSource
 from datamodules.corpus import Corpus, EvaluationSet, find_dataset, find_file, load_corpus, load_evaluation_set
-from datamodules.corpus_scores import CorpusScores, corpus_scores
 from datamodules.dev_lists import Part, choose_dev, why_none
 from datamodules.drawn_batches import drawn_batches
 from datamodules.guide import guide_arguments
-from datamodules.hidden_states import with_states
 from datamodules.leakage.guard import Guarded, LeakGuard
 from datamodules.leakage.overlap import find_overlap
 from datamodules.list_choice import about_file, by_type, chosen_lists, held_out_lists, say_where_lists_are_short
 from datamodules.normalization import confident, normalize_scores
 from datamodules.query_lists import QueryLists, open_query_lists
-from datamodules.sources import with_sources, without_sources
+from datamodules.source_maker import SourceMaker
+from datamodules.sources import without_sources
 from datamodules.specs import CorpusScoring, EvaluationSpec, ListFile, TrainFile, read_evaluation_specs, read_list_files
 from datamodules.text.near_texts import checked_threshold
 from datamodules.threaded_loader import ThreadedLoader
 from retriever.batch import BatchNeeds, RetrievalBatch
 from retriever.encoder.text_encoder import TextEncoder
-from retriever.encoder.tokens import TokenizedTexts
 from retriever.errors import InputError, choose, require_positive
 from retriever.typed import read_settings
 
@@ -56,16 +53,16 @@ class QueryListDataModule(L.LightningDataModule):
             :func:`~datamodules.dev_lists.choose_dev`.
         dev_fraction: share of the train lists, in (0, 1), or None; looked at only where ``dev`` is None.
         batch_size: lists of an optimiser step, over all ranks; a corpus with fewer makes one smaller batch. None
-            follows the number of lists (:func:`~datamodules.batches.fitting_batch_size`).
+            follows the number of lists (:func:`~datamodules.batch_sampler.fitting_batch_size`).
         list_length: candidates of a list, at most.
         candidates: ``top``, ``sample`` or ``stratified``, see :class:`~datamodules.batches.ListBatches`.
         normalization: ``percentile``, ``list_minmax`` or ``none``; percentiles are those of all candidates that
             ``prepare`` has stored with the lists, else those of the file.
         min_top_quantile: leave out lists whose best raw score is below this quantile of all scores of their
             file and type (the paper: 0.25); None keeps all.
-        order: ``shuffle`` or ``rotate``, see :class:`~datamodules.batches.BatchSampler`.
+        order: ``shuffle`` or ``rotate``, see :class:`~datamodules.batch_sampler.BatchSampler`.
         group_overlapping_lists: put lists that share passages into one batch, see
-            :class:`~datamodules.batches.BatchSampler`.
+            :class:`~datamodules.batch_sampler.BatchSampler`.
         sources: ``keep``, or ``hide``: what a query that is not of ``human_types`` was cut from (its labelled positive)
             is no candidate, and objectives over the corpus do not look at it; as a label it stays.
         on_bad_list: ``error`` or ``drop``.
@@ -164,21 +161,34 @@ class QueryListDataModule(L.LightningDataModule):
         self._train: list[ListSource] = []
         self._dev: list[ListSource] = []
         self._corpora: dict[Path, Corpus] = {}
-        self._encoded: dict[str, tuple[TokenizedTexts, np.memmap | None]] = {}
 
     def setup(self, stage: str | None = None) -> None:
         """Open the lists, if that is not done, and tokenise; encode passages where they are frozen. Once."""
         if self._train:
             return
         self.open()
-        sources = [self._source(lists) for lists in (*self.train_lists, *self.dev_lists)]
-        sources = self._with_guide(sources) if self.needs.guide else sources
+        makes = self._source_maker()
+        sources = [makes.source(lists) for lists in (*self.train_lists, *self.dev_lists)]
+        sources = makes.with_guide(sources) if self.needs.guide else sources
         count = len(self.train_lists)
         if self.needs.all_scores:  # train and dev at once: each corpus is indexed and searched once
-            sources = self._with_corpus_scores(sources)
+            sources = makes.with_corpus_scores(sources)
         elif self.needs_of(train=False).all_scores:
-            sources[count:] = self._with_corpus_scores(sources[count:])
+            sources[count:] = makes.with_corpus_scores(sources[count:])
         self._train, self._dev = sources[:count], sources[count:]
+
+    def _source_maker(self) -> SourceMaker:
+        hides = self.human_types if self.sources == "hide" else None
+        return SourceMaker(
+            self.encoder,
+            self.needs,
+            self.corpus_scoring,
+            self.guide,
+            hides,
+            self.cache_dir,
+            self.token_budget,
+            self.trainer,
+        )
 
     def needs_of(self, train: bool) -> BatchNeeds:
         """What batches hold: of dev lists more than the objective needs, where ``dev_over_corpus`` says so."""
@@ -375,81 +385,3 @@ class QueryListDataModule(L.LightningDataModule):
         for named in spec.weight if isinstance(spec.weight, Mapping) else ():
             choose(f"data.train: weight of {spec.path}: the query type", named, types)
         return WeightedLists(corpus, lists, np.array([spec.passes(t) for t in types])[groups])
-
-    def _source(self, part: WeightedLists) -> ListSource:
-        tokens, embeddings = self._passages(part.corpus)
-        name = part.lists.source.name
-        queries = self._started(cached_tokens(part.lists.queries, self.encoder, "query", self.cache_dir), name)
-        return ListSource(
-            corpus=part.corpus,
-            lists=part.lists,
-            weights=part.weights,
-            query_tokens=queries,
-            passage_tokens=tokens,
-            passage_embeddings=embeddings,
-            hidden=with_sources(part.lists, self.human_types) if self.sources == "hide" else None,
-        )
-
-    def _with_corpus_scores(self, sources: list[ListSource]) -> list[ListSource]:
-        """Add the teacher that scores all passages; each corpus is searched once for the queries of all files."""
-        teachers: dict[int, CorpusScores] = {}
-        for corpus, tokens in {s.corpus.name: (s.corpus, s.passage_tokens) for s in sources}.values():
-            of_corpus = [(n, s) for n, s in enumerate(sources) if s.corpus.name == corpus.name]
-            embeddings, encoded_by = None, ""
-            if self.corpus_scoring.encoder:
-                queries = [self._embeddings(s.lists.source.name, s.query_tokens) for _, s in of_corpus]
-                passages = self._encoded[corpus.name][1]
-                passages = self._embeddings(corpus.name, tokens) if passages is None else passages
-                embeddings = np.concatenate(queries), passages
-                # the files' folders are named by all that decides embeddings
-                encoded_by = " ".join(Path(str(found.filename)).parent.name for found in (passages, *queries))
-            texts = [s.lists.queries for _, s in of_corpus]
-            found = corpus_scores(self.corpus_scoring, corpus, texts, embeddings, encoded_by, self.cache_dir)
-            teachers |= {n: teacher for (n, _), teacher in zip(of_corpus, found, strict=True)}
-        return [replace(source, corpus_scores=teachers[n]) for n, source in enumerate(sources)]
-
-    def _with_guide(self, sources: list[ListSource]) -> list[ListSource]:
-        """Add the guide's embeddings; each corpus is encoded once."""
-        guide = self.encoder if self.guide is None else TextEncoder.from_pretrained(**guide_arguments(self.guide))
-        embedded: dict[str, np.memmap] = {}
-        found = []
-        for source in sources:
-            name = source.corpus.name
-            if name not in embedded:
-                tokens = cached_tokens(source.corpus.read_by(guide), guide, "passage", self.cache_dir)
-                embedded[name] = self._embeddings(name, tokens, guide)
-            tokens = cached_tokens(source.lists.queries, guide, "query", self.cache_dir)
-            queries = self._embeddings(source.lists.source.name, tokens, guide)
-            found.append(replace(source, guide=(queries, embedded[name])))
-        return found
-
-    def _passages(self, corpus: Corpus) -> tuple[TokenizedTexts, np.memmap | None]:
-        """Token ids of a corpus and, where the objective needs them, embeddings by the base weights; looked up once."""
-        if corpus.name not in self._encoded:
-            tokens = cached_tokens(corpus.read_by(self.encoder), self.encoder, "passage", self.cache_dir)
-            if self.needs.frozen_passages:
-                self._encoded[corpus.name] = tokens, self._embeddings(corpus.name, tokens)
-            else:
-                self._encoded[corpus.name] = self._started(tokens, corpus.name), None
-        return self._encoded[corpus.name]
-
-    def _embeddings(self, name: str, tokens: TokenizedTexts, encoder: TextEncoder | None = None) -> np.memmap:
-        encoder = self.encoder if encoder is None else encoder
-        with self._on_device(encoder):
-            return cached_embeddings(tokens, encoder, self.cache_dir, self.token_budget, f"encode {name}")
-
-    def _started(self, tokens: TokenizedTexts, name: str) -> TokenizedTexts:
-        """Let texts begin behind the frozen layers, where there are any."""
-        if not getattr(self.encoder, "starts_from_states", False):
-            return tokens
-        with self._on_device(self.encoder):
-            return with_states(tokens, self.encoder, self.cache_dir, self.token_budget, f"frozen layers, {name}")
-
-    @contextmanager
-    def _on_device(self, encoder: TextEncoder) -> Iterator[None]:
-        """Encode where, and in the precision in which, the trainer does."""
-        if self.trainer is None:
-            raise InputError("Texts are encoded on the trainer's device; open this data module by a trainer.")
-        encoder.to(self.trainer.strategy.root_device)
-        with self.trainer.precision_plugin.forward_context():
-            yield

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from datamodules.batches import Draw, ListBatches
+from datamodules.batch_sampler import Draw
+from datamodules.batches import ListBatches
 from retriever.batch import RetrievalBatch
 
 

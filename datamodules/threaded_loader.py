@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from torch.utils.data import DataLoader
 
-from datamodules.batches import BatchSampler, ListBatches
+from datamodules.batch_sampler import BatchSampler
+from datamodules.batches import ListBatches
 from datamodules.storage.made_ahead import made_ahead
 from retriever.batch import RetrievalBatch
 

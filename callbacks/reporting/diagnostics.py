@@ -24,8 +24,9 @@ from retriever.diagnostics import (
     uniformity,
 )
 from retriever.errors import InputError, require_positive
-from retriever.module import QueryListModule, RetrieverModule
+from retriever.module import RetrieverModule
 from retriever.objectives.infonce import InfoNCELoss
+from retriever.query_list_module import QueryListModule
 
 
 class Diagnostics(L.Callback):

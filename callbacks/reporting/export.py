@@ -12,7 +12,7 @@ from callbacks.evaluation.sets import OpenedSet
 from callbacks.reliability.best_checkpoint import best_checkpoint_step, load_best_weights
 from callbacks.reporting.model_card import CardFacts, Figure, model_card
 from callbacks.reporting.statistics import paired_difference
-from retriever.module import QueryListModule
+from retriever.query_list_module import QueryListModule
 
 log = logging.getLogger(__name__)
 

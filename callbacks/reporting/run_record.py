@@ -19,7 +19,7 @@ from callbacks.evaluation.history import History
 from callbacks.reliability.best_checkpoint import best_checkpoint_step
 from callbacks.reporting.results import RESULTS
 from datamodules.storage.files import write_json
-from retriever.module import QueryListModule
+from retriever.query_list_module import QueryListModule
 from retriever.work import Encoded
 
 _SAME = (

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from datamodules.batches import WeightedLists
+from datamodules.batch_sampler import WeightedLists
 from datamodules.corpus import EvaluationSet
 from datamodules.leakage.queries import find_leaks
 from datamodules.leakage.same_passages import RelevantPassages, translated

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from datamodules.batches import fitting_batch_size
+from datamodules.batch_sampler import fitting_batch_size
 from datamodules.corpus import Corpus, find_dataset, load_corpus
 from experiments.adaptation.estimate import RANGE, Speed, Work
 from experiments.adaptation.settings import HELD_OUT, AdaptSettings, Decided

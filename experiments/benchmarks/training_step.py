@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from datamodules.batches import Draw, ListBatches, ListSource
+from datamodules.batch_sampler import Draw
+from datamodules.batches import ListBatches, ListSource
 from datamodules.caches import cached_tokens
 from datamodules.corpus import Corpus, find_dataset, find_file, load_corpus
 from datamodules.hidden_states import with_states

@@ -8,9 +8,10 @@ import numpy as np
 
 from callbacks.evaluation.metrics import headings
 from callbacks.reporting.statistics import PairedTest, holm
+from experiments.comparison.arms import group_runs
 from experiments.comparison.files import find_files, read_files
 from experiments.comparison.measured import BASE, Measured, read_measured, tested
-from experiments.comparison.runs import Run, find_runs, group_runs, read_runs
+from experiments.comparison.runs import Run, find_runs, read_runs
 from retriever.errors import InputError, choose
 
 POINTS = ("best", "last")

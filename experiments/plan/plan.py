@@ -21,7 +21,8 @@ from experiments.plan.fitted import fitted_line
 from experiments.plan.steps import Steps
 from experiments.plan.time import Estimate, estimate
 from retriever.batch import BatchNeeds
-from retriever.module import QueryListModule, RetrieverModule
+from retriever.module import RetrieverModule
+from retriever.query_list_module import QueryListModule
 from retriever.schedule import default_warmup
 
 _LINEAR = "retriever.schedule.linear_with_warmup"

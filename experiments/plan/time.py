@@ -15,7 +15,7 @@ from datamodules.corpus import Corpus
 from datamodules.hidden_states import states_file
 from experiments.plan.steps import Steps
 from retriever.encoder.encoding import evaluating
-from retriever.module import QueryListModule
+from retriever.query_list_module import QueryListModule
 from retriever.search import exact_search
 from retriever.work import Work
 

@@ -18,7 +18,8 @@ from experiments.settings.fitted_temperatures import read_by_objective, recorded
 from retriever.batch import EncodedBatch, membership_mask
 from retriever.encoder.encoding import evaluating
 from retriever.errors import InputError
-from retriever.module import QueryListModule, RetrieverModule
+from retriever.module import RetrieverModule
+from retriever.query_list_module import QueryListModule
 from retriever.temperature_fit import ScoredQueries, fit_temperatures
 
 log = logging.getLogger(__name__)

@@ -33,7 +33,7 @@ from experiments.training.callbacks import recorded_settings, run_callbacks, run
 from experiments.training.debug_data import DebugData
 from experiments.training.temperatures import with_fitted_temperatures
 from retriever.errors import choose
-from retriever.module import QueryListModule
+from retriever.query_list_module import QueryListModule
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from retriever.cross_encoder.spec import PairSpec
 from retriever.encoder.encoding import encode
 from retriever.errors import InputError, require_positive
 from retriever.losses.listwise import listwise_cross_entropy, listwise_distillation
-from retriever.module import QueryListModule
+from retriever.query_list_module import QueryListModule
 from retriever.work import Encoded, Work
 
 

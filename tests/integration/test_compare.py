@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from callbacks.reporting.results import read_results
 from callbacks.reporting.statistics import holm, paired_test
-from datamodules.batches import WeightedLists
+from datamodules.batch_sampler import WeightedLists
 from datamodules.corpus import SHIPPED, load_evaluation_set, load_qrels, load_queries
 from datamodules.leakage.overlap import find_overlap
 from datamodules.query_lists import open_query_lists, read_query_lists

@@ -21,7 +21,8 @@ from helpers.observed_settings import (
     report,
 )
 from helpers.runs import CONF
-from retriever.module import QueryListModule, RetrieverModule
+from retriever.module import RetrieverModule
+from retriever.query_list_module import QueryListModule
 
 pytestmark = pytest.mark.slow
 

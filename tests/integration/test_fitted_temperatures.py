@@ -16,7 +16,8 @@ from datamodules.query_lists import read_query_lists, write_query_lists
 from experiments import prepare as prepare_module
 from experiments import run as run_module
 from experiments.cli.rerun import follows
-from experiments.comparison.runs import find_runs, group_runs, read_runs
+from experiments.comparison.arms import group_runs
+from experiments.comparison.runs import find_runs, read_runs
 from experiments.settings.fitted_temperatures import without_fitted_numbers
 from experiments.settings.run_settings import read_run_settings
 from experiments.settings.walk import walk

@@ -20,7 +20,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from callbacks.reporting.diagnostics import measure
 from datamodules import QueryListDataModule
-from datamodules.batches import BatchSampler, ListBatches
+from datamodules.batch_sampler import BatchSampler
+from datamodules.batches import ListBatches
 from datamodules.caches import embed
 from experiments.training.train import run_experiment
 from helpers.kills import killed_at

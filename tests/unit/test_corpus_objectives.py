@@ -13,7 +13,8 @@ import torch
 
 from datamodules import QueryListDataModule
 from datamodules import corpus_scores as scores_module
-from datamodules.batches import Draw, ListBatches, ListSource
+from datamodules.batch_sampler import Draw
+from datamodules.batches import ListBatches, ListSource
 from datamodules.corpus import Corpus
 from datamodules.corpus_scores import CorpusScores, corpus_scores
 from datamodules.hits import Hits, bm25_search

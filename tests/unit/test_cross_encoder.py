@@ -47,7 +47,7 @@ from retriever.encoder.encoding import encode
 from retriever.encoder.tokens import TokenizedTexts
 from retriever.errors import InputError
 from retriever.losses.listwise import listwise_cross_entropy
-from retriever.module import QueryListModule
+from retriever.query_list_module import QueryListModule
 
 LENGTHS = {"query_max_length": 60, "passage_max_length": 128, "pair_max_length": 96}
 

@@ -12,7 +12,8 @@ import pytest
 from transformers import ByT5Tokenizer
 
 from datamodules import QueryListDataModule
-from datamodules.batches import BatchSampler, ListBatches, fitting_batch_size, gathered
+from datamodules.batch_sampler import BatchSampler, fitting_batch_size, gathered
+from datamodules.batches import ListBatches
 from datamodules.caches import cached_embeddings, cached_tokens, embed
 from datamodules.normalization import confident, normalize_scores
 from datamodules.query_lists import QueryList, read_query_lists, write_query_lists
@@ -78,11 +79,9 @@ def test_batches_hold_what_the_objective_needs(make_data, tiny_encoder):
     frozen = ListwiseDistillation(tiny_encoder, train_passage_encoder=False)
     with pytest.raises(InputError, match=r"batches hold no passage embeddings.*data.needs = module.needs"):
         frozen.encode_batch(everything)
-    data = make_data(dev_fraction=0.5)
-    data._encoded.clear()
     data.needs = frozen.needs
     with pytest.raises(InputError, match="open this data module by a trainer"):
-        data._passages(data.train_lists[0].corpus)
+        data._source_maker().source(data.train_lists[0])
 
 
 def test_label_outside_the_list_joins_the_batch(make_data, small_scifact, small_lists, tmp_path):

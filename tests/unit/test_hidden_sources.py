@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from datamodules import QueryListDataModule
-from datamodules.batches import Draw
+from datamodules.batch_sampler import Draw
 from datamodules.query_lists import QueryLists, read_query_lists, write_query_lists
 from datamodules.sources import without_sources
 from helpers.corpus_batch import corpus_batch

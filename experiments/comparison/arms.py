@@ -1,0 +1,96 @@
+"""Which runs are one arm: those that differ in their seed alone."""
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.cli.sweep import FOLDERS, PLACES
+from experiments.comparison.runs import Run
+from experiments.settings.encoders import with_effective_encoders
+from experiments.settings.fitted_temperatures import without_fitted_numbers
+from experiments.settings.walk import walk
+from retriever.errors import InputError
+
+log = logging.getLogger(__name__)
+_NO_SETTINGS = PLACES | {"seed", "export", "name"}
+_REPORTED = "evaluation.metrics"  # what is reported beside nDCG@10 makes no other arm
+
+
+def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Arm → its runs, which differ in their seed alone; in the order of the first run of each.
+
+    An arm has its runs' name; where runs of one name differ in more than their seed, with the settings that differ.
+
+    Of runs that are equal in all, figures included, the first counts.
+
+    Raises:
+        InputError: two runs of one arm and seed have different figures.
+    """
+    grouped: dict[str, list[Run]] = {}
+    for run, label in zip(runs, _labels(runs), strict=True):
+        twin = next((other for other in grouped.get(label, ()) if other.seed == run.seed), None)
+        if twin is not None:
+            same = f"{run.folder} and {twin.folder} are both {label!r} with seed {run.seed}"
+            if any(run.results[key] != twin.results[key] for key in ("datasets", "steps")):
+                raise InputError(f"{same}, and have other figures. Name one of them.")
+            log.warning("%s, with the same figures: it counts once", same)
+            continue
+        grouped.setdefault(label, []).append(run)
+    return grouped
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """Each run's name; where runs of one name differ in more than their seed, with the settings that differ."""
+    settings = [_settings(with_effective_encoders(run.config), run.follows) | run.content for run in runs]
+    of_name: dict[str, list[int]] = {}
+    for number, run in enumerate(runs):
+        of_name.setdefault(run.name, []).append(number)
+    labels: dict[int, str] = {}
+    for name, numbers in of_name.items():
+        arms = {number: str(sorted(settings[number].items())) for number in numbers}
+        given = {(arms[number], runs[number].results["name"]) for number in numbers}
+        differing = _differing([settings[number] for number in numbers])
+        if len(given) == len({name for _, name in given}) == len(set(arms.values())) > 1:  # as their sweep names them
+            labels |= {number: runs[number].results["name"] for number in numbers}
+        else:
+            what = {n: ", ".join(f"{key}={settings[n].get(key)}" for key in differing) for n in numbers}
+            labels |= {n: f"{name} ({what[n]})" if what[n] else name for n in numbers}
+    return _kept_apart([labels[number] for number in range(len(runs))], runs)
+
+
+def _kept_apart(labels: Sequence[str], runs: Sequence[Run]) -> list[str]:
+    """Labels that are neither those of models before training, nor those of another name's runs."""
+    kinds = ("evaluated", "trained")
+    found = [
+        f"{label} ({kinds[run.is_trained]})" if re.match(r"base($| of )", label) else label
+        for label, run in zip(labels, runs, strict=True)
+    ]
+    names = [run.name for run in runs]
+    owners: dict[str, set[str]] = {}
+    for label, name in zip(found, names, strict=True):
+        owners.setdefault(label, set()).add(name)
+    return [f"{x} (named {name})" if len(owners[x]) > 1 else x for x, name in zip(found, names, strict=True)]
+
+
+def _differing(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """Settings of which there are several values; of those that always go together (interpolations) the shortest."""
+    kept: dict[str, str] = {}
+    for key in sorted(set().union(*settings), key=lambda key: (len(key), key)):
+        values = [str(own.get(key)) for own in settings]
+        if len(set(values)) > 1:
+            kept.setdefault(str(values), key)
+    return sorted(kept.values())
+
+
+def _settings(config: dict[str, Any], follows: Mapping[str, str]) -> dict[str, Any]:
+    """A run's configuration as dotted keys, without the seed and what says only where things go."""
+    seed = config.get("seed")
+
+    def counts(key: str, value: Any) -> bool:
+        first, last = key.partition(".")[0], key.rpartition(".")[2]
+        says_where = first in _NO_SETTINGS or last in FOLDERS or f"{key}.".startswith("callbacks.diagnostics.")
+        return not (says_where or key.startswith(_REPORTED) or (last == "seed" and value == seed))
+
+    flat = {key: value for key, value in walk(config) if not isinstance(value, dict) and "[" not in key}
+    return {key: value for key, value in without_fitted_numbers(flat, follows).items() if counts(key, value)}
