@@ -11,6 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from huggingface_hub import snapshot_download
+
 from datamodules.formats.records import IDS, QUERY_IDS, QUERY_TEXTS, TEXTS, Columns
 from datamodules.storage.files import atomic_path, lock_beside, write_json_lines
 from retriever.errors import InputError, did_you_mean, installed_by, shown
@@ -150,6 +152,9 @@ def _of_hub(name: str) -> _Contents:
         from datasets import load_dataset
     owner, _, inner = name.partition("/")
     repository, _, split = inner.partition("/")
+    if not Path(owner, repository).is_dir():  # else load_dataset reads that
+        # fails at once where there is neither a network nor a copy; load_dataset tries for 23 s
+        snapshot_download(f"{owner}/{repository}", repo_type="dataset", allow_patterns="README.md")
 
     def rows(subset: str) -> Any:
         try:
