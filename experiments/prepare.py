@@ -1,9 +1,11 @@
 """From a corpus to query lists with teacher scores: python -m experiments.prepare +data=scifact [key=value ...].
 
+Once more, with the hits of a model that was trained on them: --from LISTS tuned=RUN output=FOLDER [key=value ...].
 Also: python -m experiments.prepare inspect|import|export|temperatures FILE …, and cut DATA_SET …
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -13,6 +15,8 @@ from omegaconf import DictConfig
 from experiments.cli.arguments import check_added, say_what_is_kept
 from experiments.cli.errors import run_kindly, single
 from experiments.cli.quiet import quiet_imports
+from experiments.cli.rerun import read_config, start_from
+from experiments.conf import CONF
 from experiments.lists import COMMANDS
 from experiments.preparation.first_checks import check_first
 from experiments.settings.renamed import rename_config
@@ -50,7 +54,8 @@ def main() -> None:
 
         of_files(sys.argv[1:])
     else:
-        run_kindly(application)
+        read = partial(read_config, shipped_as=CONF / "prepare" / "prepare.yaml")
+        run_kindly(partial(start_from, application, read))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from experiments.cli.arguments import check_added, say_what_is_kept
 from experiments.cli.errors import run_kindly, single
 from experiments.cli.quiet import quiet_imports, quiet_training
 from experiments.cli.ranks import is_first_rank
-from experiments.cli.rerun import as_typed, start_from_run
+from experiments.cli.rerun import as_typed, read_run, start_from
 from experiments.cli.sweep import arm_name, run_of_sweep
 from experiments.settings.encoders import with_effective_encoders
 from experiments.settings.first_checks import check_first, check_inputs
@@ -88,7 +88,7 @@ def main() -> None:
     """The command."""
     rename_arguments()
     sys.argv[1:] = with_debug_last(sys.argv[1:])
-    run_kindly(partial(start_from_run, application))
+    run_kindly(partial(start_from, application, read_run))
 
 
 if __name__ == "__main__":

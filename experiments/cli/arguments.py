@@ -1,6 +1,7 @@
 """What was typed on a command line: additions that nothing reads, and what a mapping keeps beside them."""
 
 import hashlib
+import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -105,3 +106,15 @@ def _kept(node: Any, stated: Mapping[Any, Any], place: str = "") -> Iterator[tup
     for name, value in given.items():
         if isinstance(value, Mapping):
             yield from _kept(node.get(name), value, f"{place}.{name}".lstrip("."))
+
+
+def value_text(value: Any) -> str:
+    """Write a value as Hydra's command line reads it."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {value_text(inner)}' for key, inner in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(value_text, value))}]"
+    if not isinstance(value, str):
+        return json.dumps(value)
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"

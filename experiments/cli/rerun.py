@@ -1,4 +1,4 @@
-"""A run folder run again: python -m experiments.run --from RUN [key=value ...].
+"""A folder's command run again: python -m experiments.run --from RUN [key=value ...], and so prepare, of its lists.
 
 ``config.yaml`` in the folder is all that is needed. ``follows.yaml`` beside it says which settings follow others, so
 that ``seed=2`` reaches ``data.seed``, too. The folder may come from others: it decides nothing that runs foreign code.
@@ -38,17 +38,22 @@ _MANY = 12  # packages named in a warning
 _MACHINE = ("python", "platform", "processor", "device", "torch_threads", "cuda", "determinism")
 
 
-def start_from_run(application: Any) -> None:
-    """Call a Hydra application; where the command line says ``--from RUN``, with the configuration of that run."""
+def start_from(application: Any, read: Callable[[Path, set[str]], DictConfig]) -> None:
+    """Call a Hydra application; where the command line says ``--from FOLDER``, with the configuration in it.
+
+    Args:
+        application: the application.
+        read: reads it, given the folder and the keys that are typed beside it.
+    """
     _remember()
     parser = ArgumentParser(add_help=False, allow_abbrev=False)  # all else is for Hydra
     parser.add_argument(FLAG, action="append", nargs="?", const="", default=[], dest="folders")
     given, rest = parser.parse_known_args()
     if given.folders:
         if len(given.folders) > 1 or not given.folders[0]:
-            raise InputError(f"{FLAG} wants one run folder: {FLAG} RUN.")
+            raise InputError(f"{FLAG} wants one folder: {FLAG} RUN.")
         typed = {a.partition("=")[0].lstrip("+~") for a in rest if "=" in a}
-        ConfigStore.instance().store(NAME, read_run(Path(given.folders[0]), typed))
+        ConfigStore.instance().store(NAME, read(Path(given.folders[0]), typed))
         sys.argv = [sys.argv[0], "--config-name", NAME, *rest]
     application()
 
@@ -71,22 +76,32 @@ def as_typed() -> None:
 
 
 def read_run(folder: Path, typed: Sequence[str] | set[str] = ()) -> DictConfig:
-    """The configuration of a run, for Hydra to compose overrides onto.
+    """The configuration of a run, for Hydra to compose overrides onto; as :func:`read_config`."""
+    config = read_config(folder, typed, _RUN)
+    if "callbacks" not in _load(
+        folder / CONFIG
+    ):  # a run of before it was a group; its settings follow those at the top
+        config.callbacks = OmegaConf.load(CONF / "callbacks" / "default.yaml")
+    config.resume = None
+    return config
+
+
+def read_config(folder: Path, typed: Sequence[str] | set[str], shipped_as: Path) -> DictConfig:
+    """The configuration that a command left in a folder, for Hydra to compose overrides onto.
 
     Args:
-        folder: the run folder.
+        folder: the folder, of a run or of lists.
         typed: keys that the command line gives.
+        shipped_as: the file that names all settings of that command.
 
     Raises:
         InputError: no such file; it is no configuration of a run; or it lacks secrets, or would run foreign code, and
             the command line does not say so.
     """
     path = folder / CONFIG
-    recorded = _load(path)
-    config = OmegaConf.create(as_now(OmegaConf.to_container(recorded)))
-    if "callbacks" not in recorded:  # a run of before it was a group; its settings follow those at the top
-        config.callbacks = OmegaConf.load(CONF / "callbacks" / "default.yaml")
-    shipped = OmegaConf.load(_RUN)
+    config = OmegaConf.create(as_now(OmegaConf.to_container(_load(path))))
+    shipped = OmegaConf.load(shipped_as)
+    of_hydra = shipped.hydra
     for key in ("hydra", "defaults"):
         if key in config:
             raise InputError(f"{path} has {key!r}, which the configuration of a finished run has not. Remove it.")
@@ -97,14 +112,14 @@ def read_run(folder: Path, typed: Sequence[str] | set[str] = ()) -> DictConfig:
             f"{path} keeps no secrets, and does not decide which foreign code is run: give "
             f"{', '.join(f'{key}=…' for key in wanting)} on the command line."
         )
-    for key in shipped:  # an older run knows fewer settings
+    for key in shipped:  # an older one knows fewer settings
         if key not in config:
             config[key] = shipped._get_node(key)
     if (folder / FOLLOWS).is_file():
         for key, expression in OmegaConf.to_container(_load(folder / FOLLOWS)).items():
             _follow(config, str(key), expression)
-    config.resume, config.repeats = None, str(folder.absolute())
-    config.hydra = OmegaConf.load(_RUN).hydra
+    config.repeats = str(folder.absolute())
+    config.hydra = of_hydra
     return config
 
 
@@ -112,7 +127,9 @@ def _load(path: Path) -> DictConfig:
     try:
         config = OmegaConf.load(path)
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file. {FLAG} takes the folder of a run, with its config.yaml.") from error
+        raise InputError(
+            f"{path}: no such file. {FLAG} takes the folder of a run, or that of lists, with its config.yaml."
+        ) from error
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path}: not a configuration ({' '.join(str(error).split())}).") from error
     if not isinstance(config, DictConfig):

@@ -9,12 +9,8 @@ from typing import TYPE_CHECKING, Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from callbacks.reporting.results import RESULTS, read_results
 from datamodules.pipeline.searchers import Bm25
-from datamodules.storage.yaml_files import read_yaml
-from experiments.cli.rerun import CONFIG
-from experiments.settings.encoders import SPECS
-from experiments.settings.older_runs import as_now
+from experiments.settings.finished_runs import Check, finished_run
 from retriever.errors import InputError, choose
 from retriever.typed import read_settings
 
@@ -22,7 +18,6 @@ if TYPE_CHECKING:
     from callbacks.evaluation.ranker import Ranker
 
 Loaded = tuple["Ranker", Any]  # what ranks, and the encoder that it ranks by
-Check = Callable[[DictConfig, Mapping[str, type]], None]
 
 
 @dataclass(frozen=True)
@@ -156,24 +151,10 @@ def _model(name: str, settings: ModelSettings, depths: Depths, check: Check, all
 
 def _run(folder: Path, depths: Depths, check: Check, allowed: Sequence[str], trust_remote_code: bool) -> Model:
     """A run's exported model; one whose query side alone was trained keeps its base model's passages."""
-    results = read_results(folder)
-    if results is None:
-        raise InputError(
-            f"{folder}: no whole {RESULTS}, so this run is not finished. The command that began it goes on with it: "
-            f"resume={folder}."
-        )
-    exported = folder / "model"
-    if not exported.is_dir():
-        raise InputError(f"{folder}: no folder model in it: it ran with export=false. Run it again with export=true.")
-    config = as_now(read_yaml(folder / CONFIG, "Run that experiment again."))
-    # the folder may come from others: it decides nothing that runs foreign code, as with --from
-    own = config["encoder"] | {"trust_remote_code": trust_remote_code}
-    encoder = OmegaConf.create({"encoder": own, "repeats": str(folder), "allowed_targets": list(allowed)})
-    check(encoder, SPECS)
-    frozen = (config.get("module") or {}).get("train_passage_encoder") is False
-    is_reranker = "CrossEncoder" in str(config["encoder"].get("_target_"))
-    load = partial(_load_run, exported, trust_remote_code, encoder.encoder if frozen else None, is_reranker, depths)
-    return Model(results["name"], results["seed"], config, load, is_dense=not is_reranker)
+    run = finished_run(folder, check, allowed, trust_remote_code)
+    of_passages = run.base if run.frozen else None
+    load = partial(_load_run, run.model, trust_remote_code, of_passages, run.is_reranker, depths)
+    return Model(run.name, run.seed, run.config, load, is_dense=not run.is_reranker)
 
 
 def _load_bm25(settings: Bm25) -> Loaded:

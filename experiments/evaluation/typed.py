@@ -1,16 +1,15 @@
 """What is typed behind ``python -m experiments.evaluate``: models by name, and sets by name or folder."""
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from callbacks.reporting.results import RESULTS
 from datamodules.pipeline.searchers import Bm25
+from experiments.cli.arguments import value_text
 from experiments.conf import CONF
 from retriever.errors import InputError, did_you_mean
 
@@ -64,13 +63,13 @@ def _add(name: str, found: dict[str, list[str]], folders: Sequence[Path]) -> str
     if len(parts) > 1 and not Path(name).exists():
         members = [_add(part, found, folders) for part in parts]
         weights = dict.fromkeys(members, 1 / len(members))
-        return _put("_".join(members), [_text({"fusion": weights})], found)
+        return _put("_".join(members), [value_text({"fusion": weights})], found)
     if name == BM25:
-        return _put(BM25, [_text({"bm25": vars(Bm25())})], found)
+        return _put(BM25, [value_text({"bm25": vars(Bm25())})], found)
     folder = Path(name).expanduser()
     run = folder.parent if folder.name == "model" and (folder.parent / RESULTS).is_file() else folder
     if (run / RESULTS).is_file() or (run / "config.yaml").is_file():
-        return _put(run.absolute().name, [_text({"run": str(run)})], found)
+        return _put(run.absolute().name, [value_text({"run": str(run)})], found)
     if re.fullmatch(r"[\w-]+", name) and any((f / "encoder" / f"{name}.yaml").is_file() for f in folders):
         return _put(name, [name], found, of_group=True)
     if re.fullmatch(r"\w+", name) and not folder.exists():  # models of the hub are called OWNER/NAME
@@ -91,7 +90,7 @@ def _put(name: str, what: Sequence[str], found: dict[str, list[str]], of_group: 
         overrides = [f"+models.{key}={what[0]}"]
         if of_group:
             overrides = [f"+encoder@models.{key}.encoder={what[0]}"]
-            overrides += [f"models.{key}.encoder.model={_text(value)}" for value in what[1:]]
+            overrides += [f"models.{key}.encoder.model={value_text(value)}" for value in what[1:]]
         if found.setdefault(key, overrides) == overrides:
             return key
     raise AssertionError  # there is always another number
@@ -110,16 +109,4 @@ def _sets(argument: str) -> list[str]:
         raise InputError("sets is empty; name data sets: sets=scifact,cranfield, or sets=FOLDER.")
     shipped = [item for item in items if isinstance(item, str) and (CONF / "sets" / f"{item}.yaml").is_file()]
     others = [{"path": item} if isinstance(item, str) else item for item in items if item not in shipped]
-    return [f"sets=[{','.join(shipped)}]", *([f"+sets.typed.datasets={_text(others)}"] if others else [])]
-
-
-def _text(value: Any) -> str:
-    """A value as Hydra reads it."""
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key}: {_text(inner)}' for key, inner in value.items())}}}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_text, value))}]"
-    if not isinstance(value, str):
-        return json.dumps(value)
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
+    return [f"sets=[{','.join(shipped)}]", *([f"+sets.typed.datasets={value_text(others)}"] if others else [])]

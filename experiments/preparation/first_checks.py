@@ -5,6 +5,7 @@ from omegaconf import DictConfig, OmegaConf
 from datamodules.corpus.data_sets import require_dataset
 from experiments.cli.signatures import of_source
 from experiments.cli.targets import check_settings, check_written
+from experiments.preparation.second_round import check_second_round
 from experiments.preparation.settings import OF_STAGES, PrepareSettings
 from experiments.settings.encoders import SPECS
 from retriever.errors import InputError
@@ -28,3 +29,4 @@ def check_first(config: DictConfig) -> None:
             plain = OmegaConf.to_container(config[section], resolve=True, throw_on_missing=False)
             check_settings(section, plain, signature)
     require_dataset(settings.corpus, settings.data_dir)
+    check_second_round(settings, config.encoder.get("trust_remote_code", False))

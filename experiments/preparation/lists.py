@@ -13,7 +13,9 @@ from rich.table import Column, Table
 
 from datamodules.pipeline.stages.stage import Output, summary
 from datamodules.storage.files import atomic_path, remove_leftovers, write_json
+from experiments.cli.rerun import save_config
 from experiments.preparation.pipeline import Pipeline
+from experiments.preparation.second_round import next_command
 from experiments.preparation.teacher_card import print_card, teacher_card
 from retriever.errors import InputError
 from retriever.printable import printable
@@ -43,6 +45,7 @@ def make_lists(config: DictConfig) -> list[Path]:
         raise InputError("No list is left: see the table of what each filter took, and loosen one (filter.…).")
     with FileLock(Path(config.work) / "output.lock"):  # shards that end together write the same files
         remove_leftovers(output, below=False)  # runs may be under way in folders of it
+        save_config(config, output)  # first: by it the others know that these lists are theirs
         written = [_copy(path, output) for path in sorted(outputs["split"].folder.glob("*.parquet"))]
         for name, of_student in pipeline.of_students.items():
             written += [_copy(path, output / name) for path in sorted(of_student["split"].folder.glob("*.parquet"))]
@@ -58,6 +61,8 @@ def make_lists(config: DictConfig) -> list[Path]:
         print_card(card, console)
     for path in written:
         log.info("%s: %s lists", path, counts[str(path.relative_to(output).with_suffix(""))])
+    if config.tuned is not None:
+        log.info("To train on them as that run did: %s", next_command(Path(config.tuned).expanduser(), written))
     return written
 
 

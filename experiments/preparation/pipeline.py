@@ -37,8 +37,10 @@ from datamodules.pipeline.stages.stage import Output, Shard, Stage, find_output,
 from datamodules.pipeline.stages.student import Student
 from experiments.cli.signatures import of_object
 from experiments.cli.targets import check_arguments, check_settings
+from experiments.preparation.second_round import with_tuned
 from experiments.preparation.settings import OF_STAGES, STAGES, JudgedSplit, PrepareSettings
 from experiments.settings.encoders import SPECS
+from experiments.settings.finished_runs import finished_run
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError, choose
 from retriever.hashing import file_sha256
@@ -52,6 +54,10 @@ def _plain(section: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(section, resolve=True, throw_on_missing=False)
 
 
+def _model(retriever: DictConfig) -> str:
+    return retriever.encoder.model if "encoder" in retriever else str(retriever.get("run", "BM25"))
+
+
 class Pipeline:
     """The stages of one configuration (``experiments/conf/prepare/prepare.yaml``).
 
@@ -61,8 +67,8 @@ class Pipeline:
     """
 
     def __init__(self, config: DictConfig) -> None:
+        self.config = config = with_tuned(config)
         check_arguments(config, SPECS)
-        self.config = config
         read_top(PrepareSettings, config)
         self.groups: dict[str, dict[str, Any]] = OmegaConf.to_container(config.queries, resolve=True)
         for name, stage in OF_STAGES.items():
@@ -248,21 +254,33 @@ class Pipeline:
 
     def _retriever(self, name: str) -> Searcher:
         options = self.config.mine.retrievers[name]
-        if len(options) != 1 or choose(f"mine.retrievers.{name}", next(iter(options)), ("bm25", "encoder")) == "bm25":
+        kind = choose(f"mine.retrievers.{name}", next(iter(options)), ("bm25", "encoder", "run"))
+        if len(options) != 1 or kind == "bm25":
             return Bm25(**options.bm25)
-        same = options.encoder == self.config.encoder
+        encoder, passages = self._of_run(options.run) if kind == "run" else (self._of_encoder(options.encoder), None)
         return Dense(
-            self._encoder if same else self._on_device(options.encoder),
+            encoder,
             self.config.cache_dir,
             chunk=self.config.mine.chunk,
             token_budget=self.config.token_budget,
             keep_embeddings=self.config.mine.keep_embeddings,
+            passage_encoder=passages,
         )
+
+    def _of_encoder(self, options: DictConfig) -> TextEncoder:
+        return self._encoder if options == self.config.encoder else self._on_device(options)
+
+    def _of_run(self, folder: str) -> tuple[TextEncoder, TextEncoder | None]:
+        """A run's model and, where its query side alone was trained, the base model, which encodes passages."""
+        trusted = self.config.encoder.get("trust_remote_code", False)
+        run = finished_run(Path(folder).expanduser(), check_arguments, self.config.allowed_targets, trusted)
+        tuned = TextEncoder.from_pretrained(str(run.model), trust_remote_code=trusted)
+        return self._placed(tuned), self._on_device(run.base) if run.frozen else None
 
     def _about(self) -> dict[str, Any]:
         """What the lists' metadata say of where queries and candidates come from."""
         mine = self.config.mine
-        names = {n: o.encoder.model if "encoder" in o else "BM25" for n, o in mine.retrievers.items() if o}
+        names = {n: _model(options) for n, options in mine.retrievers.items() if options}
         mined = {"retrievers": names, "depth": mine.depth, "candidates": mine.candidates, "fusion": mine.fusion}
         generated = self.outputs["generate"].manifest.get("settings") if "generate" in self.outputs else None
         return {"queries": self.groups, "generated": generated, "mined": mined}
@@ -315,4 +333,7 @@ class Pipeline:
         return self._on_device(self.config.encoder)
 
     def _on_device(self, config: DictConfig) -> TextEncoder:
-        return instantiate(config).to(self.config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return self._placed(instantiate(config))
+
+    def _placed(self, encoder: TextEncoder) -> TextEncoder:
+        return encoder.to(self.config.device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -9,6 +9,7 @@ from experiments.settings.common import CommonSettings
 
 StageName = Literal["deduplicate", "sample", "generate", "queries", "mine", "score", "filter", "split"]
 STAGES: tuple[str, ...] = get_args(StageName)
+TUNED = "tuned"  # the retriever that the setting of this name adds
 # section of the configuration → the stage whose arguments alone it has
 OF_STAGES = {
     "deduplicate": "datamodules.pipeline.stages.deduplicate.Deduplicate",
@@ -64,6 +65,8 @@ class PrepareSettings(CommonSettings):
     queries: Mapping[str, QueryGroup]
     output: str
     students: Mapping[str, str]
+    tuned: str | None = None
+    repeats: str | None = None
     stage: StageName | None
     until: StageName | None
     shard: str | int | None

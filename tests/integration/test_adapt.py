@@ -67,6 +67,16 @@ def test_its_parts_are_commands_that_run_alone(adapted):
     assert "is finished, and not run again" in said and len(list(folder.glob("runs/*/results.json"))) == 2
 
 
+def test_a_run_of_it_begins_a_second_round(adapted, tmp_path):
+    folder, _ = adapted
+    run = next(folder.glob("runs/*distillation_corpus*"))
+    words = ["--from", str(folder / "lists"), f"tuned={run}", f"output={tmp_path / 'second'}"]
+    code, said = run_in(folder, "experiments.prepare", *words)
+    assert code == 0, said
+    assert f"python -m experiments.run --from {run}" in said
+    assert {path.name for path in tmp_path.glob("second/*.parquet")} == {p.name for p in folder.glob("lists/*.parquet")}
+
+
 def test_a_folder_that_was_begun_otherwise_is_refused(typed, adapted, tmp_path):
     output = adapt(tmp_path, *typed[1], f"hydra.run.dir={adapted[0]}", "queries=160", status=2)
     assert "was begun with another queries (150; now 160)" in output

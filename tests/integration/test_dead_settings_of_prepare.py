@@ -37,6 +37,7 @@ def prepare_leaves(world: World) -> dict[str, Seen]:
         "queries.human.source": Seen(by, "titles", {"until": "queries"}),
         "output": Seen("written", str(world.folder / "else_lists")),
         "students": Seen("written", {"mine": "bm25"}, {"output": str(world.folder / "else_students")}),
+        "tuned": Seen(by, str(world.folder / "no_run"), mined, refused="this run is not finished"),
         "stage": Seen(by, "queries"),
         "until": Seen(by, "mine"),
         "shard": Seen("sharded", "0/2", fresh),
@@ -135,6 +136,7 @@ def prepare_leaves(world: World) -> dict[str, Seen]:
 
 
 LISTED_OF_PREPARE = {
+    "repeats": "what --from was given; tests/robustness/test_security.py",
     "generate.language": "looks at six words or more, which no random model writes; tests/unit/test_query_types.py",
     "device": "a GPU's; null takes one where there is one",
     "encoder.dropout": "of training; nothing is trained here",

@@ -29,6 +29,8 @@ COMMANDS = {
         "+data=scifact filter.consistncy_rank=1": 2,
         "+data=scifact +filter.consistncy_rank=1": 2,
         "+data=scifact corpus=nowhere": 2,
+        "+data=scifact tuned=nowhere": 2,
+        "--from nowhere": 2,
         "inspect --help": 0,
         "inspect nothing.parquet": 2,
         "export nothing.parquet --layout cadet --output lists.jsonl": 2,

@@ -31,6 +31,7 @@ from datamodules.corpus import find_dataset, load_corpus
 from datamodules.query_lists import QueryList, read_query_lists, write_query_lists
 from datamodules.storage import archives
 from experiments import compare as compare_module
+from experiments import prepare as prepare_module
 from experiments import run as run_module
 from experiments.cli.redact import _redact_overrides, redact_arguments
 from experiments.cli.rerun import read_run
@@ -45,7 +46,7 @@ from experiments.lists import command as list_files
 from experiments.settings.encoders import SPECS
 from experiments.training.train import run_experiment
 from helpers.run_folders import values, write_run
-from helpers.runs import CONF, config_of
+from helpers.runs import CONF, config_of, prepare_config_of
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError
 from retriever.printable import printable
@@ -167,6 +168,13 @@ def test_a_wrong_target_is_refused_before_it_is_imported(monkeypatch, capsys, tm
     monkeypatch.setattr(sys, "argv", ["run.py", "--from", str(tmp_path), f"hydra.run.dir={tmp_path}/x"])
     with pytest.raises(SystemExit):
         run_module.main()
+    assert "allowed_targets=[evil_module]" in capsys.readouterr().err and not trace.exists()
+    config = prepare_config_of("corpus=cranfield", "queries={title: {source: titles}}")
+    config.teacher._target_ = "evil_module.Evil"
+    OmegaConf.save(OmegaConf.to_container(config, resolve=True), tmp_path / "config.yaml")
+    monkeypatch.setattr(sys, "argv", ["prepare.py", "--from", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        prepare_module.main()
     assert "allowed_targets=[evil_module]" in capsys.readouterr().err and not trace.exists()
 
 

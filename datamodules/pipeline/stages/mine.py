@@ -31,14 +31,15 @@ FUSIONS = ("reciprocal_rank", "score")
 
 @dataclass(eq=False)
 class Dense(Searcher):
-    """Exact search with an encoder, chunk by chunk: encode, search, forget.
+    """Exact search with encoders, chunk by chunk: encode, search, forget.
 
     Args:
-        encoder: of queries and passages.
+        encoder: of queries, and of passages.
         cache_dir: where token ids and embeddings are kept.
         chunk: passages encoded and searched at a time; bounds the memory.
         token_budget: tokens of a micro-batch; None takes the machine's.
         keep_embeddings: whether passage embeddings stay in the cache, for training and evaluation to find.
+        passage_encoder: of passages, where a model was tuned for queries alone; None takes ``encoder``.
     """
 
     encoder: TextEncoder
@@ -47,6 +48,7 @@ class Dense(Searcher):
     chunk: int = 100_000
     token_budget: int | None = None
     keep_embeddings: bool = True
+    passage_encoder: TextEncoder | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -54,20 +56,19 @@ class Dense(Searcher):
 
     def settings(self) -> dict[str, Any]:
         """See :class:`Searcher`."""
-        spec = self.encoder.spec
-        lengths = [spec.query_prompt, spec.passage_prompt, spec.query_max_length, spec.passage_max_length]
-        titles = {} if spec.passage_titles else {"passage_titles": False}
-        return {"encoder": self.encoder.fingerprint(), "prompts_and_lengths": lengths, "chunk": self.chunk} | titles
+        of_passages = {} if self.passage_encoder is None else {"passages": _identity(self.passage_encoder)}
+        return _identity(self.encoder, chunk=self.chunk) | of_passages
 
     def describe(self) -> str:
         """See :class:`Searcher`."""
-        encoder, spec = self.encoder, self.encoder.spec
+        encoder, passages = self.encoder, self.passage_encoder or self.encoder
         name = encoder.origin if encoder.name in encoder.origin else f"{encoder.name}, from {encoder.origin}"
+        of_passages = "" if passages is encoder else f"; passages by {passages.origin}"
         return (
-            f"{name}, {encoder.dimension} dimensions, pooling {spec.pooling}, prompts {spec.query_prompt!r} and "
-            f"{spec.passage_prompt!r}, at most {spec.query_max_length} tokens of a query and "
-            f"{spec.passage_max_length} of a passage{'' if spec.passage_titles else ' without its title'}, on "
-            f"{device_of(encoder)}"
+            f"{name}, {encoder.dimension} dimensions, pooling {encoder.spec.pooling}, prompts "
+            f"{encoder.spec.query_prompt!r} and {passages.spec.passage_prompt!r}, at most "
+            f"{encoder.spec.query_max_length} tokens of a query and {passages.spec.passage_max_length} of a passage"
+            f"{'' if passages.spec.passage_titles else ' without its title'}, on {device_of(encoder)}{of_passages}"
         )
 
     def parts(self, passages: int) -> list[range]:
@@ -78,14 +79,24 @@ class Dense(Searcher):
         """See :class:`Searcher`."""
         asked = self._embeddings(queries, "query", "encode queries")
         title = f"encode {corpus.name}" + ("" if len(part) == len(corpus) else f" {part.start:,} to {part.stop:,}")
-        passages = self._embeddings(corpus.read_by(self.encoder)[part.start : part.stop], "passage", title)
+        texts = corpus.read_by(self.passage_encoder or self.encoder)[part.start : part.stop]
+        passages = self._embeddings(texts, "passage", title)
         return Hits(*exact_search(asked, passages, k, first_row=part.start))
 
     def _embeddings(self, texts: pa.Array, kind: str, title: str) -> np.ndarray:
+        encoder = self.encoder if kind == "query" else self.passage_encoder or self.encoder
         if not self.keep_embeddings and kind == "passage":
-            return embed(self.encoder.tokenize(texts.to_pylist(), kind), self.encoder, self.token_budget, title)
-        tokens = cached_tokens(texts, self.encoder, kind, self.cache_dir)
-        return cached_embeddings(tokens, self.encoder, self.cache_dir, self.token_budget, title)
+            return embed(encoder.tokenize(texts.to_pylist(), kind), encoder, self.token_budget, title)
+        tokens = cached_tokens(texts, encoder, kind, self.cache_dir)
+        return cached_embeddings(tokens, encoder, self.cache_dir, self.token_budget, title)
+
+
+def _identity(encoder: TextEncoder, **more: Any) -> dict[str, Any]:
+    """What decides its embeddings."""
+    spec = encoder.spec
+    lengths = [spec.query_prompt, spec.passage_prompt, spec.query_max_length, spec.passage_max_length]
+    titles = {} if spec.passage_titles else {"passage_titles": False}
+    return {"encoder": encoder.fingerprint(), "prompts_and_lengths": lengths, **more} | titles
 
 
 @dataclass(eq=False)

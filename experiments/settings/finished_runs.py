@@ -1,0 +1,71 @@
+"""A finished run whose model is used again: what of its folder is read, and what that may not decide."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from callbacks.reporting.results import RESULTS, read_results
+from datamodules.storage.yaml_files import read_yaml
+from experiments.cli.rerun import CONFIG
+from experiments.settings.encoders import SPECS
+from experiments.settings.older_runs import as_now
+from retriever.errors import InputError
+
+Check = Callable[[DictConfig, Mapping[str, type]], None]
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A finished run.
+
+    Attributes:
+        name: of its arm.
+        seed: its own.
+        config: its configuration, of plain containers.
+        model: the exported model's folder, whose files say pooling, prompts and lengths.
+        base: the encoder that it began with, ready to be built.
+        frozen: whether passages keep the base model's embeddings.
+        is_reranker: whether it is a cross-encoder.
+    """
+
+    name: str
+    seed: int
+    config: dict[str, Any]
+    model: Path
+    base: DictConfig
+    frozen: bool
+    is_reranker: bool
+
+
+def finished_run(folder: Path, check: Check, allowed: Sequence[str], trust_remote_code: bool) -> FinishedRun:
+    """Read a run's folder; nothing is loaded yet.
+
+    Args:
+        folder: the run's, or what ``experiments.mix`` wrote.
+        check: of what its configuration calls.
+        allowed: what its configuration may call beside this project, ``allowed_targets``.
+        trust_remote_code: run the Python code that its model brings.
+
+    Raises:
+        InputError: it is not finished, exported no model, or calls what it may not.
+    """
+    results = read_results(folder)
+    if results is None:
+        raise InputError(
+            f"{folder}: no whole {RESULTS}, so this run is not finished. The command that began it goes on with it: "
+            f"resume={folder}."
+        )
+    exported = folder / "model"
+    if not exported.is_dir():
+        raise InputError(f"{folder}: no folder model in it: it ran with export=false. Run it again with export=true.")
+    config = as_now(read_yaml(folder / CONFIG, "Run that experiment again."))
+    # the folder may come from others: it decides nothing that runs foreign code, as with --from
+    own = config["encoder"] | {"trust_remote_code": trust_remote_code}
+    placed = OmegaConf.create({"encoder": own, "repeats": str(folder), "allowed_targets": list(allowed)})
+    check(placed, SPECS)
+    frozen = (config.get("module") or {}).get("train_passage_encoder") is False
+    is_reranker = "CrossEncoder" in str(config["encoder"].get("_target_"))
+    return FinishedRun(results["name"], results["seed"], config, exported, placed.encoder, frozen, is_reranker)
