@@ -103,7 +103,7 @@ def model_card(facts: CardFacts) -> str:
         path=Path,
         prompt=_prompt,
         shown=_shown,
-        teacher=_teacher,
+        teacher=teacher_names,
     )
 
 
@@ -159,7 +159,7 @@ def _left_out(data: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
-def _teacher(teacher: Any) -> str:
+def teacher_names(teacher: Any) -> str:
     """In words, of what a list file's metadata say: a sentence, or member → what is known of it."""
     if not isinstance(teacher, Mapping):
         return str(teacher or "unknown")

@@ -48,6 +48,7 @@ COMMANDS = {
     "criteria": {"--help": 0, "nowhere": 1},
     "mix": {"--help": 0, "nowhere --output mixed": 1},
     "bench": {"--help": 0, "--cfg job": 0, "list_lenth=1": 2, "corpus=nowhere": 2},
+    "push": {"--help": 0, "nowhere --repo me/small": 2, "nowhere --repo me/small --dry-run out": 1},
 }
 
 
