@@ -61,16 +61,15 @@ def test_no_placeholder_is_left():
 
 def test_readme_is_short_and_its_links_lead_on():
     assert len(README.splitlines()) <= 200
-    for path in [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "ATTRIBUTION.md")]:
-        for target in re.findall(r"\]\(([^)#]+)", path.read_text()):
+    for path in [*DOCUMENTS, ROOT / "ATTRIBUTION.md", ROOT / "CHANGELOG.md"]:
+        for target in re.findall(r"\]\(([^)#\s]+)", path.read_text()):
             assert "://" in target or (path.parent / target).exists(), f"{path.name}: {target}"
 
 
 def test_the_page_on_losses_shows_readmes_loss():
     page = (ROOT / "docs" / "how-to" / "own-loss.md").read_text()
-    for kind in ("python", "yaml"):
-        [shown] = re.findall(rf"```{kind}\n.*?```", README, re.DOTALL)
-        assert shown in page
+    for before in ("`my_losses.py`:", "`my_conf/module/list_mle.yaml`:"):
+        assert block(before) in page
 
 
 def test_every_page_is_in_the_sites_navigation():
