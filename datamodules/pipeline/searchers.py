@@ -1,14 +1,17 @@
 """What finds the passages of a query in a corpus: the interface, and BM25."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from datamodules.corpus import Corpus
-from datamodules.hits import Hits, bm25_search
+from datamodules.hits import Bm25Index, Hits
 from datamodules.text.words import METHOD
+
+SEARCHED = 8_192  # queries whose hits are in memory; twice the queries that faiss multiplies together
 
 
 class Searcher(ABC):
@@ -27,8 +30,8 @@ class Searcher(ABC):
         """Which passages are searched together."""
 
     @abstractmethod
-    def search(self, corpus: Corpus, part: range, queries: pa.Array, k: int) -> Hits:
-        """The best ``k`` of a part, as rows of the whole corpus."""
+    def search(self, corpus: Corpus, part: range, queries: pa.Array, k: int) -> Iterator[Hits]:
+        """The best ``k`` of a part, as rows of the whole corpus, for :data:`SEARCHED` queries after the other."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Bm25(Searcher):
         """See :class:`Searcher`."""
         return [range(passages)]
 
-    def search(self, corpus: Corpus, part: range, queries: pa.Array, k: int) -> Hits:
+    def search(self, corpus: Corpus, part: range, queries: pa.Array, k: int) -> Iterator[Hits]:
         """See :class:`Searcher`."""
-        return bm25_search(corpus.passages.to_pylist(), queries.to_pylist(), k, **asdict(self))
+        index = Bm25Index(corpus.passages.to_pylist(), queries.to_pylist(), **asdict(self))
+        yield from (index.best(k, slice(start, start + SEARCHED)) for start in range(0, len(queries), SEARCHED))

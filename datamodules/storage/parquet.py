@@ -1,7 +1,9 @@
 """Reading tables, Parquet and Arrow files: whole, valid, and what is wrong with them in words."""
 
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from retriever.errors import InputError, shown
 
 # How files are written: with a checksum of each page, so that what a disk or a network did to them is seen.
 PARQUET = {"compression": "zstd", "write_page_checksum": True}
+ROW_GROUP = 1_048_576  # rows that Arrow writes as one group where nothing else is said
 ARROW = (".arrow", ".feather")
 TABLES = (".parquet", *ARROW)
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
@@ -74,15 +77,79 @@ def open_table(path: Path) -> Any:
     return file
 
 
-def read_parquet(path: Path) -> pa.Table:
-    """Read a Parquet file whole; its pages are checked where the file has checksums.
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet file, or some of its columns; its pages are checked where the file has checksums.
 
     Raises:
         InputError: no such file, or a damaged one.
     """
     require_file(path)
     with _in_words(path, "not a whole Parquet file"):
-        return pq.read_table(path, page_checksum_verification=True)
+        return pq.read_table(path, columns=columns, page_checksum_verification=True)
+
+
+class ParquetRows:
+    """Any rows of a Parquet file; the row group that was read last stays in memory, and nothing else.
+
+    Args:
+        path: the file.
+        columns: their names; None reads all.
+
+    Raises:
+        InputError: as :func:`open_table`.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str] | None = None) -> None:
+        self._path, self._file = path, open_table(path)
+        self._columns = None if columns is None else list(columns)
+        metadata = self._file.metadata
+        sizes = [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
+        self._ends = list(accumulate(sizes))
+        self._read: tuple[int, pa.Table] | None = None
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def rows(self, start: int, stop: int) -> pa.Table:
+        """Read rows from ``start`` up to ``stop``, or to the end.
+
+        Raises:
+            InputError: they cannot be read.
+        """
+        stop, parts = min(stop, len(self)), []
+        while start < stop:
+            group = bisect_right(self._ends, start)
+            end = min(stop, self._ends[group])
+            begin = self._ends[group - 1] if group else 0
+            parts.append(self._group(group).slice(start - begin, end - start))
+            start = end
+        return pa.concat_tables(parts).combine_chunks() if parts else self._empty()
+
+    def _group(self, number: int) -> pa.Table:
+        if self._read is None or self._read[0] != number:
+            self._read = None  # not two at a time
+            with _in_words(self._path, "not a whole Parquet file"):
+                self._read = number, self._file.read_row_group(number, self._columns)
+        return self._read[1]
+
+    def _empty(self) -> pa.Table:
+        table = self._file.schema_arrow.empty_table()
+        return table if self._columns is None else table.select(self._columns)
+
+
+def regrouped(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
+    """Cut tables anew: the same rows in tables of ``size`` rows each, the last one of what is left."""
+    held: list[pa.Table] = []
+    count = 0
+    for table in tables:
+        held.append(table)
+        count += len(table)
+        while count >= size:
+            whole = pa.concat_tables(held)
+            yield whole.slice(0, size)
+            held, count = [whole.slice(size)], count - size
+    if count:
+        yield pa.concat_tables(held)
 
 
 def table_blocks(

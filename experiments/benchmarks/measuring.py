@@ -26,18 +26,19 @@ _CLEAR = Path("/proc/self/clear_refs")
 def measure(call: Callable[[], Any], device: torch.device) -> tuple[Any, dict[str, float]]:
     """Call once; its result and what it took.
 
-    That is ``seconds`` of wall time; ``peak_bytes``, the most memory that the process held during the call (on a GPU
-    what torch allocated there, else its resident set); and ``bytes``, how much of that it did not hold before.
+    That is ``seconds`` of wall time and ``cpu_seconds`` of this process; ``peak_bytes``, the most memory that the
+    process held during the call (on a GPU what torch allocated there, else its resident set); and ``bytes``, how much
+    of that it did not hold before.
     """
     _synchronize(device)
     before = _reset_peak(device)
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     result = call()
     _synchronize(device)
-    seconds = time.perf_counter() - began
+    took = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu}
     peak = _peak(device)
     # the kernel counts pages roughly
-    return result, {"seconds": seconds, "peak_bytes": peak, "bytes": max(0, peak - before)}
+    return result, {**took, "peak_bytes": peak, "bytes": max(0, peak - before)}
 
 
 def chosen_device(name: str) -> torch.device:

@@ -1,6 +1,7 @@
 """The parts of the benchmark: what is measured, in what order, and the tables that it fills."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from rich.console import Console
 from experiments.benchmarks import report
 from experiments.benchmarks.cost_model import needed_and_recomputed, paper_costs
 from experiments.benchmarks.measuring import medians, run_in_turns
+from experiments.benchmarks.scale import WORK
 from experiments.benchmarks.settings import PARTS
 from retriever.encoder.spec import EncoderSpec
 from retriever.errors import InputError
@@ -124,6 +126,39 @@ class Bench:
             f"{options['corpus']:,} passages evaluated once"
         )
         return self._table(title, report.cost_rows(estimates)) + f"\n{said}\n"
+
+    def scale(self) -> str:
+        """The stages of prepare and the opening of lists on made-up corpora, and what larger ones would take."""
+        options = self.config["scale"]
+        points: dict[str, list[dict[str, Any]]] = {name: [] for name in WORK}
+        for passages in options["passages"]:
+            folder = self.folder / "made_up" / str(passages)
+            own = {name: options[name] for name in ("depth", "bm25_queries")}
+            job = self._job("scale", folder=str(folder), passages=passages, **own)
+            [result] = self._run({f"{passages:,} passages": job}, 1, "scale")[f"{passages:,} passages"]
+            for name, took in result["work"].items():
+                points[name].append({"passages": passages, **took})
+            shutil.rmtree(folder, ignore_errors=True)
+        [encoding] = self._run(
+            {"encode": self._job("encode", folder=str(self.folder / "made_up" / "encoded"))}, 1, "rate"
+        )["encode"]
+        rates = {
+            name: work["per_passage"] / (work["per_second"] or encoding["per_second"])
+            for name, work in options["neural"].items()
+        }
+        self.report["scale"] = {"points": points, "seconds_a_passage": rates}
+        said = (
+            f"Lists: one for each passage, of 2 × {options['depth']} hits. Time is CPU time of one process with "
+            f"{self.threads} thread(s); memory is its own (no mapped files), above what it held before. Encoding: "
+            f"{encoding['per_second']:.0f} passages of 60 words a CPU second. Steps in blocks are shared by shard=…: "
+            "Hydra jobs of hydra/launcher=ray or submitit_slurm; the others are one process."
+        )
+        self.console.print(said)
+        tables = [
+            self._table("Preparing a made-up corpus, and opening its lists", report.scale_rows(points)),
+            self._table("What larger corpora would take", report.larger_rows(points, rates, options["extrapolated"])),
+        ]
+        return "\n".join(tables) + f"\n{said}\n"
 
     def _measured_steps(self) -> list[dict[str, Any]]:
         """The smallest and the largest step of ours that were measured; where there are not two, two are measured."""

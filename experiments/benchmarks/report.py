@@ -1,6 +1,7 @@
 """Tables (terminal and Markdown) and plots of what a benchmark measured."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from datamodules.storage.files import atomic_path
+from experiments.benchmarks.scale import IN_BLOCKS, exponent, extrapolated
 
 _WORDS = {"ours": "this project", "st": "sentence-transformers", "plain": "plain loop", "beir": "beir"}
 
@@ -77,6 +79,45 @@ def cost_rows(estimates: Sequence[dict[str, float]]) -> list[dict[str, str]]:
         }
         for found in estimates
     ]
+
+
+def scale_rows(points: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, str]]:
+    """Rows of the table of what the steps of a preparation took at each size."""
+    rows = []
+    for name, found in points.items():
+        row = {"step": name.replace("_", ", ")}
+        row |= {f"{p['passages']:,}: CPU s": f"{p['cpu_seconds']:.1f}" for p in found}
+        row["time grows with n to the"] = f"{exponent(found):.2f}" if len(found) > 1 else ""
+        row |= {f"{p['passages']:,}: GiB": f"{p['bytes'] / 2**30:.2f}" for p in found}
+        row["GiB left on disk"] = f"{found[-1]['disk_bytes'] / 2**30:.2f}"
+        rows.append(row)
+    return rows
+
+
+def larger_rows(
+    points: Mapping[str, Sequence[dict[str, Any]]], rates: Mapping[str, float], sizes: Sequence[int]
+) -> list[dict[str, str]]:
+    """Rows of the table of what larger corpora would take.
+
+    Args:
+        points: step → what it took at each size.
+        rates: work of a network → seconds a passage.
+        sizes: numbers of passages.
+    """
+    rows = []
+    for name in (*points, *rates):
+        row = {"step": name.replace("_", ", "), "shared": "in blocks" if name in IN_BLOCKS else "one process"}
+        for size in sizes:
+            found = extrapolated(points[name], size) if name in points else {"cpu_seconds": rates[name] * size}
+            hours = found["cpu_seconds"] / 3600
+            processes = math.ceil(hours / 24)
+            row[f"{size:,}: hours"] = f"{hours:,.1f}"
+            row[f"{size:,}: GiB"] = f"{found['bytes'] / 2**30:.1f}" if "bytes" in found else ""
+            row[f"{size:,}: GiB of disk"] = f"{found['disk_bytes'] / 2**30:.0f}" if "bytes" in found else ""
+            one = name in IN_BLOCKS or processes == 1
+            row[f"{size:,}: processes for a day"] = f"{processes:,}" if one else "takes longer"
+        rows.append(row)
+    return rows
 
 
 def plot_curves(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:

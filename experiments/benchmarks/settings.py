@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 from experiments.settings.common import CommonSettings
 from retriever.errors import choose, require_positive
 
-Part = Literal["step", "profile", "evaluation", "curves", "cost"]
+Part = Literal["step", "profile", "evaluation", "curves", "cost", "scale"]
 PARTS: tuple[str, ...] = get_args(Part)
 SYSTEMS = ("ours_infonce", "st_infonce", "plain_infonce", "ours_kl", "st_kl")
 
@@ -67,6 +67,25 @@ class CurvesPart:
     queries: Sequence[int]
 
 
+@dataclass(frozen=True)
+class NeuralWork:
+    """Work of a network: how many texts a passage of the corpus makes, and how many a second (None: as encoding)."""
+
+    per_passage: float
+    per_second: float | None
+
+
+@dataclass(frozen=True)
+class ScalePart:
+    """``scale``."""
+
+    passages: Sequence[int]
+    extrapolated: Sequence[int]
+    depth: int
+    bm25_queries: int
+    neural: Mapping[str, NeuralWork]
+
+
 @dataclass(frozen=True, kw_only=True)
 class BenchSettings(CommonSettings):
     """The top of the configuration."""
@@ -89,6 +108,7 @@ class BenchSettings(CommonSettings):
     evaluation: EvaluationPart
     curves: CurvesPart
     cost: Mapping[str, Any]
+    scale: ScalePart
 
     def __post_init__(self) -> None:
         """Refuse lengths of nothing."""

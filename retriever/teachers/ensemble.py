@@ -8,6 +8,8 @@ import numpy as np
 from retriever.errors import InputError, choose, require_positive
 from retriever.teachers.base import Teacher
 
+SCALED_BETWEEN = (1.0, 99.0)  # percentiles of a member's scores
+
 
 class Ensemble(Teacher):
     """Several teachers, each scaled to [0, 1] between the 1st and the 99th percentile of all its scores, and averaged.
@@ -49,11 +51,15 @@ class Ensemble(Teacher):
         """Score n pairs, float32 [n]; percentiles are those of these pairs."""
         return self.combine({name: m.score_pairs(queries, passages).scores for name, m in self.members.items()})
 
-    def combine(self, raw: Mapping[str, np.ndarray]) -> np.ndarray:
+    def combine(
+        self, raw: Mapping[str, np.ndarray], scales: Mapping[str, tuple[float, float]] | None = None
+    ) -> np.ndarray:
         """Scale and average scores of the same pairs.
 
         Args:
             raw: member → float32 [n].
+            scales: member → the percentiles :data:`SCALED_BETWEEN` of all its scores, where these are but a part of
+                them; None: those of these pairs.
 
         Returns:
             float32 [n], in [0, 1]; the raw scores where there is one member.
@@ -64,7 +70,7 @@ class Ensemble(Teacher):
         for name, scores in raw.items():
             # in float64: a teacher's scores may lie in a band that is narrow beside their size
             scores = scores.astype(np.float64)
-            low, high = np.percentile(scores, [1, 99])
+            low, high = scales[name] if scales else np.percentile(scores, SCALED_BETWEEN)
             scaled = np.clip((scores - low) / (high - low if high > low else 1.0), 0.0, 1.0)
             total += self.weights[name] * scaled.astype(np.float32)
         return total.astype(np.float32)

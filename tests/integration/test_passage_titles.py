@@ -85,7 +85,8 @@ def test_miners_read_what_their_encoder_reads(tiny_model, small_scifact, untitle
     for name, corpus, titles in (("out", with_titles, False), ("without", texts, True), ("titles", with_titles, True)):
         encoder = TextEncoder.from_pretrained(str(tiny_model), passage_max_length=64, passage_titles=titles)
         dense = Dense(encoder, tmp_path)
-        found[name] = dense.search(corpus, range(len(corpus)), queries, 10).rows.tolist(), dense.settings()
+        [hits] = dense.search(corpus, range(len(corpus)), queries, 10)
+        found[name] = hits.rows.tolist(), dense.settings()
         assert ("without its title" in dense.describe()) == (not titles)
     assert found["out"][0] == found["without"][0] != found["titles"][0]
     assert found["out"][1] != found["without"][1] == found["titles"][1]

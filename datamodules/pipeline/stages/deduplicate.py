@@ -1,23 +1,29 @@
 """Stage deduplicate: passages that say the same as another one are left out of what queries are written from."""
 
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from datamodules.corpus import Corpus
-from datamodules.pipeline.stages.stage import Stage, table_writer
-from datamodules.text.near_texts import NearTexts, checked_threshold
+from datamodules.pipeline.stages.stage import Blocks, Stage, table_writer
+from datamodules.storage.parquet import ROW_GROUP, regrouped
+from datamodules.storage.sorted_texts import SortedTexts
+from datamodules.text.near_texts import NearTexts, band_hashes, checked_threshold, groups_with_bands_in_common
 from datamodules.text.words import METHOD, count_characters, normalize_texts
 from retriever.errors import require_positive
 
 KEPT = pa.schema([("passage_id", pa.string())])
 REMOVED = pa.schema([("passage_id", pa.string()), ("reason", pa.string()), ("kept_id", pa.string())])
 _BLOCK = 10_000
+_WRITTEN = 131_072  # passages whose verdicts are written together
+_KEPT, _SHORT, _EQUAL, _CONTAINED, _NEAR = range(5)
 
 
 @dataclass(eq=False)
@@ -28,6 +34,10 @@ class Deduplicate(Stage):
     begins with, or, sorted by the reversed texts, ends with, is contained in it and falls out (arXiv 2505.19274's
     code); of equal texts the first of the corpus stays. Near duplicates are found by MinHash (``rensa``) and verified
     by the exact Jaccard similarity of their three-word shingles; a letter of a script without spaces is a word there.
+
+    Texts are normalised and hashed in blocks; sorted and compared they are on the disk, which takes their size three
+    times and 8 bytes a passage and band of MinHash. In memory are a few numbers for each passage, and no texts but
+    those that are being compared: of passages that resemble one another, those that stay.
 
     Output: ``passages.parquet`` (passage_id, in the corpus' order) and ``removed.parquet`` (passage_id, reason,
     kept_id: the passage that stays in its place).
@@ -66,83 +76,120 @@ class Deduplicate(Stage):
         return {"corpus": self.corpus.sha256}
 
     def block_sizes(self) -> list[int]:
-        """One block: every text is compared with all others."""
-        return [len(self.corpus)]
+        """Passages of each block."""
+        return [min(_BLOCK, len(self.corpus) - start) for start in range(0, len(self.corpus), _BLOCK)]
 
     def run_block(self, number: int, advance: Callable[[int], None]) -> pa.Table:
-        """Every passage with the reason why it falls out, or null."""
-        texts = self._normalized(advance)
-        reasons = np.full(len(texts), None, dtype=object)
-        stays = np.arange(len(texts))
+        """The normalised texts, null where one is too short, and the hashes of their MinHash' bands, [n · bands]."""
+        passages = self.corpus.passages[number * _BLOCK : (number + 1) * _BLOCK].to_pylist()
+        texts = normalize_texts(passages, self.ignore_digits)
         short = np.array([count_characters(t) < self.min_characters for t in texts], dtype=bool)
-        reasons[short] = f"under {self.min_characters} characters"
-        stays[short] = -1
-        for row, other, equal in contained_texts(texts, np.flatnonzero(~short)):
-            reasons[row], stays[row] = "equal" if equal else "contained", other
+        table = pa.table({"text": pa.array(texts, pa.string(), mask=short)})
         if self.near_jaccard is not None:
-            left = [row for row in range(len(texts)) if reasons[row] is None]
-            for row, other in near_duplicates(texts, left, self.near_jaccard, self.permutations):
-                reasons[row], stays[row] = "nearly equal", other
-        ids = self.corpus.ids
-        # what stays in a passage's place may have fallen out later itself: follow it to the one that is there
-        kept = [None if reasons[r] is None or stays[r] < 0 else ids[_last(stays, r)].as_py() for r in range(len(texts))]
-        return pa.table([ids, pa.array(list(reasons), pa.string()), pa.array(kept, pa.string())], schema=REMOVED)
+            hashes = band_hashes(texts, self.near_jaccard, self.permutations)
+            bands = pa.FixedSizeListArray.from_arrays(pa.array(hashes.ravel()), hashes.shape[1])
+            table = table.append_column("bands", bands)
+        advance(len(texts))
+        return table
 
-    def finish(self, blocks: Iterator[pa.Table], folder: Path) -> dict[str, Any]:
+    def finish(self, blocks: Blocks, folder: Path) -> dict[str, Any]:
         """See :class:`Stage`."""
-        counts: Counter[str] = Counter()
+        verdict, stays = np.full(len(self.corpus), _SHORT, np.int8), np.arange(len(self.corpus))
         with (
-            table_writer(folder / "passages.parquet", KEPT) as kept,
-            table_writer(folder / "removed.parquet", REMOVED) as removed,
+            tempfile.TemporaryDirectory(dir=folder, prefix=".compared-", suffix=".tmp") as scratch,
+            SortedTexts(Path(scratch)) as texts,
         ):
-            for table in blocks:
-                stays = table["reason"].is_null()
-                kept(table.filter(stays).select(KEPT.names))
-                removed(table.filter(table["reason"].is_valid()))
-                counts.update(reason or "kept" for reason in table["reason"].to_pylist())
+            bands = _write_texts(blocks, texts, Path(scratch), verdict)
+            for row, other, equal in contained_texts(texts, len(verdict)):
+                verdict[row], stays[row] = _EQUAL if equal else _CONTAINED, other
+            if self.near_jaccard is not None:
+                for rows in groups_with_bands_in_common(bands, np.flatnonzero(verdict == _KEPT), _BLOCK):
+                    for row, other in near_duplicates(texts, rows.tolist(), self.near_jaccard, self.permutations):
+                        verdict[row], stays[row] = _NEAR, other
+        with (
+            table_writer(folder / "passages.parquet", KEPT) as write_kept,
+            table_writer(folder / "removed.parquet", REMOVED) as write_removed,
+        ):
+            for table in regrouped(self._kept(verdict), ROW_GROUP):
+                write_kept(table)
+            for table in regrouped(self._removed(verdict, stays), ROW_GROUP):
+                write_removed(table)
+        counts = Counter({self._reason(code): int((verdict == code).sum()) for code in np.unique(verdict)})
         return {"passages": counts.total(), "kept": counts["kept"], **dict(sorted(counts.items()))}
 
-    def _normalized(self, advance: Callable[[int], None]) -> list[str]:
-        texts: list[str] = []
-        for start in range(0, len(self.corpus), _BLOCK):
-            block = self.corpus.passages[start : start + _BLOCK].to_pylist()
-            texts += normalize_texts(block, self.ignore_digits)
-            advance(len(block))
-        return texts
+    def _kept(self, verdict: np.ndarray) -> Iterator[pa.Table]:
+        for start in range(0, len(verdict), _WRITTEN):
+            ids = self.corpus.ids[start : start + _WRITTEN]
+            yield pa.table([ids.filter(pa.array(verdict[start : start + _WRITTEN] == _KEPT))], schema=KEPT)
+
+    def _removed(self, verdict: np.ndarray, stays: np.ndarray) -> Iterator[pa.Table]:
+        for start in range(0, len(verdict), _WRITTEN):
+            rows = start + np.flatnonzero(verdict[start : start + _WRITTEN] != _KEPT)
+            # what stays in a passage's place may have fallen out later itself: follow it to the one that is there
+            last = np.array([_last(stays, row) for row in rows.tolist()], np.int64)
+            kept = self.corpus.ids.take(pa.array(last, mask=verdict[rows] == _SHORT))
+            reasons = pa.array([self._reason(code) for code in verdict[rows]], pa.string())
+            yield pa.table([self.corpus.ids.take(pa.array(rows)), reasons, kept], schema=REMOVED)
+
+    def _reason(self, code: int) -> str:
+        return ("kept", f"under {self.min_characters} characters", "equal", "contained", "nearly equal")[code]
 
 
-def contained_texts(texts: list[str], rows: np.ndarray) -> Iterator[tuple[int, int, bool]]:
+def _write_texts(blocks: Iterable[pa.Table], texts: SortedTexts, folder: Path, verdict: np.ndarray) -> list[np.ndarray]:
+    """Put the texts of all blocks where they are sorted; return each band's hashes, memory-mapped uint64 [N]."""
+    start, bands = 0, 0
+    for table in blocks:
+        rows = start + np.flatnonzero(pc.is_valid(table["text"]).to_numpy())
+        texts.append(zip(rows.tolist(), table["text"].drop_null().to_pylist(), strict=True))
+        verdict[rows] = _KEPT
+        if "bands" in table.column_names:
+            bands = table.schema.field("bands").type.list_size
+            values = table["bands"].combine_chunks().flatten().to_numpy().reshape(len(table), bands)
+            for number in range(bands):
+                with open(folder / f"{number}.band", "ab") as file:
+                    file.write(np.ascontiguousarray(values[:, number]).data)
+        start += len(table)
+    return [np.memmap(folder / f"{number}.band", np.uint64, "r") for number in range(bands)]
+
+
+def contained_texts(texts: SortedTexts, rows: int) -> Iterator[tuple[int, int, bool]]:
     """Rows whose text begins or ends a neighbour's in sorted order, or equals an earlier row's.
+
+    Args:
+        texts: of some of the rows.
+        rows: how many there are.
 
     Yields:
         (row that falls out, row that stays for it, whether the two are equal), a row once.
     """
-    gone: set[int] = set()
-    for read in (lambda row: texts[row], lambda row: texts[row][::-1]):
-        # the longest of a run of prefixes comes last: from the end, each is compared with the next that stays
-        order = sorted((r for r in rows.tolist() if r not in gone), key=lambda r: (read(r), -r))
-        stays = None
-        for row in reversed(order):
-            if stays is not None and read(stays).startswith(read(row)):
-                gone.add(row)
-                yield row, stays, texts[row] == texts[stays]
+    gone = np.zeros(rows, dtype=bool)
+    for reverse in (False, True):
+        # the longest of a run of prefixes comes first: each is compared with the last that stays
+        stays, longest = -1, ""
+        for row, text in texts.descending(reverse):
+            if gone[row]:
+                continue
+            if stays >= 0 and longest.startswith(text):
+                gone[row] = True
+                yield row, stays, text == longest
             else:
-                stays = row
+                stays, longest = row, text
 
 
 def near_duplicates(
-    texts: list[str], rows: list[int], threshold: float, permutations: int
+    texts: SortedTexts, rows: list[int], threshold: float, permutations: int
 ) -> Iterator[tuple[int, int]]:
     """Rows that are nearly equal to an earlier one that stays: (row, the one that stays)."""
     kept = NearTexts(threshold, permutations)
     for start in range(0, len(rows), _BLOCK):
         block = rows[start : start + _BLOCK]
-        for row, hashed in zip(block, kept.hashed([texts[r] for r in block]), strict=True):
-            found = kept.find(texts[row], hashed)
-            if found is None:
-                kept.add(row, texts[row], hashed)
+        found = texts.read(block)
+        for row, text, hashed in zip(block, found, kept.hashed(found), strict=True):
+            near = kept.find(text, hashed)
+            if near is None:
+                kept.add(row, text, hashed)
             else:
-                yield row, found[0]
+                yield row, near[0]
 
 
 def _last(stays: np.ndarray, row: int) -> int:

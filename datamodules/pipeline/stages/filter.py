@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import KW_ONLY, dataclass, fields
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datamodules.normalization import confident
-from datamodules.pipeline.stages.stage import Output, Stage, table_writer
+from datamodules.pipeline.stages.stage import BLOCK_ROWS, Blocks, Output, Stage, table_writer
 from datamodules.pipeline.stages.student import Student, of_candidates
 from datamodules.query_lists.files import to_ragged
 from datamodules.query_lists.query_list import to_offsets
+from datamodules.storage.parquet import ROW_GROUP, ParquetRows, open_table, regrouped, table_blocks
+from datamodules.streamed_quantiles import streamed_quantiles
 from retriever.errors import InputError, choose, require_positive
 
 SCALE = [1, 99]  # percentiles
+_SCORED = "scored.parquet"
+_KIND = ("group", "query_type")
 
 
 @dataclass(eq=False)
@@ -85,46 +87,83 @@ class Filter(Stage):
 
     def block_sizes(self) -> list[int]:
         """One block: quantiles are of all lists."""
-        return [len(self._table)]
+        return [len(ParquetRows(self.scored.file(_SCORED)))]
 
     def run_block(self, number: int, advance: Callable[[int], None]) -> pa.Table:
         """The rule that takes each list, or null."""
-        table = self._table
-        group = np.array(table["group"].to_pylist(), dtype=object)
-        kind = np.array(table["query_type"].to_pylist(), dtype=object)
-        verdict = np.full(len(table), None, dtype=object)
-        exempt = np.isin(group, list(self.exempt))
-        for rule, fails in self._rules(table):
-            verdict[fails & ~exempt & _alive(verdict)] = rule
+        verdict = np.full(self.block_sizes()[0], None, dtype=object)
+        no_list = np.zeros(len(verdict), dtype=bool)
+        for start, table in self._parts():
+            part, exempt = verdict[start : start + len(table)], self._is_exempt(table)
+            no_list[start : start + len(table)] = _lengths(table) < 2  # two candidates are what a list is
+            for rule, fails in self._rules(table):
+                part[fails & ~exempt & _alive(part)] = rule
         if self.min_top_quantile is not None:
-            alive = np.flatnonzero(_alive(verdict) & (_lengths(table) > 0))
-            scores, offsets = _scores(table.take(pa.array(alive)))
-            types = np.unique(group[alive] + "\n" + kind[alive], return_inverse=True)[1]
-            low = alive[~confident(scores, offsets, types, self.min_top_quantile)]
-            verdict[low[~exempt[low]]] = "low score"
-        # two candidates are what a list is
-        verdict[(_lengths(table) < 2) & _alive(verdict)] = "short list"
-        advance(len(table))
+            self._judge_by_quantile(verdict, self.min_top_quantile)
+        verdict[no_list & _alive(verdict)] = "short list"
+        advance(len(verdict))
         return pa.table({"rule": pa.array(list(verdict), pa.string())})
 
-    def finish(self, blocks: Iterator[pa.Table], folder: Path) -> dict[str, Any]:
+    def finish(self, blocks: Blocks, folder: Path) -> dict[str, Any]:
         """See :class:`Stage`."""
         rule = pa.concat_tables(blocks)["rule"]
-        kept = self._table.filter(pc.is_null(rule))
-        with table_writer(folder / "filtered.parquet", kept.schema) as append:
-            append(_cut(kept, self.keep))
+        kept = (
+            _cut(table.filter(pc.is_null(rule[start : start + len(table)])), self.keep)
+            for start, table in self._parts()
+        )
+        with table_writer(folder / "filtered.parquet", open_table(self.scored.file(_SCORED)).schema_arrow) as append:
+            for table in regrouped(kept, ROW_GROUP):
+                append(table)
         counts: dict[str, dict[str, dict[str, int]]] = {}
-        columns = (self._table["group"].to_pylist(), self._table["query_type"].to_pylist(), rule.to_pylist())
-        for group, kind, found in zip(*columns, strict=True):
-            line = counts.setdefault(group, {}).setdefault(kind, {})
-            line[found or "kept"] = line.get(found or "kept", 0) + 1
-        scale = score_scale(self._table, pc.or_(pc.is_null(rule), pc.fill_null(pc.equal(rule, "low score"), False)))
-        return {"lists": len(rule), "kept": len(kept), "by_type": counts, "scale": scale}
+        for start, table in self._parts(*_KIND):
+            names = (table[name].to_pylist() for name in _KIND)
+            for group, kind, found in zip(*names, rule[start : start + len(table)].to_pylist(), strict=True):
+                line = counts.setdefault(group, {}).setdefault(kind, {})
+                line[found or "kept"] = line.get(found or "kept", 0) + 1
+        return {"lists": len(rule), "kept": rule.null_count, "by_type": counts, "scale": self._scale(rule)}
 
-    @cached_property
-    def _table(self) -> pa.Table:
-        table = self.scored.table("scored.parquet")
-        return table if self.student is None else self.student.candidates(table)
+    def _parts(self, *columns: str) -> Iterator[tuple[int, pa.Table]]:
+        """Some lists at a time, with the number of the first; of these columns, or all."""
+        student = None if columns == _KIND else self.student
+        wanted = [*columns, "passage_ids"] if columns and student else [*columns] or None
+        for start, table in table_blocks(self.scored.file(_SCORED), BLOCK_ROWS, wanted):
+            yield start, table if student is None else student.candidates(table, start)
+
+    def _is_exempt(self, table: pa.Table) -> np.ndarray:
+        return pc.is_in(table["group"], value_set=pa.array(self.exempt, pa.string())).to_numpy()
+
+    def _judge_by_quantile(self, verdict: np.ndarray, quantile: float) -> None:
+        """Take the lists whose best score is below a quantile of all scores of their group and type."""
+
+        def read() -> Iterator[tuple[tuple[str, str], np.ndarray]]:
+            for start, table in self._parts(*_KIND, "teacher_scores"):
+                yield from _scores_by_kind(table, _alive(verdict[start : start + len(table)]))
+
+        floors = {kind: floor for kind, [floor] in streamed_quantiles(read, [quantile]).items()}
+        for start, table in self._parts(*_KIND, "teacher_scores"):
+            part, scores = verdict[start : start + len(table)], pc.list_slice(table["teacher_scores"], 0, 1)
+            scores, lengths = to_ragged(scores)  # the best one of each list that has any
+            best = np.full(len(table), np.inf)
+            best[lengths > 0] = scores.to_numpy(zero_copy_only=False)
+            floor = np.array([floors.get(kind, -np.inf) for kind in _kinds(table)])
+            part[(best < floor) & _alive(part) & ~self._is_exempt(table)] = "low score"
+
+    def _scale(self, rule: pa.ChunkedArray) -> dict[str, dict[str, list[float]]]:
+        """Group → query type → first and 99th percentile of the scores of the lists that none but the last rule takes.
+
+        All candidates of each count: with these, scores are normalised in the same way whatever is cut from the lists
+        later.
+        """
+        counted = pc.or_(pc.is_null(rule), pc.fill_null(pc.equal(rule, "low score"), False)).to_numpy()
+
+        def read() -> Iterator[tuple[tuple[str, str], np.ndarray]]:
+            for start, table in self._parts(*_KIND, "teacher_scores"):
+                yield from _scores_by_kind(table, counted[start : start + len(table)])
+
+        scale: dict[str, dict[str, list[float]]] = {}
+        for (group, kind), found in sorted(streamed_quantiles(read, [percent / 100 for percent in SCALE]).items()):
+            scale.setdefault(group, {})[kind] = found
+        return scale
 
     def _rules(self, table: pa.Table) -> Iterator[tuple[str, np.ndarray]]:
         if self.consistency_rank is not None:
@@ -152,32 +191,24 @@ class Filter(Stage):
             yield "low score", low
 
 
-def score_scale(table: pa.Table, lists: pa.ChunkedArray) -> dict[str, dict[str, list[float]]]:
-    """Group → query type → first and 99th percentile of the scores of some lists (bool [N]), all candidates of each.
+def _kinds(table: pa.Table) -> list[tuple[str, str]]:
+    """Group and query type of each list."""
+    return list(zip(*(table[name].to_pylist() for name in _KIND), strict=True))
 
-    With these, scores are normalised in the same way whatever is cut from the lists later.
-    """
-    table = table.filter(lists)
-    values, offsets = _scores(table)
-    names = list(zip(table["group"].to_pylist(), table["query_type"].to_pylist(), strict=True))
-    number = np.repeat(np.arange(len(table)), np.diff(offsets))
-    scale: dict[str, dict[str, list[float]]] = {}
-    for group, kind in sorted(set(names)):
-        inside = values[np.array([name == (group, kind) for name in names], dtype=bool)[number]]
-        if len(inside):
-            scale.setdefault(group, {})[kind] = np.percentile(inside, SCALE).tolist()
-    return scale
+
+def _scores_by_kind(table: pa.Table, lists: np.ndarray) -> Iterator[tuple[tuple[str, str], np.ndarray]]:
+    """Group and query type, and the scores of those of the lists (bool [N]) that are of it."""
+    numbers: dict[tuple[str, str], list[int]] = {}
+    for number, kind in enumerate(_kinds(table)):
+        if lists[number]:
+            numbers.setdefault(kind, []).append(number)
+    for kind, rows in numbers.items():
+        yield kind, to_ragged(table["teacher_scores"].take(pa.array(rows)))[0].to_numpy(zero_copy_only=False)
 
 
 def _alive(verdict: np.ndarray) -> np.ndarray:
     """The lists that no rule has taken."""
     return np.array([rule is None for rule in verdict], dtype=bool)
-
-
-def _scores(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """The scores of all lists, float64 [T], and where each list begins, int64 [N + 1]."""
-    values, lengths = to_ragged(table["teacher_scores"])
-    return values.to_numpy(zero_copy_only=False).astype(np.float64), to_offsets(lengths)
 
 
 def _lengths(table: pa.Table) -> np.ndarray:

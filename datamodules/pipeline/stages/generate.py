@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from datamodules.corpus import Corpus
 from datamodules.pipeline.engines import Answer, Engine
 from datamodules.pipeline.query_cleaning import clean_query, language_notes
 from datamodules.pipeline.query_types import QueryType
-from datamodules.pipeline.stages.stage import Output, Stage, table_writer
+from datamodules.pipeline.stages.stage import Blocks, Output, Stage, table_writer
 from datamodules.text.words import METHOD
 from retriever.errors import InputError, require_positive
 
@@ -116,7 +116,7 @@ class Generate(Stage):
         columns = list(zip(*rows, strict=True))
         return pa.table([pa.array(c, pa.string()) for c in columns], schema=_BLOCK)
 
-    def finish(self, blocks: Iterator[pa.Table], folder: Path) -> dict[str, Any]:
+    def finish(self, blocks: Blocks, folder: Path) -> dict[str, Any]:
         """See :class:`Stage`."""
         seen: set[str] = set()
         counts: dict[str, Counter] = {kind.name: Counter() for kind in self.types}

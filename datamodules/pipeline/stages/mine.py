@@ -1,6 +1,8 @@
 """Stage mine: candidates of every query, from any number of retrievers, fused into one list."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +14,9 @@ import pyarrow as pa
 from datamodules.caches import cached_embeddings, cached_tokens, embed
 from datamodules.corpus import Corpus
 from datamodules.hits import Hits, fuse_ranks, fuse_scores
-from datamodules.pipeline.searchers import Searcher
+from datamodules.pipeline.searchers import SEARCHED, Searcher
 from datamodules.pipeline.stages.sample import named_passages
-from datamodules.pipeline.stages.stage import Output, Stage, table_writer
+from datamodules.pipeline.stages.stage import BLOCK_ROWS, Blocks, Output, Stage, table_writer
 from datamodules.query_lists.files import to_ragged
 from retriever.encoder.encoding import device_of
 from retriever.encoder.text_encoder import TextEncoder
@@ -24,7 +26,7 @@ from retriever.search import exact_search, merge_hits
 NOWHERE = 2**31  # the rank of a positive that is not among the hits
 RUN = pa.schema([("rows", pa.list_(pa.int32())), ("scores", pa.list_(pa.float32()))])
 _METHOD = 2  # raise it where the same settings give other candidates
-_ROW_GROUP = 10_000
+_CANDIDATES = ""  # no retriever is called so
 _NAMING = ("query_id", "query_type", "positive_ids")
 FUSIONS = ("reciprocal_rank", "score")
 
@@ -75,13 +77,14 @@ class Dense(Searcher):
         """See :class:`Searcher`."""
         return [range(s, min(s + self.chunk, passages)) for s in range(0, passages, self.chunk)]
 
-    def search(self, corpus: Corpus, part: range, queries: pa.Array, k: int) -> Hits:
+    def search(self, corpus: Corpus, part: range, queries: pa.Array, k: int) -> Iterator[Hits]:
         """See :class:`Searcher`."""
         asked = self._embeddings(queries, "query", "encode queries")
         title = f"encode {corpus.name}" + ("" if len(part) == len(corpus) else f" {part.start:,} to {part.stop:,}")
         texts = corpus.read_by(self.passage_encoder or self.encoder)[part.start : part.stop]
         passages = self._embeddings(texts, "passage", title)
-        return Hits(*exact_search(asked, passages, k, first_row=part.start))
+        for start in range(0, len(asked), SEARCHED):
+            yield Hits(*exact_search(asked[start : start + SEARCHED], passages, k, first_row=part.start))
 
     def _embeddings(self, texts: pa.Array, kind: str, title: str) -> np.ndarray:
         encoder = self.encoder if kind == "query" else self.passage_encoder or self.encoder
@@ -176,48 +179,57 @@ class Mine(Stage):
         """A block per retriever and part of the corpus."""
         return [len(part) for _, part in self._parts]
 
-    def run_block(self, number: int, advance: Callable[[int], None]) -> pa.Table:
+    def run_block(self, number: int, advance: Callable[[int], None]) -> Iterator[pa.Table]:
         """One retriever's hits in one part of the corpus, for all queries."""
         name, part = self._parts[number]
         hits = self.retrievers[name].search(self.corpus, part, self._queries["query"].combine_chunks(), self.depth)
+        yield from map(hits_to_table, hits)
         advance(len(part))
-        return hits_to_table(hits)
 
-    def finish(self, blocks: Iterator[pa.Table], folder: Path) -> dict[str, Any]:
+    def finish(self, blocks: Blocks, folder: Path) -> dict[str, Any]:
         """See :class:`Stage`."""
+        counts, lengths = Counter[str](), []
+        with ExitStack() as files:
+            names = {name: f"run.{name}.parquet" for name in self.retrievers}
+            append = {
+                name: files.enter_context(table_writer(folder / file, RUN))
+                for name, file in {**names, _CANDIDATES: "candidates.parquet"}.items()
+            }
+            for part in _slices(len(self._queries)):
+                runs = self._runs(blocks, part)
+                fused = self._fused(runs, part)
+                for name, hits in {**runs, _CANDIDATES: fused}.items():
+                    append[name](hits_to_table(hits))
+                lengths.append((fused.rows >= 0).sum(1))
+                for name, hits in runs.items():
+                    ranks = first_ranks(hits, self._positives[part])
+                    counts[f"positive in {name}"] += int((ranks <= self.depth).sum())
+                if self.drop_identical_ids:
+                    own = self._own[part]
+                    hit = np.any([(hits.rows == own[:, None]).any(1) for hits in runs.values()], axis=0) & (own >= 0)
+                    counts["left out: of the query's id"] += int(hit.sum())
+        found = np.concatenate(lengths)
+        of_lists = {"queries": len(found), "candidates": int(found.sum()), "fewest": int(found.min())}
+        return of_lists | {name: count for name, count in counts.items() if count or name.startswith("positive")}
+
+    def _runs(self, blocks: Blocks, part: slice) -> dict[str, Hits]:
+        """Each retriever's hits for some queries in the whole corpus, without what is dropped."""
         runs: dict[str, Hits] = {}
-        for (name, _), table in zip(self._parts, blocks, strict=True):
-            found = table_to_hits(table)
+        for number, (name, _) in enumerate(self._parts):
+            found = table_to_hits(blocks.rows(number, part.start, part.stop))
             if name in runs:
                 parts = [(runs[name].scores, runs[name].rows), (found.scores, found.rows)]
                 found = Hits(*merge_hits(parts, self.depth))
             runs[name] = found
-        if len(self._dropped):
-            runs = {name: self._without(hits) for name, hits in runs.items()}
-        for name, hits in runs.items():
-            with table_writer(folder / f"run.{name}.parquet", RUN) as append:
-                for part in _slices(len(hits.rows)):
-                    append(hits_to_table(_part(hits, part)))
-        lengths = self._write_candidates(runs, folder / "candidates.parquet")
-        ranks = {name: first_ranks(hits, self._positives) for name, hits in runs.items()}
-        places = {f"positive in {name}": int((r <= self.depth).sum()) for name, r in ranks.items()}
-        counts = {"queries": len(lengths), "candidates": int(lengths.sum()), "fewest": int(lengths.min()), **places}
-        own = self._own if self.drop_identical_ids else np.full(len(lengths), -1)
-        hit = np.any([(hits.rows == own[:, None]).any(1) for hits in runs.values()], axis=0) & (own >= 0)
-        return counts | ({"left out: of the query's id": int(hit.sum())} if hit.any() else {})
+        return {name: self._without(hits, part) for name, hits in runs.items()} if len(self._dropped) else runs
 
-    def _write_candidates(self, runs: Mapping[str, Hits], path: Path) -> np.ndarray:
-        """Fuse and write some queries at a time; return how many candidates each has."""
+    def _fused(self, runs: Mapping[str, Hits], part: slice) -> Hits:
+        """The candidates of some queries."""
         fuse = fuse_ranks if self.fusion == "reciprocal_rank" else fuse_scores
-        weights, lengths = [(self.weights or {})[name] for name in runs], []
-        with table_writer(path, RUN) as append:
-            for part in _slices(len(self._positives)):
-                # dropped passages leave gaps, so more are fused than are kept
-                fused = fuse([_part(h, part) for h in runs.values()], weights, self.depth * len(runs))
-                kept = self._without_dropped(fused, part)
-                append(hits_to_table(kept))
-                lengths.append((kept.rows >= 0).sum(1))
-        return np.concatenate(lengths)
+        weights = [(self.weights or {})[name] for name in runs]
+        # dropped passages leave gaps, so more are fused than are kept
+        fused = fuse(list(runs.values()), weights, self.depth * len(runs))
+        return self._without_dropped(fused, part)
 
     @cached_property
     def _parts(self) -> list[tuple[str, range]]:
@@ -239,10 +251,10 @@ class Mine(Stage):
             ids += self.deduplicated.table("removed.parquet")["passage_id"].to_pylist()
         return self.corpus.rows(ids)
 
-    def _without(self, hits: Hits) -> Hits:
+    def _without(self, hits: Hits, part: slice) -> Hits:
         """Take out what is dropped; the hits behind it move up."""
         out = np.isin(hits.rows, self._dropped)
-        for query, positives in enumerate(self._positives):
+        for query, positives in enumerate(self._positives[part]):
             out[query] &= ~np.isin(hits.rows[query], positives)
         order = np.argsort(out, axis=1, kind="stable")
         gone = np.take_along_axis(out, order, 1)
@@ -284,11 +296,7 @@ class Mine(Stage):
 
 
 def _slices(count: int) -> list[slice]:
-    return [slice(start, min(start + _ROW_GROUP, count)) for start in range(0, count, _ROW_GROUP)]
-
-
-def _part(hits: Hits, part: slice) -> Hits:
-    return Hits(hits.scores[part], hits.rows[part])
+    return [slice(start, min(start + BLOCK_ROWS, count)) for start in range(0, count, BLOCK_ROWS)]
 
 
 def positive_rows(queries: pa.Table, corpus: Corpus) -> list[np.ndarray]:

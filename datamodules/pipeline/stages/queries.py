@@ -13,7 +13,7 @@ from datamodules.corpus import Corpus, find_dataset, judgement_files
 from datamodules.formats.raw_lists import required_text
 from datamodules.pipeline.free_queries import QUERY_SOURCES, collect_queries
 from datamodules.pipeline.query_quality import good_queries
-from datamodules.pipeline.stages.stage import Output, Stage, table_writer
+from datamodules.pipeline.stages.stage import Blocks, Output, Stage, table_writer
 from datamodules.splits import unit_hash
 from datamodules.storage.files import json_lines
 from retriever.errors import InputError, choose
@@ -127,7 +127,7 @@ class CollectQueries(Stage):
         table = pa.Table.from_pylist([dict(zip(QUERIES.names, (name, *row), strict=True)) for row in rows], QUERIES)
         return table.replace_schema_metadata({_LEFT_OUT: json.dumps(left_out)})
 
-    def finish(self, blocks: Iterator[pa.Table], folder: Path) -> dict[str, Any]:
+    def finish(self, blocks: Blocks, folder: Path) -> dict[str, Any]:
         """See :class:`Stage`."""
         counts: Counter[str] = Counter()
         left_out: dict[str, int] = {}

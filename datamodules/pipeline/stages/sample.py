@@ -1,6 +1,6 @@
 """Stage sample: the passages that queries are written from."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from datamodules.corpus import Corpus
 from datamodules.pipeline.stages.deduplicate import KEPT
-from datamodules.pipeline.stages.stage import Output, Stage, table_writer
+from datamodules.pipeline.stages.stage import Blocks, Output, Stage, table_writer
 from datamodules.splits import unit_hash
 from datamodules.storage.files import lines
 from retriever.errors import InputError, require_positive
@@ -87,7 +87,7 @@ class Sample(Stage):
         advance(len(ids))
         return pa.table([allowed.take(pa.array(np.sort(taken)))], schema=KEPT)
 
-    def finish(self, blocks: Iterator[pa.Table], folder: Path) -> dict[str, Any]:
+    def finish(self, blocks: Blocks, folder: Path) -> dict[str, Any]:
         """See :class:`Stage`."""
         count = 0
         with table_writer(folder / "passages.parquet", KEPT) as append:

@@ -16,10 +16,12 @@ from datamodules.caches import cached_embeddings, cached_tokens
 from datamodules.corpus import Corpus, EvaluationSet
 from datamodules.leakage.queries import Leak, find_leaks
 from datamodules.leakage.same_passages import Match, RelevantPassages, translated
-from datamodules.pipeline.stages.stage import Output, Stage
+from datamodules.pipeline.stages.queries import QUERIES
+from datamodules.pipeline.stages.stage import BLOCK_ROWS, Blocks, Output, Stage
 from datamodules.query_lists import QueryList, write_query_lists
 from datamodules.splits import dev_and_test
 from datamodules.storage.files import write_json_lines
+from datamodules.storage.parquet import ParquetRows
 from datamodules.text.near_texts import checked_threshold
 from datamodules.text.words import METHOD
 from retriever.encoder.text_encoder import TextEncoder
@@ -27,6 +29,7 @@ from retriever.errors import InputError, choose, require_positive
 from retriever.search import exact_search
 
 log = logging.getLogger(__name__)
+_FILTERED = "filtered.parquet"
 GUARDS = ("drop", "fail", "off")
 _VERDICT = pa.schema([("verdict", pa.string()), ("evaluation_query", pa.string()), ("similarity", pa.float64())])
 
@@ -142,7 +145,7 @@ class Split(Stage):
         advance(len(table))
         return pa.table([pa.array(list(verdict)), pa.array(list(query), pa.string()), similarity], schema=_VERDICT)
 
-    def finish(self, blocks: Iterator[pa.Table], folder: Path) -> dict[str, Any]:
+    def finish(self, blocks: Blocks, folder: Path) -> dict[str, Any]:
         """See :class:`Stage`."""
         verdicts = pa.concat_tables(blocks)
         self._report_leaks(verdicts, folder / "leaks.jsonl")
@@ -160,7 +163,8 @@ class Split(Stage):
 
     @cached_property
     def _table(self) -> pa.Table:
-        return self.filtered.table("filtered.parquet")
+        """The queries; their candidates are read as they are written."""
+        return self.filtered.table(_FILTERED, QUERIES.names)
 
     def _leaks(self, table: pa.Table, judged: bool) -> list[Leak]:
         queries = table["query"].to_pylist()
@@ -216,16 +220,22 @@ class Split(Stage):
         write_json_lines(path, caught)
 
     def _lists(self, rows: np.ndarray) -> Iterator[QueryList]:
-        for row in self._table.take(pa.array(rows)).to_pylist():
-            yield QueryList(
-                query_id=row["query_id"],
-                query=row["query"],
-                query_type=row["query_type"],
-                corpus=self.corpus_name,
-                positive_ids=row["positive_ids"],
-                passage_ids=row["passage_ids"],
-                teacher_scores=row["teacher_scores"],
-            )
+        lists = ParquetRows(self.filtered.file(_FILTERED), [*QUERIES.names, "passage_ids", "teacher_scores"])
+        for start in range(0, len(lists), BLOCK_ROWS):
+            first, end = np.searchsorted(rows, [start, start + BLOCK_ROWS])
+            if first == end:
+                continue
+            table = lists.rows(start, start + BLOCK_ROWS).take(pa.array(rows[first:end] - start))
+            for row in table.to_pylist():
+                yield QueryList(
+                    query_id=row["query_id"],
+                    query=row["query"],
+                    query_type=row["query_type"],
+                    corpus=self.corpus_name,
+                    positive_ids=row["positive_ids"],
+                    passage_ids=row["passage_ids"],
+                    teacher_scores=row["teacher_scores"],
+                )
 
     def _about(self, group: str, part: str) -> dict[str, Any]:
         return {

