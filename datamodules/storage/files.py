@@ -100,7 +100,8 @@ def is_disk_full(error: BaseException, folder: Path | None = None) -> bool:
         error: what was raised.
         folder: where something could not be written; so little room there is the reason, whatever the error says.
     """
-    if any(getattr(e, "errno", None) in _FULL or "No space left on device" in str(e) for e in causes(error)):
+    said = ("No space left on device", "database or disk is full")  # the latter by SQLite
+    if any(getattr(e, "errno", None) in _FULL or any(words in str(e) for words in said) for e in causes(error)):
         return True
     return folder is not None and shutil.disk_usage(folder).free < _NO_ROOM
 

@@ -111,7 +111,7 @@ class Scale:
         if name == "score":
             return Score(corpus, output("queries"), output("mine"), RunFusion(), block_size=1000)
         if name == "filter":
-            return Filter(output("score"))
+            return Filter(output("score"), min_length=min(20, self.depth))
         sets = [(self._evaluation, "made up")]
         return Split(output("filter"), output("score"), corpus.name, sets, guards={_GROUP: "drop"}, corpus=corpus)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import time
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from experiments.benchmarks.corpus_evaluation import run_evaluation
 from experiments.benchmarks.cost_model import paper_costs
 from experiments.benchmarks.flops import forward_flops
 from experiments.benchmarks.measuring import measure, medians, run_worker
+from experiments.benchmarks.report import larger_rows, scale_rows
+from experiments.benchmarks.scale import WORK, OwnMemory, extrapolated, run_scale
 from experiments.benchmarks.settings import SYSTEMS
 from experiments.benchmarks.training_step import run_step
 from helpers.runs import CONF
@@ -136,6 +139,33 @@ def test_cost_model_scales_and_counts():
     weights, embeddings = 16 * 108_891_648, 8 * 768 * (4096 + 81_920)
     assert one["training_gibibytes"] == pytest.approx((weights + embeddings + 2**30) / 2**30)
     assert one["evaluation_gibibytes"] == pytest.approx(8 * eight["evaluation_gibibytes"])
+
+
+def test_every_step_of_a_preparation_is_measured_once(tmp_path):
+    job = {"folder": str(tmp_path / "60"), "passages": 60, "depth": 5, "bm25_queries": 7}
+    found = run_scale(job)
+    assert list(found["work"]) == list(WORK)
+    for took in found["work"].values():
+        assert took["cpu_seconds"] > 0 and took["bytes"] >= 0
+    assert found["work"]["corpus"]["disk_bytes"] > 60 * 2 * 300 and found["work"]["score"]["disk_bytes"] > 5_000
+    assert run_scale(job) == found  # it goes on where it was
+    points = {name: [{"passages": n, **took} for n in (30, 60)] for name, took in found["work"].items()}
+    points["mine"] = [
+        {"passages": n, "cpu_seconds": s, "bytes": 2**30, "disk_bytes": 0} for n, s in ((10, 1.0), (100, 10.0))
+    ]
+    assert extrapolated(points["mine"], 360_000)["cpu_seconds"] == pytest.approx(36_000)
+    larger = {row["step"]: row for row in larger_rows(points, {"encode": 0.24}, [36_000_000])}
+    assert larger["mine"]["36,000,000: hours"] == "1,000.0" and larger["mine"]["36,000,000: GiB"] == "1.0"
+    assert larger["mine"]["36,000,000: processes for a day"] == "42" and larger["mine"]["shared"] == "in blocks"
+    assert larger["encode"]["36,000,000: processes for a day"] == "100"
+    assert {row["step"]: row for row in scale_rows(points)}["mine"]["time grows with n to the"] == "1.00"
+
+
+def test_memory_is_the_process_own():
+    with OwnMemory() as own:
+        held = np.ones(30_000_000)
+        time.sleep(0.1)
+    assert 230e6 < own.grown < 300e6 and len(held)
 
 
 def test_failed_worker_says_why(tmp_path):
