@@ -12,7 +12,9 @@ import numpy as np
 from datamodules.formats.cadet import Cadet
 from datamodules.formats.flag_embedding import FlagEmbedding
 from datamodules.formats.layout import Layout
+from datamodules.formats.lightning_ir import LightningIr
 from datamodules.formats.passages import CorpusPassages, NewCorpus
+from datamodules.formats.pylate import Pylate
 from datamodules.formats.raw_lists import RawQueryList
 from datamodules.formats.sentence_transformers import SentenceTransformers
 from datamodules.formats.tevatron import Tevatron
@@ -29,8 +31,9 @@ LAYOUTS: dict[str, type[Any]] = {
     "sentence_transformers": SentenceTransformers,
     "flag_embedding": FlagEmbedding,
     "tevatron": Tevatron,
+    "pylate": Pylate,
     "trec": Trec,
-    "lightning_ir": Trec,
+    "lightning_ir": LightningIr,
     "pyserini": Trec,
 }
 

@@ -45,7 +45,12 @@ def import_file(
     check_texts = options.pop("check_texts", True)
     if corpus:
         queries = find_records(find_dataset(corpus), "queries")
-        if LAYOUTS.get(layout) is Trec and "queries" not in options and queries and not queries_beside(Path(path)):
+        if (
+            issubclass(LAYOUTS.get(layout, object), Trec)
+            and "queries" not in options
+            and queries
+            and not queries_beside(Path(path))
+        ):
             options["queries"] = queries[0]
         loaded = load_corpus(find_dataset(corpus), empty_passages=empty_passages)
         opened: Any = nullcontext(CorpusPassages(loaded, check_texts))

@@ -10,13 +10,24 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import load_dataset
-from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers import (
+    CrossEncoder,
+    MultiVectorEncoder,
+    MultiVectorEncoderTrainer,
+    MultiVectorEncoderTrainingArguments,
+    SentenceTransformer,
+    SparseEncoder,
+    SparseEncoderTrainer,
+    SparseEncoderTrainingArguments,
+)
 from sentence_transformers.cross_encoder.data_collator import CrossEncoderDataCollator
 from sentence_transformers.cross_encoder.losses import LambdaLoss, ListNetLoss
+from sentence_transformers.multi_vector_encoder.losses import MultiVectorDistillKLDivLoss
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss, MarginMSELoss
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+from sentence_transformers.sparse_encoder.losses import SparseDistillKLDivLoss, SpladeLoss
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel
 
 from datamodules.corpus import SHIPPED, Corpus, load_corpus
 from datamodules.formats.passages import CorpusPassages, new_corpus
@@ -35,6 +46,7 @@ LOSSLESS = [
     ("cadet", {"score_key": "rankt5_score"}),
     ("flag_embedding", {}),
     ("tevatron", {}),
+    ("pylate", {}),
     ("trec", {}),
 ]
 
@@ -104,7 +116,7 @@ def test_sentence_transformers_keeps_queries_passages_and_scores(tmp_path, passa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["cadet", "flag_embedding", "tevatron", "sentence_transformers"])
+@pytest.mark.parametrize("layout", ["cadet", "flag_embedding", "tevatron", "pylate", "sentence_transformers"])
 def test_without_a_corpus_one_is_written_that_trains(tmp_path, passages, real_lists, layout):
     # positives outside their list have no text in these files
     lists = [replace(q, positive_ids=[p for p in q.positive_ids if p in q.passage_ids]) for q in real_lists]
@@ -147,6 +159,74 @@ def test_sentence_transformers_trains_on_the_columns(tmp_path, tiny_model, passa
         model.zero_grad()
         loss(features, labels).backward()
         assert sum(p.grad.abs().sum() for p in model.parameters() if p.grad is not None) > 0
+
+
+def test_sparse_and_multi_vector_models_train_on_the_columns(tmp_path, tiny_model, passages, real_lists):
+    lists = [q for q in real_lists if len(q.passage_ids) >= 4][:3]
+    export_lists(lists, tmp_path / "x.parquet", "sentence_transformers", passages, list_length=4)
+    data = load_dataset("parquet", data_files=str(tmp_path / "x.parquet"), cache_dir=str(tmp_path), split="train")
+    config = BertConfig.from_pretrained(tiny_model)
+    for name, kind in {"masked": BertForMaskedLM, "plain": BertModel}.items():
+        kind(config).save_pretrained(tmp_path / name)
+        AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / name)
+    sparse = SparseEncoder(str(tmp_path / "masked"), device="cpu")
+    many = MultiVectorEncoder(str(tmp_path / "plain"), device="cpu")
+    losses = {
+        sparse: SpladeLoss(sparse, SparseDistillKLDivLoss(sparse), document_regularizer_weight=1e-3),
+        many: MultiVectorDistillKLDivLoss(many),
+    }
+    trainers = {
+        sparse: (SparseEncoderTrainer, SparseEncoderTrainingArguments),
+        many: (MultiVectorEncoderTrainer, MultiVectorEncoderTrainingArguments),
+    }
+    options = {
+        "max_steps": 1,
+        "per_device_train_batch_size": 3,
+        "use_cpu": True,
+        "report_to": [],
+        "save_strategy": "no",
+    }
+    for model, loss in losses.items():
+        before = {name: value.clone() for name, value in model.named_parameters()}
+        trainer, arguments = trainers[model]
+        told = arguments(output_dir=str(tmp_path / "out"), **options)
+        trainer(model=model, args=told, train_dataset=data, loss=loss).train()
+        assert any((value != before[name]).any() for name, value in model.named_parameters())
+
+
+def test_pylate_reads_what_is_written(tmp_path, passages, real_lists):
+    export_lists(real_lists, tmp_path / "x.jsonl", "pylate", passages)
+    data = {
+        name: load_dataset("json", data_files=str(tmp_path / file), cache_dir=str(tmp_path), split="train")
+        for name, file in {"train": "x.jsonl", "queries": "x.queries.jsonl", "documents": "x.documents.jsonl"}.items()
+    }
+    assert data["train"].column_names == ["query_id", "document_ids", "scores"]
+    assert len(set(data["documents"]["document_id"])) == len(data["documents"])
+    utils = pytest.importorskip("pylate.utils", reason="PyLate, which pins other versions of sentence-transformers")
+    data["train"].set_transform(utils.KDProcessing(data["queries"], data["documents"], n_ways=3).transform)
+    for row, query_list in zip(data["train"], real_lists, strict=True):
+        assert row["query"] == query_list.query and row["scores"] == query_list.teacher_scores[:3]
+        assert row["documents"] == [passages.text(found, "") for found in query_list.passage_ids[:3]]
+
+
+def test_lightning_ir_reads_what_is_written_without_another_file(tmp_path, passages, real_lists):
+    assert export_lists(real_lists, tmp_path / "x.jsonl", "lightning_ir", passages) == len(real_lists)
+    back = list(import_lists(tmp_path / "x.jsonl", "lightning_ir", passages))
+    for found, query_list in zip(back, real_lists, strict=True):
+        assert found.query == query_list.query and found.query_id == query_list.query_id
+        pairs = zip(query_list.passage_ids, query_list.teacher_scores, strict=True)
+        assert dict(zip(found.passage_ids, found.teacher_scores, strict=True)) == dict(pairs)
+        assert found.teacher_scores == sorted(found.teacher_scores, reverse=True)
+        assert set(found.positive_ids) == set(query_list.positive_ids) & set(query_list.passage_ids)
+    data = pytest.importorskip("lightning_ir").RunDataset(tmp_path / "x.jsonl", depth=30, targets="score")
+    samples = {sample.query_id: sample for sample in (data[n] for n in range(len(data)))}
+    for query_list in real_lists:
+        sample = samples[query_list.query_id]
+        scores = dict(zip(query_list.passage_ids, query_list.teacher_scores, strict=True))
+        assert sample.query == query_list.query and set(sample.doc_ids) == set(scores)
+        expected = torch.tensor([scores[found] for found in sample.doc_ids])
+        torch.testing.assert_close(sample.targets.flatten(), expected)
+        assert list(sample.docs) == [passages.text(found, "") for found in sample.doc_ids]
 
 
 def test_cross_encoder_losses_train_on_the_lists(tmp_path, tiny_model, passages, real_lists):
