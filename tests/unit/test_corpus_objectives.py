@@ -104,6 +104,16 @@ def test_extreme_scores_stay_finite():
     assert found[1] == 0 and other[1].item() == pytest.approx(math.log(3))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scores_of_half_precision_are_computed_with_in_float32(dtype):
+    scores, teacher = (torch.rand(3, 9, generator=torch.manual_seed(n)).to(dtype) for n in (1, 2))
+    positive, excluded, none = torch.tensor([0, 4, 8]), torch.zeros(3, 9, dtype=torch.bool), torch.zeros(9)
+    found = losses.corpus_infonce(scores, positive, excluded, none, 0.01)
+    torch.testing.assert_close(found, losses.corpus_infonce(scores.float(), positive, excluded, none, 0.01))
+    found = losses.corpus_distillation(scores, teacher, none, 0.05, 0.05)
+    torch.testing.assert_close(found, losses.corpus_distillation(scores.float(), teacher.float(), none, 0.05, 0.05))
+
+
 def test_infonce_counts_negatives_as_they_weigh_and_leaves_other_positives_out():
     scores = torch.tensor([[0.5, 0.4, 0.9, 0.1]], dtype=DOUBLE)
     excluded = torch.tensor([[True, False, True, False]])  # the positive itself, and another positive
