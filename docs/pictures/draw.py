@@ -20,10 +20,10 @@ def idea() -> Picture:
     boxes = [
         ("corpus", ["passages:", "id, title, text"], BLUE),
         ("queries", ["titles, sentences,", "or by an LLM,", "or by humans"], BLUE),
-        ("candidates", ["mined by BM25", "and encoders,", "50 to 100 each"], BLUE),
+        ("candidates", ["mined by BM25", "and encoders,", "50 to 100 per query"], BLUE),
         ("teacher scores", ["cross-encoder", "or fusion,", "each pair once"], ORANGE),
         ("student", ["InfoNCE, listwise", "distillation,", "or both"], GREEN),
-        ("verdict", ["nDCG@10 to base,", "95% interval,", "corrected p"], PINK),
+        ("verdict", ["nDCG@10 vs. base,", "95% interval,", "corrected p"], PINK),
     ]
     at = [1 + number * (wide + gap) for number in range(len(boxes))]
     for x, (title, lines, colour) in zip(at, boxes, strict=True):
@@ -37,7 +37,7 @@ def idea() -> Picture:
     picture.arrow((at[3] + wide / 2, y), (at[3] + wide / 2 - 2, 7.7))
     picture.arrow((at[3] + wide, 5.3), (at[4] + wide / 2, y - 0.1), bend=0.3)
     picture.text(at[0] + wide / 2, 6.2, "adapt", 9.5, INK, family="monospace", weight="bold")
-    picture.text(at[0] + wide / 2, 4.2, "does all of it", 8.5, "#57606a")
+    picture.text(at[0] + wide / 2, 4.2, "runs all of it", 8.5, "#57606a")
     return picture
 
 
@@ -75,7 +75,7 @@ def batch() -> Picture:
             x = 53.5 + column * (side + 0.6)
             held = column < len(one)
             picture.axes.add_patch(Rectangle((x, y), side, side, fc="white", ec=ORANGE if held else GREY, lw=1.2))
-            words = str(distinct.index(one[column])) if held else "0"
+            words = str(distinct.index(one[column])) if held else "–"
             picture.text(x + side / 2, y + side / 2, words, 9.5, INK if held else "#8c959f")
     picture.arrow((44, 18.5), (53, 18.5), "points at")
     entries = sum(map(len, lists))
