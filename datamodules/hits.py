@@ -67,7 +67,7 @@ class Bm25Index:
         queries: Q texts.
         k1: term frequency saturation.
         b: length normalisation.
-        language: the stemmer's and the stop words' (a name that Snowball knows).
+        language: the stemmer's and the stop words' (a name that Snowball knows); None compares words as they are.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Bm25Index:
         queries: Sequence[str],
         k1: float = 0.9,
         b: float = 0.4,
-        language: str = "english",
+        language: str | None = "english",
     ) -> None:
         # bm25s starts JAX where that is installed, and JAX takes three quarters of a GPU's memory and orders ties
         # otherwise
@@ -86,14 +86,11 @@ class Bm25Index:
             import Stemmer
 
         logging.getLogger("bm25s").setLevel(logging.WARNING)  # it tells of every index
-        if language not in Stemmer.algorithms():
+        options: dict[str, Any] = {"stopwords": [], "stemmer": None, "show_progress": False}
+        if language is not None:
             choose("mine.retrievers.bm25.bm25.language", language, Stemmer.algorithms())
-        _say_what_is_not_stemmed(passages, language)
-        options: dict[str, Any] = {
-            "stopwords": _STOP_WORDS.get(language, []),
-            "stemmer": Stemmer.Stemmer(language),
-            "show_progress": False,
-        }
+            _say_what_is_not_stemmed(passages, language)
+            options |= {"stopwords": _STOP_WORDS.get(language, []), "stemmer": Stemmer.Stemmer(language)}
         if any(unlike_english(text) for texts in (passages, queries) for text in texts):
             options["token_pattern"] = r"\S+"
             passages, queries = ([" ".join(found) for found in search_terms(texts)] for texts in (passages, queries))
@@ -115,7 +112,12 @@ class Bm25Index:
 
 
 def bm25_search(
-    passages: Sequence[str], queries: Sequence[str], k: int, k1: float = 0.9, b: float = 0.4, language: str = "english"
+    passages: Sequence[str],
+    queries: Sequence[str],
+    k: int,
+    k1: float = 0.9,
+    b: float = 0.4,
+    language: str | None = "english",
 ) -> Hits:
     """Search a corpus by BM25, see :class:`Bm25Index`; the best ``k`` passages of each query, [Q, k]."""
     return Bm25Index(passages, queries, k1, b, language).best(k)

@@ -51,14 +51,14 @@ class CorpusScoring:
         columns: passages that a batch looks at: all of a corpus that has no more; of a larger one, the candidates of
             the batch's lists, this teacher's best ``data.list_length`` of each query, and a weighted draw of the
             others, anew for each batch, up to this number (but of these at least a quarter of it).
-        language: of BM25's stemmer and stop words.
+        language: of BM25's stemmer and stop words; None compares words as they are.
     """
 
     bm25: float = 0.5
     encoder: float = 0.5
     depth: int = 100
     columns: int = 20_000
-    language: str = "english"
+    language: str | None = "english"
 
     def __post_init__(self) -> None:
         """Refuse negative weights, and two of 0."""

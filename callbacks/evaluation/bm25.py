@@ -17,10 +17,10 @@ class Bm25Ranker(Ranker):
     Args:
         k1: term frequency saturation.
         b: length normalisation.
-        language: of the stemmer and the stop words.
+        language: of the stemmer and the stop words; None compares words as they are.
     """
 
-    def __init__(self, k1: float = 0.9, b: float = 0.4, language: str = "english") -> None:
+    def __init__(self, k1: float = 0.9, b: float = 0.4, language: str | None = "english") -> None:
         super().__init__()
         self.k1, self.b, self.language = k1, b, language
 

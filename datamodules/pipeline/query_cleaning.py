@@ -1,14 +1,12 @@
 """What a language model answered, as a query; or the reason why it is none."""
 
 import re
-from collections import Counter
 from collections.abc import Sequence
-from functools import cache
 from itertools import pairwise
 
 from datamodules.pipeline.query_types import QueryType
+from datamodules.text.languages import language_of, languages
 from datamodules.text.words import count_words, fold, is_letter, scripts, terms, weight, words
-from retriever.errors import installed_by
 
 _QUOTES = "\"'“”‘’«»`*_"
 _THINKING = re.compile(r"<think>.*?(</think>|$)", re.DOTALL)
@@ -119,7 +117,7 @@ def _wrong_language(query: str, passage: str, language: str | None) -> bool:
     # on a few words of jargon an identifier guesses
     if language is None or count_words(query) < 6:
         return False
-    identified, probability = _identifier().classify(query)
+    identified, probability = language_of(query)
     return identified != language and probability > 0.9
 
 
@@ -130,8 +128,8 @@ def language_notes(passages: Sequence[str], language: str | None) -> list[str]:
         passages: some of the corpus.
         language: as for :func:`clean_query`.
     """
-    identified = Counter(_identifier().classify(text[:500])[0] for text in passages if text.strip())
-    [(theirs, count)] = identified.most_common(1) or [(language, 0)]
+    identified = languages(passages)
+    [(theirs, count)] = identified.most_common(1) or [("en", 0)]
     if count <= identified.total() / 2 or theirs == "en":
         return []
     notes = ["the checks 'speaks of itself' and 'leans on the text' know English phrases alone"]
@@ -141,11 +139,3 @@ def language_notes(passages: Sequence[str], language: str | None) -> list[str]:
             f"'wrong language' (generate.language={theirs} takes answers in {theirs!r}, null takes any)"
         )
     return notes
-
-
-@cache
-def _identifier():
-    with installed_by("prepare", "Telling languages apart"):
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

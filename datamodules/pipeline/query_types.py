@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datamodules.storage.yaml_files import read_yaml
@@ -43,6 +43,10 @@ class QueryType:
         for text, query in examples:
             messages += [self._ask(text), {"role": "assistant", "content": query}]
         return [*messages, self._ask(passage)]
+
+    def in_the_texts_language(self) -> "QueryType":
+        """Give the same type, whose instruction also asks for the language of the text."""
+        return replace(self, instruction=f"{self.instruction} Write in the language of the text.")
 
     def draw(self, seed: str) -> list[tuple[str, str]]:
         """``shots`` examples of the pool, by a seed."""

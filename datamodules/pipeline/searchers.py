@@ -40,7 +40,7 @@ class Bm25(Searcher):
 
     k1: float = 0.9
     b: float = 0.4
-    language: str = "english"
+    language: str | None = "english"
 
     def settings(self) -> dict[str, Any]:
         """See :class:`Searcher`."""

@@ -127,7 +127,7 @@ def lines(plan: Plan, found: Survey, asked: AdaptSettings, model: str, folder: P
     said = {
         "corpus": f"{found.folder}: {work.passages:,} passages",
         "queries": f"{', '.join(kinds)}; about a tenth are dev lists, which choose each run's step",
-        "teacher": "BM25 and the base model, half and half",
+        "teacher": f"BM25{_stemmed(found.stemmer)} and the base model, half and half",
         "model": f"{model}; queries learn, passages keep the base model's embeddings: an index stays as it is",
         "runs": f"{', '.join(asked.objectives)}; seeds {', '.join(map(str, asked.seeds))}; {decided.steps} steps of "
         f"{decided.batch} lists each, {decided.every} from one validation to the next",
@@ -137,3 +137,12 @@ def lines(plan: Plan, found: Survey, asked: AdaptSettings, model: str, folder: P
     if plan.cut:
         said["left out"] = f"{'; '.join(plan.cut)}, to take at most {asked.minutes:g} minutes"
     return said | {"folder": str(folder)}
+
+
+def _stemmed(stemmer: str | None) -> str:
+    """How BM25 reads words, where that is not English."""
+    if stemmer == "english":
+        return ""
+    return (
+        f" (words stemmed as {stemmer})" if stemmer else " (words as they are: no one language, or no stemmer for it)"
+    )

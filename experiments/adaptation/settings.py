@@ -93,6 +93,7 @@ def write_experiments(
     name, changed = encoder
     where = {key: getattr(asked, key) for key in ("output_dir", "cache_dir", "data_dir")}
     common = {**where, **({"encoder": changed} if changed else {})}
+    stemmed = {} if found.stemmer == "english" else {"language": found.stemmer}  # English is the default
     lists = {
         "defaults": [{"override /encoder": name}],
         **common,
@@ -100,7 +101,11 @@ def write_experiments(
         "queries": {group: dict(options) for group, options in decided.groups.items()},
         "output": str(folder / "lists"),
         "unknown_qrels": "keep",
-        "mine": {"candidates": _CANDIDATES, "fusion": "score"},
+        "mine": {
+            "candidates": _CANDIDATES,
+            "fusion": "score",
+            **({"retrievers": {"bm25": {"bm25": stemmed}}} if stemmed else {}),
+        },
         "filter": {"keep": None},
         "split": {
             "evaluation": [{"path": decided.corpus, "split": found.split}] if found.split else [],
@@ -134,6 +139,7 @@ def write_experiments(
             "list_length": _CANDIDATES,
             "normalization": "none",
             "dev_over_corpus": True,
+            **({"corpus_scores": stemmed} if stemmed else {}),
         },
         "criterion": "dev/corpus_kl",  # of all objectives alike
         "evaluation": {"datasets": sets + [{"path": path} for path in decided.elsewhere]},

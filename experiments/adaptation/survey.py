@@ -8,6 +8,7 @@ from typing import Any
 from datamodules.corpus import Corpus, load_corpus, load_evaluation_set
 from datamodules.corpus.qrels import qrels_splits
 from datamodules.pipeline.free_queries import sentences
+from datamodules.text.languages import stemmer_for
 from datamodules.text.words import count_words
 from retriever.errors import InputError, choose
 
@@ -27,6 +28,7 @@ class Survey:
         split: of the human queries that models are measured on; None where there are none.
         test_queries: how many those are.
         queries: source → how many queries it gives, about.
+        stemmer: BM25's, for the language that the passages are in; None where they are in several, or none fits.
     """
 
     folder: Path
@@ -34,6 +36,7 @@ class Survey:
     split: str | None
     test_queries: int
     queries: dict[str, int]
+    stemmer: str | None
 
 
 def survey(folder: Path, split: str | None, cache_dir: str) -> Survey:
@@ -55,7 +58,9 @@ def survey(folder: Path, split: str | None, cache_dir: str) -> Survey:
     human = 0
     if measured:
         human = len(load_evaluation_set(str(folder), measured, corpus=corpus, unknown_qrels="keep").queries)
-    return Survey(folder, corpus, measured, human, _sources(folder, corpus, measured, splits))
+    queries = _sources(folder, corpus, measured, splits)
+    some = corpus.passages.take(list(range(0, len(corpus), max(1, len(corpus) // _LOOKED_AT))))
+    return Survey(folder, corpus, measured, human, queries, stemmer_for(some.to_pylist()))
 
 
 def _sources(folder: Path, corpus: Corpus, measured: str | None, splits: list[str]) -> dict[str, int]:

@@ -23,7 +23,7 @@ from datamodules.corpus import (
     qrels_splits,
 )
 from datamodules.pipeline.engines import Engine
-from datamodules.pipeline.query_types import load_query_types
+from datamodules.pipeline.query_types import QueryType, load_query_types
 from datamodules.pipeline.searchers import Bm25, Searcher
 from datamodules.pipeline.stages.deduplicate import Deduplicate
 from datamodules.pipeline.stages.filter import Filter
@@ -188,8 +188,13 @@ class Pipeline:
 
     def _generate(self) -> Stage:
         options = _plain(self.config.generate)
-        types = load_query_types(options.pop("types"), options.pop("type_folders"))
-        return Generate(self.corpus, self.outputs["sample"], self._engine, types, **options)
+        del options["types"], options["type_folders"]
+        return Generate(self.corpus, self.outputs["sample"], self._engine, self._generate_types(), **options)
+
+    def _generate_types(self) -> list[QueryType]:
+        options = self.config.generate
+        types = load_query_types(options.types, options.type_folders)
+        return types if options.language == "en" else [kind.in_the_texts_language() for kind in types]
 
     def _queries(self) -> Stage:
         config, generated = self.config, self.outputs.get("generate")

@@ -11,6 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from datamodules.query_lists import read_query_lists
+from helpers.languages import PASSAGES, passages
 from helpers.processes import end, run_in, start
 
 pytestmark = pytest.mark.slow
@@ -146,3 +147,21 @@ def test_after_a_kill_the_same_command_goes_on_to_the_same_figures(typed, adapte
 def test_what_is_wrong_is_said_in_one_sentence(typed, tmp_path, words, message):
     output = adapt(tmp_path, *typed[1], *words, f"hydra.run.dir={tmp_path / 'wrong'}", status=2)
     assert message in output and "Traceback" not in output
+
+
+def test_a_corpus_of_five_languages_is_adapted_to(typed, tmp_path):
+    _, [_, *words] = typed
+    lines = [
+        {"_id": f"{code}{n}", "title": t, "text": x} for code in PASSAGES for n, (t, x) in enumerate(passages(code))
+    ]
+    (tmp_path / "towns").mkdir()
+    (tmp_path / "towns" / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    more = ["objectives=[distillation_corpus]", "steps=2", f"hydra.run.dir={tmp_path / 'out'}"]
+    output = adapt(tmp_path, f"corpus={tmp_path / 'towns'}", *words, *more)
+    assert "BM25 (words as they are: no one language, or no stemmer for it)" in output
+    settings = tmp_path / "out" / "settings" / "exp"
+    assert OmegaConf.load(settings / "lists.yaml").mine.retrievers.bm25.bm25.language is None
+    assert OmegaConf.load(settings / "objectives.yaml").data.corpus_scores.language is None
+    lists = list(read_query_lists(tmp_path / "out" / "lists" / "sentence.train.parquet"))
+    assert {passage[:2] for found in lists for passage in found.positive_ids} == set(PASSAGES)
+    assert list(results(tmp_path / "out")) == ["distillation_corpus"]

@@ -64,7 +64,8 @@ OBJECTIVES = {
     },
 }
 SENTENCE = "Represent this sentence for searching relevant passages: "
-# METHOD's table of encoders: pooling, query prompt, passage prompt
+INSTRUCTED = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
+# as their model cards say: pooling, query prompt, passage prompt
 ENCODERS = {
     "bge_base": ("BAAI/bge-base-en-v1.5", "cls", SENTENCE, ""),
     "arctic_embed_m": ("Snowflake/snowflake-arctic-embed-m-v1.5", "cls", SENTENCE, ""),
@@ -73,6 +74,13 @@ ENCODERS = {
     "e5_base_unsupervised": ("intfloat/e5-base-unsupervised", "mean", "query: ", "passage: "),
     "cadet_base": ("manveertamber/cadet-embed-base-v1", "mean", "query: ", "passage: "),
     "minilm": ("sentence-transformers/all-MiniLM-L6-v2", "mean", "", ""),
+    "multilingual_e5_small": ("intfloat/multilingual-e5-small", "mean", "query: ", "passage: "),
+    "multilingual_e5_base": ("intfloat/multilingual-e5-base", "mean", "query: ", "passage: "),
+    "bge_m3": ("BAAI/bge-m3", "cls", "", ""),
+    "arctic_embed_l_v2": ("Snowflake/snowflake-arctic-embed-l-v2.0", "cls", "query: ", ""),
+    "gte_multilingual": ("Alibaba-NLP/gte-multilingual-base", "cls", "", ""),
+    "qwen3_embedding_4b": ("Qwen/Qwen3-Embedding-4B", "last", INSTRUCTED, ""),
+    "qwen3_embedding_8b": ("Qwen/Qwen3-Embedding-8B", "last", INSTRUCTED, ""),
 }
 
 

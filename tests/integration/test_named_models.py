@@ -27,13 +27,16 @@ from datamodules.caches import embed
 from datamodules.pipeline.engines.choice import choose_engine
 from experiments.settings.older_runs import as_now
 from experiments.training.train import run_experiment
-from helpers.runs import config_of
+from helpers.runs import CONF, config_of
 from helpers.tiny_models import backbone_of, tokenizer_of, write_model
 from retriever.cross_encoder.cross_encoder import CrossEncoder
+from retriever.encoder.spec import EncoderSpec
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError
 from retriever.pretrained.source import find_model
 from retriever.teachers.sequence_classifier import SequenceClassifier
+
+SPEC = EncoderSpec.__dataclass_fields__
 
 pytestmark = pytest.mark.slow
 
@@ -85,11 +88,13 @@ def test_a_preset_counts_for_its_own_model_alone(bert):
 
 
 def test_every_preset_that_ships_is_about_the_model_beside_it():
-    for name in ("minilm", "bge_base", "bge_small", "e5_base", "e5_base_unsupervised", "arctic_embed_m", "gte_base"):
+    names = [path.stem for path in (CONF / "encoder").glob("*.yaml") if not path.stem.startswith(("_", "cross"))]
+    assert len(names) > 12
+    for name in names:
         encoder = config_of(f"encoder={name}").encoder
-        assert (
-            encoder.preset.model == encoder.model and encoder.preset.pooling in ("cls", "mean") and not encoder.pooling
-        )
+        assert encoder.preset.model == encoder.model and not encoder.pooling
+        assert encoder.preset.pooling == ("last" if name.startswith("qwen3") else encoder.preset.pooling)
+        assert EncoderSpec(**{key: encoder.preset[key] for key in SPEC if key in encoder.preset}).normalize
     cross = config_of("encoder=cross_minilm", "module=reranker").encoder
     assert cross.preset.model == cross.model and cross.preset.pair_max_length == 192
 
