@@ -121,6 +121,10 @@ EQUIVALENT = {
         "scores.masked_fill(~mask, float('-inf')).amax(1, keepdim=True)",
     ): "softmax is blind to a shift of the row, so that its gradients add up to 0 but for rounding",
     (
+        "_log_density",
+        "scores.amax(1, keepdim=True).detach() → scores.amax(1, keepdim=True)",
+    ): "the same: a shift of the row is taken off again",
+    (
         "masked_log_softmax",
         "scores.masked_fill(~mask, 0.0) → scores.masked_fill(~mask, 1.0)",
     ): "finite, and masked again behind the division",
