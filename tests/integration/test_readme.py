@@ -38,11 +38,14 @@ LISTED = {
     "python -m experiments.dashboard": "needs an account and the extra 'dashboard'; tests/integration/test_wandb.py",
     ".venv/bin/python -m pytest": "the tests themselves",
     "PYTHONPATH=. python -m experiments.run --config-dir": "the test of a loss of one's own, below",
+    "PYTHONPATH=. python -m experiments.prepare --config-dir": "the test of a teacher of one's own, below",
 }
 # what needs weights of the hub, a cluster or an hour: its configuration is composed
 COMPOSED = (
     "hydra/launcher=",
     "teacher=ensemble",
+    "teacher=bge_reranker_v2_m3",
+    "trainer=gpu",
     "experiments.bench",
     "exp=paper/search",
     "sets=beir14",
@@ -51,8 +54,8 @@ COMPOSED = (
 )
 
 
-def block(before: str) -> str:
-    return re.search(re.escape(before) + r".*?```\w*\n(.*?)```", README, re.DOTALL)[1]
+def block(before: str, text: str = README) -> str:
+    return re.search(re.escape(before) + r".*?```\w*\n(.*?)```", text, re.DOTALL)[1]
 
 
 def test_no_placeholder_is_left():
@@ -120,6 +123,19 @@ def test_own_loss_needs_one_class_and_one_file(tmp_path, small_run):
     assert sum(losses[-4:]) < sum(losses[:4])
 
 
+def test_own_teacher_needs_one_class_and_one_file(own_corpus, tiny_model):
+    page = (ROOT / "docs" / "how-to" / "own-teacher.md").read_text()
+    (own_corpus / "my_teachers.py").write_text(block("`my_teachers.py`:", page))
+    conf = own_corpus / "my_conf" / "teacher" / "shared_words.yaml"
+    conf.parent.mkdir()
+    conf.write_text(block("`my_conf/teacher/shared_words.yaml`:", page))
+    module, *typed = re.search(r"PYTHONPATH=\. python -m (.*)", page)[1].split()
+    small = [f"encoder.model={tiny_model}", "encoder.pooling=mean", "mine.candidates=10", "corpus=FOLDER"]
+    run(own_corpus, module, *typed, *small)
+    lists = list(read_query_lists(own_corpus / "outputs/lists/own/human.train.parquet"))
+    assert lists and all(0 <= score <= 1 for found in lists for score in found.teacher_scores)
+
+
 @pytest.fixture
 def own_corpus(tmp_path, small_scifact, small_lists, typed_lists):
     """A folder in which what the documents name is there: a corpus and lists of one's own, a small SciFact."""
@@ -136,6 +152,9 @@ def own_corpus(tmp_path, small_scifact, small_lists, typed_lists):
         lists = [dataclasses.replace(q, corpus=corpus) for q in read_query_lists(typed_lists / f"{part}.parquet")]
         write_query_lists(tmp_path / f"{name}.parquet", lists, {"teacher": "made for tests"})
     write_rankings(tmp_path)
+    own = tmp_path / "my_conf" / "exp" / "mine.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text(block("`my_conf/exp/mine.yaml`:", (ROOT / "docs" / "how-to" / "ablation.md").read_text()))
     abstracts = load_corpus(tmp_path / "FOLDER").texts.to_pylist()
     with open(tmp_path / "texts.csv", "w", newline="") as file:
         csv.writer(file).writerows([["abstract"], *([text] for text in abstracts)])
