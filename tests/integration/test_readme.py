@@ -44,7 +44,7 @@ LISTED = {
 COMPOSED = (
     "hydra/launcher=",
     "teacher=ensemble",
-    "teacher=bge_reranker_v2_m3",
+    "outputs/lists/bge",
     "trainer=gpu",
     "experiments.bench",
     "exp=paper/search",
