@@ -21,10 +21,19 @@ from datamodules.leakage.guard import Guarded, LeakGuard
 from datamodules.leakage.overlap import find_overlap
 from datamodules.list_choice import about_file, by_type, chosen_lists, held_out_lists, say_where_lists_are_short
 from datamodules.normalization import confident, normalize_scores
+from datamodules.prompted import say_unused_prompts
 from datamodules.query_lists import QueryLists, open_query_lists
 from datamodules.source_maker import SourceMaker
 from datamodules.sources import without_sources
-from datamodules.specs import CorpusScoring, EvaluationSpec, ListFile, TrainFile, read_evaluation_specs, read_list_files
+from datamodules.specs import (
+    CorpusScoring,
+    EvaluationSpec,
+    ListFile,
+    TrainFile,
+    corpus_name,
+    read_evaluation_specs,
+    read_list_files,
+)
 from datamodules.text.near_texts import checked_threshold
 from datamodules.threaded_loader import ThreadedLoader
 from retriever.batch import BatchNeeds, RetrievalBatch
@@ -167,8 +176,12 @@ class QueryListDataModule(L.LightningDataModule):
         if self._train:
             return
         self.open()
+        parts = [*self.train_lists, *self.dev_lists]
+        known = {name for part in parts for name in (part.corpus.name, *by_type(part.lists)[0])}
+        of_sets = {name for spec in self.evaluation_specs for name in (spec.shown_name, corpus_name(spec.path))}
+        say_unused_prompts(self.encoder, known | of_sets)
         makes = self._source_maker()
-        sources = [makes.source(lists) for lists in (*self.train_lists, *self.dev_lists)]
+        sources = [makes.source(lists) for lists in parts]
         sources = makes.with_guide(sources) if self.needs.guide else sources
         count = len(self.train_lists)
         if self.needs.all_scores:  # train and dev at once: each corpus is indexed and searched once

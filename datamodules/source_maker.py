@@ -11,11 +11,12 @@ import numpy as np
 
 from datamodules.batch_sampler import WeightedLists
 from datamodules.batches import ListSource
-from datamodules.caches import cached_embeddings, cached_tokens
+from datamodules.caches import cached_embeddings
 from datamodules.corpus import Corpus
 from datamodules.corpus_scores import CorpusScores, corpus_scores
 from datamodules.guide import guide_arguments
 from datamodules.hidden_states import with_states
+from datamodules.prompted import passage_tokens, query_tokens
 from datamodules.sources import with_sources
 from datamodules.specs import CorpusScoring
 from retriever.batch import BatchNeeds
@@ -53,7 +54,7 @@ class SourceMaker:
         """Add token ids and, where passages are frozen, the corpus' embeddings."""
         tokens, embeddings = self._passages(part.corpus)
         name = part.lists.source.name
-        queries = self._started(cached_tokens(part.lists.queries, self.encoder, "query", self.cache_dir), name)
+        queries = self._started(self._queries(part, self.encoder), name)
         return ListSource(
             corpus=part.corpus,
             lists=part.lists,
@@ -90,22 +91,25 @@ class SourceMaker:
         for source in sources:
             name = source.corpus.name
             if name not in embedded:
-                tokens = cached_tokens(source.corpus.read_by(guide), guide, "passage", self.cache_dir)
+                tokens = passage_tokens(source.corpus, guide, self.cache_dir)
                 embedded[name] = self._embeddings(name, tokens, guide)
-            tokens = cached_tokens(source.lists.queries, guide, "query", self.cache_dir)
-            queries = self._embeddings(source.lists.source.name, tokens, guide)
+            queries = self._embeddings(source.lists.source.name, self._queries(source, guide), guide)
             found.append(replace(source, guide=(queries, embedded[name])))
         return found
 
     def _passages(self, corpus: Corpus) -> tuple[TokenizedTexts, np.memmap | None]:
         """Token ids of a corpus and, where the objective needs them, embeddings by the base weights; looked up once."""
         if corpus.name not in self._of_corpus:
-            tokens = cached_tokens(corpus.read_by(self.encoder), self.encoder, "passage", self.cache_dir)
+            tokens = passage_tokens(corpus, self.encoder, self.cache_dir)
             if self.needs.frozen_passages:
                 self._of_corpus[corpus.name] = tokens, self._embeddings(corpus.name, tokens)
             else:
                 self._of_corpus[corpus.name] = self._started(tokens, corpus.name), None
         return self._of_corpus[corpus.name]
+
+    def _queries(self, part: WeightedLists, encoder: TextEncoder) -> TokenizedTexts:
+        types = part.lists.query_types
+        return query_tokens(part.lists.queries, encoder, self.cache_dir, [part.corpus.name], types)
 
     def _embeddings(self, name: str, tokens: TokenizedTexts, encoder: TextEncoder | None = None) -> np.memmap:
         encoder = self.encoder if encoder is None else encoder

@@ -15,6 +15,7 @@ from datamodules.corpus import EvaluationSet, load_evaluation_set
 from experiments.cli.errors import KindParser
 from experiments.comparison.runs import find_runs, read_runs
 from retriever.encoder.sentence_transformers_layout import read_spec
+from retriever.encoder.spec import EncoderSpec
 from retriever.errors import InputError, installed_by
 from retriever.pretrained.source import find_model
 from retriever.printable import printable
@@ -39,9 +40,9 @@ def mteb_figures(model: str | Path, data: EvaluationSet, passages: str | Path | 
     """
     with installed_by("mteb", "This"):
         import mteb
-    encoder = _loaded(str(model), "the model")
+    encoder = _loaded(str(model), "the model", data)
     if passages is not None:
-        encoder = _two_sided(encoder, _loaded(str(passages), "--passages"))
+        encoder = _two_sided(encoder, _loaded(str(passages), "--passages", data))
     reads = find_model(str(model if passages is None else passages)).files
     has_titles = read_spec(reads).get("passage_titles", True)
     quiet = {"show_progress_bar": False}
@@ -52,7 +53,7 @@ def mteb_figures(model: str | Path, data: EvaluationSet, passages: str | Path | 
     return {ours: scores[theirs] for ours, theirs in FIGURES.items()}
 
 
-def _loaded(model: str, setting: str) -> SentenceTransformer:
+def _loaded(model: str, setting: str, data: EvaluationSet) -> SentenceTransformer:
     source = find_model(model, setting=setting)
     if not (source.files / "modules.json").is_file():
         raise InputError(
@@ -61,7 +62,12 @@ def _loaded(model: str, setting: str) -> SentenceTransformer:
         )
     from sentence_transformers import SentenceTransformer
 
-    return SentenceTransformer(source.load_from, revision=source.revision)
+    loaded = SentenceTransformer(source.load_from, revision=source.revision)
+    spec = EncoderSpec(**read_spec(source.files))
+    if spec.prompted_names:
+        of_set = spec.prompted_for(data.name, data.corpus.name)
+        loaded.prompts |= {"query": of_set.query_prompt, "document": of_set.passage_prompt}
+    return loaded
 
 
 def _task(data: EvaluationSet, has_titles: bool) -> Any:

@@ -9,9 +9,10 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from callbacks.evaluation.ranker import Ranking
-from datamodules.caches import cached_embeddings, cached_tokens
+from datamodules.caches import cached_embeddings
 from datamodules.corpus import EvaluationSet
 from datamodules.hits import Hits, fuse_scores
+from datamodules.prompted import passage_tokens, query_tokens
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.printable import printable
 from retriever.search import exact_search
@@ -42,8 +43,8 @@ def dense_orders(
     """
     encoder = dense.to(how.device)
     tokens = {
-        "passage": cached_tokens(data.corpus.read_by(encoder), encoder, "passage", how.cache_dir),
-        "query": cached_tokens(list(data.queries.values()), encoder, "query", how.cache_dir),
+        "passage": passage_tokens(data.corpus, encoder, how.cache_dir),
+        "query": query_tokens(list(data.queries.values()), encoder, how.cache_dir, [data.name, data.corpus.name]),
     }
     with how.autocast():
         passages, queries = (

@@ -14,8 +14,8 @@ import torch
 
 from callbacks.evaluation.metrics import Metrics, Run
 from callbacks.evaluation.sets import OpenedSet
-from datamodules.caches import cached_tokens
 from datamodules.corpus import EvaluationSet
+from datamodules.prompted import passage_tokens, query_tokens
 from datamodules.storage.made_ahead import made_ahead
 from retriever.encoder.tokens import TokenizedTexts
 from retriever.work import Work
@@ -137,8 +137,9 @@ def tokenized(
     """
 
     def tokenize(opened: OpenedSet) -> tuple[TokenizedTexts, TokenizedTexts]:
-        queries = cached_tokens(list(opened.data.queries.values()), encoder, "query", how.cache_dir)
-        reads = of_passages or encoder
-        return queries, cached_tokens(opened.data.corpus.read_by(reads), reads, "passage", how.cache_dir)
+        data, types = opened.data, opened.spec.types or ()
+        names = [data.name, *(types if len(types) == 1 else ()), data.corpus.name]
+        queries = query_tokens(list(data.queries.values()), encoder, how.cache_dir, names)
+        return queries, passage_tokens(data.corpus, of_passages or encoder, how.cache_dir)
 
     return zip(sets, made_ahead(tokenize, sets), strict=True)

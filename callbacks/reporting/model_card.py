@@ -141,7 +141,9 @@ def _hub_name(path: str) -> str | None:
     return f"BeIR/{path}" if path in _ON_HUB else None
 
 
-def _prompt(prompt: str) -> str:
+def _prompt(prompt: str | Mapping[str, str]) -> str:
+    if isinstance(prompt, Mapping):
+        return "; ".join(f"{markdown_text(name)}: {_prompt(text)}" for name, text in prompt.items())
     text = repr(prompt).replace("`", "'").replace("|", r"\|")
     return f"`{text}`" if prompt else "none"
 

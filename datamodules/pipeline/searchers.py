@@ -30,8 +30,13 @@ class Searcher(ABC):
         """Which passages are searched together."""
 
     @abstractmethod
-    def search(self, corpus: Corpus, part: range, queries: pa.Array, k: int) -> Iterator[Hits]:
-        """The best ``k`` of a part, as rows of the whole corpus, for :data:`SEARCHED` queries after the other."""
+    def search(
+        self, corpus: Corpus, part: range, queries: pa.Array, k: int, types: pa.Array | None = None
+    ) -> Iterator[Hits]:
+        """The best ``k`` of a part, as rows of the whole corpus, for :data:`SEARCHED` queries after the other.
+
+        ``types`` are the queries' types, by which a retriever may choose their prompt.
+        """
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,9 @@ class Bm25(Searcher):
         """See :class:`Searcher`."""
         return [range(passages)]
 
-    def search(self, corpus: Corpus, part: range, queries: pa.Array, k: int) -> Iterator[Hits]:
+    def search(
+        self, corpus: Corpus, part: range, queries: pa.Array, k: int, types: pa.Array | None = None
+    ) -> Iterator[Hits]:
         """See :class:`Searcher`."""
         index = Bm25Index(corpus.passages.to_pylist(), queries.to_pylist(), **asdict(self))
         yield from (index.best(k, slice(start, start + SEARCHED)) for start in range(0, len(queries), SEARCHED))

@@ -90,7 +90,9 @@ class MadeUpSearch(Searcher):
         """See :class:`Searcher`."""
         return [range(passages)]
 
-    def search(self, corpus: Corpus, part: range, queries: pa.Array, k: int) -> Iterator[Hits]:
+    def search(
+        self, corpus: Corpus, part: range, queries: pa.Array, k: int, types: pa.Array | None = None
+    ) -> Iterator[Hits]:
         """See :class:`Searcher`."""
         random = np.random.default_rng(self.seed)
         for start in range(0, len(queries), SEARCHED):

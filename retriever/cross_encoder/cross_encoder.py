@@ -153,6 +153,10 @@ class CrossEncoder(Encoder):
             lengths["query_max_length"] = min(lengths["query_max_length"], max(3, lengths["pair_max_length"] // 2))
         return cls(backbone, tokenizer, PairSpec(**lengths), name=model, origin=source.origin)
 
+    def prompted_for(self, *names: str | None) -> "CrossEncoder":
+        """Give itself: pairs have no prompts."""
+        return self
+
     def tokenize(self, texts: Sequence[str], kind: str) -> TokenizedTexts:
         """Tokenise texts of one kind alone, special tokens included, so that caches serve every kind of model."""
         return TokenizedTexts.from_texts(self.tokenizer, texts, self.spec.max_length(kind))

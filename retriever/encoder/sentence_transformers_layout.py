@@ -2,10 +2,12 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from retriever.encoder.spec import DEFAULT
 from retriever.errors import InputError, shown
 
 _log = logging.getLogger(__name__)
@@ -67,7 +69,7 @@ def write_spec(folder: Path, spec: dict[str, Any], width: int, lower_case: bool 
     # encode_query and encode_document cut at the lengths of their kind, encode at max_seq_length
     lengths = {"max_seq_length": spec["passage_max_length"], "query_length": spec["query_max_length"]}
     _write(folder / "sentence_bert_config.json", {**lengths, "do_lower_case": lower_case})
-    prompts = {"query": spec["query_prompt"], "document": spec["passage_prompt"]}
+    prompts = _named("query", spec["query_prompt"]) | _named("document", spec["passage_prompt"])
     similarity = "cosine" if spec["normalize"] else "dot"
     main: dict[str, Any] = {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": similarity}
     if not spec["passage_titles"]:  # sentence-transformers joins no titles, and reads over this
@@ -193,7 +195,7 @@ def _pooling(path: Path) -> str:
     return ours[modes[0]]
 
 
-def _prompts(path: Path, main: dict[str, Any]) -> dict[str, str]:
+def _prompts(path: Path, main: dict[str, Any]) -> dict[str, Any]:
     """Read the prompts by their usual names; else take the one that the folder names as its default."""
     prompts = main.get("prompts") or {}
     if not isinstance(prompts, dict) or not all(isinstance(p, str | None) for p in prompts.values()):
@@ -201,14 +203,25 @@ def _prompts(path: Path, main: dict[str, Any]) -> dict[str, str]:
     default = main.get("default_prompt_name")
     if default is not None and default not in prompts:
         raise InputError(f"{path}: default_prompt_name is {shown(default)}, which is none of its prompts.")
-    found = {}
+    found: dict[str, Any] = {}
     for field, names in _PROMPT_NAMES.items():
         others = [n for other, named in _PROMPT_NAMES.items() if other != field for n in named]
         spare = [default] if default is not None and default not in others else []
         found[field] = next((prompts[name] for name in (*names, *spare) if prompts.get(name)), "")
+        prefix = f"{names[0]}:"  # of folders that this project exported
+        if own := {name.removeprefix(prefix): text for name, text in prompts.items() if name.startswith(prefix)}:
+            found[field] = {DEFAULT: found[field], **own}
     if not any(found.values()) and any(prompts.values()):
         _say_unused(path, ", ".join(name for name, text in prompts.items() if text))
     return found
+
+
+def _named(kind: str, prompt: str | Mapping[str, str]) -> dict[str, str]:
+    """Give name → prompt: the default under the kind's name, and the others as ``kind:name``."""
+    if isinstance(prompt, str):
+        return {kind: prompt}
+    others = {f"{kind}:{name}": text for name, text in prompt.items() if name != DEFAULT}
+    return {kind: prompt.get(DEFAULT, ""), **others}
 
 
 @cache  # a folder is read more than once

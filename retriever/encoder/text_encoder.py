@@ -116,7 +116,8 @@ class TextEncoder(Encoder):
         model = str(model)
         asked, packaged = with_preset(model, preset, spec, EncoderSpec.__dataclass_fields__)
         for name in ("query_prompt", "passage_prompt"):
-            if "\\n" in str(asked.get(name)):
+            given = asked.get(name)
+            if any("\\n" in str(text) for text in (given.values() if isinstance(given, Mapping) else [given])):
                 _log.warning(
                     "encoder.%s is %r, with a backslash and an n in it, which is no new line. In bash, a new line is "
                     "typed as encoder.%s=$'\"first line\\nsecond line\"'",
@@ -188,6 +189,15 @@ class TextEncoder(Encoder):
         prompt = self.spec.prompt(kind)
         with _TOKENIZER_LOCK:
             return TokenizedTexts.from_texts(self.tokenizer, [prompt + t for t in texts], self.spec.max_length(kind))
+
+    def prompted_for(self, *names: str | None) -> "TextEncoder":
+        """Give this encoder with the prompts of :meth:`EncoderSpec.prompted_for`; its weights are the same objects."""
+        spec = self.spec.prompted_for(*names)
+        if spec == self.spec:
+            return self
+        other = copy.copy(self)
+        other.spec = spec
+        return other
 
     @property
     def packed(self) -> bool:

@@ -13,6 +13,8 @@ from retriever.errors import InputError
 
 COLUMNS = "step,dev/loss,dev/teacher_ndcg@10,val/mine/ndcg@10,val/other/ndcg@10,val/other/mrr@10,train/loss"
 
+pytestmark = pytest.mark.slow
+
 
 def a_run(folder, rows, seed=1, columns=COLUMNS):
     folder.mkdir(parents=True)

@@ -125,6 +125,7 @@ def test_inspect_works_without_a_corpus_and_says_what_is_wrong(tmp_path, capsys,
         assert refuse(argv, capsys).startswith("error: ") and message in refuse(argv, capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["cadet", "flag_embedding", "trec"])
 def test_exported_file_comes_back(tmp_path, capsys, layout):
     out, back = tmp_path / "out.jsonl", tmp_path / "back.parquet"

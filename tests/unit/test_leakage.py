@@ -63,6 +63,7 @@ def test_guard_finds_the_nearest_of_all_similar_queries(threshold):
             assert found[position].evaluation_query == f"t{similarity.argmax()}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", LISTS, ids=lambda p: p.name)
 def test_no_shipped_list_holds_a_test_query_or_judgement(path):
     test = load_evaluation_set("scifact")

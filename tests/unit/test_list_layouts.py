@@ -161,6 +161,7 @@ def test_sentence_transformers_trains_on_the_columns(tmp_path, tiny_model, passa
         assert sum(p.grad.abs().sum() for p in model.parameters() if p.grad is not None) > 0
 
 
+@pytest.mark.slow
 def test_sparse_and_multi_vector_models_train_on_the_columns(tmp_path, tiny_model, passages, real_lists):
     lists = [q for q in real_lists if len(q.passage_ids) >= 4][:3]
     export_lists(lists, tmp_path / "x.parquet", "sentence_transformers", passages, list_length=4)

@@ -28,6 +28,7 @@ def load(kind, tiny_model, folder, **options) -> TextEncoder:
     return TextEncoder.from_pretrained(path, pooling="mean", **(LENGTHS | {"trainable_layers": 1} | options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_stored_states_give_the_embeddings_and_the_gradient_of_the_whole(kind, tiny_model, tmp_path):
     encoder = load(kind, tiny_model, tmp_path)

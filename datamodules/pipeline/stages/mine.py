@@ -17,6 +17,7 @@ from datamodules.hits import Hits, fuse_ranks, fuse_scores
 from datamodules.pipeline.searchers import SEARCHED, Searcher
 from datamodules.pipeline.stages.sample import named_passages
 from datamodules.pipeline.stages.stage import BLOCK_ROWS, Blocks, Output, Stage, table_writer
+from datamodules.prompted import query_tokens
 from datamodules.query_lists.files import to_ragged
 from retriever.encoder.encoding import device_of
 from retriever.encoder.text_encoder import TextEncoder
@@ -77,20 +78,26 @@ class Dense(Searcher):
         """See :class:`Searcher`."""
         return [range(s, min(s + self.chunk, passages)) for s in range(0, passages, self.chunk)]
 
-    def search(self, corpus: Corpus, part: range, queries: pa.Array, k: int) -> Iterator[Hits]:
+    def search(
+        self, corpus: Corpus, part: range, queries: pa.Array, k: int, types: pa.Array | None = None
+    ) -> Iterator[Hits]:
         """See :class:`Searcher`."""
-        asked = self._embeddings(queries, "query", "encode queries")
+        asked = self._queries(queries, types, corpus)
         title = f"encode {corpus.name}" + ("" if len(part) == len(corpus) else f" {part.start:,} to {part.stop:,}")
-        texts = corpus.read_by(self.passage_encoder or self.encoder)[part.start : part.stop]
-        passages = self._embeddings(texts, "passage", title)
+        passages = self._passages(corpus, part, title)
         for start in range(0, len(asked), SEARCHED):
             yield Hits(*exact_search(asked[start : start + SEARCHED], passages, k, first_row=part.start))
 
-    def _embeddings(self, texts: pa.Array, kind: str, title: str) -> np.ndarray:
-        encoder = self.encoder if kind == "query" else self.passage_encoder or self.encoder
-        if not self.keep_embeddings and kind == "passage":
-            return embed(encoder.tokenize(texts.to_pylist(), kind), encoder, self.token_budget, title)
-        tokens = cached_tokens(texts, encoder, kind, self.cache_dir)
+    def _queries(self, queries: pa.Array, types: pa.Array | None, corpus: Corpus) -> np.ndarray:
+        tokens = query_tokens(queries, self.encoder, self.cache_dir, [corpus.name], types)
+        return cached_embeddings(tokens, self.encoder, self.cache_dir, self.token_budget, "encode queries")
+
+    def _passages(self, corpus: Corpus, part: range, title: str) -> np.ndarray:
+        encoder = (self.passage_encoder or self.encoder).prompted_for(corpus.name)
+        texts = corpus.read_by(encoder)[part.start : part.stop]
+        if not self.keep_embeddings:
+            return embed(encoder.tokenize(texts.to_pylist(), "passage"), encoder, self.token_budget, title)
+        tokens = cached_tokens(texts, encoder, "passage", self.cache_dir)
         return cached_embeddings(tokens, encoder, self.cache_dir, self.token_budget, title)
 
 
@@ -182,7 +189,8 @@ class Mine(Stage):
     def run_block(self, number: int, advance: Callable[[int], None]) -> Iterator[pa.Table]:
         """One retriever's hits in one part of the corpus, for all queries."""
         name, part = self._parts[number]
-        hits = self.retrievers[name].search(self.corpus, part, self._queries["query"].combine_chunks(), self.depth)
+        queries, types = (self._queries[column].combine_chunks() for column in ("query", "query_type"))
+        hits = self.retrievers[name].search(self.corpus, part, queries, self.depth, types)
         yield from map(hits_to_table, hits)
         advance(len(part))
 
