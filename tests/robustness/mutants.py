@@ -121,6 +121,10 @@ EQUIVALENT = {
         "scores.masked_fill(~mask, float('-inf')).amax(1, keepdim=True)",
     ): "softmax is blind to a shift of the row, so that its gradients add up to 0 but for rounding",
     (
+        "global_orthogonal",
+        "count * (count - 1) or 1 → count * (count - 1) or 2",
+    ): "without a pair the sums are 0, whatever they are divided by",
+    (
         "_log_density",
         "scores.amax(1, keepdim=True).detach() → scores.amax(1, keepdim=True)",
     ): "the same: a shift of the row is taken off again",
