@@ -64,13 +64,18 @@ def plan_adaptation(config: DictConfig, choices: dict[str, str], typed: Sequence
 
         from experiments.adaptation.decide import decide, lines
         from experiments.adaptation.estimate import measure
+        from experiments.preparation.precision import precision_of
+        from retriever.encoder.encoding import device_of
+        from retriever.encoder.precision import autocast
 
     disable_progress_bar()
     found = survey(source, asked.split, asked.cache_dir)
     gpu = torch.cuda.is_available()
     encoder = instantiate(config.encoder).to("cuda" if gpu else "cpu").eval()
-    plan = decide(asked, found, named, measure(encoder, found))
-    said = lines(plan, found, asked, encoder.name, folder)
+    precision = precision_of(encoder, asked.precision, asked.cache_dir)
+    with autocast(precision.name, device_of(encoder)):
+        plan = decide(asked, found, named, measure(encoder, found))
+    said = lines(plan, found, asked, encoder.name, folder) | {"precision": precision.said("precision")}
     print_subjects(said)
     if not asked.plan:
         human = found.split is not None or plan.decided.held_out == HUMAN

@@ -32,6 +32,7 @@ from experiments.evaluation.models import Check, Depths, Model, read_models, wit
 from experiments.evaluation.settings import EvaluateSettings
 from experiments.evaluation.typed import as_overrides
 from experiments.settings.encoders import SPECS
+from experiments.settings.precision import AUTO
 from retriever.errors import InputError, choose
 from retriever.typed import read_top
 
@@ -58,13 +59,16 @@ def evaluate(config: DictConfig, folder: Path) -> list[Path]:
         from callbacks.evaluation.ranker import Ranking
         from callbacks.evaluation.sets import Reading
         from experiments.evaluation.work import Wanted, evaluate_model
+        from retriever.encoder.precision import FLOAT32
 
     disable_progress_bar()
     for name in ("lightning", "callbacks.evaluation.history"):  # of steps, of which there are none
         logging.getLogger(name).setLevel(logging.WARNING)
     settings, specs, models = _read(config, check_arguments)
     find_datasets((spec.path for spec in specs), settings.data_dir)
-    fabric = Fabric(**OmegaConf.to_container(config.trainer, resolve=True))
+    trainer = OmegaConf.to_container(config.trainer, resolve=True)
+    precision = trainer.pop("precision", None) or FLOAT32
+    fabric = Fabric(**trainer, precision=FLOAT32 if precision == AUTO else precision)
     fabric.launch()
     asked = settings.evaluation
     how = Ranking(
@@ -73,7 +77,7 @@ def evaluate(config: DictConfig, folder: Path) -> list[Path]:
         cache_dir=Path(settings.cache_dir),
         token_budget=settings.token_budget,
         device=fabric.device,
-        precision=config.trainer.precision,
+        precision=precision,
         autocast=fabric.autocast,
     )
     reading = Reading(

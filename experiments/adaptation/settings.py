@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from datamodules.storage.files import write_text
 from experiments.adaptation.survey import HUMAN, Survey
+from experiments.settings.common import PrecisionName
 from retriever.errors import InputError, require_positive
 
 LISTS, RUNS = "lists", "objectives"  # names of the experiment files
@@ -31,6 +32,7 @@ class AdaptSettings:
     queries: int
     steps: int | None
     batch_size: int | None
+    precision: PrecisionName
     output_dir: str
     cache_dir: str
     data_dir: str
@@ -97,6 +99,7 @@ def write_experiments(
     lists = {
         "defaults": [{"override /encoder": name}],
         **common,
+        "precision": asked.precision,
         "corpus": decided.corpus,
         "queries": {group: dict(options) for group, options in decided.groups.items()},
         "output": str(folder / "lists"),
@@ -147,6 +150,7 @@ def write_experiments(
         "temperatures": {"teacher": 0.05},
         "scheduler": {"warmup_steps": max(1, decided.steps // 10)},
         "trainer": {
+            "precision": asked.precision,
             "max_epochs": -1,
             "max_steps": decided.steps,
             "val_check_interval": decided.every,

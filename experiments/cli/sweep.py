@@ -26,6 +26,7 @@ from experiments.cli.redact import redact
 from experiments.cli.rerun import CONFIG
 from experiments.settings.fitted_temperatures import with_recorded_temperatures
 from experiments.settings.older_runs import as_now
+from experiments.settings.precision import with_recorded_precision
 from retriever.errors import InputError
 from retriever.printable import printable
 
@@ -189,7 +190,7 @@ class FailedRuns(Callback):
 
 
 def _refuse_other_configuration(config: DictConfig, folder: Path, in_effect: Callable[[Any], Any]) -> None:
-    config = with_recorded_temperatures(config, folder)
+    config = with_recorded_precision(with_recorded_temperatures(config, folder), folder)
     # without secrets, written and read again, as the other one was
     asked = OmegaConf.create(OmegaConf.to_yaml(redact(OmegaConf.to_container(config, resolve=True))))
     begun = as_now(OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))

@@ -4,7 +4,8 @@ import hashlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from callbacks.evaluation.sets import OpenedSet, Reading, open_sets
 from callbacks.reporting.query_record import in_words
 from callbacks.reporting.results import RESULTS
 from callbacks.reporting.run_record import environment, peak_memory
+from datamodules.precision import Precision, fastest_precision
 from datamodules.specs import EvaluationSpec
 from datamodules.storage.files import atomic_path, read_json, write_json
 from datamodules.storage.input_hashes import input_sha256
@@ -27,7 +29,9 @@ from experiments.cli.redact import redact
 from experiments.cli.rerun import CONFIG
 from experiments.evaluation.models import Loaded, Model
 from experiments.settings.inputs import files_of_set
+from experiments.settings.precision import AUTO
 from retriever.distributed.ranks import broadcast
+from retriever.encoder.precision import FLOAT32, autocast
 from retriever.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -68,6 +72,8 @@ def evaluate_model(model: Model, wanted: Wanted, folder: Path, fabric: Fabric, a
     if wanted.how.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(wanted.how.device)
     ranker, encoder = model.load()
+    if wanted.how.precision == AUTO:
+        wanted = replace(wanted, how=_in_fastest_precision(model.name, (ranker, encoder), wanted.how, fabric))
     step = ranker.first_step
     history = History(folder, wanted.metrics, wanted.run_hits)
     figures, seconds = {}, 0.0
@@ -101,6 +107,18 @@ def evaluate_model(model: Model, wanted: Wanted, folder: Path, fabric: Fabric, a
         write_json(folder / RESULTS, results)
 
 
+def _in_fastest_precision(name: str, loaded: Loaded, how: Ranking, fabric: Fabric) -> Ranking:
+    """Choose the precision of a model, on the first rank; of several encoders, all must be faster in bfloat16."""
+    precision = Precision(FLOAT32, "there is no encoder")
+    if fabric.is_global_zero:
+        found = [fastest_precision(encoder, how.device, how.cache_dir) for encoder in _encoders(loaded) if encoder]
+        precision = next((each for each in found if each.name == FLOAT32), found[0] if found else precision)
+        if found:
+            log.info("%s: %s", name, precision.said("trainer.precision"))
+    chosen = broadcast(precision.name)
+    return replace(how, precision=chosen, autocast=partial(autocast, chosen, how.device))
+
+
 def _evaluate(loaded: Loaded, step: int, opened: OpenedSet, history: History, how: Ranking) -> Mapping[str, float]:
     """Figures of one set."""
     ranker, encoder = loaded
@@ -127,12 +145,20 @@ def _facts(model: Model, loaded: Loaded, spec: EvaluationSpec, wanted: Wanted) -
 def _fingerprint(model: Model, loaded: Loaded) -> str:
     """What ranks: weights, lengths and prompts of each encoder, and the settings beside them."""
     settings = {k: v for k, v in model.config.items() if k in ("bm25", "fusion", "depth", "vectors")}
-    members: Sequence[Loaded] = [loaded, *getattr(loaded[0], "members", {}).values()]
-    encoders = [each for ranker, own in members for each in (own, getattr(ranker, "passage_encoder", None))]
-    prints = [None if encoder is None else (encoder.fingerprint(), encoder.spec) for encoder in encoders]
-    rankers = [(type(ranker).__name__, getattr(ranker, "depth", None)) for ranker, _ in members]
+    prints = [None if encoder is None else (encoder.fingerprint(), encoder.spec) for encoder in _encoders(loaded)]
+    rankers = [(type(ranker).__name__, getattr(ranker, "depth", None)) for ranker, _ in _members(loaded)]
     told = repr((rankers, settings, prints))
     return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def _members(loaded: Loaded) -> Sequence[Loaded]:
+    """What ranks, and what that adds up."""
+    return [loaded, *getattr(loaded[0], "members", {}).values()]
+
+
+def _encoders(loaded: Loaded) -> list[Any]:
+    """Encoder of queries and encoder of passages alone, of each; None where there is none."""
+    return [each for ranker, own in _members(loaded) for each in (own, getattr(ranker, "passage_encoder", None))]
 
 
 def _kept(path: Path, facts: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -45,12 +45,14 @@ def print_temperatures(words: Sequence[str]) -> None:
     config = _config(files, settings, types)
     check_first(config)
     with quiet_imports():
+        from experiments.training.precision import with_chosen_precision
         from experiments.training.temperatures import fit
         from experiments.training.train import make_module_and_data
 
     quiet_training()
     module, data = make_module_and_data(config)
     data.open(dev=False)
+    config, _ = with_chosen_precision(config, module.encoder, "temperatures")
     found = fit(config, module, data)
     kinds = ", ".join(f"{name} {count:,}" for name, count in types.most_common(_SHOWN))
     teacher = "corpus_teacher" if found["whole_corpus"] else "teacher"

@@ -186,7 +186,7 @@ def plan_lines(plan: Mapping[str, Any]) -> dict[str, str]:
         **{part: _lists_line(plan, part) for part in ("train", "dev")},
         "corpora": _joined([f"{name} ({_many(count, 'passage')})" for name, count in plan["corpora"].items()]),
         "evaluation": _joined([_set(facts) for facts in plan["evaluation"]]) or "none",
-        "device": _device_line(plan["device"], plan["time"].get("tokens")),
+        "device": _device_line(plan["device"], plan["time"].get("tokens"), plan.get("precision")),
         "steps": _steps_line(plan["steps"]),
         "validation": _validation_line(plan["validation"]),
         "time": _time_line(plan["time"], plan["steps"], plan["validation"]),
@@ -245,13 +245,14 @@ def _set(facts: Mapping[str, Any]) -> str:
     return f"{facts['name']} ({_many(facts['queries'], 'query', 'queries')} of {facts['from']}{corpus}{sample})"
 
 
-def _device_line(device: Mapping[str, Any], of_step: float | None) -> str:
+def _device_line(device: Mapping[str, Any], of_step: float | None, chosen: str | None) -> str:
     machines = f" on {device['machines']} machines" if device["machines"] > 1 else ""
     threads = f" ({_many(device['threads'], 'thread')})" if device["name"] == "cpu" else ""
     kept = device["uncheckpointed_tokens"]
     share = f"up to {kept:,}" if of_step is None or kept * device["ranks"] < of_step else "all"
     budget = f"micro-batches of {device['token_budget']:,} tokens, {share} of a step kept"
-    return f"{device['name']}{threads}, {device['precision']}, {_many(device['ranks'], 'rank')}{machines}; {budget}"
+    precision = chosen or device["precision"]
+    return f"{device['name']}{threads}, {precision}, {_many(device['ranks'], 'rank')}{machines}; {budget}"
 
 
 def _steps_line(steps: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from datamodules.storage.files import file_name
-from experiments.settings.common import CommonSettings
+from experiments.settings.common import CommonSettings, PrecisionName
 
 StageName = Literal["deduplicate", "sample", "generate", "queries", "mine", "score", "filter", "split"]
 STAGES: tuple[str, ...] = get_args(StageName)
@@ -71,6 +71,7 @@ class PrepareSettings(CommonSettings):
     until: StageName | None
     shard: str | int | None
     device: str | None
+    precision: PrecisionName
     work: str
     data_dir: str
 

@@ -12,6 +12,7 @@ from datamodules.specs import EvaluationSpec, read_evaluation_specs
 from experiments.cli.targets import check_arguments
 from experiments.settings.encoders import SPECS, outline
 from experiments.settings.first_checks import check_first, monitored_metrics
+from experiments.settings.precision import without_auto
 from experiments.settings.run_settings import read_run_settings
 from experiments.settings.trainer_checks import check_optimizer, check_trainer
 from retriever.encoder.outline import EncoderOutline
@@ -25,6 +26,7 @@ def check(config: DictConfig) -> None:
         InputError: with the setting, its value and what to do.
     """
     check_first(config)
+    config = without_auto(config)
     check_arguments(config, SPECS)
     plain = OmegaConf.to_container(config, resolve=True)
     settings = read_run_settings(plain)

@@ -6,6 +6,8 @@ from typing import Literal
 
 from retriever.errors import require_positive
 
+PrecisionName = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class CommonSettings:

@@ -76,7 +76,7 @@ def check_trainer(trainer: DictConfig, patience: int | None, resumable: bool = T
     if settings.get("precision") not in _PRECISIONS:
         raise InputError(
             f"trainer.precision is {settings['precision']!r}; weights, scores and losses are float32 here: take "
-            "32-true, bf16-mixed or 16-mixed."
+            "32-true, bf16-mixed, 16-mixed, or auto."
         )
     strategy = str(settings.get("strategy"))
     if any(way in strategy for way in ("spawn", "fork", "notebook")):

@@ -31,6 +31,7 @@ from experiments.settings.inputs import input_hashes
 from experiments.settings.trainer_checks import check_batches, lightning_explained
 from experiments.training.callbacks import recorded_settings, run_callbacks, run_reports
 from experiments.training.debug_data import DebugData
+from experiments.training.precision import with_chosen_precision
 from experiments.training.temperatures import with_fitted_temperatures
 from retriever.errors import choose
 from retriever.query_list_module import QueryListModule
@@ -71,6 +72,7 @@ def train(config: DictConfig, folder: Path, arm: str, checkpoint: Path | None) -
     """
     L.seed_everything(config.seed, workers=True, verbose=False)
     module, data = make_module_and_data(config)
+    config, precision = with_chosen_precision(config, module.encoder, str(folder))
     config, fitted = with_fitted_temperatures(config, module, data, folder)
     if fitted is not None:
         module = make_module(config, module.encoder)
@@ -93,7 +95,8 @@ def train(config: DictConfig, folder: Path, arm: str, checkpoint: Path | None) -
     with ExitStack() as stack:
         if trainer.is_global_zero:
             module.keep_what_fits(trainer.strategy.root_device, trainer.world_size // trainer.num_nodes)
-            plan = run_plan(config, trainer, module, data, evaluation, checkpoint) | {"temperatures": fitted}
+            plan = run_plan(config, trainer, module, data, evaluation, checkpoint)
+            plan |= {"temperatures": fitted, "precision": precision}
             print_plan(plan)
             write_json(folder / "environment.json", facts | {"plan": plan})
             _tidy(folder, checkpoint)

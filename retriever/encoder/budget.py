@@ -28,7 +28,7 @@ def fastest_token_budget(model: nn.Module, device: torch.device, *, with_gradien
         with_gradient: whether activations are kept for a backward pass, which bounds a GPU's micro-batch.
     """
     if device.type == "cpu":
-        return _power_of_two(_cache_bytes() // 2 // (_intermediate_size(model) * _FLOAT32), _ON_CPU)
+        return _power_of_two(_cache_bytes() // 2 // (intermediate_size(model) * _FLOAT32), _ON_CPU)
     if device.type != "cuda":
         return _INFERENCE_ON_GPU
     fits = torch.cuda.get_device_properties(device).total_memory // 4 // activation_bytes(model)
@@ -64,19 +64,29 @@ def activation_bytes(model: nn.Module) -> int:
     CPU, and the process grew by 173 KB. Half precision takes less. Layers whose output is stored do not count.
     """
     config = _config(model)
-    layers, width = getattr(config, "num_hidden_layers", None) or 12, getattr(config, "hidden_size", None) or 768
+    layers, width = getattr(config, "num_hidden_layers", None) or 12, hidden_size(model)
     layers = round(layers * getattr(model, "computed_share", 1.0))
-    return layers * (10 * width + 2 * _intermediate_size(model)) * _FLOAT32
+    return layers * (10 * width + 2 * intermediate_size(model)) * _FLOAT32
 
 
 def _config(model: nn.Module) -> object:
     return getattr(getattr(model, "backbone", model), "config", None)
 
 
-def _intermediate_size(model: nn.Module) -> int:
+def hidden_size(model: nn.Module) -> int:
+    """Return the width of a model's layers (768 where its configuration does not say)."""
+    return getattr(_config(model), "hidden_size", None) or 768
+
+
+def intermediate_size(model: nn.Module) -> int:
+    """Return the width within a layer (four times that of the layer where the configuration does not say)."""
     config = _config(model)
-    size = getattr(config, "intermediate_size", None) or getattr(config, "d_ff", None)
-    return size or 4 * (getattr(config, "hidden_size", None) or 768)
+    return getattr(config, "intermediate_size", None) or getattr(config, "d_ff", None) or 4 * hidden_size(model)
+
+
+def attention_heads(model: nn.Module) -> int:
+    """Return the attention heads of a layer (12 where the configuration does not say)."""
+    return getattr(_config(model), "num_attention_heads", None) or 12
 
 
 def _power_of_two(most: int, bounds: tuple[int, int]) -> int:

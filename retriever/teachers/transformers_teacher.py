@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from retriever.encoder.budget import fastest_token_budget
+from retriever.encoder.precision import gpu_has_bfloat16
 from retriever.encoder.text_encoder import max_positions
 from retriever.encoder.tokens import micro_batches
 from retriever.errors import InputError, choose, require_positive
@@ -209,11 +210,11 @@ def _device(name: str | None) -> torch.device:
 
 
 def chosen_dtype(dtype: str, on_gpu: bool) -> str:
-    """Choose the weights' dtype: ``auto`` is bfloat16 on a GPU that has it, else float32.
+    """Choose the weights' dtype: ``auto`` is bfloat16 on a GPU that computes in it, else float32.
 
     Raises:
         InputError: neither ``auto`` nor a name of ``DTYPES``.
     """
     if choose("teacher.dtype", dtype, ("auto", *DTYPES)) != "auto":
         return dtype
-    return "bfloat16" if on_gpu and torch.cuda.is_bf16_supported() else "float32"
+    return "bfloat16" if on_gpu and gpu_has_bfloat16() else "float32"

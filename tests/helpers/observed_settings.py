@@ -180,6 +180,7 @@ class World:
             "evaluation.datasets": [{"path": self.corpus}],
             "trainer.max_epochs": 1,
             "trainer.accelerator": "cpu",
+            "trainer.precision": "32-true",
             "trainer.limit_train_batches": 2,
             "early_stopping.patience": None,
             "diagnostics.every_n_steps": None,

@@ -51,7 +51,8 @@ def command(module: str, arguments, log, variables) -> None:
     out = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     os.dup2(out, 1), os.dup2(out, 2)
     os.environ |= variables
-    importlib.import_module("helpers.short_estimates")
+    for name in ("short_estimates", "in_float32"):
+        importlib.import_module(f"helpers.{name}")
     sys.modules["__main__"] = importlib.import_module(module)  # what launchers start again
     sys.argv = [sys.modules["__main__"].__file__, *arguments]
     try:

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 
 import experiments
 from experiments import prepare as prepare_module
-from helpers import parsed_once, short_estimates  # noqa: F401
+from helpers import in_float32, parsed_once, short_estimates  # noqa: F401
 
 CONF = Path(experiments.__file__).parent / "conf"
 

@@ -74,7 +74,8 @@ def evaluated(arguments: list[str], folder: Path) -> None:
     config = config_of(*arguments)
     model = instantiate(config.encoder)
     off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
-    trainer = instantiate(config.trainer, callbacks=[instantiate(config.evaluation, folder=folder)], **off)
+    callbacks = [instantiate(config.evaluation, folder=folder)]
+    trainer = instantiate(config.trainer, precision="32-true", callbacks=callbacks, **off)
     module, data = instantiate(config.module, encoder=model), instantiate(config.data, encoder=model)
     trainer.validate(module, datamodule=data, verbose=False)
 

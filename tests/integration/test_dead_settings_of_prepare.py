@@ -102,6 +102,7 @@ def prepare_leaves(world: World) -> dict[str, Seen]:
         "token_budget": Seen(
             by, 300, mined | {"cache_dir": str(world.folder / "budget"), "work": str(world.folder / "w")}
         ),
+        "precision": Seen(by, "bf16-mixed", mined),
         "output_dir": Seen("written", str(world.folder / "else_all")),
         "work": Seen("written", str(world.folder / "else_work")),
         "cache_dir": Seen("written", str(world.folder / "else_cache"), {"work": str(world.folder / "w2")}),

@@ -135,7 +135,7 @@ def asked(**options):
     values = {
         "corpus": "x", "text": None, "split": None, "objectives": ["distillation_corpus", "infonce_conventional"],
         "seeds": [1], "elsewhere": [], "minutes": None, "plan": False, "queries": 8000, "steps": None,
-        "batch_size": None, "output_dir": "outputs", "cache_dir": "cache", "data_dir": "data",
+        "batch_size": None, "precision": "auto", "output_dir": "outputs", "cache_dir": "cache", "data_dir": "data",
     }  # fmt: skip
     return AdaptSettings(**values | options)
 

@@ -20,6 +20,7 @@ from datamodules.pipeline.stages.stage import BLOCK_ROWS, Blocks, Output, Stage,
 from datamodules.prompted import query_tokens
 from datamodules.query_lists.files import to_ragged
 from retriever.encoder.encoding import device_of
+from retriever.encoder.precision import FLOAT32, autocast
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError, choose, require_positive
 from retriever.search import exact_search, merge_hits
@@ -43,6 +44,7 @@ class Dense(Searcher):
         token_budget: tokens of a micro-batch; None takes the machine's.
         keep_embeddings: whether passage embeddings stay in the cache, for training and evaluation to find.
         passage_encoder: of passages, where a model was tuned for queries alone; None takes ``encoder``.
+        precision: in which the encoder runs: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
     """
 
     encoder: TextEncoder
@@ -52,6 +54,7 @@ class Dense(Searcher):
     token_budget: int | None = None
     keep_embeddings: bool = True
     passage_encoder: TextEncoder | None = None
+    precision: str = FLOAT32
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -60,7 +63,8 @@ class Dense(Searcher):
     def settings(self) -> dict[str, Any]:
         """See :class:`Searcher`."""
         of_passages = {} if self.passage_encoder is None else {"passages": _identity(self.passage_encoder)}
-        return _identity(self.encoder, chunk=self.chunk) | of_passages
+        precision = {} if self.precision == FLOAT32 else {"precision": self.precision}
+        return _identity(self.encoder, chunk=self.chunk) | of_passages | precision
 
     def describe(self) -> str:
         """See :class:`Searcher`."""
@@ -71,7 +75,8 @@ class Dense(Searcher):
             f"{name}, {encoder.dimension} dimensions, pooling {encoder.spec.pooling}, prompts "
             f"{encoder.spec.query_prompt!r} and {passages.spec.passage_prompt!r}, at most "
             f"{encoder.spec.query_max_length} tokens of a query and {passages.spec.passage_max_length} of a passage"
-            f"{'' if passages.spec.passage_titles else ' without its title'}, on {device_of(encoder)}{of_passages}"
+            f"{'' if passages.spec.passage_titles else ' without its title'}, on {device_of(encoder)} in "
+            f"{self.precision}{of_passages}"
         )
 
     def parts(self, passages: int) -> list[range]:
@@ -90,15 +95,17 @@ class Dense(Searcher):
 
     def _queries(self, queries: pa.Array, types: pa.Array | None, corpus: Corpus) -> np.ndarray:
         tokens = query_tokens(queries, self.encoder, self.cache_dir, [corpus.name], types)
-        return cached_embeddings(tokens, self.encoder, self.cache_dir, self.token_budget, "encode queries")
+        with autocast(self.precision, device_of(self.encoder)):
+            return cached_embeddings(tokens, self.encoder, self.cache_dir, self.token_budget, "encode queries")
 
     def _passages(self, corpus: Corpus, part: range, title: str) -> np.ndarray:
         encoder = (self.passage_encoder or self.encoder).prompted_for(corpus.name)
         texts = corpus.read_by(encoder)[part.start : part.stop]
-        if not self.keep_embeddings:
-            return embed(encoder.tokenize(texts.to_pylist(), "passage"), encoder, self.token_budget, title)
-        tokens = cached_tokens(texts, encoder, "passage", self.cache_dir)
-        return cached_embeddings(tokens, encoder, self.cache_dir, self.token_budget, title)
+        with autocast(self.precision, device_of(encoder)):
+            if not self.keep_embeddings:
+                return embed(encoder.tokenize(texts.to_pylist(), "passage"), encoder, self.token_budget, title)
+            tokens = cached_tokens(texts, encoder, "passage", self.cache_dir)
+            return cached_embeddings(tokens, encoder, self.cache_dir, self.token_budget, title)
 
 
 def _identity(encoder: TextEncoder, **more: Any) -> dict[str, Any]:
