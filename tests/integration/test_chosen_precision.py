@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 
 from datamodules.precision import CALIBRATION
 from experiments import run as run_module
-from experiments.comparison.runs import find_runs, group_runs, read_runs
+from experiments.comparison.arms import group_runs
+from experiments.comparison.runs import find_runs, read_runs
 from experiments.evaluate import evaluate
 from experiments.evaluation.typed import as_overrides
 from experiments.preparation.precision import with_dtypes
