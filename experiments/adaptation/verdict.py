@@ -43,7 +43,7 @@ def verdict(
         if len(shown.seeds) > 1:
             said.append(f"Figures are means over {len(shown.seeds)} seeds; this is the one that dev lists prefer.")
     else:
-        said.append(f"Keep the base model: {on} no run is better beyond chance. {shown.name}{_word(shown)}: {figures}")
+        said.append(f"Keep the base model: {on} no run is significantly better. {shown.name}{_word(shown)}: {figures}")
     others = [arm for arm in table.arms if arm.difference is not None and arm is not shown]
     said += [
         f"{arm.name}: " + (f"{_difference(arm)}{_word(arm)}." if any(arm.steps) else _kept(ends[arm.name]))
@@ -51,7 +51,7 @@ def verdict(
     ]
     said += _elsewhere(comparison, shown.name)
     said.append(
-        "Intervals are 95%; p-values are of a paired randomisation test over queries, corrected over the "
+        "Intervals are 95%, not corrected; p-values are of a paired randomisation test over queries, corrected over the "
         f"{table.comparisons} objectives (Holm; those of last steps apart). Of several that are better, "
         "the first of your list is named."
     )
@@ -80,7 +80,7 @@ def _elsewhere(comparison: Comparison, name: str) -> list[str]:
 
 
 def _kept(end: Arm) -> str:
-    word = ", beyond chance, but dev lists did not choose it" if _is_better(end) else _word(end)
+    word = ", significantly better, but dev lists did not choose it" if _is_better(end) else _word(end)
     return f"its dev lists kept the base model; its last step is at {_difference(end)}{word}."
 
 
@@ -98,7 +98,7 @@ def _is_better(arm: Arm) -> bool:
 def _word(arm: Arm) -> str:
     if arm.p_holm is None or arm.difference is None or arm.p_holm >= _SURE:
         return ""
-    return " (better)" if arm.difference.mean > 0 else " (worse than the base model, beyond chance)"
+    return " (better)" if arm.difference.mean > 0 else " (significantly worse than the base model)"
 
 
 def _figures(base: Arm, arm: Arm, table: Table, human: bool) -> str:

@@ -227,7 +227,7 @@ def test_a_gain_is_recommended_with_its_price():
     )
     assert said[0].startswith("Take ours: on this corpus it is better") and "on 200 human queries: +0.0" in said[0]
     assert "runs/first/model" in said[1] and "index" in said[1]
-    assert said[2].startswith("conventional: -0.0") and said[2].endswith("(worse than the base model, beyond chance).")
+    assert said[2].startswith("conventional: -0.0") and said[2].endswith("(significantly worse than the base model).")
     assert said[3] == "Elsewhere (other): -0.1000 [-0.1000, -0.1000], p 0.010."
     assert not any("not people's" in sentence for sentence in said)
 
@@ -239,15 +239,15 @@ def test_without_a_gain_the_base_model_is_kept():
     assert said[0].startswith("Keep the base model") and "made-up queries" in said[0]
     assert "not people's" in said[-1] and "qrels/test.tsv beside texts/corpus.jsonl" in said[-1]
     worse = said_of(compared({"ours": -0.03}), ["ours"], True, TEXTS)
-    assert "ours (worse than the base model, beyond chance): nDCG@10" in worse[0]
+    assert "ours (significantly worse than the base model): nDCG@10" in worse[0]
     at_the_end = compared({"ours": -0.03, "conventional": 0.0})
     kept = said_of(
         compared({"ours": 0.0, "conventional": 0.0}, step=0), ["ours", "conventional"], True, TEXTS, at_the_end
     )
     assert "ours: its dev lists kept the base model; its last step is at -0.0" in kept[0]
-    assert kept[0].endswith("p 0.001 (worse than the base model, beyond chance).")
+    assert kept[0].endswith("p 0.001 (significantly worse than the base model).")
     missed = said_of(compared({"ours": 0.0}, step=0), ["ours"], True, TEXTS, compared({"ours": 0.03}))
-    assert missed[0].endswith("beyond chance, but dev lists did not choose it.")
+    assert missed[0].endswith("significantly better, but dev lists did not choose it.")
     assert kept[1].startswith("conventional: its dev lists kept the base model; its last step is at ")
 
 
