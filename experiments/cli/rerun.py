@@ -102,6 +102,7 @@ def read_config(folder: Path, typed: Sequence[str] | set[str], shipped_as: Path)
     config = OmegaConf.create(as_now(OmegaConf.to_container(_load(path))))
     shipped = OmegaConf.load(shipped_as)
     of_hydra = shipped.hydra
+    groups_of_hydra = [group for group in shipped.defaults if str(group).startswith("{'override hydra/")]
     for key in ("hydra", "defaults"):
         if key in config:
             raise InputError(f"{path} has {key!r}, which the configuration of a finished run has not. Remove it.")
@@ -120,6 +121,8 @@ def read_config(folder: Path, typed: Sequence[str] | set[str], shipped_as: Path)
             _follow(config, str(key), expression)
     config.repeats = str(folder.absolute())
     config.hydra = of_hydra
+    if groups_of_hydra:
+        config.defaults = ["_self_", *groups_of_hydra]
     return config
 
 

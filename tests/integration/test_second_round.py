@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -115,11 +116,13 @@ def test_the_command_that_it_names_trains_on_them(rounds, second):
 
 def test_it_goes_on_where_it_was_cut_off_and_takes_the_place_of_no_other_lists(rounds, second, monkeypatch, capsys):
     typed = ["--from", str(rounds / "second")]
+    shutil.copytree(rounds / "run", rounds / "copy", dirs_exist_ok=True)
     status, said = run_in(rounds, "experiments.prepare", *typed)
     assert status == 0 and "mine: unchanged" in said and "split: unchanged" in said
+    assert not (rounds / "prepare.log").exists()
     for words, message in {
         ("--from", str(rounds / "lists"), f"tuned={rounds / 'run'}"): "lists that were made before; they stay",
-        (*typed, f"tuned={rounds / 'again'}"): f"lists that were made with {rounds / 'run'}; they stay",
+        (*typed, f"tuned={rounds / 'copy'}"): f"lists that were made with {rounds / 'run'}; they stay",
         (*typed, f"tuned={rounds / 'lists'}"): "so this run is not finished",
     }.items():
         assert message in error_of(prepare_module, monkeypatch, capsys, *words)
