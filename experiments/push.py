@@ -54,11 +54,13 @@ def write_model(run: Path, repository: str, folder: Path) -> None:
         folder: a new folder.
 
     Raises:
-        InputError: the run is not finished, or exported no model.
+        InputError: the run is not finished, exported no model, or was made with ``debug``.
     """
     results = read_results(run)
     if results is None or not (run / "model" / "README.md").is_file():
         raise InputError(f"{run}: no finished run with an exported model (results.json, and the folder model).")
+    if (read_yaml(run / "config.yaml", "Name another run.").get("debug")) is not None:
+        raise InputError(f"{run}: a run with debug=…, whose figures are of a few passages. Share another one.")
     shutil.copytree(run / "model", folder)
     card = (folder / "README.md").read_text(encoding="utf-8")
     write_text(folder / "README.md", card.replace('"PATH"', json.dumps(repository)))

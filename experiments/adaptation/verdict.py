@@ -51,8 +51,8 @@ def verdict(
     ]
     said += _elsewhere(comparison, shown.name)
     said.append(
-        "Intervals are 95%, not corrected; p-values are of a paired randomisation test over queries, corrected over the "
-        f"{table.comparisons} objectives (Holm; those of last steps apart). Of several that are better, "
+        "Intervals are 95%, not corrected; p-values are of a paired randomisation test over queries, corrected over "
+        f"the {table.comparisons} objectives (Holm; those of last steps apart). Of several that are better, "
         "the first of your list is named."
     )
     if not human:

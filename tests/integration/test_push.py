@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 from datasets import load_dataset
+from omegaconf import OmegaConf
 
 from datamodules.query_lists.files import read_metadata
 from experiments.push import main
@@ -88,6 +90,15 @@ def test_who_may_not_write_and_a_hub_out_of_reach_are_one_sentence(run):
 def test_wrong_names_are_refused(run, tmp_path, name, said):
     with pytest.raises(SystemExit, match=said):
         main([str(run), "--repo", name, "--dry-run", str(tmp_path / "out")])
+
+
+def test_a_debug_run_is_not_shared(run, tmp_path):
+    shutil.copytree(run, tmp_path / "debug")
+    config = OmegaConf.load(run / "config.yaml")
+    config.debug = {"lists": 8, "queries": 8}
+    OmegaConf.save(config, tmp_path / "debug" / "config.yaml")
+    with pytest.raises(SystemExit, match="figures are of a few passages"):
+        main([str(tmp_path / "debug"), "--repo", "me/small", "--dry-run", str(tmp_path / "out")])
 
 
 def test_what_is_no_run_and_a_folder_that_is_there_are_refused(run, tmp_path):

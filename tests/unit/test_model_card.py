@@ -111,7 +111,7 @@ def test_folder_of_a_local_base_model_is_nobodys_business(tiny_encoder, tiny_mod
     card, _ = card_of(tiny_encoder, frozen_passages=True)
     assert ModelCard(card).data.base_model is None and str(tiny_model.parent) not in card
     assert f"passages must be encoded with the unchanged {tiny_model.name}" in card
-    assert f'passages = SentenceTransformer("{tiny_model.name}")' in card
+    assert f'passages = SentenceTransformer("{tiny_model.name}", prompts=model.prompts)' in card
 
 
 @pytest.mark.slow
