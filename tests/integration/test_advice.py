@@ -341,6 +341,7 @@ VALUES = {"--corpus": "{corpus}", "--output": "{root}/report"}
 NOT_TYPED = {
     "adapt.py: hydra.run.dir=…": "test_adapt.py begins folders with it",
     "parts.py: shard=…": "of prepare; test_prepare.py types it",
+    "push.py: debug=…": "says what the run was made with",
     "push.py: --repo": "test_push.py types wrong names and right ones",
     "decide.py: encoder=…": "test_adapt.py types another model",
     "decide.py: --help": "of prepare cut; argparse's",
