@@ -58,12 +58,7 @@ def folder_of_source(name: str, data_dir: str | Path) -> Path:
     Raises:
         InputError: the package is missing, there is no such data set, it has no judgements, or it cannot be fetched.
     """
-    source, _, inner = name.partition(":")
-    if not _NAME.fullmatch(inner) or (source == "hub" and inner.count("/") not in (1, 2)):
-        raise InputError(
-            f"{shown(name)} is no data set's name: expected ir_datasets:NAME, hub:OWNER/NAME or hub:OWNER/NAME/SPLIT."
-        )
-    folder = Path(data_dir) / source / _place(source, inner)
+    folder, source, inner = place_of_source(name, data_dir), *name.split(":", 1)
     if folder.is_dir():
         return folder
     with lock_beside(folder):
@@ -73,6 +68,20 @@ def folder_of_source(name: str, data_dir: str | Path) -> Path:
                 _write(Path(place) / folder.name, _SOURCES[source](inner), folder.parent / ".corpora")
                 (Path(place) / folder.name).rename(folder)
     return folder
+
+
+def place_of_source(name: str, data_dir: str | Path) -> Path:
+    """Give the folder that :func:`folder_of_source` gives, whether it is there or not.
+
+    Raises:
+        InputError: the name has another form.
+    """
+    source, _, inner = name.partition(":")
+    if not _NAME.fullmatch(inner) or (source == "hub" and inner.count("/") not in (1, 2)):
+        raise InputError(
+            f"{shown(name)} is no data set's name: expected ir_datasets:NAME, hub:OWNER/NAME or hub:OWNER/NAME/SPLIT."
+        )
+    return Path(data_dir) / source / _place(source, inner)
 
 
 def _place(source: str, inner: str) -> str:

@@ -78,6 +78,7 @@ def load_corpus(
     name: str | None = None,
     empty_passages: str = "error",
     cache_dir: str | Path | None = None,
+    warn: bool = True,
 ) -> Corpus:
     """Read ``corpus.jsonl``: ``_id``, ``title`` (may be missing) and ``text``.
 
@@ -90,6 +91,7 @@ def load_corpus(
             counts them. Their ids stay, so that judgements of them count as everywhere else.
         cache_dir: where a memory-mapped copy is kept, by the file's content: it is made once, and takes no memory
             afterwards. None reads the corpus into memory.
+        warn: whether kept passages without title and text are warned of; not where a run was warned before.
 
     Raises:
         InputError: with file and line, for a line that is not JSON, has no id, repeats an id, or holds no text.
@@ -109,7 +111,8 @@ def load_corpus(
         empty.count, empty.first = facts["empty"], facts["first_empty"]
         mapped = (mapped_strings(columns, n) for n in ("ids", "titles", "texts", "passages"))
         corpus = Corpus(name or folder.name, *mapped, sha256=sha256)
-    empty.report(len(corpus))
+    if warn:
+        empty.report(len(corpus))
     return corpus
 
 

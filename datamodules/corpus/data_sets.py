@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from datamodules.corpus.by_name import folder_of_source, is_source_name
+from datamodules.corpus.by_name import folder_of_source, is_source_name, place_of_source
 from datamodules.storage.archives import BEIR, download_beir
 from datamodules.storage.files import is_file, is_folder
 from retriever.errors import InputError, did_you_mean, shown
@@ -32,6 +32,12 @@ def find_dataset(name: str | Path, data_dir: str | Path = "data") -> Path:
     if not is_folder(folder):
         raise _unknown(name, data_dir)
     return folder
+
+
+def dataset_on_disk(name: str | Path, data_dir: str | Path = "data") -> Path | None:
+    """Give the folder of :func:`find_dataset` where it is there already; None where it would have to be fetched."""
+    source = place_of_source(str(name), data_dir) if is_source_name(str(name)) else None
+    return _on_disk(name, data_dir) or (source if source is not None and is_folder(source) else None)
 
 
 def find_datasets(names: Iterable[str], data_dir: str | Path = "data") -> None:

@@ -33,10 +33,16 @@ class FileRun(Run):
     Attributes:
         per_query: query id → nDCG@10.
         texts: query id → ``query`` and ``relevant`` in words.
+        hits: query id → passage id → score; empty where the file holds figures.
+        judged: query id → passage id → grade; empty without judgements.
+        data_folder: the folder of the judgements, in BEIR's layout; else None.
     """
 
     per_query: dict[str, float]
     texts: dict[str, dict[str, Any]]
+    hits: Mapping[str, Mapping[str, float]]
+    judged: dict[str, dict[str, int]]
+    data_folder: Path | None
 
     def values(self, dataset: str, point: str) -> dict[str, float]:
         """Query id → nDCG@10, at any point."""
@@ -116,16 +122,20 @@ def read_files(
     judged = {} if path is None else {q: {p: g for p, (g, _) in of.items()} for q, of in read_qrels(path).items()}
     dataset, level = "queries" if path is None else _name_of(path), 1
     if others:
-        asked = set(judged) if path else set(_score(files[0].path, judged, path, level)[MAIN])
+        asked = set(judged) if path else set(_score(files[0].path, judged, path, level)[0][MAIN])
         dataset = _fitting(files[0].path, asked, dataset, others, which)
         levels = [run.specs[dataset].relevance_level for run in others if dataset in run.specs]
         level = levels[0] if levels else 1
-    scored = {file.path: _score(file.path, judged, path, level) for file in files}
-    texts = {} if path is None else _texts(path)
-    return [_run(file, dataset, scored[file.path], texts) for file in files]
+    folder = None if path is None else _folder_of(path)
+    texts = {} if folder is None else _texts(folder)
+    runs = []
+    for file in files:
+        scores, hits = _score(file.path, judged, path, level)
+        runs.append(_run(file, dataset, scores, texts=texts, hits=hits, judged=judged, data_folder=folder))
+    return runs
 
 
-def _run(file: NamedFile, dataset: str, scores: PerQuery, texts: dict[str, dict[str, Any]]) -> FileRun:
+def _run(file: NamedFile, dataset: str, scores: PerQuery, **known: Any) -> FileRun:
     means = {metric: {"best": mean, "last": mean} for metric, mean in mean_scores(scores).items()}
     results = {"name": file.arm, "seed": file.seed, "steps": {"best": 0, "last": 0}, "datasets": {dataset: means}}
     return FileRun(
@@ -137,19 +147,21 @@ def _run(file: NamedFile, dataset: str, scores: PerQuery, texts: dict[str, dict[
         specs={},
         trained_on=set(),
         per_query=scores[MAIN],
-        texts=texts,
         states_seed=file.states_seed,
+        **known,
     )
 
 
-def _score(path: Path, judged: Mapping[str, Mapping[str, int]], qrels: Path | None, level: int) -> PerQuery:
-    """Metric → query id → value, of grades from a level on: nDCG@10 alone where the file holds figures."""
+def _score(
+    path: Path, judged: Mapping[str, Mapping[str, int]], qrels: Path | None, level: int
+) -> tuple[PerQuery, Mapping[str, Mapping[str, float]]]:
+    """Metric → query id → value, of grades from a level on, and the ranking; of figures, nDCG@10 alone, and none."""
     content = read_json(path, "Write it again.") if split_ending(path)[0] == ".json" else None
     figures = figures_in_lines(path) if content is None else figures_of(path, content)
     if figures is None and qrels is None:
         raise InputError(f"{path}: a ranking (or no file of figures); judgements are needed: --qrels FILE.")
     if figures is not None and qrels is None:
-        return {MAIN: figures}
+        return {MAIN: figures}, {}
     if figures is not None:
         found: Mapping[str, Any] = {query: value for query, value in figures.items() if query in judged}
         others = len(figures) - len(found)
@@ -167,7 +179,7 @@ def _score(path: Path, judged: Mapping[str, Mapping[str, int]], qrels: Path | No
         )
     if others:
         log.warning("%s: %d entries of queries without judgements are left out", path, others)
-    return scores
+    return scores, {} if figures is not None else found
 
 
 def _fitting(path: Path, queries: set[str], name: str, others: Sequence[Run], which: str) -> str:
@@ -198,10 +210,14 @@ def _name_of(qrels: Path) -> str:
     return folder if stem == "test" else f"{folder}-{stem}"
 
 
-def _texts(qrels: Path) -> dict[str, dict[str, Any]]:
-    """Queries in words, where the judgements lie in BEIR's layout."""
-    folder = qrels.absolute().parent.parent
-    if qrels.parent.name != "qrels" or not find_records(folder, "queries"):
+def _folder_of(qrels: Path) -> Path | None:
+    """The data set's folder, where the judgements lie in BEIR's layout."""
+    return qrels.absolute().parent.parent if qrels.parent.name == "qrels" else None
+
+
+def _texts(folder: Path) -> dict[str, dict[str, Any]]:
+    """Queries in words, where the folder has them."""
+    if not find_records(folder, "queries"):
         return {}
     return {query: {"query": text, "relevant": []} for query, text in load_queries(folder).items()}
 

@@ -1,4 +1,7 @@
-"""The comparison as one HTML file that holds everything, loads nothing and opens offline."""
+"""The comparison as one HTML file that holds everything and opens offline.
+
+It loads nothing, but for one file beside it where the words of many passages would make it large.
+"""
 
 import base64
 import hashlib
@@ -8,6 +11,7 @@ from pathlib import Path
 from callbacks.reporting.templates import render
 from experiments.comparison.changes import most_changed
 from experiments.comparison.plots import draw
+from experiments.comparison.query_view import QueryView
 from experiments.comparison.runs import reason
 from experiments.comparison.sheets import sheets
 from experiments.comparison.tables import Comparison
@@ -20,13 +24,20 @@ _PLOTS = {
 _TEMPLATE = Path(__file__).with_suffix(".html")
 
 
-def page(comparison: Comparison, plots: Mapping[str, bytes], said: Sequence[str] = ()) -> str:
+def page(
+    comparison: Comparison,
+    plots: Mapping[str, bytes],
+    said: Sequence[str] = (),
+    view: QueryView | None = None,
+) -> str:
     """The page, with plots on white as :func:`~experiments.comparison.plots.draw` gives them, and on dark beside them;
-    sentences that it begins with, where there are any.
+    sentences that it begins with, where there are any; a view of single queries, where there is one.
 
-    All text of corpora, queries and configurations is escaped; only its own script may run.
+    All text of corpora, queries and configurations is escaped. Only its own script may run, and what that one loads
+    where the view has a file beside the page.
     """
-    style, script = (_TEMPLATE.with_suffix(kind).read_text(encoding="utf-8") for kind in (".css", ".js"))
+    parts = ("page", "queries") if view is not None else ("page",)
+    style, script = ("\n".join(_read(f"{part}{kind}") for part in parts) for kind in (".css", ".js"))
     dark = draw(comparison, on_dark=True)
     return render(
         _TEMPLATE,
@@ -40,10 +51,15 @@ def page(comparison: Comparison, plots: Mapping[str, bytes], said: Sequence[str]
         sheets=sheets(comparison),
         plots=[(words, _data(plots[name]), _data(dark[name])) for name, words in _PLOTS.items() if name in plots],
         changes=most_changed(comparison),
+        view=view,
         style=style,
         script=script,
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def _read(name: str) -> str:
+    return _TEMPLATE.with_name(name).read_text(encoding="utf-8")
 
 
 def _data(png: bytes) -> str:

@@ -109,6 +109,10 @@ class Run:
                 _require(path, f"{query}.relevant", title, str)
         return found
 
+    def ranking(self, dataset: str, point: str) -> Path:
+        """The file of the ranking at a point; it may be gone."""
+        return self.folder / "trec_runs" / self.datasets[dataset] / f"step-{self.results['steps'][point]:06d}.trec"
+
     def curve(self, dataset: str) -> dict[int, float]:
         """Step → nDCG@10."""
         column = f"val/{self.datasets[dataset]}/ndcg@10"

@@ -22,7 +22,7 @@ from sentence_transformers.sentence_transformer.evaluation import InformationRet
 from callbacks.reporting.statistics import holm
 from datamodules.corpus import SHIPPED, load_evaluation_set
 from experiments.compare import main
-from experiments.comparison.files import _texts
+from experiments.comparison.files import _folder_of
 from experiments.comparison.formats import markdown
 from experiments.comparison.tables import compare
 from experiments.evaluate import evaluate
@@ -424,4 +424,4 @@ def test_figures_in_a_run_folder_are_read_and_judgements_may_lie_at_the_root(tmp
     write_run(tmp_path / "run", "a", 1, {"d": values(1)})
     [figures] = (tmp_path / "run" / "per_query" / "d").glob("*8.json")
     assert arm_of(compare([figures]), "step-000008", "queries").ndcg == pytest.approx(values(1).mean())
-    assert _texts(Path("/q.tsv")) == {}
+    assert _folder_of(Path("/q.tsv")) is None
