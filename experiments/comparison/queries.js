@@ -222,7 +222,6 @@
   orderMenu.addEventListener("change", filter);
   search.addEventListener("input", filter);
   choices(setMenu, data.sets.map(each => each.name));
-  part("set").hidden = data.sets.length === 1;
   document.getElementById("view").hidden = false;
   if (data.texts) loadTexts();
   else take(data.words);
