@@ -1,12 +1,28 @@
 """Asks a chat model behind a server that speaks OpenAI's protocol: vLLM's, llama.cpp's, or a hosted one."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
+
+from requests import Response
 
 from retriever.errors import InputError, shown
 from retriever.web import WebClient
 
 Conversation = list[dict[str, str]]  # of {"role": …, "content": …}
+
+
+class Completion(NamedTuple):
+    """What a model answered.
+
+    Attributes:
+        text: of the first choice.
+        choice: the first choice, as the protocol has it.
+        usage: the protocol's numbers of tokens; empty where the server gives none.
+    """
+
+    text: str
+    choice: dict[str, Any]
+    usage: dict[str, Any]
 
 
 class ChatClient:
@@ -42,12 +58,34 @@ class ChatClient:
         Raises:
             InputError: no answer after all retries, a refusal, or an answer of another form.
         """
-        for answer in self.web.post([{**self.same, **request} for request in requests]):
-            try:
-                choice = answer.json()["choices"][0]
-                text, _ = choice["message"]["content"] or "", choice["finish_reason"]
-            except (ValueError, LookupError, TypeError) as error:
-                raise InputError(
-                    f"{self.web.url} answered {shown(answer.text)}; expected a chat completion. {self.web.doubt}"
-                ) from error
-            yield text, choice
+        for answer in self.web.post([self.body(request) for request in requests]):
+            yield self.read(answer)[:2]
+
+    def body(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what is posted for a request, see :meth:`complete`."""
+        return {**self.same, **request}
+
+    def read(self, answer: Response) -> Completion:
+        """Read an answer.
+
+        Raises:
+            InputError: it has another form.
+        """
+        try:
+            return read_completion(answer.json())
+        except (ValueError, LookupError, TypeError) as error:
+            raise InputError(
+                f"{self.web.url} answered {shown(answer.text)}; expected a chat completion. {self.web.doubt}"
+            ) from error
+
+
+def read_completion(content: Any) -> Completion:
+    """Read a chat completion.
+
+    Raises:
+        LookupError, TypeError: it is none.
+    """
+    choice = content["choices"][0]
+    text, _ = choice["message"]["content"] or "", choice["finish_reason"]
+    usage = content.get("usage")
+    return Completion(text, choice, usage if isinstance(usage, dict) else {})

@@ -1,9 +1,10 @@
 """Posts JSON to a web API, many requests at a time, and again where the server is out of reach, busy or failing."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import requests
@@ -13,7 +14,8 @@ from urllib3 import Retry
 from retriever.errors import InputError, require_positive, shown
 
 _PASSING = (408, 409, 429, 500, 502, 503, 504)  # statuses that may be gone at the next try
-_GO_ON = "What is done so far is kept; start again to go on."
+_NOT_BEGUN = (429, 503)  # of these, those of a server that has done nothing yet
+GO_ON = "What is done so far is kept; start again to go on."
 
 
 @dataclass(frozen=True)
@@ -45,20 +47,49 @@ class WebClient:
         if self.retries < 0:
             raise InputError(f"{self.group}.retries is {self.retries}; it must be at least 0.")
 
-    def post(self, bodies: Sequence[Any]) -> Iterator[requests.Response]:
+    def post(
+        self,
+        bodies: Sequence[Any],
+        around: Callable[[Callable[[Any], requests.Response], Any], requests.Response] | None = None,
+    ) -> Iterator[requests.Response]:
         """Post each of some JSON values; yield the answers, all of status 200, in this order.
+
+        Args:
+            bodies: the values.
+            around: called in place of each post, by many threads, with what posts a value, and one of ``bodies``.
 
         Raises:
             InputError: no answer after all retries, or one of another status.
         """
         with self._session() as session, ThreadPoolExecutor(self.parallel) as pool:
-            yield from pool.map(lambda body: self._ask(session, body), bodies)
 
-    def _session(self) -> requests.Session:
+            def post(body: Any) -> requests.Response:
+                return self._send(session, "POST", self.url, json=body)
+
+            yield from pool.map(partial(around, post) if around else post, bodies)
+
+    def send(self, method: str, path: str, once: bool = False, **options: Any) -> requests.Response:
+        """Send one request.
+
+        Args:
+            method: ``GET`` or ``POST``.
+            path: below the URL.
+            once: try again only where the server cannot have done anything yet.
+            **options: of ``requests.request``: ``json``, ``files``, …
+
+        Raises:
+            InputError: as :meth:`post`.
+        """
+        with self._session(once) as session:
+            return self._send(session, method, f"{self.url}/{path}", **options)
+
+    def _session(self, once: bool = False) -> requests.Session:
         retry = Retry(
             self.retries,
+            read=0 if once else None,
+            other=0 if once else None,
             allowed_methods=None,  # a POST, too: to ask twice does no harm
-            status_forcelist=_PASSING,
+            status_forcelist=_NOT_BEGUN if once else _PASSING,
             backoff_factor=0.5,
             raise_on_status=False,
         )
@@ -70,20 +101,19 @@ class WebClient:
             session.auth = _Bearer(key)
         return session
 
-    def _ask(self, session: requests.Session, body: Any) -> requests.Response:
+    def _send(self, session: requests.Session, method: str, url: str, **options: Any) -> requests.Response:
         try:
             # a POST that is redirected becomes a GET
-            answer = session.post(self.url, json=body, timeout=self.timeout, allow_redirects=False)
+            answer = session.request(method, url, timeout=self.timeout, allow_redirects=method == "GET", **options)
         except requests.RequestException as error:
             raise InputError(
-                f"{self.url}: {' '.join(str(error).split())[:300]} (after {self.retries} retries). "
-                f"{self.doubt} {_GO_ON}"
+                f"{url}: {' '.join(str(error).split())[:300]} (after {self.retries} retries). {self.doubt} {GO_ON}"
             ) from error
         if answer.status_code != 200:
             key = "is set" if os.environ.get(self.key_variable) else "is not set"
             raise InputError(
-                f"{self.url} answered with status {answer.status_code}: {shown(answer.text)} (the key's variable "
-                f"{self.key_variable} {key}). {self.doubt} {_GO_ON}"
+                f"{url} answered with status {answer.status_code}: {shown(answer.text)} (the key's variable "
+                f"{self.key_variable} {key}). {self.doubt} {GO_ON}"
             )
         return answer
 

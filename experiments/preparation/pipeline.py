@@ -37,7 +37,9 @@ from datamodules.pipeline.stages.stage import Output, Shard, Stage, find_output,
 from datamodules.pipeline.stages.student import Student
 from datamodules.precision import Precision
 from experiments.cli.signatures import of_object
+from experiments.cli.subjects import print_subjects
 from experiments.cli.targets import check_arguments, check_settings
+from experiments.preparation.generation_plan import plan_lines
 from experiments.preparation.precision import precision_of, with_dtypes
 from experiments.preparation.second_round import with_tuned
 from experiments.preparation.settings import OF_STAGES, STAGES, JudgedSplit, PrepareSettings
@@ -80,13 +82,19 @@ class Pipeline:
         self.of_students: dict[str, dict[str, Output]] = {}
 
     def run(self) -> bool:
-        """Run what is left, as far as asked; return whether all of it is done (False: other processes have blocks)."""
+        """Run what is left, as far as asked; return whether all of it is done.
+
+        It is not where other processes have blocks, and where a plan was asked for.
+        """
         shard, work = Shard.parse(self.config.shard), Path(self.config.work)
         self._check()
         for subject, text in self.describe().items():
             log.info("%s: %s", subject, text)
         for name in self.names:
             stage = getattr(self, f"_{name}")()
+            if self.config.get("plan") and isinstance(stage, Generate):
+                print_subjects(plan_lines(stage, work))
+                return False
             if self.config.stage not in (None, name):
                 found = find_output(stage, work)
                 if found is None:
@@ -130,7 +138,13 @@ class Pipeline:
         if last in unneeded:
             raise InputError(f"Stage {last} is not needed here: no group of queries has source: generated.")
         wanted = [name for name in STAGES if name not in unneeded]
-        return wanted[: wanted.index(last) + 1] if last else wanted
+        wanted = wanted[: wanted.index(last) + 1] if last else wanted
+        if self.config.get("plan") and "generate" not in wanted:
+            raise InputError(
+                "plan is true, and it says what stage generate would cost, which is not among the stages here: "
+                f"{', '.join(wanted)}."
+            )
+        return wanted
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -165,7 +179,8 @@ class Pipeline:
         }
         if "generate" in names:
             engine = self._engine.settings()
-            lines["generator"] = f"{engine.get('model')}, by {engine.get('engine')}, sampling {engine['sampling']}"
+            kind = config.generator.get("engine", engine.get("engine"))
+            lines["generator"] = f"{engine.get('model')}, by {kind}, sampling {engine['sampling']}"
         if "mine" in names:
             for name, retriever in self._retrievers.items():
                 lines[f"retriever {name}"] = retriever.describe()

@@ -69,6 +69,7 @@ class PrepareSettings(CommonSettings):
     repeats: str | None = None
     stage: StageName | None
     until: StageName | None
+    plan: bool = False
     shard: str | int | None
     device: str | None
     precision: PrecisionName

@@ -82,9 +82,19 @@ OF_RUN: dict[str, Rule] = {
     "data.guide": (_needs_no_guide, "module.positive_aware is not guide"),
     "module.matryoshka_weights": _where("module.matryoshka_dimensions", None),
 }
+
+
+def _is_unpaid(config: DictConfig) -> bool:
+    return config.generator.get("engine") not in ("server", "batch")
+
+
+_UNPAID = "generator.engine is neither server nor batch"
 _NOT_GENERATED = _is_not_generated, "no group of queries has source: generated"
 OF_PREPARE: dict[str, Rule] = {
     **dict.fromkeys(("generate", "generator", "sample"), _NOT_GENERATED),
+    "generator.price": (lambda c: _is_unpaid(c) and not c.plan, _UNPAID),
+    "generator.budget": (_is_unpaid, _UNPAID),
+    "generator.batch": (lambda c: c.generator.get("engine") != "batch", "generator.engine is not batch"),
     "deduplicate": (
         lambda c: _is_not_generated(c) and not c.mine.drop_near_duplicates,
         f"{_NOT_GENERATED[1]}, and mine.drop_near_duplicates is false",

@@ -40,6 +40,7 @@ def prepare_leaves(world: World) -> dict[str, Seen]:
         "tuned": Seen(by, str(world.folder / "no_run"), mined, refused="this run is not finished"),
         "stage": Seen(by, "queries"),
         "until": Seen(by, "mine"),
+        "plan": Seen(by, True, made),
         "shard": Seen("sharded", "0/2", fresh),
         "seed": Seen(by, 2, sampled),
         "deduplicate.min_characters": Seen(by, 1200, clean),
@@ -126,6 +127,7 @@ def prepare_leaves(world: World) -> dict[str, Seen]:
         "generator.sampling.max_tokens": Seen(by, 6, made),
         "generator.sampling.frequency_penalty": Seen(by, 0.5, made),
         "generator.sampling.stop": Seen(by, ["e"], made),
+        "generator.price": Seen(by, {"input": 1.0}, made, refused="output is missing"),
         "generator.transformers.batch_size": Seen(by, 1, made),
         "teacher.weights": Seen(by, {"bm25": 1.0}, scored),
     }
@@ -148,6 +150,14 @@ LISTED_OF_PREPARE = {
     "generator.vllm.seeds": "vLLM's; tests/integration/test_vllm.py",
     "generator.server.base_url": "a server's; tests/unit/test_engines.py",
     "generator.server.parallel": "a server's; tests/unit/test_engines.py",
+    "generator.server.requests_per_minute": "a server's; tests/unit/test_batch_files.py",
+    "generator.server.tokens_per_minute": "a server's; tests/unit/test_batch_files.py",
+    "generator.batch.requests": "a web API's; tests/unit/test_batch_files.py",
+    "generator.batch.megabytes": "a web API's; tests/unit/test_batch_files.py",
+    "generator.batch.poll": "a web API's; tests/unit/test_batch_files.py",
+    "generator.batch.retries": "a web API's; tests/unit/test_batch_files.py",
+    "generator.batch.window": "a web API's; tests/unit/test_batch_files.py",
+    "generator.budget": "of server and batch; tests/unit/test_batch_files.py",
     "generator.cache_dir": "where a packaged model is unpacked; tests/unit/test_engines.py",
 }
 

@@ -18,6 +18,7 @@ from datamodules.corpus import load_corpus
 from datamodules.query_lists import open_query_lists, read_metadata, read_query_lists
 from experiments.preparation.pipeline import Pipeline
 from experiments.preparation.settings import STAGES
+from helpers.batch_api import batch_api
 from helpers.processes import begin, end, finish, run_in, start
 from helpers.runs import CONF, LISTS, lists_in, prepare, prepare_config_of
 from retriever.errors import InputError
@@ -266,3 +267,29 @@ def test_kills_at_random_moments_leave_the_same_lists(small_prepare, whole_lists
     finish(tmp_path / "last", start(tmp_path / "last", *small_prepare, module="experiments.prepare"))
     assert lists_in(tmp_path / "lists") == whole_lists
     assert not list((tmp_path / "prepare").rglob("blocks")) and not list((tmp_path / "lists").glob(".*"))
+
+
+def test_a_command_that_is_killed_while_batches_are_answered_goes_on_with_them(small_prepare, tmp_path, capsys):
+    with batch_api() as api:
+        server = [f"generator.server.base_url={api.address}", "generator.batch={requests: 20, poll: 0.05}"]
+        options = [*small_prepare, *server, "generator.price={input: 1, output: 4}", "until=generate"]
+        batch, served = [*options, "generator.engine=batch"], [*options, "generator.engine=server"]
+        assert prepare([*batch, "plan=true"]) == [] and not api.files
+        said = capsys.readouterr().out
+        assert "48: 2 query types for 24 passages" in said and "of generator.price" in said
+        api.looks = 10**6
+        process, _ = begin(prepare, batch)
+        began = time.monotonic()
+        while len(api.batches) < 3 or not any(b["status"] == "in_progress" for b in api.batches.values()):
+            assert process.is_alive() and time.monotonic() - began < 200
+            time.sleep(0.05)
+        end(process)
+        for submitted in api.batches.values():
+            submitted["looks"] = 1
+        prepare(batch)
+        assert len(api.batches) == 3 and len(api.files) == 6 and len(set(api.paid)) == len(api.paid) == 48
+        prepare([*served, f"output_dir={tmp_path / 'served'}"])
+        made, asked = (
+            list(folder.glob("prepare/generate-*/queries.parquet")) for folder in (tmp_path, tmp_path / "served")
+        )
+        assert made[0].read_bytes() == asked[0].read_bytes() and len(api.paid) == 96

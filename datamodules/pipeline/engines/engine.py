@@ -1,11 +1,13 @@
 """What the engines have in common."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
+from datamodules.pipeline.engines.tokens import Price, PromptTokens
 from retriever.errors import InputError, choose
 from retriever.hashing import file_sha256
 from retriever.pretrained.source import local_folder
@@ -31,7 +33,9 @@ class Engine(ABC):
 
     Attributes:
         sampling_keys: what ``sampling`` may hold.
+        asks_ahead: whether it is faster with the conversations of many blocks, which :meth:`ask_ahead` takes.
         asked: what the configuration leaves to the machine (engine ``auto``, a packaged model), in its own words.
+        price: of a million tokens; None where none is known.
 
     Args:
         model: folder, hub name, or what a server calls it.
@@ -42,6 +46,7 @@ class Engine(ABC):
     """
 
     sampling_keys: ClassVar[Collection[str]]
+    asks_ahead: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -56,6 +61,7 @@ class Engine(ABC):
         self.model, self.revision, self.trust_remote_code = model, revision, trust_remote_code
         self.sampling, self.chat_template = dict(sampling), dict(chat_template or {})
         self.asked: dict[str, Any] = {}
+        self.price: Price | None = None
 
     def settings(self) -> dict[str, Any]:
         """JSON values that decide what is answered, as asked for: the same on machines with and without a GPU."""
@@ -65,6 +71,23 @@ class Engine(ABC):
     @abstractmethod
     def _settings(self) -> dict[str, Any]:
         """Model, its content, sampling, how seeds work."""
+
+    @cached_property
+    def prompt_tokens(self) -> PromptTokens:
+        """Counts the tokens of prompts."""
+        return PromptTokens(self.model, self.revision, self.trust_remote_code, self.chat_template)
+
+    def open(self, folder: Path) -> None:  # noqa: B027 - a local model pays for nothing
+        """Keep in a folder what is paid for, and find there what was."""
+
+    def ask_ahead(  # noqa: B027 - most are as fast block by block
+        self, blocks: Iterable[tuple[Sequence[Conversation], Sequence[int]]]
+    ) -> None:
+        """Ask for the answers to conversations, with their seeds, of many blocks at once, see :attr:`asks_ahead`."""
+
+    def usage(self) -> dict[str, Any]:
+        """Tokens and their cost, as far as they were counted, for the counts of a stage."""
+        return {}
 
     @abstractmethod
     def answer(

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from datamodules.corpus import Corpus
 from datamodules.pipeline.engines import Answer, Engine
+from datamodules.pipeline.engines.engine import Conversation
 from datamodules.pipeline.query_cleaning import clean_query, language_notes
 from datamodules.pipeline.query_types import QueryType
 from datamodules.pipeline.stages.stage import Blocks, Output, Stage, table_writer
@@ -23,7 +24,10 @@ QUERIES = pa.schema([(name, pa.string()) for name in ("query_id", "query", "quer
 REJECTED = pa.schema([(name, pa.string()) for name in ("passage_id", "query_type", "answer", "reason")])
 _BLOCK = pa.schema([*QUERIES, ("answer", pa.string()), ("reason", pa.string())])
 DUPLICATE = "another passage has this query"
+_BLOCKS_LOOKED_AT = 20  # whose prompts' tokens are counted
 _LOOKED_AT = 50  # passages by which the corpus' language is told
+
+_Task = tuple[QueryType, str, str]  # what to write, a passage's id and its text
 
 
 @dataclass(eq=False)
@@ -94,15 +98,34 @@ class Generate(Stage):
         starts = range(0, len(self._passage_ids), self.block_size)
         return [len(self._passage_ids[s : s + self.block_size]) * len(self.types) for s in starts]
 
+    def begin(self, folder: Path, blocks: Sequence[int]) -> None:
+        """See :class:`Stage`; an engine that asks ahead is asked for all blocks, attempt by attempt."""
+        self.engine.open(folder / "answers")
+        for attempt in range(self.attempts if self.engine.asks_ahead else 0):
+            self.engine.ask_ahead(self._conversations(number, attempt) for number in blocks)
+
+    def estimate(self) -> dict[str, Any]:
+        """Prompts and tokens of first attempts, before any is made.
+
+        Returns:
+            ``prompts``, ``passages``, ``prompt_tokens``, by all prompts of up to 20 blocks, and ``answer_tokens``, at
+            most (None where the sampling has no maximum).
+        """
+        sizes = self.block_sizes()
+        looked_at = range(0, len(sizes), -(-len(sizes) // _BLOCKS_LOOKED_AT) or 1)
+        counts = [self.engine.prompt_tokens.count(self._conversations(number, 0)[0]) for number in looked_at]
+        mean = sum(map(sum, counts)) / max(1, sum(map(len, counts)))
+        longest = self.engine.sampling.get("max_tokens")
+        return {
+            "prompts": sum(sizes),
+            "passages": len(self._passage_ids),
+            "prompt_tokens": round(mean * sum(sizes)),
+            "answer_tokens": longest and longest * sum(sizes),
+        }
+
     def run_block(self, number: int, advance: Callable[[int], None]) -> pa.Table:
         """One query of each type for each passage of the block, accepted or rejected, each attempt a row."""
-        ids = self._passage_ids[number * self.block_size : (number + 1) * self.block_size]
-        passages = self.corpus.passages if self.titles else self.corpus.texts
-        texts = [passages[int(row)].as_py() for row in self.corpus.rows(ids)]
-        # type by type: an engine with a prefix cache then computes the shared examples once
-        tasks = [
-            (kind, i, text[: self.max_characters]) for kind in self.types for i, text in zip(ids, texts, strict=True)
-        ]
+        tasks = self._tasks(number)
         rows = []
         for attempt in range(self.attempts):
             found = self._attempt(tasks, number, attempt, advance if attempt == 0 else lambda _: None)
@@ -135,6 +158,7 @@ class Generate(Stage):
             "passages": len(self._passage_ids),
             "asked": sum(c.total() for c in counts.values()),
             "accepted": sum(c["accepted"] for c in counts.values()),
+            **self.engine.usage(),
             "by_type": {name: dict(sorted(c.items())) for name, c in counts.items()},
         }
 
@@ -142,19 +166,45 @@ class Generate(Stage):
     def _passage_ids(self) -> list[str]:
         return self.sample.table("passages.parquet")["passage_id"].to_pylist()
 
+    def _tasks(self, number: int) -> list[_Task]:
+        ids = self._passage_ids[number * self.block_size : (number + 1) * self.block_size]
+        passages = self.corpus.passages if self.titles else self.corpus.texts
+        texts = [passages[int(row)].as_py() for row in self.corpus.rows(ids)]
+        # type by type: an engine with a prefix cache then computes the shared examples once
+        return [
+            (kind, i, text[: self.max_characters]) for kind in self.types for i, text in zip(ids, texts, strict=True)
+        ]
+
+    def _conversations(self, number: int, attempt: int) -> tuple[list[Conversation], list[int]]:
+        """Conversations and seeds of a block's attempt; the attempts before it must be answered."""
+        tasks = self._tasks(number)
+        for before in range(attempt):
+            found = self._attempt(tasks, number, before, lambda _: None)
+            tasks = [task for task, (_, _, reason) in zip(tasks, found, strict=True) if reason]
+        return self._asked(tasks, self._draws(tasks, number, attempt), attempt)
+
+    def _draws(self, tasks: list[_Task], number: int, attempt: int) -> list[list[tuple[str, str]]]:
+        """Examples in the prompt of each task."""
+        return [
+            kind.draw(f"{self.seed} {kind.name} {passage_id if self.shots_by_passage else number} {attempt}")
+            for kind, passage_id, _ in tasks
+        ]
+
+    def _asked(
+        self, tasks: list[_Task], draws: list[list[tuple[str, str]]], attempt: int
+    ) -> tuple[list[Conversation], list[int]]:
+        asked = zip(tasks, draws, strict=True)
+        conversations = [kind.conversation(self.system, text, drawn) for (kind, _, text), drawn in asked]
+        return conversations, [_seed(self.seed, kind.name, passage_id, attempt) for kind, passage_id, _ in tasks]
+
     def _attempt(
-        self, tasks: list[tuple[QueryType, str, str]], number: int, attempt: int, advance: Callable[[int], None]
+        self, tasks: list[_Task], number: int, attempt: int, advance: Callable[[int], None]
     ) -> list[tuple[str, str, str | None]]:
         """Answer as it came, query, reason of rejection, for each task."""
         if not tasks:
             return []
-        draws = [
-            kind.draw(f"{self.seed} {kind.name} {passage_id if self.shots_by_passage else number} {attempt}")
-            for kind, passage_id, _ in tasks
-        ]
-        asked = zip(tasks, draws, strict=True)
-        conversations = [kind.conversation(self.system, text, drawn) for (kind, _, text), drawn in asked]
-        seeds = [_seed(self.seed, kind.name, passage_id, attempt) for kind, passage_id, _ in tasks]
+        draws = self._draws(tasks, number, attempt)
+        conversations, seeds = self._asked(tasks, draws, attempt)
         answers: list[Answer] = self.engine.answer(conversations, seeds, advance)
         found = []
         for (kind, _, text), answer, drawn in zip(tasks, answers, draws, strict=True):

@@ -57,6 +57,9 @@ class Stage(ABC):
     def block_sizes(self) -> list[int]:
         """Items of each block."""
 
+    def begin(self, folder: Path, blocks: Sequence[int]) -> None:  # noqa: B027 - most are ready
+        """Get ready to run blocks, whose numbers these are; ``folder`` is the stage's, which other processes share."""
+
     @abstractmethod
     def run_block(self, number: int, advance: Callable[[int], None]) -> pa.Table | Iterator[pa.Table]:
         """Do one block, whole or part by part; call ``advance`` with numbers of items as they are done."""
@@ -211,7 +214,9 @@ def run_stage(stage: Stage, work: Path, shard: Shard | None = None) -> Output | 
     if done:
         # left by a process that was cut off, or done by others that work at the same time
         log.info("%s: %d of %d blocks are done already", stage.name, done, len(sizes))
-    _run_blocks(stage, folder, sizes, shard or Shard())
+    shard = shard or Shard()
+    stage.begin(folder, [n for n in shard.order(len(sizes)) if not _block(folder, n).is_file()])
+    _run_blocks(stage, folder, sizes, shard)
     with FileLock(folder / "merge.lock"):
         output = find_output(stage, work)
         left = 0 if output else sum(not _block(folder, n).is_file() for n in range(len(sizes)))
