@@ -4,6 +4,8 @@ import base64
 import hashlib
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
@@ -15,17 +17,19 @@ from experiments.comparison.report import write_report
 from experiments.comparison.tables import compare
 from helpers.run_folders import write_run
 
+pytestmark = pytest.mark.slow
+CHROMIUM = shutil.which("chromium")
 SCRIPT = '</script><script>alert(1)</script><!--<script><img src=x onerror="alert(2)">\u2028&amp;'
 QUERIES = [f"q{number}" for number in range(4)]
 RANKED = {0: "abcdefghijklm", 8: "bacdefghijkml"}  # step → passages, best first
 
 
-def ranking(folder, step, dataset="d", prefix="", passages=None):
+def ranking(folder, step, dataset="d", prefix="", passages=None, queries=QUERIES):
     path = folder / "trec_runs" / dataset / f"step-{step:06d}.trec"
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [
         f"{query} Q0 {prefix}{passage} {rank} {1 / rank:.6g} step-{step}\n"
-        for query in QUERIES
+        for query in queries
         for rank, passage in enumerate(passages or RANKED[step], 1)
     ]
     path.write_text("".join(rows))
@@ -233,3 +237,28 @@ def test_rankings_of_other_tools_are_shown_and_figures_are_not(tmp_path):
     for name in ("f", "g"):
         (tmp_path / f"{name}.json").write_text(json.dumps(dict.fromkeys(QUERIES, 0.5)))
     assert query_view(compare([tmp_path / "f.json", tmp_path / "g.json"])) is None
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no browser on this machine")
+def test_a_browser_has_the_rows_in_view_alone_and_runs_nothing_of_others(tmp_path, monkeypatch):
+    hostile = "<img/src=x/onerror=alert(3)></script>"
+    corpus, queries = data_set(tmp_path / "corpus", SCRIPT, hostile), [f"q{number}" for number in range(2000)]
+    texts = {"d": {query: {"query": f"{SCRIPT} {query}", "relevant": []} for query in queries}}
+    config = {"evaluation": {"datasets": [{"path": str(corpus), "name": "d"}]}}
+    best, base = {"d": np.linspace(0, 1, 2000)}, {"d": np.full(2000, 0.5)}
+    write_run(tmp_path / "run", SCRIPT, 1, best, base=base, config=config, texts=texts)
+    for step in RANKED:
+        ranking(tmp_path / "run", step, prefix=hostile, queries=queries)
+    monkeypatch.setattr("experiments.comparison.report.query_view", lambda c: query_view(c, limit=1000))
+    [page, *_] = write_report(compare([tmp_path / "run"]), tmp_path / "report")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'browser'}"]
+    options += ["--window-size=1280,1000", "--virtual-time-budget=5000", "--dump-dom", page.as_uri()]
+    done = subprocess.run([CHROMIUM, *options], capture_output=True, text=True, timeout=200)
+    view = done.stdout.partition('<div id="view">')[2].partition("<script")[0]
+    assert 5 < view.count('role="option"') < 40 and 'aria-setsize="2000"' in view
+    assert "2000 of 2000 queries: 1000 better than base, 0 equal, 1000 worse." in view
+    assert "&lt;/script&gt;&lt;script&gt;alert(1)" in view and "title a &lt;/script&gt;" in view, (
+        "words of the file beside"
+    )
+    assert view.count('class="ranks"') == 1 and view.count("<path") == 10, "each of the ten has a line"
+    assert not {"img", "script"} & set(Scripts(view).tags)

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 import experiments
 from callbacks.evaluation.metrics import Metrics
 from callbacks.evaluation.sets import Reading, open_sets
-from datamodules.corpus import find_dataset, load_corpus, load_evaluation_set
+from datamodules.corpus import dataset_on_disk, find_dataset, load_corpus, load_evaluation_set
 from datamodules.specs import read_evaluation_specs
 from experiments.evaluate import evaluate
 from experiments.evaluation.typed import as_overrides
@@ -180,3 +180,16 @@ def test_grades_below_the_level_are_not_relevant(place):
 
 def test_git_ignores_what_is_downloaded():
     assert f"/{config_of().data_dir}/" in (Path(experiments.__file__).parents[1] / ".gitignore").read_text().split()
+
+
+def test_what_is_not_on_disk_is_not_fetched_by_looking(tmp_path):
+    assert dataset_on_disk("ir_datasets:beir/none", tmp_path) is None
+    assert dataset_on_disk("nfcorpus", tmp_path) is None and not list(tmp_path.iterdir())
+    for name, folder in {
+        "ir_datasets:beir/none": "ir_datasets/beir-none",
+        "hub:a/b": "hub/a/b",
+        "nfcorpus": "nfcorpus",
+    }.items():
+        (tmp_path / folder).mkdir(parents=True)
+        assert dataset_on_disk(name, tmp_path) == tmp_path / folder
+    assert dataset_on_disk("cranfield", tmp_path).name == "cranfield"
