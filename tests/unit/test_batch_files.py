@@ -12,7 +12,7 @@ from datamodules.corpus import load_corpus
 from datamodules.pipeline.engines import batch as batches
 from datamodules.pipeline.engines import choose_engine
 from datamodules.pipeline.engines.batch_api import Batch
-from datamodules.pipeline.engines.journal import Paid
+from datamodules.pipeline.engines.journal import AnswerJournal, Paid
 from datamodules.pipeline.query_types import load_query_types
 from datamodules.pipeline.stages.deduplicate import Deduplicate
 from datamodules.pipeline.stages.generate import Generate
@@ -136,6 +136,8 @@ def test_an_answer_to_a_submission_that_is_lost_is_looked_for(api, stage, tmp_pa
         run_stage(stage(), tmp_path)
     monkeypatch.undo()
     assert len(api.batches) == 1
+    for number in range(3):  # of others, on the first pages of the list
+        api.batches[f"other-{number}"] = {"id": f"other-{number}", "input_file_id": f"o{number}", "status": "completed"}
     run_stage(stage(), tmp_path)
     assert len(api.paid) == len(set(api.paid)) and len({b["input_file_id"] for b in api.batches.values()}) == len(
         api.batches
@@ -212,6 +214,16 @@ def test_answers_that_were_paid_for_survive_a_kill_in_a_block(api, stage, tmp_pa
         path.write_bytes(path.read_bytes() + b'{"request": "a line that was cut o')
     assert contents(run_stage(stage("server"), tmp_path / "killed")) == contents(whole)
     assert sorted(set(api.paid)) == paid and len(api.paid) == len(paid) + 1  # the one under way
+
+
+def test_an_answer_that_two_processes_have_counts_once(tmp_path):
+    journals = [AnswerJournal(), AnswerJournal()]
+    for journal in journals:
+        journal.open(tmp_path)
+    for journal in journals:
+        journal.add([Paid("x", "mice", True, 10, 2)])
+        journal.refresh()
+    assert [journal.prompt_tokens for journal in journals] == [10, 10]
 
 
 # plan, price, budget
