@@ -72,6 +72,7 @@ def plan_adaptation(config: DictConfig, choices: dict[str, str], typed: Sequence
     found = survey(source, asked.split, asked.cache_dir)
     gpu = torch.cuda.is_available()
     encoder = instantiate(config.encoder).to("cuda" if gpu else "cpu").eval()
+    log.info("Measuring how fast this machine encodes %s", found.folder)
     precision = precision_of(encoder, asked.precision, asked.cache_dir)
     with autocast(precision.name, device_of(encoder)):
         plan = decide(asked, found, named, measure(encoder, found))

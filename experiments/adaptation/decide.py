@@ -54,8 +54,9 @@ def decide(asked: AdaptSettings, found: Survey, corpus: str, speed: Speed) -> Pl
     part, most = max(plan.seconds.items(), key=lambda item: item[1])
     raise InputError(
         f"minutes is {asked.minutes:g}; with {plan.work.queries:,} queries and {plan.work.steps} steps, this takes "
-        f"up to {least:.1f} ({part}: about {most / 60:.1f}). Give it more time, or take a smaller model (encoder=…), "
-        "fewer objectives or seeds, or a part of the corpus: python -m experiments.prepare cut --help."
+        f"up to {least:.1f} ({part}: about {most / 60:.1f}). Give it more time, or fewer queries (queries=…), "
+        "steps (steps=…), objectives, seeds or other corpora (elsewhere=[]), a smaller model (encoder=…), or a part of "
+        "the corpus: python -m experiments.prepare cut --help."
     )
 
 

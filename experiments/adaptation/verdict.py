@@ -44,6 +44,9 @@ def verdict(
             said.append(f"Figures are means over {len(shown.seeds)} seeds; this is the one that dev lists prefer.")
     else:
         said.append(f"Keep the base model: {on} no run is significantly better. {shown.name}{_word(shown)}: {figures}")
+        if any(shown.steps):
+            run = max(comparison.groups[shown.name], key=_by_dev)
+            said.append(f"If you want to try {shown.name} all the same, it is in {run.folder / 'model'}.")
     others = [arm for arm in table.arms if arm.difference is not None and arm is not shown]
     said += [
         f"{arm.name}: " + (f"{_difference(arm)}{_word(arm)}." if any(arm.steps) else _kept(ends[arm.name]))
@@ -51,9 +54,9 @@ def verdict(
     ]
     said += _elsewhere(comparison, shown.name)
     said.append(
-        "Intervals are 95%, not corrected; p-values are of a paired randomisation test over queries, corrected over "
-        f"the {table.comparisons} objectives (Holm; those of last steps apart). Of several that are better, "
-        "the first of your list is named."
+        "Intervals are 95%, not corrected; p-values are of a paired randomisation test over queries, corrected (Holm) "
+        f"over {table.comparisons} objective{'s' * (table.comparisons != 1)}; those of last steps are corrected by "
+        "themselves. Of several that are better, the first of your list is named."
     )
     if not human:
         said.append(
