@@ -205,7 +205,7 @@ def reason(folder: Path) -> str:
 def _is_of_run(folder: Path) -> bool:
     """Whether a configuration may be a run's: the other commands keep theirs in ``.hydra``, too."""
     try:
-        hydra = yaml.load((folder / "hydra.yaml").read_text(encoding="utf-8"), _LOADER)
+        hydra = _LOADER((folder / "hydra.yaml").read_text(encoding="utf-8")).get_single_data()
         return hydra["hydra"]["job"]["name"] not in OTHER_COMMANDS
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):  # none, or torn by a kill
         return True

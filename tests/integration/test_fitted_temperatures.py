@@ -180,7 +180,7 @@ def test_where_no_list_is_judged_the_entropy_decides(small_run, small_scifact, s
     lists = [type(each)(**{**vars(each), **change}) for each in read_query_lists(small_lists)]
     write_query_lists(tmp_path / "bare.parquet", lists, {"teacher": "made for tests"})
     place = f"[{{path: {tmp_path}/bare.parquet, corpus: {small_scifact}}}]"
-    config = config_of(*small_run, *FITTED, f"data.train={place}", f"data.dev={place}")
+    config = config_of(*small_run, *FITTED, f"data.train={place}", f"data.dev={place}", "trainer.precision=32-true")
     module, data = make_module_and_data(config)
     data.open(dev=False)
     found = fit(config, module, data)

@@ -47,14 +47,15 @@ def test_a_corpus_becomes_lists_that_training_reads(
 ):
     with caplog.at_level("INFO"):
         paths = prepare(small_prepare)
-    said = [r.getMessage() for r in caplog.records if r.name == "experiments.preparation.pipeline"][:8]
+    said = [r.getMessage() for r in caplog.records if r.name == "experiments.preparation.pipeline"][:9]
     assert said[0] == f"corpus: small ({small_scifact}), 120 passages"
     assert said[1] == "queries: human (judged), synthetic (generated)"
     assert said[2].startswith("stages: deduplicate, sample, generate")
     assert said[3].startswith(f"generator: {tiny_chat_model.name}, by transformers, sampling")
     assert said[4] == "retriever bm25: BM25, k1 0.9, b 0.4, language english"
     assert said[5].startswith(f"retriever dense: folder {tiny_model}, 32 dimensions, pooling mean, prompts '' and ''")
-    assert said[6].startswith("teacher: kind fusion") and said[7] == "leak guard: protects small (20 queries)"
+    assert said[6].startswith("precision: 32-true")
+    assert said[7].startswith("teacher: kind fusion") and said[8] == "leak guard: protects small (20 queries)"
     assert [p.stem for p in paths] == list(LISTS)
     corpus = load_corpus(small_scifact)
     for path in paths:
