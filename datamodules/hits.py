@@ -8,24 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from datamodules.text.languages import STEMMERS
 from datamodules.text.words import main_script, read_by_letters, search_terms, unlike_english
 from retriever.errors import choose, installed_by
 
 log = logging.getLogger(__name__)
 
 # Snowball's name → bm25s' name of its stop words
-_STOP_WORDS = {
-    "english": "en",
-    "german": "de",
-    "dutch": "nl",
-    "french": "fr",
-    "spanish": "es",
-    "portuguese": "pt",
-    "italian": "it",
-    "russian": "ru",
-    "swedish": "sv",
-    "norwegian": "no",
-}
+_STOP_WORDS = {STEMMERS[code]: code for code in ("en", "de", "nl", "fr", "es", "pt", "it", "ru", "sv", "no")}
 # what Snowball stems → its scripts, as datamodules.text.words names them; all else is Latin
 _SCRIPTS = {
     "arabic": ("ARABIC",),

@@ -35,17 +35,17 @@ def query_tokens(
     several = isinstance(getattr(encoder.spec, "query_prompt", ""), Mapping)  # a cross-encoder has no prompts
     if not several or types is None:
         return cached_tokens(texts, encoder.prompted_for(*names), "query", cache_dir)
-    kinds = types.unique().to_pylist()
-    prompts = {kind: encoder.spec.prompted_for(kind, *names).prompt("query") for kind in kinds}
-    if len(set(prompts.values())) == 1:
-        return cached_tokens(texts, encoder.prompted_for(kinds[0], *names), "query", cache_dir)
+    of_prompt: dict[str, list[str]] = {}
+    for kind in types.unique().to_pylist():
+        of_prompt.setdefault(encoder.spec.prompted_for(kind, *names).prompt("query"), []).append(kind)
+    if len(of_prompt) < 2:
+        first = next(iter(of_prompt.values()), [])
+        return cached_tokens(texts, encoder.prompted_for(*first, *names), "query", cache_dir)
     every = pa.array(texts, pa.string()) if isinstance(texts, list) else texts
-    of_each = np.array([prompts[kind] for kind in types.to_pylist()])
-    rows = [np.flatnonzero(of_each == prompt) for prompt in dict.fromkeys(prompts.values())]
-    firsts = [next(kind for kind in kinds if prompts[kind] == of_each[some[0]]) for some in rows]
+    rows = [np.flatnonzero(np.isin(types.to_pylist(), kinds)) for kinds in of_prompt.values()]
     parts = [
-        cached_tokens(every.take(pa.array(some)), encoder.prompted_for(kind, *names), "query", cache_dir)
-        for kind, some in zip(firsts, rows, strict=True)
+        cached_tokens(every.take(pa.array(some)), encoder.prompted_for(kinds[0], *names), "query", cache_dir)
+        for kinds, some in zip(of_prompt.values(), rows, strict=True)
     ]
     return TokenizedTexts.concatenate(parts).select(np.argsort(np.concatenate(rows)))
 

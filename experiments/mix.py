@@ -20,6 +20,7 @@ from datamodules.storage.files import read_json, write_json, write_text
 from experiments.cli.errors import KindParser
 from experiments.cli.quiet import quiet_imports, quiet_training
 from experiments.cli.rerun import read_run, save_config
+from experiments.settings.finished_runs import exported_results
 from retriever.errors import InputError
 from retriever.printable import printable
 
@@ -96,8 +97,7 @@ def _config(folders: Sequence[Path]) -> "DictConfig":
     """The first run's configuration, as far as dev lists need it; all runs must have one base model."""
     bases = set()
     for folder in folders:
-        if read_results(folder) is None or not (folder / "model").is_dir():
-            raise InputError(f"{folder}: no finished run with an exported model (results.json, and the folder model).")
+        exported_results(folder)
         config = read_run(folder)
         # a seed draws adapters, which are among the weights that a run began with
         bases.add(str(config.encoder) if config.encoder.lora else read_json(folder / "environment.json").get("weights"))

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from callbacks.reporting.results import read_results
 from datamodules.corpus import find_file
 from datamodules.query_lists.files import read_metadata, read_query_lists, write_query_lists
 from datamodules.specs import ListFile, TrainFile, corpus_name, read_list_files
 from datamodules.storage.files import write_json, write_text
 from datamodules.storage.yaml_files import read_yaml
 from experiments.cli.errors import KindParser
+from experiments.settings.finished_runs import exported_results
 from retriever.errors import InputError
 from retriever.printable import printable
 
@@ -56,9 +56,7 @@ def write_model(run: Path, repository: str, folder: Path) -> None:
     Raises:
         InputError: the run is not finished, exported no model, or was made with ``debug``.
     """
-    results = read_results(run)
-    if results is None or not (run / "model" / "README.md").is_file():
-        raise InputError(f"{run}: no finished run with an exported model (results.json, and the folder model).")
+    results = exported_results(run)
     if (read_yaml(run / "config.yaml", "Name another run.").get("debug")) is not None:
         raise InputError(f"{run}: a run with debug=…, whose figures are of a few passages. Share another one.")
     shutil.copytree(run / "model", folder)

@@ -77,10 +77,9 @@ def as_typed() -> None:
 
 def read_run(folder: Path, typed: Sequence[str] | set[str] = ()) -> DictConfig:
     """The configuration of a run, for Hydra to compose overrides onto; as :func:`read_config`."""
-    config = read_config(folder, typed, _RUN)
-    if "callbacks" not in _load(
-        folder / CONFIG
-    ):  # a run of before it was a group; its settings follow those at the top
+    recorded = _load(folder / CONFIG)
+    config = _to_compose_onto(recorded, folder, typed, _RUN)
+    if "callbacks" not in recorded:  # a run of before it was a group; its settings follow those at the top
         config.callbacks = OmegaConf.load(CONF / "callbacks" / "default.yaml")
     config.resume = None
     return config
@@ -98,8 +97,14 @@ def read_config(folder: Path, typed: Sequence[str] | set[str], shipped_as: Path)
         InputError: no such file; it is no configuration of a run; or it lacks secrets, or would run foreign code, and
             the command line does not say so.
     """
+    return _to_compose_onto(_load(folder / CONFIG), folder, typed, shipped_as)
+
+
+def _to_compose_onto(
+    recorded: DictConfig, folder: Path, typed: Sequence[str] | set[str], shipped_as: Path
+) -> DictConfig:
     path = folder / CONFIG
-    config = OmegaConf.create(as_now(OmegaConf.to_container(_load(path))))
+    config = OmegaConf.create(as_now(OmegaConf.to_container(recorded)))
     shipped = OmegaConf.load(shipped_as)
     of_hydra = shipped.hydra
     groups_of_hydra = [group for group in shipped.defaults if str(group).startswith("{'override hydra/")]

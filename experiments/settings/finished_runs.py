@@ -40,6 +40,18 @@ class FinishedRun:
     is_reranker: bool
 
 
+def exported_results(folder: Path) -> dict[str, Any]:
+    """Give the results of a finished run that exported a model.
+
+    Raises:
+        InputError: it is none.
+    """
+    results = read_results(folder)
+    if results is None or not (folder / "model").is_dir():
+        raise InputError(f"{folder}: no finished run with an exported model (results.json, and the folder model).")
+    return results
+
+
 def finished_run(folder: Path, check: Check, allowed: Sequence[str], trust_remote_code: bool) -> FinishedRun:
     """Read a run's folder; nothing is loaded yet.
 
