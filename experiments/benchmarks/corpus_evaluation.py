@@ -13,7 +13,7 @@ from callbacks.evaluation.block_search import score_runs, search_blocks
 from callbacks.evaluation.metrics import MAIN, Metrics, mean_scores
 from datamodules.caches import embed
 from datamodules.corpus import EvaluationSet, load_evaluation_set
-from experiments.benchmarks.measuring import autocast, measure
+from experiments.benchmarks.measuring import autocast_here, measure
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import installed_by
 from retriever.search import exact_search
@@ -35,7 +35,7 @@ def run_evaluation(job: Mapping[str, Any], encoder: TextEncoder, device: torch.d
     system = {"ours": _ours, "st": _sentence_transformers, "beir": _beir}[job["system"]]
     with tempfile.TemporaryDirectory() as folder:
         call = system(job, data, encoder.eval(), str(encoder.save(Path(folder))), device)
-        with autocast(device):
+        with autocast_here(device):
             ndcg, took = measure(call, device)
     return {**took, "ndcg@10": ndcg}
 

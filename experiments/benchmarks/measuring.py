@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 
 from callbacks.reporting.run_record import peak_memory
 from datamodules.storage.files import write_json
+from retriever.encoder.precision import BFLOAT16, FLOAT32, autocast
 from retriever.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -46,9 +48,9 @@ def chosen_device(name: str) -> torch.device:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
-def autocast(device: torch.device) -> torch.autocast:
+def autocast_here(device: torch.device) -> AbstractContextManager:
     """bfloat16 on a GPU; on a CPU float32 stays."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    return autocast(BFLOAT16 if device.type == "cuda" else FLOAT32, device)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> float:

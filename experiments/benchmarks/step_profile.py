@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from experiments.benchmarks.measuring import autocast
+from experiments.benchmarks.measuring import autocast_here
 from experiments.benchmarks.training_step import Lists, SameInfoNCE, built, one_step, ours
 from retriever.encoder.text_encoder import TextEncoder
 
@@ -34,7 +34,7 @@ def run_profile(job: Mapping[str, Any], encoder: TextEncoder, device: torch.devi
     lists = Lists(job, encoder)
     module = built(SameInfoNCE, encoder, job, device)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
-    with autocast(device):
+    with autocast_here(device):
         one_step(ours(module, lists.batch(min(8, job["size"])).to(device)))
         step = ours(module, lists.batch(job["size"]).to(device))
         with profile(activities=activities, acc_events=True) as profiler:

@@ -20,7 +20,7 @@ from datamodules.corpus import Corpus, find_dataset, find_file, load_corpus
 from datamodules.hidden_states import with_states
 from datamodules.query_lists import open_query_lists
 from experiments.benchmarks.flops import forward_flops
-from experiments.benchmarks.measuring import autocast, matmul_rate, measure
+from experiments.benchmarks.measuring import autocast_here, matmul_rate, measure
 from retriever.batch import BatchNeeds, EncodedBatch, RetrievalBatch
 from retriever.encoder.text_encoder import TextEncoder, set_dropout
 from retriever.encoder.tokens import TokenizedTexts, micro_batches, padding_share
@@ -193,7 +193,7 @@ def run_step(job: Mapping[str, Any], encoder: TextEncoder, device: torch.device)
     torch.manual_seed(job["seed"])
     on_gpu = device.type == "cuda"
     dtype = torch.bfloat16 if on_gpu else torch.float32
-    with autocast(device):
+    with autocast_here(device):
         one_step(_system(job, encoder, lists, min(8, job["size"]), device))  # libraries load, threads start
         system = _system(job, encoder, lists, job["size"], device)
         before = matmul_rate(device, dtype, seconds=job["rate_seconds"])

@@ -46,9 +46,14 @@ def exported_results(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: it is none.
     """
-    results = read_results(folder)
-    if results is None or not (folder / "model").is_dir():
-        raise InputError(f"{folder}: no finished run with an exported model (results.json, and the folder model).")
+    results, none = read_results(folder), f"{folder}: no finished run with an exported model."
+    if results is None:
+        raise InputError(
+            f"{none} It has no whole {RESULTS}, so this run is not finished. The command that began it goes on with "
+            f"it: resume={folder}."
+        )
+    if not (folder / "model").is_dir():
+        raise InputError(f"{none} It has no folder model: it ran with export=false. Run it again with export=true.")
     return results
 
 
@@ -64,15 +69,7 @@ def finished_run(folder: Path, check: Check, allowed: Sequence[str], trust_remot
     Raises:
         InputError: it is not finished, exported no model, or calls what it may not.
     """
-    results = read_results(folder)
-    if results is None:
-        raise InputError(
-            f"{folder}: no whole {RESULTS}, so this run is not finished. The command that began it goes on with it: "
-            f"resume={folder}."
-        )
-    exported = folder / "model"
-    if not exported.is_dir():
-        raise InputError(f"{folder}: no folder model in it: it ran with export=false. Run it again with export=true.")
+    results = exported_results(folder)
     config = as_now(read_yaml(folder / CONFIG, "Run that experiment again."))
     # the folder may come from others: it decides nothing that runs foreign code, as with --from
     own = config["encoder"] | {"trust_remote_code": trust_remote_code}
@@ -80,4 +77,4 @@ def finished_run(folder: Path, check: Check, allowed: Sequence[str], trust_remot
     check(placed, SPECS)
     frozen = (config.get("module") or {}).get("train_passage_encoder") is False
     is_reranker = "CrossEncoder" in str(config["encoder"].get("_target_"))
-    return FinishedRun(results["name"], results["seed"], config, exported, placed.encoder, frozen, is_reranker)
+    return FinishedRun(results["name"], results["seed"], config, folder / "model", placed.encoder, frozen, is_reranker)
