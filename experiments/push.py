@@ -8,9 +8,10 @@ import json
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from datamodules.corpus import find_file
 from datamodules.query_lists.files import read_metadata, read_query_lists, write_query_lists
@@ -45,18 +46,18 @@ FIGURES = ("name", "seed", "objective", "steps", "datasets")
 SHARED = ("corpus", "split", "teacher", "teacher_weights", "scale", "dev_fraction")
 
 
-def write_model(run: Path, repository: str, folder: Path) -> None:
+def write_model(run: Path, results: Mapping[str, Any], repository: str, folder: Path) -> None:
     """Write what is sent of a run: its exported model, its card for this repository, its figures.
 
     Args:
-        run: a finished run's folder.
+        run: a finished run's folder, with an exported model.
+        results: the run's.
         repository: the name on the hub, ``OWNER/NAME``.
         folder: a new folder.
 
     Raises:
-        InputError: the run is not finished, exported no model, or was made with ``debug``.
+        InputError: the run was made with ``debug``.
     """
-    results = exported_results(run)
     if (read_yaml(run / "config.yaml", "Name another run.").get("debug")) is not None:
         raise InputError(f"{run}: a run with debug=…, whose figures are of a few passages. Share another one.")
     shutil.copytree(run / "model", folder)
@@ -136,7 +137,8 @@ def push(run: Path, repository: str, output: Path | None, lists: bool, private: 
         The folders written, or the addresses sent to.
 
     Raises:
-        InputError: a wrong name, or see :func:`write_model`, :func:`write_lists` and :func:`send`.
+        InputError: a wrong name, a run that is not finished or exported no model, or see :func:`write_model`,
+            :func:`write_lists` and :func:`send`.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -149,9 +151,10 @@ def push(run: Path, repository: str, output: Path | None, lists: bool, private: 
         raise InputError(f"--repo is {repository!r}; expected OWNER/NAME, as in me/minilm-cranfield.")
     if output is not None and output.exists():
         raise InputError(f"{output} is there already. Name a new folder.")
+    results = exported_results(run)  # before anything is written there
     with TemporaryDirectory(dir=run, prefix=".push.") as place:
         whole = Path(place) / "whole"
-        write_model(run, repository, whole / "model")
+        write_model(run, results, repository, whole / "model")
         if lists:
             write_lists(run, whole / "dataset")
         if output is not None:

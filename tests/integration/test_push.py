@@ -102,8 +102,9 @@ def test_a_debug_run_is_not_shared(run, tmp_path):
 
 
 def test_what_is_no_run_and_a_folder_that_is_there_are_refused(run, tmp_path):
-    with pytest.raises(SystemExit, match="no finished run with an exported model"):
-        main([str(tmp_path), "--repo", "me/small", "--dry-run", str(tmp_path / "out")])
+    for none in (tmp_path, tmp_path / "gone"):
+        with pytest.raises(SystemExit, match="no finished run with an exported model"):
+            main([str(none), "--repo", "me/small", "--dry-run", str(tmp_path / "out")])
     with pytest.raises(SystemExit, match="is there already"):
         main([str(run), "--repo", "me/small", "--dry-run", str(tmp_path)])
     assert json.loads((run / "results.json").read_text())["name"] == "small"
