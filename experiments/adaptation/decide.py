@@ -24,12 +24,14 @@ class Plan:
         work: in numbers.
         seconds: part → seconds, as measured on this machine.
         cut: what was left out to keep to the time.
+        busy: that other programs slowed the measurement down, in words.
     """
 
     decided: Decided
     work: Work
     seconds: dict[str, float]
     cut: Sequence[str]
+    busy: str
 
 
 def decide(asked: AdaptSettings, found: Survey, corpus: str, speed: Speed) -> Plan:
@@ -103,7 +105,7 @@ def _plan(
         batch=batch,
         validations=-(-steps // decided.every),
     )
-    return Plan(decided, work, work.seconds(speed), [])
+    return Plan(decided, work, work.seconds(speed), [], speed.busy)
 
 
 def _corpus(name: str, asked: AdaptSettings) -> Corpus:
@@ -133,7 +135,7 @@ def lines(plan: Plan, found: Survey, asked: AdaptSettings, model: str, folder: P
         "runs": f"{', '.join(asked.objectives)}; seeds {', '.join(map(str, asked.seeds))}; {decided.steps} steps of "
         f"{decided.batch} lists each, {decided.every} from one validation to the next",
         "measured on": measured + (f"; elsewhere: {', '.join(decided.elsewhere)}" if decided.elsewhere else ""),
-        "minutes": f"about {low:.{digits}f} to {high:.{digits}f} ({parts})",
+        "minutes": f"about {low:.{digits}f} to {high:.{digits}f} ({parts})" + (f"; {plan.busy}" if plan.busy else ""),
     }
     if plan.cut:
         said["left out"] = f"{'; '.join(plan.cut)}, to take at most {asked.minutes:g} minutes"

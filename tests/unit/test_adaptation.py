@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +176,26 @@ def test_the_measured_speed_is_that_of_the_encoder(tiny_encoder, small_scifact, 
     found = survey(small_scifact, None, str(tmp_path))
     speed = measure(tiny_encoder, found)
     assert speed.passages > 0 and speed.queries > 0
+
+
+@pytest.mark.parametrize(
+    ("load", "used", "words"),
+    [
+        (1.9, 0.9, None),
+        (7.31, 0.9, "other programs are using this machine (load 7.3 on 2 cores): expect less once it is quiet"),
+        (1.9, 0.5, "(the measurement got 50% of a core)"),
+    ],
+)
+def test_a_busy_machine_is_named_beside_the_minutes(
+    load, used, words, tiny_encoder, small_scifact, tmp_path, monkeypatch
+):
+    found = survey(small_scifact, None, str(tmp_path))
+    monkeypatch.setattr("time.process_time", lambda: used * time.perf_counter())
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    plan = decide(asked(cache_dir=str(tmp_path)), found, "x", measure(tiny_encoder, found))
+    said = lines(plan, found, asked(), "a model", tmp_path)["minutes"]
+    assert words in said if words else "other programs" not in said
 
 
 @pytest.mark.parametrize(
