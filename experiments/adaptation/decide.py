@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from callbacks.reporting.statistics import CLEAR, least_p
 from datamodules.batch_sampler import fitting_batch_size
 from datamodules.corpus import Corpus, find_dataset, load_corpus
 from experiments.adaptation.estimate import RANGE, Speed, Work
@@ -124,6 +125,8 @@ def lines(plan: Plan, found: Survey, asked: AdaptSettings, model: str, folder: P
         if found.split
         else "made-up queries that are kept out of training: there are no human ones (qrels/test.tsv)"
     )
+    if found.split and least_p(found.test_queries, len(asked.objectives)) >= CLEAR:
+        measured += ", too few for any difference to be significant"
     low, high = (sum(plan.seconds.values()) * factor / 60 for factor in RANGE)
     digits = 0 if high >= 10 else 1
     parts = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in plan.seconds.items())

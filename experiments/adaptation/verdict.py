@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from callbacks.reporting.statistics import CLEAR, least_p
 from experiments.comparison.measured import BASE
 from experiments.comparison.runs import Run
 from experiments.comparison.tables import Arm, Comparison, Table
-
-_SURE = 0.05  # corrected p-value
 
 
 def verdict(
@@ -58,6 +57,10 @@ def verdict(
         f"over {table.comparisons} objective{'s' * (table.comparisons != 1)}; those of last steps are corrected by "
         "themselves. Of several that are better, the first of your list is named."
     )
+    if least_p(table.queries, table.comparisons) >= CLEAR:
+        queries = "1 query is" if table.queries == 1 else f"{table.queries} queries are"
+        few = f"{queries} too few to tell: not even a gain on every one would be significant."
+        said.append(few + " Judge some fifty." * human)
     if not human:
         said.append(
             "These queries are not people's: each was cut from a passage, and that passage alone counts as right. "
@@ -95,11 +98,11 @@ def _by_dev(run: Run) -> tuple[bool, float]:
 
 
 def _is_better(arm: Arm) -> bool:
-    return arm.difference is not None and arm.p_holm is not None and arm.difference.mean > 0 and arm.p_holm < _SURE
+    return arm.difference is not None and arm.p_holm is not None and arm.difference.mean > 0 and arm.p_holm < CLEAR
 
 
 def _word(arm: Arm) -> str:
-    if arm.p_holm is None or arm.difference is None or arm.p_holm >= _SURE:
+    if arm.p_holm is None or arm.difference is None or arm.p_holm >= CLEAR:
         return ""
     return " (better)" if arm.difference.mean > 0 else " (significantly worse than the base model)"
 

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 from callbacks.evaluation.metrics import headings
-from callbacks.reporting.statistics import PairedTest
+from callbacks.reporting.statistics import CLEAR, PairedTest, least_p
 from experiments.cli.console import TERMINAL
 from experiments.comparison.tables import Arm, Comparison, HomeAndAbroad, Table
 
-CLEAR = 0.05
+_TOO_FEW = "too few for any difference to be significant"
 _LONG_NAME = 30  # characters; the heading of a column does not hold more
 PRUNED = "†"  # behind a seed
 
@@ -78,7 +78,8 @@ def _sheet(comparison: Comparison, table: Table) -> Sheet:
 
 
 def _narrow(comparison: Comparison, table: Table, clean: Table | None) -> Sheet:
-    without = {arm.name: arm.difference for arm in clean.arms} if clean else {}
+    few = clean is not None and _too_few(clean)
+    without = {arm.name: arm.difference for arm in clean.arms} if clean and not few else {}
     long = len(comparison.base) > _LONG_NAME
     difference = "difference [95%]" if long else f"difference to {comparison.base} [95%]"
     cells = [
@@ -110,7 +111,12 @@ def _narrow(comparison: Comparison, table: Table, clean: Table | None) -> Sheet:
     caption = f"differences to {comparison.base}; " if long else ""
     caption += _caption(comparison, table)
     if clean is not None and clean.queries:
-        caption += f"; no overlap: the difference on the {clean.queries} queries that no training here came close to"
+        left = _queries(clean.queries)
+        caption += (
+            f"; no overlap: not shown, for training here came close to all but {left}, {_TOO_FEW}"
+            if few
+            else f"; no overlap: the difference on the {left} that no training here came close to"
+        )
     elif clean is not None:
         caption += "; the training of these runs came close to every query"
     if left_out:
@@ -149,7 +155,7 @@ def _forgetting(comparison: Comparison) -> Sheet:
 def _caption(comparison: Comparison, table: Table) -> str:
     if not table.arms:
         return f"none of the {table.of} queries is left: the training of the runs compared came close to all of them"
-    what = f"{table.queries} queries"
+    what = _queries(table.queries)
     if table.of is not None:
         what = (
             f"{table.queries} of {table.of} queries, those that share neither a relevant passage nor near-equal "
@@ -164,6 +170,8 @@ def _caption(comparison: Comparison, table: Table) -> str:
             "intervals over queries and seeds" if most > 1 else "one seed each, so intervals are about these very runs"
         )
         parts.append(f"p: randomisation test, Holm over {table.comparisons} {_comparisons(table.comparisons)}")
+        if _too_few(table):
+            parts.append(f"these queries are {_TOO_FEW} (p is {least_p(table.queries, table.comparisons):.2g} at best)")
     parts += [
         f"{arm.name}: difference over seed {', '.join(map(str, arm.paired))} alone, which {comparison.base} has, too; "
         "its nDCG@10 over all of its seeds"
@@ -176,6 +184,15 @@ def _caption(comparison: Comparison, table: Table) -> str:
     if any(arm.pruned for arm in table.arms):
         parts.append(f"{PRUNED}: stopped early by the sweep's pruner")
     return "; ".join(parts)
+
+
+def _too_few(table: Table) -> bool:
+    """Whether not even a gain on every query would be significant."""
+    return bool(table.comparisons) and least_p(table.queries, table.comparisons) >= CLEAR
+
+
+def _queries(count: int) -> str:
+    return f"{count} {'query' if count == 1 else 'queries'}"
 
 
 def _comparisons(count: int) -> str:

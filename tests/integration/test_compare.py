@@ -228,6 +228,24 @@ def test_table_without_overlap_takes_the_union_over_the_runs(tmp_path):
     assert "none of the 40 queries is left" in page(comparison) and "none of the 40" in latex(comparison)
 
 
+def test_too_few_queries_are_named_and_no_difference_on_them_is_shown(tmp_path, capsys):
+    for left, number in ((3, "3 queries"), (1, "1 query")):
+        close = {f"q{i}": "shares a relevant passage with the train query t" for i in range(left, 40)}
+        write_run(tmp_path / "a", "a", 1, {"d": values(1)}, overlap={"d": close})
+        comparison = compare([tmp_path])
+        print_tables(comparison)
+        said = " ".join(capsys.readouterr().out.split())
+        assert f"training here came close to all but {number}, too few for any difference to be significant" in said
+        assert said.count("no overlap") == 1, "there is no such column"
+    assert "1 of 40 queries" in markdown(comparison) and "(p is 1 at best)" in markdown(comparison)
+    assert markdown(comparison).count("too few for any difference to be significant") == 1
+    write_run(tmp_path / "a", "a", 1, {"d": values(1, 5)})
+    assert "d: 5 queries" in markdown(compare([tmp_path])).replace("*", "")
+    assert "these queries are too few for any difference to be significant (p is 0.062 at best)" in markdown(
+        compare([tmp_path])
+    )
+
+
 def test_runs_are_found_by_pattern_and_what_is_unfinished_is_listed(tmp_path, capsys, monkeypatch):
     sweep = tmp_path / "sweep"
     for seed in (1, 2):

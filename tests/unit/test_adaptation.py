@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,9 @@ def test_where_time_is_short_less_is_done_and_said(small_scifact, tmp_path):
     found = survey(small_scifact, None, str(tmp_path))
     cache = {"cache_dir": str(tmp_path), "elsewhere": ["cranfield", str(small_scifact)]}
     whole = decide(asked(**cache), found, "x", FAST)
+    few, enough = (replace(found, test_queries=count) for count in (6, 7))  # of two objectives
+    said = [lines(whole, of, asked(), "a model", tmp_path)["measured on"] for of in (few, enough)]
+    assert ["too few for any" in measured for measured in said] == [True, False]
     assert whole.decided.elsewhere == ["cranfield"] and whole.work.elsewhere == 1400 and not whole.cut
     minutes = sum(whole.seconds.values()) / 60
     home = decide(asked(minutes=1.5 * minutes - 0.1, **cache), found, "x", FAST)
@@ -250,7 +254,7 @@ def test_a_gain_is_recommended_with_its_price():
     assert "runs/first/model" in said[1] and "index" in said[1]
     assert said[2].startswith("conventional: -0.0") and said[2].endswith("(significantly worse than the base model).")
     assert said[3] == "Elsewhere (other): -0.1000 [-0.1000, -0.1000], p 0.010."
-    assert not any("not people's" in sentence for sentence in said)
+    assert not any("not people's" in sentence or "too few" in sentence for sentence in said)
 
 
 def test_without_a_gain_the_base_model_is_kept():
@@ -270,6 +274,14 @@ def test_without_a_gain_the_base_model_is_kept():
     missed = said_of(compared({"ours": 0.0}, step=0), ["ours"], True, TEXTS, compared({"ours": 0.03}))
     assert missed[0].endswith("significantly better, but dev lists did not choose it.")
     assert kept[1].startswith("conventional: its dev lists kept the base model; its last step is at ")
+
+
+@pytest.mark.parametrize(("queries", "words"), [(1, "1 query is too few"), (4, "4 queries are too few")])
+def test_too_few_queries_are_named(queries, words):
+    comparison = compared({"ours": 0.03})
+    comparison.tables["mine"] = replace(comparison.tables["mine"], queries=queries)
+    [said] = [sentence for sentence in said_of(comparison, ["ours"], True, TEXTS) if "too few" in sentence]
+    assert said.startswith(words) and said.endswith("Judge some fifty.")
 
 
 def test_a_loss_elsewhere_is_said_of_made_up_queries_too():

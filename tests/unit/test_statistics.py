@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from callbacks.reporting.statistics import holm, paired_difference, paired_test, sign_flip_p, two_way_interval
+from callbacks.reporting.statistics import holm, least_p, paired_difference, paired_test, sign_flip_p, two_way_interval
 from retriever.errors import InputError
 
 EXPERIMENTS = 400
@@ -58,6 +58,13 @@ def test_p_value_is_exact_where_all_signs_can_be_counted():
     assert sign_flip_p([np.array([1.0, 2.0, 4.0])]) == pytest.approx(2 / 8, abs=0.02)
     assert sign_flip_p([np.array([1.0, 2.0]), np.array([4.0])]) == pytest.approx(2 / 8, abs=0.02)
     assert sign_flip_p([np.zeros(5)]) == 1.0
+
+
+def test_the_smallest_p_value_is_that_of_a_gain_on_every_query():
+    for queries in (1, 2, 4):
+        best = sign_flip_p([np.full(queries, 0.3)])
+        assert least_p(queries) == pytest.approx(best, abs=0.02)
+        assert least_p(queries, 3) == pytest.approx(holm([best, 1.0, 1.0])[0], abs=0.06)
 
 
 def test_holm_by_hand():
