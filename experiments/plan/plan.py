@@ -26,6 +26,8 @@ from retriever.query_list_module import QueryListModule
 from retriever.schedule import default_warmup
 
 _LINEAR = "retriever.schedule.linear_with_warmup"
+_LONG = 3600.0  # seconds; what makes a longer run shorter is said where there is no GPU
+_FEW_STEPS = 100  # as many as adapt takes at most
 _NAMED = 3  # files and sets that are named; of more there is their number
 
 
@@ -112,6 +114,7 @@ def _trained(config: DictConfig, module: QueryListModule) -> dict[str, Any]:
     lora = config.encoder.get("lora")
     return {
         "side": module.trained_side,
+        "passages": module.train_passage_encoder if isinstance(module, RetrieverModule) else None,
         "parameters": learning,
         "share": learning / max(1, sum(p.numel() for p in of_encoder)),
         "lora": OmegaConf.to_container(lora, resolve=True) if lora else None,
@@ -190,6 +193,7 @@ def plan_lines(plan: Mapping[str, Any]) -> dict[str, str]:
         "steps": _steps_line(plan["steps"]),
         "validation": _validation_line(plan["validation"]),
         "time": _time_line(plan["time"], plan["steps"], plan["validation"]),
+        **({"shorter": "; ".join(shorter)} if (shorter := _shorter(plan)) else {}),
     }
 
 
@@ -298,6 +302,20 @@ def _time_line(found: Mapping[str, Any], steps: Mapping[str, Any], validation: M
     ]
     limit = "an epoch: " if steps["total"] is None else "at most " if validation["patience"] else ""
     return f"{limit}{_range(found['from'], found['to'])}: {', '.join(part for part in parts if part)}"
+
+
+def _shorter(plan: Mapping[str, Any]) -> list[str]:
+    """Settings that make a long run on a CPU shorter."""
+    if plan["device"]["name"] != "cpu" or plan["time"].get("to", 0.0) < _LONG:
+        return []
+    steps, ways = plan["steps"], []
+    if plan["trained"]["passages"]:
+        ways.append("module.train_passage_encoder=false trains the query encoder alone, and encodes passages once")
+    if steps["total"] is None or steps["total"] - steps["done"] > _FEW_STEPS:
+        ways.append(f"trainer.max_steps={_FEW_STEPS} takes fewer steps")
+    if plan["trained"]["passages"] is not None:  # a text encoder
+        ways.append("python -m experiments.adapt corpus=… minutes=… keeps to the time that there is")
+    return ways
 
 
 def _range(low: float, high: float) -> str:

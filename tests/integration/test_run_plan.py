@@ -169,6 +169,30 @@ def test_one_of_a_thing_is_said_in_the_singular(small_run, tmp_path):
     assert "cpu (2 threads)" in plan_lines(plan)["device"] and "2 ranks" in plan_lines(plan)["device"]
 
 
+def test_what_makes_a_long_run_shorter_is_said_where_it_has_effect(small_run, tmp_path):
+    config = config_of("module=distillation", *small_run)
+    plan = run_plan(config, *opened(config, tmp_path), None)
+    plan["device"]["name"] = "cpu"
+    plan["steps"] |= {"total": 300, "done": 0}
+    assert "shorter" not in plan_lines(plan), "a run of seconds"
+    plan["time"]["to"] = 4000.0
+    ways = plan_lines(plan)["shorter"]
+    settings = ("module.train_passage_encoder=false", "trainer.max_steps=100")
+    assert all(f"{setting} " in ways for setting in settings) and "adapt" in ways
+    config = config_of("module=distillation", *small_run, *settings)
+    shorter = run_plan(config, *opened(config, tmp_path), None)
+    assert shorter["trained"]["passages"] is False
+    for change in ({"done": 200}, {"total": 100}):
+        plan["trained"], plan["steps"] = shorter["trained"], plan["steps"] | {"total": 300, "done": 0} | change
+        assert plan_lines(plan)["shorter"].startswith("python -m experiments.adapt")
+    plan["trained"]["passages"] = None
+    assert "shorter" not in plan_lines(plan), "nothing makes a re-ranker's shorter but fewer steps"
+    plan["steps"]["total"], plan["device"]["name"] = None, "NVIDIA H200"
+    assert "shorter" not in plan_lines(plan)
+    plan["device"]["name"] = "cpu"
+    assert plan_lines(plan)["shorter"] == "trainer.max_steps=100 takes fewer steps"
+
+
 def test_a_cross_encoder_says_what_it_runs(small_run, tiny_model, tmp_path, capsys):
     small = [o for o in small_run if not o.startswith("encoder.")]
     config = config_of(
@@ -185,6 +209,7 @@ def test_a_cross_encoder_says_what_it_runs(small_run, tiny_model, tmp_path, caps
     lines = plan_lines(plan)
     assert "40 of a passage; 100 of a pair" in lines["texts"] and "prompts" not in lines["texts"]
     assert lines["trained"].startswith("pairs of query and passage;") and plan["model"]["dimension"] is None
+    assert plan["trained"]["passages"] is None
     assert plan["time"]["number"] == 4 and plan["time"]["passages"] == 0 and plan["time"]["steps"] > 0
 
 
