@@ -64,21 +64,21 @@ def mix(folders: Sequence[Path], output: Path, shares: Sequence[float] = SHARES)
 
     quiet_training()
     module, data = make_module_and_data(config)
-    backbone = module.encoder.backbone
-    base = {name: value.clone() for name, value in backbone.state_dict().items()}
-    of_runs = [TextEncoder.from_pretrained(str(folder / "model")).backbone.state_dict() for folder in folders]
+    encoder = module.encoder
+    base = {name: value.clone() for name, value in encoder.state_dict().items()}
+    of_runs = [TextEncoder.from_pretrained(str(folder / "model")).state_dict() for folder in folders]
     tuned = {name: torch.stack([of[name].double() for of in of_runs]).mean(0) for name in base}
     trainer = instantiate(config.trainer, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     found: dict[float, float] = {}
     for share in (0.0, *sorted(set(shares))):
-        backbone.load_state_dict(_mixed(base, tuned, share))
+        encoder.load_state_dict(_mixed(base, tuned, share))
         trainer.validate(module, datamodule=data, verbose=False)
         if config.criterion not in trainer.callback_metrics:
             raise InputError(f"The runs' criterion is {config.criterion}, which dev lists do not give.")
         found[share] = float(trainer.callback_metrics[config.criterion])
     best = _best(found, config.criterion_mode)
-    backbone.load_state_dict(_mixed(base, tuned, best))
-    _write(output, folders, config, module.encoder, found, best)
+    encoder.load_state_dict(_mixed(base, tuned, best))
+    _write(output, folders, config, encoder, found, best)
     return found
 
 

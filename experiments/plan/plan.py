@@ -101,7 +101,7 @@ def _model(encoder: torch.nn.Module) -> dict[str, Any]:
         "architecture": type(plain).__name__,
         "layers": getattr(plain.config, "num_hidden_layers", None),
         "width": getattr(plain.config, "hidden_size", None),
-        "parameters": sum(p.numel() for p in plain.parameters()),
+        "parameters": sum(p.numel() for p in encoder.parameters()),
         "attention": getattr(plain.config, "_attn_implementation", None),
         "dimension": getattr(encoder, "dimension", None),
         **asdict(encoder.spec),

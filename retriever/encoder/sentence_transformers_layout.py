@@ -1,18 +1,21 @@
 """Reads and writes the files of a sentence-transformers folder that say how tokens become a text embedding."""
 
-import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from retriever.encoder.model_files import read_json, write_json
 from retriever.encoder.spec import DEFAULT
 from retriever.errors import InputError, shown
 
+if TYPE_CHECKING:
+    from retriever.encoder.dense import Dense
+
 _log = logging.getLogger(__name__)
 _MODULES = ("Transformer", "Pooling", "Dense", "Normalize")
-_IDENTITY = "torch.nn.modules.linear.Identity"
 # our name → sentence-transformers' since version 6, and the flag of earlier versions
 _POOLINGS = {
     "cls": ("cls", "pooling_mode_cls_token"),
@@ -38,7 +41,9 @@ _PROMPT_NAMES = {
 }
 
 
-def write_spec(folder: Path, spec: dict[str, Any], width: int, lower_case: bool = False) -> None:
+def write_spec(
+    folder: Path, spec: dict[str, Any], width: int, lower_case: bool = False, head: "Sequence[Dense]" = ()
+) -> None:
     """Write the files that sentence-transformers reads (modules, pooling, prompts, lengths) beside saved weights.
 
     A Matryoshka cut becomes a Dense module with a cut identity matrix, so that normalisation comes after it.
@@ -48,16 +53,16 @@ def write_spec(folder: Path, spec: dict[str, Any], width: int, lower_case: bool 
         spec: fields of ``EncoderSpec``.
         width: the backbone's hidden size.
         lower_case: whether texts are put in lower case first.
+        head: what pooled embeddings go through.
     """
     (folder / _SPEC_FILE).unlink(missing_ok=True)  # it would win over what is written here
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
     flags = {flag: name == spec["pooling"] for name, (_, flag) in _POOLINGS.items()}
-    _write(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **flags})
-    if spec["truncate_dim"]:
-        modules.append(("2_Dense", "Dense"))
-        dense = {"in_features": width, "out_features": spec["truncate_dim"], "bias": False}
-        _write(folder / "2_Dense" / "config.json", {**dense, "activation_function": _IDENTITY})
-        _write_cut(folder / "2_Dense" / "model.safetensors", spec["truncate_dim"], width)
+    write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **flags})
+    cut = [_cut(head[-1].linear.out_features if head else width, spec["truncate_dim"])] if spec["truncate_dim"] else []
+    for dense in (*head, *cut):
+        modules.append((f"{len(modules)}_Dense", "Dense"))
+        dense.write(folder / modules[-1][0])
     if spec["normalize"]:
         modules.append((f"{len(modules)}_Normalize", "Normalize"))
         (folder / modules[-1][0]).mkdir(exist_ok=True)
@@ -65,44 +70,54 @@ def write_spec(folder: Path, spec: dict[str, Any], width: int, lower_case: bool 
     listed = [
         {"idx": i, "name": str(i), "path": path, "type": of_type + kind} for i, (path, kind) in enumerate(modules)
     ]
-    _write(folder / "modules.json", listed)
+    write_json(folder / "modules.json", listed)
     # encode_query and encode_document cut at the lengths of their kind, encode at max_seq_length
     lengths = {"max_seq_length": spec["passage_max_length"], "query_length": spec["query_max_length"]}
-    _write(folder / "sentence_bert_config.json", {**lengths, "do_lower_case": lower_case})
+    write_json(folder / "sentence_bert_config.json", {**lengths, "do_lower_case": lower_case})
     prompts = _named("query", spec["query_prompt"]) | _named("document", spec["passage_prompt"])
     similarity = "cosine" if spec["normalize"] else "dot"
     main: dict[str, Any] = {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": similarity}
     if not spec["passage_titles"]:  # sentence-transformers joins no titles, and reads over this
         main[_TITLES] = False
-    _write(folder / _MAIN_FILE, main)
+    write_json(folder / _MAIN_FILE, main)
 
 
 def read_spec(folder: Path) -> dict[str, Any]:
     """Read the fields of ``EncoderSpec`` that a folder states; empty where it states none.
 
     Raises:
-        InputError: it states what ``TextEncoder`` does not do (several poolings, a projection, a chat template, …), or
-            a file is damaged.
+        InputError: it states what ``TextEncoder`` does not do (several poolings, a chat template, …), or a file is
+            damaged.
     """
     if (folder / _SPEC_FILE).is_file():
-        return _read(folder / _SPEC_FILE)
+        return read_json(folder / _SPEC_FILE)
     if not (folder / "modules.json").is_file():
         return {}
     modules = _modules(folder / "modules.json")
     spec: dict[str, Any] = {**_lengths(folder)}
     if "Pooling" in modules:
-        spec["pooling"] = _pooling(folder / modules["Pooling"] / "config.json")
-    main = _read(folder / _MAIN_FILE) if (folder / _MAIN_FILE).is_file() else {}
+        spec["pooling"] = _pooling(folder / modules["Pooling"][0] / "config.json")
+    main = read_json(folder / _MAIN_FILE) if (folder / _MAIN_FILE).is_file() else {}
     spec |= _prompts(folder / _MAIN_FILE, main) | _similarity(folder / _MAIN_FILE, main, "Normalize" in modules)
     if _TITLES in main:
         spec["passage_titles"] = main[_TITLES]
     cut = _whole(folder / _MAIN_FILE, main, "truncate_dim", 1)
-    if "Dense" in modules:
-        kept = _kept_dimensions(folder / modules["Dense"])
-        cut = kept if cut is None else min(cut, kept)
-    if cut is not None:
-        spec["truncate_dim"] = cut
+    _, kept = _dense(folder, modules)
+    stated = [number for number in (cut, kept) if number is not None]
+    if stated:
+        spec["truncate_dim"] = min(stated)
     return spec
+
+
+def read_head(folder: Path) -> "list[Dense]":
+    """Read the Dense modules that a folder's pooled embeddings go through; a cut alone is in :func:`read_spec`.
+
+    Raises:
+        InputError: a module is damaged, or one that ``TextEncoder`` does not have.
+    """
+    if not (folder / "modules.json").is_file():
+        return []
+    return _dense(folder, _modules(folder / "modules.json"))[0]
 
 
 def lowers_case(folder: Path) -> bool:
@@ -114,13 +129,13 @@ def leaves_prompt_out(folder: Path) -> Path | None:
     """Find the file in which a folder states that prompts are left out of the pooling; None where it does not."""
     if not (folder / "modules.json").is_file():
         return None
-    path = folder / _modules(folder / "modules.json").get("Pooling", "1_Pooling") / "config.json"
-    return path if path.is_file() and _read(path).get("include_prompt", True) is False else None
+    path = folder / _modules(folder / "modules.json").get("Pooling", ["1_Pooling"])[0] / "config.json"
+    return path if path.is_file() and read_json(path).get("include_prompt", True) is False else None
 
 
-def _modules(path: Path) -> dict[str, str]:
-    """Read kind → subfolder of a folder's modules, and refuse others than a TextEncoder's, or another order."""
-    modules = _read(path, list)
+def _modules(path: Path) -> dict[str, list[str]]:
+    """Read kind → subfolders of a folder's modules, and refuse others than a TextEncoder's, or another order."""
+    modules = read_json(path, list)
     if not all(
         isinstance(m, dict) and isinstance(m.get("type"), str) and isinstance(m.get("path"), str) for m in modules
     ):
@@ -133,23 +148,41 @@ def _modules(path: Path) -> dict[str, str]:
         )
     kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
     unknown = sorted(set(kinds) - set(_MODULES))
-    if unknown or kinds != [kind for kind in _MODULES if kind in kinds]:
+    several = {kind for kind in kinds if kinds.count(kind) > 1}
+    if unknown or several - {"Dense"} or [k for k, _ in groupby(kinds)] != [k for k in _MODULES if k in kinds]:
         raise InputError(
             f"{path}: modules {unknown or kinds} are not supported by TextEncoder, which has {', '.join(_MODULES)} in "
-            "this order, Dense as a cut alone."
+            "this order, and several of Dense alone."
         )
     if modules and modules[0]["path"] not in ("", "."):
         raise InputError(
             f"{path}: the transformer lies in the subfolder {modules[0]['path']}, as old versions wrote it. Write the "
             "folder anew: SentenceTransformer(FOLDER).save(NEW), and name NEW."
         )
-    return dict(zip(kinds, (m["path"] for m in modules), strict=True))
+    return {kind: [m["path"] for m, of in zip(modules, kinds, strict=True) if of == kind] for kind in kinds}
+
+
+def _dense(folder: Path, modules: Mapping[str, list[str]]) -> "tuple[list[Dense], int | None]":
+    """Read the Dense modules; where the last one is a cut, the number of dimensions that it keeps in its place."""
+    if "Dense" not in modules:
+        return [], None
+    from retriever.encoder.dense import Dense
+
+    head = [Dense.read(folder / path) for path in modules["Dense"]]
+    kept = head.pop().linear.out_features if head[-1].is_cut else None
+    return head, kept
+
+
+def _cut(width: int, kept: int) -> "Dense":
+    from retriever.encoder.dense import Dense
+
+    return Dense.cut(width, kept)
 
 
 def _transformer(folder: Path) -> tuple[Path, dict[str, Any]]:
     """Find the file that says how the first module reads texts, and read it."""
     found = [folder / name for name in _TRANSFORMER_FILES if (folder / name).is_file()]
-    return (found[0], _read(found[0])) if found else (folder / _TRANSFORMER_FILES[0], {})
+    return (found[0], read_json(found[0])) if found else (folder / _TRANSFORMER_FILES[0], {})
 
 
 def _lengths(folder: Path) -> dict[str, int]:
@@ -164,7 +197,7 @@ def _lengths(folder: Path) -> dict[str, int]:
     length = _whole(path, stated, "max_seq_length", 3)
     settings = folder / "tokenizer_config.json"
     if length is None and settings.is_file():
-        said = _read(settings).get("model_max_length")
+        said = read_json(settings).get("model_max_length")
         length = int(said) if isinstance(said, int | float) and 3 <= said < 10**6 else None
     by_kind = {
         "query_max_length": _whole(path, stated, "query_length", 3) or length,
@@ -181,7 +214,7 @@ def _whole(path: Path, stated: dict[str, Any], key: str, least: int) -> int | No
 
 
 def _pooling(path: Path) -> str:
-    config = _read(path)
+    config = read_json(path)
     modes = config.get("pooling_mode")  # since sentence-transformers 6
     if modes is None:
         names = {flag: theirs for theirs, flag in _POOLINGS.values()} | {flag: flag for flag in _OTHER_FLAGS}
@@ -243,45 +276,3 @@ def _similarity(path: Path, main: dict[str, Any], normalized: bool) -> dict[str,
             "them there, if the model is good for it."
         )
     return {"normalize": normalized or name == "cosine"}
-
-
-def _write_cut(path: Path, kept: int, width: int) -> None:
-    import torch
-    from safetensors.torch import save_file
-
-    save_file({"linear.weight": torch.eye(kept, width)}, path)
-
-
-def _kept_dimensions(folder: Path) -> int:
-    """Read how many dimensions a Dense module keeps; refuse one that does more than cut."""
-    import torch
-    from safetensors.torch import load_file
-
-    config = _read(folder / "config.json")
-    weights = folder / "model.safetensors"
-    kept = config.get("out_features")
-    if config.get("activation_function") == _IDENTITY and not config.get("use_residual") and weights.is_file():
-        tensors = load_file(weights)
-        weight = tensors.get("linear.weight")
-        biased = any(name != "linear.weight" and bool(tensor.any()) for name, tensor in tensors.items())
-        if weight is not None and not biased and torch.equal(weight.float(), torch.eye(*weight.shape)):
-            return int(weight.shape[0])
-    raise InputError(
-        f"{folder / 'config.json'}: a Dense module that projects embeddings ({shown(config.get('in_features'))} to "
-        f"{shown(kept)} dimensions), which TextEncoder has not: embeddings would differ. Choose a model without one."
-    )
-
-
-def _read(path: Path, kind: type = dict) -> Any:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a readable JSON file ({error}). Fetch or export the model again.") from error
-    if not isinstance(value, kind):
-        raise InputError(f"{path}: {shown(value)}; expected a JSON {kind.__name__}. Fetch or export the model again.")
-    return value
-
-
-def _write(path: Path, value: Any) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from retriever.encoder import packing
 from retriever.encoder import sentence_transformers_layout as layout
+from retriever.encoder.dense import Dense
 from retriever.encoder.encoding import Encoder, evaluating
 from retriever.encoder.layers import LayerSplit
 from retriever.encoder.pooling import pool
@@ -45,22 +46,46 @@ class TextEncoder(Encoder):
     Args:
         backbone: a module that is called with ``input_ids`` and ``attention_mask`` and returns an object with
             ``last_hidden_state`` [n, L, D]; normally a ``transformers`` model.
+        tokenizer: see :class:`~retriever.encoder.encoding.Encoder`.
         spec: pooling, prompts, lengths, normalisation.
-        **common: arguments of :class:`~retriever.encoder.encoding.Encoder`.
+        name: see :class:`~retriever.encoder.encoding.Encoder`.
+        origin: see there.
+        head: what pooled embeddings go through before they are cut and normalised; it is trained with the backbone,
+            whole where of the backbone adapters or upper layers alone learn.
     """
 
     spec: EncoderSpec
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        spec: EncoderSpec,
+        name: str = "encoder",
+        origin: str = "memory",
+        head: Sequence[Dense] = (),
+    ) -> None:
+        super().__init__(backbone, tokenizer, spec, name, origin)
+        self.head = nn.Sequential(*head)
+        width = backbone.config.hidden_size
+        for dense in head:
+            if dense.linear.in_features != width:
+                raise InputError(
+                    f"{name}: a Dense module takes {dense.linear.in_features} dimensions, and what comes before it "
+                    f"gives {width}. Fetch or export the model again."
+                )
+            width = dense.linear.out_features
+        if spec.truncate_dim is not None and spec.truncate_dim > width:
+            raise InputError(f"encoder.truncate_dim is {spec.truncate_dim}, but {name} has {width} dimensions.")
+        self.dimension = spec.truncate_dim or width
 
     def check(self) -> None:
         """See :class:`Encoder`."""
         self.lower_case = False  # by the tokenizer, before it does anything else
         self.split: LayerSplit | None = None  # where the lower layers are frozen
-        name, spec, width = self.name, self.spec, getattr(self.backbone.config, "hidden_size", None)
-        if width is None:
+        name, spec = self.name, self.spec
+        if getattr(self.backbone.config, "hidden_size", None) is None:
             raise InputError(f"{name} is a {type(self.backbone).__name__}, which gives no token embeddings of a text.")
-        if spec.truncate_dim is not None and spec.truncate_dim > width:
-            raise InputError(f"encoder.truncate_dim is {spec.truncate_dim}, but {name} has {width} dimensions.")
-        self.dimension = spec.truncate_dim or width
         limit = max_positions(self.backbone)
         for kind in KINDS:
             if limit and spec.max_length(kind) > limit:
@@ -140,7 +165,8 @@ class TextEncoder(Encoder):
         if dropout is not None:
             set_dropout(backbone, dropout)
         whole = _that_fit(EncoderSpec(**(stated | asked)), asked, stated, backbone, tokenizer)
-        encoder = cls(backbone, tokenizer, whole, name=model, origin=source.origin)
+        head = layout.read_head(source.files)
+        encoder = cls(backbone, tokenizer, whole, name=model, origin=source.origin, head=head)
         if layout.lowers_case(source.files):
             encoder.lower_case = lower_case(tokenizer)
         if encoder.packed and torch.cuda.is_available():
@@ -240,7 +266,9 @@ class TextEncoder(Encoder):
             hidden = packing.packed_hidden_states(self.backbone, input_ids, lengths, first_position(self.backbone))
         else:
             hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        embeddings = pool(hidden, attention_mask, self.spec.pooling)[:, : self.dimension]
+        embeddings = pool(hidden, attention_mask, self.spec.pooling)
+        with torch.autocast(embeddings.device.type, enabled=False):  # a few products for each text, in float32
+            embeddings = self.head(embeddings)[:, : self.dimension]
         return nn.functional.normalize(embeddings, dim=-1) if self.spec.normalize else embeddings
 
     def merged_backbone(self) -> nn.Module:
@@ -254,7 +282,7 @@ class TextEncoder(Encoder):
         folder = Path(folder)
         self.merged_backbone().save_pretrained(folder)
         to_be_saved(self.tokenizer, self.backbone).save_pretrained(folder)
-        layout.write_spec(folder, asdict(self.spec), self.backbone.config.hidden_size, self.lower_case)
+        layout.write_spec(folder, asdict(self.spec), self.backbone.config.hidden_size, self.lower_case, [*self.head])
         return folder
 
     def fingerprint(self) -> str:
@@ -264,6 +292,9 @@ class TextEncoder(Encoder):
         digest = hashlib.sha256(json.dumps(embeds, sort_keys=True).encode())
         digest.update(json.dumps(self.backbone.config.to_dict(), sort_keys=True, default=str).encode())
         update_with_weights(digest, self.backbone)
+        if len(self.head):
+            digest.update(json.dumps([dense.config for dense in self.head], sort_keys=True).encode())
+            update_with_weights(digest, self.head)
         return digest.hexdigest()
 
 

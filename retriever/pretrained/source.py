@@ -13,8 +13,8 @@ from huggingface_hub.utils import validate_repo_id
 from retriever.errors import InputError, did_you_mean
 from retriever.pretrained.packaged import packaged_path
 
-# what says how a model is used; its weights are fetched by transformers, those that it needs
-_SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+# what says how a model is used, and its Dense modules; other weights are fetched by transformers, those that it needs
+_SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*_Dense/*")
 _NOT_THE_MODEL = ("onnx/*", "openvino/*")
 _TOKENIZER_FILES = (
     "tokenizer.json",

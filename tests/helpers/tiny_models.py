@@ -15,7 +15,7 @@ from helpers.tiny_tokenizers import word_piece
 _SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 _WIDE = {**_SIZE, "intermediate_size": 64}
 _T5 = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2}
-KINDS = ("bert", "roberta", "mpnet", "deberta-v2", "modernbert", "t5", "gpt2", "llama", "qwen3")
+KINDS = ("bert", "roberta", "mpnet", "deberta-v2", "modernbert", "t5", "gpt2", "llama", "qwen3", "gemma3")
 
 
 def byte_pairs(texts: Iterable[str], special: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -64,6 +64,12 @@ def tokenizer_of(kind: str, texts: list[str]) -> hf.PreTrainedTokenizerBase:
         tokenizer.post_processor = processors.TemplateProcessing("<|begin_of_text|> $A", special_tokens=first)
         tokens = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}
         return hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", **tokens)
+    if kind == "gemma3":
+        tokenizer = _byte_level(texts, ["<pad>", "<eos>", "<bos>"])
+        ends = [("<bos>", 2), ("<eos>", 1)]
+        tokenizer.post_processor = processors.TemplateProcessing("<bos> $A <eos>", special_tokens=ends)
+        tokens = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>"}
+        return hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", **tokens)
     tokenizer = _byte_level(texts, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     last = [("<|endoftext|>", 0)]
     tokenizer.post_processor = processors.TemplateProcessing("$A <|endoftext|>", special_tokens=last)
@@ -105,6 +111,10 @@ def backbone_of(kind: str, words: int) -> hf.PreTrainedModel:
         return hf.GPT2Model(hf.GPT2Config(**size, **ids, n_embd=32, n_layer=2, n_head=2, n_positions=64))
     if kind == "llama":
         return hf.LlamaModel(hf.LlamaConfig(**size, **_WIDE, **heads, max_position_embeddings=64))
+    if kind == "gemma3":  # as in EmbeddingGemma: no token is hidden, and most layers look at the tokens nearby alone
+        sight = {"use_bidirectional_attention": True, "sliding_window": 8}
+        layers = {"layer_types": ["sliding_attention", "full_attention"], "max_position_embeddings": 64}
+        return hf.Gemma3TextModel(hf.Gemma3TextConfig(**size, **_WIDE, **heads, **sight, **layers))
     return hf.Qwen3Model(hf.Qwen3Config(**size, **_WIDE, **heads, max_position_embeddings=64))
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from transformers import (
     AutoModel,
@@ -284,16 +283,8 @@ def test_what_a_folder_states_and_no_text_encoder_does_is_refused(sentence_model
     )
     whole = {path: path.read_text() for path in (pooling, main, first, folder / "modules.json")}
     modules = json.loads(whole[folder / "modules.json"])
-    (folder / "2_Dense").mkdir()
-    dense = {
-        "in_features": 32,
-        "out_features": 32,
-        "bias": False,
-        "activation_function": "torch.nn.modules.linear.Identity",
-    }
-    rewrite(folder / "2_Dense" / "config.json", **dense)
-    save_file({"linear.weight": torch.ones(32, 32)}, folder / "2_Dense" / "model.safetensors")
-    with_dense = [*modules, {"path": "2_Dense", "type": "sentence_transformers.models.Dense"}]
+    other = [*modules, {"path": "2_LayerNorm", "type": "sentence_transformers.models.LayerNorm"}]
+    twice = [*modules[:2], *modules[1:]]
     own = [{"path": "", "type": "custom_st.Transformer"}, *modules[1:]]
     below = [{"path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}, *modules[1:]]
     chat = {"text": {"method": "forward"}, "message": {"method": "forward"}}
@@ -305,7 +296,8 @@ def test_what_a_folder_states_and_no_text_encoder_does_is_refused(sentence_model
         (main, {"default_prompt_name": "none"}, "none of its prompts"),
         (first, {"modality_config": chat}, "a chat template"),
         (first, {"max_seq_length": "long"}, "whole number of at least 3"),
-        (folder / "modules.json", with_dense, "a Dense module that projects embeddings"),
+        (folder / "modules.json", other, r"modules \['LayerNorm'\] are not supported"),
+        (folder / "modules.json", twice, "several of Dense alone"),
         (folder / "modules.json", own, "Python code that the model brings"),
         (folder / "modules.json", below, "lies in the subfolder 0_Transformer"),
     ]:

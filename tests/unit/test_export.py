@@ -71,7 +71,9 @@ def test_every_architecture_encodes_there_as_it_was_trained(tiny_folder, pooling
     kind, folder = tiny_folder
     options = dict(OPTIONS[pooling])
     if options.pop("lora", False):
-        targets = TARGETS.get(kind, ["q_proj", "v_proj"] if kind in ("llama", "qwen3") else ["query", "value"])
+        targets = TARGETS.get(
+            kind, ["q_proj", "v_proj"] if kind in ("llama", "qwen3", "gemma3") else ["query", "value"]
+        )
         options["lora"] = {"r": 2, "target_modules": targets}
     encoder = TextEncoder.from_pretrained(str(folder), pooling=pooling, **options)
     before = ours(encoder, "query")
