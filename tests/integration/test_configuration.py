@@ -466,6 +466,8 @@ def test_what_a_stated_mapping_keeps_is_said(caplog):
         ("run", ["encoder.preset.pooling=cls"], ""),
         ("run", ["module=infonce", "temperatures.student=0.1"], "temperatures.student has no effect here"),
         ("run", ["module=infonce", "temperatures.infonce=0.1"], ""),
+        ("run", ["module=approx_ndcg", "temperatures.infonce=0.1"], "temperatures.infonce has no effect here"),
+        ("run", ["module=approx_ndcg", "module.temperature=0.1"], ""),
         ("run", ["module=infonce", "temperatures.fitted=labels"], "temperatures.fitted has no effect here: module"),
         ("run", ["module=distillation", "temperatures=fitted"], ""),
         ("run", ["temperatures=fitted", "temperatures.teacher=0.1"], "temperatures.teacher has no effect here"),
