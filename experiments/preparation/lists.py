@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from datamodules.pipeline.stages.stage import Output, summary
-from datamodules.storage.files import atomic_path, remove_leftovers, write_json
+from datamodules.storage.files import atomic_path, read_json, remove_leftovers, write_json
 from experiments.cli.rerun import save_config
 from experiments.preparation.pipeline import Pipeline
 from experiments.preparation.second_round import next_command
@@ -29,6 +29,8 @@ def make_lists(config: DictConfig) -> list[Path]:
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")  # TF32
     pipeline = Pipeline(config)
+    if "split" in pipeline.names:
+        _check_what_is_replaced(pipeline, Path(config.output))
     if not pipeline.run():
         return []
     outputs, console = pipeline.outputs, Console()
@@ -64,6 +66,30 @@ def make_lists(config: DictConfig) -> list[Path]:
     if config.tuned is not None:
         log.info("To train on them as that run did: %s", next_command(Path(config.tuned).expanduser(), written))
     return written
+
+
+def _check_what_is_replaced(pipeline: Pipeline, output: Path) -> None:
+    """Say where the lists of another corpus are kept, if there are some in the folder that these go to.
+
+    Raises:
+        InputError: they are kept nowhere else.
+    """
+    path = output / "manifest.json"
+    before = read_json(path) if path.is_file() else {}
+    splits = [made for name, made in before.items() if name.rpartition("/")[2] == "split"]  # students have one, too
+    if not splits or before["queries"]["inputs"]["corpus"] == pipeline.corpus.sha256:
+        return
+    work = Path(pipeline.config.work)
+    kept = {work / f"split-{split['key'][:12]}": split["outputs"] for split in splits}
+    what = f"{output} has lists of another corpus, {splits[0]['settings']['corpus_name']}"
+    if not all((folder / name).is_file() for folder, names in kept.items() for name in names):
+        raise InputError(f"{what}, and {work} has no copy of them. Name another folder: output=…; or move them away.")
+    log.warning(
+        "%s. Those of %s will replace them; copies stay in %s. To keep both at hand, name another folder: output=…",
+        what,
+        pipeline.corpus.name,
+        ", ".join(map(str, kept)),
+    )
 
 
 def _copy(path: Path, folder: Path) -> Path:

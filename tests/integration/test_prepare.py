@@ -2,12 +2,15 @@
 
 import json
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -96,6 +99,37 @@ def test_stages_run_alone_and_as_far_as_named_and_only_once(small_prepare, whole
     assert sum(p.name.startswith("mine-") for p in work.iterdir()) == 1
     with pytest.raises(InputError, match=r"stage is 'scoer'; it must be .*did you mean 'score'"):
         prepare([*small_prepare, "stage=scoer"])
+
+
+def test_lists_of_another_corpus_are_replaced_where_a_copy_of_them_stays(
+    small_prepare, small_scifact, tmp_path, caplog
+):
+    other = shutil.copytree(small_scifact, tmp_path / "other")
+    with (other / "corpus.jsonl").open("a") as file:
+        file.write('{"_id": "new", "title": "", "text": "A wing that is new."}\n')
+    titles = [option for option in small_prepare if not option.startswith(("queries=", "generat", "sample"))]
+    titles += ["queries={title: {source: titles, filter: false}}", "+students.lexical=bm25"]
+    before = {path.relative_to(tmp_path / "lists"): path.read_bytes() for path in prepare(titles)}
+    of_students = [path for path in before if path.parts[0] == "lexical"]
+    assert 0 < len(of_students) < len(before)
+    prepare([*titles, "score.candidates=12"])  # of the same corpus
+    prepare(titles)
+    assert "another corpus" not in caplog.text
+    elsewhere = [*titles, f"corpus={other}"]
+    prepare([*elsewhere, "until=mine"])
+    assert "another corpus" not in caplog.text
+    prepare(elsewhere)
+    [said] = [r.getMessage() for r in caplog.records if "another corpus" in r.getMessage()]
+    assert f"{tmp_path / 'lists'} has lists of another corpus, small. Those of other will replace them" in said
+    kept = re.search(r"copies stay in (.*)\. To keep", said)[1].split(", ")
+    for path, content in before.items():
+        assert content in [(Path(folder) / path.name).read_bytes() for folder in kept]
+    work = next(folder for folder in (tmp_path / "prepare").glob("split-*") if str(folder) not in kept)
+    made = {path: path.read_bytes() for path in (tmp_path / "lists").rglob("*.parquet")}
+    shutil.rmtree(tmp_path / "prepare")
+    with pytest.raises(InputError, match=r"lists of another corpus, other, and .*prepare has no copy.*output=…"):
+        prepare(titles)
+    assert {path: path.read_bytes() for path in (tmp_path / "lists").rglob("*.parquet")} == made and not work.exists()
 
 
 def test_shards_on_two_processes_leave_the_same_lists(small_prepare, whole_lists, tmp_path):
