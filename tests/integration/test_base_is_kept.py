@@ -26,6 +26,7 @@ def test_a_run_that_never_beats_its_base_keeps_it(small_run, tiny_model, tmp_pat
     for name, weight in base.backbone.state_dict().items():
         assert torch.equal(exported.backbone.state_dict()[name], weight)
     assert "By dev/loss no step was better than the base model, which is kept." in caplog.text
+    assert "**not fine-tuned**" in (tmp_path / "run" / "model" / "README.md").read_text()
     assert "so small kept the base model" in markdown(compare([tmp_path / "run"]))
 
 

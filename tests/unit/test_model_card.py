@@ -99,6 +99,18 @@ def test_card_is_honest(tiny_encoder):
     assert "The weights are those of the last step" in last and "chosen by" not in last
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_card_of_a_run_that_kept_its_base_model_says_so(tiny_encoder, tiny_model, frozen):
+    _, figure = card_of(tiny_encoder)
+    same = Figure(**vars(figure) | {"model": figure.base, "difference": Difference(0.0, 0.0, 0.0, 300)})
+    card, _ = card_of(tiny_encoder, step=0, figures=[same], frozen_passages=frozen)
+    said = "**not fine-tuned**: it was trained with **ListwiseDistillation**, but by `dev/loss` no step was better"
+    assert f"{tiny_model.name}, {said}" in card
+    assert ", fine-tuned" not in card and "every difference is 0" in card and "no difference can be told" not in card
+    trained, _ = card_of(tiny_encoder, frozen_passages=frozen)
+    assert f"{tiny_model.name}, fine-tuned for" in trained and "not fine-tuned" not in trained
+
+
 def test_held_out_lists_are_no_published_figure(tiny_encoder):
     _, figure = card_of(tiny_encoder)
     held_out = Figure(**vars(figure) | {"name": "keywords", "split": None})
