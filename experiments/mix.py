@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from callbacks.reliability.termination import terminate_gracefully
+from callbacks.reporting.markdown import markdown_text
 from callbacks.reporting.results import RESULTS, read_results
 from datamodules.storage.files import read_json, write_json, write_text
 from experiments.cli.errors import KindParser
@@ -117,7 +118,8 @@ def _write(
     temporary = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     encoder.save(temporary / "model")
-    of = f"{best:g} of the mean weights of {', '.join(map(str, folders))}, and {1 - best:g} of their base model's"
+    names = ", ".join(markdown_text(folder.resolve().name) for folder in folders)  # no place: a card may be shared
+    of = f"{best:g} of the mean weights of {names}, and {1 - best:g} of their base model's"
     card = f"# A mixture of weights\n\n{of}; chosen on dev lists by {config.criterion}.\n"
     write_text(temporary / "model" / "README.md", card)
     save_config(config, temporary)

@@ -23,23 +23,6 @@ from experiments.settings.finished_runs import exported_results
 from retriever.errors import InputError
 from retriever.printable import printable
 
-_CARD = """---
-configs:
-  - config_name: default
-    data_files:
-{files}
-tags: [text-retrieval, query-lists]
----
-
-# Query lists with teacher scores
-
-Each row is a query, the ids of its candidates, and a teacher's raw score of each. Passages are in the corpus, under
-these ids. The corpus' licence says what may be done with its queries.
-
-| file | lists | query types | corpus | teacher |
-| --- | --- | --- | --- | --- |
-{rows}
-"""
 # of a run's results, what names no place on this machine
 FIGURES = ("name", "seed", "objective", "steps", "datasets")
 # of a list file's metadata, what says how it was made and names no place on this machine
@@ -63,7 +46,7 @@ def write_model(run: Path, results: Mapping[str, Any], repository: str, folder: 
     shutil.copytree(run / "model", folder)
     card = (folder / "README.md").read_text(encoding="utf-8")
     write_text(folder / "README.md", card.replace('"PATH"', json.dumps(repository)))
-    write_json(folder / "results.json", {key: results[key] for key in FIGURES})
+    write_json(folder / "results.json", {key: results[key] for key in FIGURES if key in results})
 
 
 def write_lists(run: Path, folder: Path) -> None:
@@ -76,13 +59,13 @@ def write_lists(run: Path, folder: Path) -> None:
     Raises:
         InputError: a file is not there any more.
     """
+    from callbacks.reporting.lists_card import SharedFile, lists_card
     from callbacks.reporting.model_card import teacher_names  # imports torch
 
     data = read_yaml(run / "config.yaml", "Name another run.")["data"]
     named = {"train": read_list_files(TrainFile, data["train"], "data.train")}
     named["dev"] = read_list_files(ListFile, data.get("dev") or (), "data.dev")
-    rows: list[str] = []
-    files: dict[str, list[str]] = {}
+    files: list[SharedFile] = []
     for part, specs in named.items():
         for number, spec in enumerate(specs):
             source = find_file(spec.path)
@@ -90,13 +73,10 @@ def write_lists(run: Path, folder: Path) -> None:
             lists = list(read_query_lists(source))
             stored = read_metadata(source)
             write_query_lists(folder / name, lists, {key: stored[key] for key in SHARED if key in stored})
-            files.setdefault(part, []).append(name)
-            types = ", ".join(f"{kind} {count:,}" for kind, count in Counter(one.query_type for one in lists).items())
+            types = Counter(one.query_type for one in lists)
             corpus, teacher = corpus_name(spec.corpus), teacher_names(stored.get("teacher"))
-            rows.append(f"| {name} | {len(lists):,} | {types} | {corpus} | {teacher} |")
-    parts = [f"      - split: {part}\n        path: [{', '.join(names)}]" for part, names in files.items()]
-    card = _CARD.format(files="\n".join(parts), rows="\n".join(rows))
-    write_text(folder / "README.md", card)
+            files.append(SharedFile(part, name, len(lists), types, corpus, teacher))
+    write_text(folder / "README.md", lists_card(files))
 
 
 def send(folder: Path, repository: str, kind: str, private: bool) -> str:

@@ -1,6 +1,7 @@
 """experiments.mix: what is mixed, which mixture is kept, and that it is evaluated as a run is."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from experiments.evaluate import evaluate
 from experiments.evaluation.typed import as_overrides
 from experiments.mix import main, mix
+from experiments.push import push
 from experiments.training.train import run_experiment
 from helpers.runs import CONF, config_of
 from retriever.encoder import TextEncoder
@@ -84,6 +86,9 @@ def test_a_mixture_is_evaluated_as_a_run_whose_query_side_was_trained(runs, tmp_
     of_run, of_mix = (json.loads((f / "results.json").read_text()) for f in evaluate(config, tmp_path / "table"))
     assert of_mix["name"] == f"mix of {of_run['name']}"
     assert share == 1 and of_mix["datasets"] == of_run["datasets"]  # with the base model's passages, as the run
+    [shared] = push(tmp_path / "out", "me/mix", tmp_path / "shared", lists=False, private=False)
+    card = (Path(shared) / "README.md").read_text()
+    assert f"1 of the mean weights of {runs[0].name}, and 0 of" in card and str(runs[0].parent) not in card
 
 
 def test_what_cannot_be_mixed_is_refused(runs, tmp_path, capsys):

@@ -5,13 +5,15 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from datasets import load_dataset
+from huggingface_hub import DatasetCard
 from omegaconf import OmegaConf
 
-from datamodules.query_lists.files import read_metadata
-from experiments.push import main
+from datamodules.query_lists.files import read_metadata, read_query_lists, write_query_lists
+from experiments.push import main, write_lists
 from experiments.training.train import run_experiment
 from helpers.hub import TOKEN, hub_on_loopback
 from helpers.runs import config_of
@@ -54,6 +56,22 @@ def test_a_dry_run_writes_the_folders_and_sends_nothing(run, tmp_path, small_lis
     assert read_metadata(written).keys() <= read_metadata(small_lists).keys()
     for name, content in contents(tmp_path / "out").items():  # no place of this machine
         assert str(run.parents[1]).encode() not in content, name
+
+
+def test_names_in_the_card_of_lists_are_no_markup(small_lists, tmp_path):
+    hostile = "a | b\n# c: [d](http://e) <i>"
+    lists = [replace(one, query_type=hostile) for one in read_query_lists(small_lists)]
+    about = {"corpus": "x", "teacher": {"one": {"name": hostile, "kind": "k"}}}
+    write_query_lists(tmp_path / "l.parquet", lists, about)
+    settings = {"train": [{"path": str(tmp_path / "l.parquet"), "corpus": "some/a|b"}], "dev": None}
+    OmegaConf.save({"data": settings}, tmp_path / "config.yaml")
+    write_lists(tmp_path, tmp_path / "out")
+    card = DatasetCard((tmp_path / "out" / "README.md").read_text())
+    [part] = card.data.configs[0]["data_files"]
+    assert part == {"split": "train", "path": ["train-00.parquet"]} and "query-lists" in card.data.tags
+    plain = r"a \| b # c: \[d\](http://e) \<i\>"
+    row = rf"| train-00.parquet | {len(lists)} | {plain} {len(lists)} | a\|b | {plain} |"
+    assert card.text.splitlines()[-1] == row, card.text
 
 
 def test_what_is_sent_is_what_a_dry_run_writes(run, tmp_path):
