@@ -78,6 +78,9 @@ def _add(name: str, found: dict[str, list[str]], folders: Sequence[Path]) -> str
             raise InputError(
                 f"{name!r} is no model: no folder, and none of {BM25}, {', '.join(sorted(presets))}.{near}"
             )
+    runs = sorted(folder.glob(f"*/{RESULTS}"))
+    if runs and not (folder / "config.json").is_file():
+        raise InputError(f"{name} is no model: it holds {len(runs)} run(s). Name one, such as {runs[0].parent}.")
     return _put(folder.name or name, ["_spec", name], found, of_group=True)
 
 

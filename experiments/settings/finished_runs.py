@@ -47,6 +47,8 @@ def exported_results(folder: Path) -> dict[str, Any]:
         InputError: it is none.
     """
     results, none = read_results(folder), f"{folder}: no finished run with an exported model."
+    if results is None and not (folder / CONFIG).is_file():
+        raise InputError(f"{none} {_what_it_is(folder)} Name a run's own folder, in which {CONFIG} is.")
     if results is None:
         raise InputError(
             f"{none} It has no whole {RESULTS}, so this run is not finished. The command that began it goes on with "
@@ -55,6 +57,16 @@ def exported_results(folder: Path) -> dict[str, Any]:
     if not (folder / "model").is_dir():
         raise InputError(f"{none} It has no folder model: it ran with export=false. Run it again with export=true.")
     return results
+
+
+def _what_it_is(folder: Path) -> str:
+    """A sentence on a path that is no run's folder."""
+    if not folder.is_dir():
+        return "It is a file." if folder.is_file() else "There is no such folder."
+    if (folder.parent / RESULTS).is_file():
+        return f"It is a part of the run {folder.parent}."
+    runs = [path.parent for path in sorted(folder.glob(f"*/{RESULTS}"))]
+    return f"It holds {len(runs)} run(s), such as {runs[0]}." if runs else "It is no run's folder."
 
 
 def finished_run(folder: Path, check: Check, allowed: Sequence[str], trust_remote_code: bool) -> FinishedRun:

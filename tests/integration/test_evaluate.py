@@ -199,6 +199,8 @@ def test_what_is_typed_becomes_settings(tmp_path, runs):
     models = config(str(runs["query_side"]), str(runs["query_side"] / "model"), "org/name", "minilm", "minilm").models
     assert set(models) == {"query_side", "name", "minilm"}
     assert models.name.encoder.model == "org/name" and models.query_side.run == str(runs["query_side"])
+    with pytest.raises(InputError, match=r"is no model: it holds 2 run\(s\)\. Name one, such as .*query_side\.$"):
+        as_overrides([str(runs["query_side"].parent)])
     bm25 = config("bm25", "models.bm25.bm25.k1=1.2").models.bm25
     assert bm25 == {"bm25": {"k1": 1.2, "b": 0.4, "language": "english"}}
     mixed = config("bm25", "sets=[scifact,{path: a b, relevance_level: 2},c]").sets

@@ -120,8 +120,20 @@ def test_a_debug_run_is_not_shared(run, tmp_path):
 
 
 def test_what_is_no_run_and_a_folder_that_is_there_are_refused(run, tmp_path):
-    for none in (tmp_path, tmp_path / "gone"):
-        with pytest.raises(SystemExit, match="no finished run with an exported model"):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "begun").mkdir()
+    for name in ("file", "begun/config.yaml"):
+        (tmp_path / name).touch()
+    own = r"Name a run's own folder, in which config\.yaml is\.$"
+    for none, words in {
+        tmp_path / "gone": rf"There is no such folder\. {own}",
+        tmp_path / "file": rf"It is a file\. {own}",
+        tmp_path / "empty": rf"It is no run's folder\. {own}",
+        run / "model": rf"It is a part of the run .*run\. {own}",
+        run.parent: rf"It holds 1 run\(s\), such as .*run\. {own}",
+        tmp_path / "begun": "It has no whole .* this run is not finished. The command that began it .*: resume=",
+    }.items():
+        with pytest.raises(SystemExit, match=f"no finished run with an exported model. {words}"):
             main([str(none), "--repo", "me/small", "--dry-run", str(tmp_path / "out")])
     with pytest.raises(SystemExit, match="is there already"):
         main([str(run), "--repo", "me/small", "--dry-run", str(tmp_path)])
