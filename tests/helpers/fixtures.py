@@ -14,6 +14,7 @@ from datamodules.corpus import SHIPPED, load_corpus, load_qrels, load_queries
 from datamodules.query_lists import QueryList, read_query_lists, write_query_lists
 from helpers.teacher_models import save_model, unigrams
 from helpers.tiny_tokenizers import word_piece
+from retriever.encoder.dense import Dense
 from retriever.encoder.text_encoder import TextEncoder
 
 torch.set_num_threads(1)  # tiny models are slower on two
@@ -51,6 +52,15 @@ def tiny_model(tmp_path_factory, scifact) -> Path:
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"embedding_dimension": 32, "pooling_mode": "mean"}))
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model_with_dense(tmp_path_factory, tiny_model) -> Path:
+    """A folder with the same BERT, and a random Dense module after its pooling."""
+    plain = TextEncoder.from_pretrained(str(tiny_model))
+    torch.manual_seed(0)
+    whole = TextEncoder(plain.backbone, plain.tokenizer, plain.spec, head=[Dense(plain.dimension, 16)])
+    return whole.save(tmp_path_factory.mktemp("with_dense"))
 
 
 @pytest.fixture(scope="session")

@@ -22,9 +22,12 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(("frozen", "validate_every"), [(False, 1.0), (True, 1.0), (False, 0.5)])
-def test_killed_run_resumes_to_the_same_weights_and_figures(small_run, tmp_path, frozen, validate_every):
+def test_killed_run_resumes_to_the_same_weights_and_figures(
+    small_run, tiny_model_with_dense, tmp_path, frozen, validate_every
+):
     options = [
         *small_run,
+        f"encoder.model={tiny_model_with_dense}",
         "trainer.max_epochs=4",
         f"trainer.val_check_interval={validate_every}",
         f"module.train_passage_encoder={not frozen}",
@@ -36,6 +39,7 @@ def test_killed_run_resumes_to_the_same_weights_and_figures(small_run, tmp_path,
     before = metrics(tmp_path / "cut")
     resumed = run_experiment(config_of(*options, f"resume={tmp_path}/cut"), tmp_path / "cut")
     expected, got = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert "encoder.head.0.linear.weight" in expected
     assert all(torch.equal(expected[key], got[key]) for key in expected)
     assert resumed["datasets"] == whole["datasets"] and resumed["steps"] == whole["steps"]
     with open(tmp_path / "cut" / "metrics-part1.csv") as file:

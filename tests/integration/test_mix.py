@@ -14,27 +14,17 @@ from experiments.push import push
 from experiments.training.train import run_experiment
 from helpers.runs import CONF, config_of
 from retriever.encoder import TextEncoder
-from retriever.encoder.dense import Dense
 from retriever.errors import InputError
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def base_model(tmp_path_factory, tiny_model):
-    """The folder of a model with a Dense module."""
-    plain = TextEncoder.from_pretrained(str(tiny_model), pooling="mean")
-    torch.manual_seed(0)
-    whole = TextEncoder(plain.backbone, plain.tokenizer, plain.spec, head=[Dense(plain.dimension, 16)])
-    return whole.save(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory, base_model, small_scifact, small_lists):
+def runs(tmp_path_factory, tiny_model_with_dense, small_scifact, small_lists):
     """Folders of two seeds whose query side was trained, and of a run with another base model."""
     folder = tmp_path_factory.mktemp("mixed")
     options = [
-        f"encoder.model={base_model}",
+        f"encoder.model={tiny_model_with_dense}",
         "encoder.passage_max_length=64",
         "data.leak_guard=off",
         "data.batch_size=8",
@@ -63,10 +53,12 @@ def test_all_of_a_run_is_that_run_and_its_criterion(runs, tmp_path):
     assert kept == min(found, key=found.get)
 
 
-def test_weights_are_the_weighted_mean_of_base_and_runs(runs, tmp_path, base_model):
+def test_weights_are_the_weighted_mean_of_base_and_runs(runs, tmp_path, tiny_model_with_dense):
     found = mix(runs[:2], tmp_path / "out", [0.25, 0.5])
     share = json.loads((tmp_path / "out" / "mix.json").read_text())["share"]
-    base, one, two, mixed = map(weights, (base_model, runs[0] / "model", runs[1] / "model", tmp_path / "out" / "model"))
+    base, one, two, mixed = map(
+        weights, (tiny_model_with_dense, runs[0] / "model", runs[1] / "model", tmp_path / "out" / "model")
+    )
     assert share == min(found, key=found.get) and share > 0
     assert "head.0.linear.weight" in mixed
     for name, value in mixed.items():
