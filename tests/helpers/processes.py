@@ -24,6 +24,8 @@ import torch
 torch.set_num_threads(1)  # in every process that imports this
 os.fsync = lambda _: None  # a wait for the disk, a dozen times a run; only a loss of power would be felt
 os.environ["PYTHONFAULTHANDLER"] = "1"  # whatever is started writes the stacks of its threads at SIGABRT
+# multiprocessing's server is told of sys.path, does not follow it, and passes over modules that it does not find
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
 PATIENCE = 360.0  # seconds; less than a test may take, so that what hangs is named by who waits for it
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(

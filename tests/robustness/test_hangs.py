@@ -3,6 +3,8 @@
 import gc
 import os
 import signal
+import sys
+import threading
 import time
 from multiprocessing.synchronize import SemLock
 from pathlib import Path
@@ -11,6 +13,7 @@ import datasets.utils
 import huggingface_hub.utils
 import psutil
 import pytest
+import torch
 import tqdm.auto
 import tqdm.rich
 import transformers.utils.logging
@@ -55,6 +58,16 @@ def test_no_bar_waits_for_a_process_that_was_killed_while_it_drew_one():
     assert {name: apart(draw_behind_a_killed_child, name) for name in BARS} == dict.fromkeys(BARS, "drawn")
 
 
+def as_it_is_forked():
+    locks = [repr(found) for found in gc.get_objects() if isinstance(found, SemLock)]
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return "helpers.warm" in sys.modules, threading.active_count(), locks, deterministic
+
+
+def test_commands_are_forked_from_a_process_that_is_warm_and_shares_no_lock():
+    assert apart(as_it_is_forked) == (True, 1, [], False)
+
+
 def semaphores_of_a_run(options, folder):
     run_experiment(config_of(*options), folder)
     return [repr(found) for found in gc.get_objects() if isinstance(found, SemLock)], psutil.Process().children()
@@ -69,7 +82,7 @@ HANGING = """
 import multiprocessing, subprocess, threading, time
 import conftest
 
-conftest.GRACE = 1.0
+conftest.GRACE = 3.0
 
 def sleeps():
     a_name_in_its_stack = [time.sleep(1000)]
@@ -102,7 +115,8 @@ def hanging(folder, last):
     seconds = f"1234.{os.getpid()}"  # another suite on this machine has processes of its own
     (folder / "test_hanging.py").write_text(HANGING.replace("IN_THE_LAST", str(last)).replace("SECONDS", seconds))
     root = Path(__file__).parents[2]
-    line = ["-c", f"{root}/pyproject.toml", "-p", "no:cacheprovider", "-p", "conftest", "-o", "timeout=1", str(folder)]
+    line = ["-c", f"{root}/pyproject.toml", "-p", "no:cacheprovider", "-p", "conftest", "-o", "timeout=1"]
+    line += ["--tb=native", str(folder)]  # the other kinds look through all modules that are imported
     process = start(folder, *line, module="pytest")
     process.join(60)
     ended = process.exitcode is not None
