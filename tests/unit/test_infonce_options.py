@@ -21,6 +21,7 @@ from helpers.loss_examples import (
     with_guide,
 )
 from helpers.loss_references import reference_infonce_objective
+from helpers.two_ranks import on_two_threads
 from retriever.batch import BatchNeeds
 from retriever.errors import InputError
 from retriever.losses.infonce import infonce
@@ -93,6 +94,9 @@ def test_a_tie_with_the_positive_is_a_negative_and_what_is_above_is_none():
     batch = with_guide(encoded(example), guide)
     asked = {"false_negative_threshold": None, "positive_aware": "guide", "negative_share": 1.0, "positive": "labelled"}
     assert_close(loss_of(InfoNCE, batch, **asked), (math.log(3) + math.log(4)) / 2)
+    # nor is what has a score of the limit above it
+    asked_by_number = asked | {"negative_share": None, "negative_limit": 0.5}
+    assert_close(loss_of(InfoNCE, batch, **asked_by_number), (math.log(3) + math.log(4)) / 2)
     # the other direction: 1 and 2 are negatives of the other's query
     assert_close(loss_of(InfoNCE, batch, symmetric=True, **asked), (math.log(3) + math.log(4) + 2 * math.log(2)) / 4)
 
@@ -122,6 +126,31 @@ def test_hardness_is_a_weight_without_gradient():
     assert torch.allclose(hard, by_counts, rtol=1e-12)
     given = torch.autograd.grad(hard.sum(), scores)[0]
     assert torch.allclose(given, torch.autograd.grad(by_counts.sum(), scores)[0], rtol=1e-10)
+
+
+@pytest.mark.parametrize("scorer", ["teacher", "student", "guide"])
+@pytest.mark.parametrize("positive", ["teacher", "labelled"])
+def test_queries_of_two_ranks_have_the_losses_of_one(scorer, positive, monkeypatch):
+    """Passages that both hold, and lists of the one that are the pool of the other; ranks with four and two queries."""
+    asked = {"positive": positive, "positive_aware": scorer, "negative_share": 0.931, "symmetric": True}
+    contrast = module(InfoNCE, temperature=0.05, **asked).contrast
+    whole, parts = [], []
+    for seed in range(3):
+        example = random_example(seed)
+        guide = random_guide(example, seed)
+        whole.append(with_guide(encoded(example), guide))
+        parts.append([])
+        for own in (slice(4), slice(4, None)):
+            lists, labelled = example.lists[own], example.labelled[own]
+            named = {key for pairs in lists for key, _ in pairs} | {key for keys in labelled for key in keys}
+            held = {key: vector for key, vector in example.passages.items() if key in named}
+            part = Example(example.queries[own], held, lists, labelled)
+            parts[-1].append(with_guide(encoded(part), replace(guide, queries=guide.queries[own])))
+    alone = [[contrast(batch), contrast.masked_share(batch)] for batch in whole]
+    for expected, of_ranks in zip(alone, parts, strict=True):
+        found = on_two_threads(lambda batch: (contrast(batch), contrast.masked_share(batch)), of_ranks, monkeypatch)
+        for both, together in zip(zip(*found, strict=True), expected, strict=True):
+            assert_close(torch.cat(both), together.tolist())
 
 
 @pytest.mark.parametrize("options", [{"symmetric": True}, {"symmetric": True, "positive_aware": "guide"}])
