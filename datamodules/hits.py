@@ -29,7 +29,7 @@ _SCRIPTS = {
     "tamil": ("TAMIL",),
     "yiddish": ("HEBREW",),
 }
-_LOOKED_AT = 300  # passages, and characters of each, by which a corpus' script is told
+LOOKED_AT = 300  # passages, and characters of each, by which a corpus' script is told
 
 
 @dataclass(frozen=True)
@@ -45,19 +45,52 @@ class Hits:
     rows: np.ndarray
 
 
-class Bm25Index:
-    """BM25 (bm25s) with a Snowball stemmer and, where bm25s has them, the language's stop words.
+class Bm25Terms:
+    """What BM25 (bm25s) counts of texts: words by a Snowball stemmer, without a language's stop words.
 
     Texts in scripts without spaces between words, and Korean ones, are searched by characters and pairs of characters
     (:func:`~datamodules.text.words.search_terms`). Where the stemmer is for another script than the corpus', a warning
-    says so before the search.
+    says so.
+
+    Args:
+        sample: passages, N texts.
+        language: the stemmer's and the stop words' (a name that Snowball knows); None compares words as they are.
+        unlike_english: whether any text is one (:func:`~datamodules.text.words.unlike_english`).
+    """
+
+    def __init__(self, sample: Sequence[str], language: str | None, unlike_english: bool) -> None:
+        # bm25s starts JAX where that is installed, and JAX takes three quarters of a GPU's memory and orders ties
+        # otherwise
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        with installed_by("prepare", "BM25"):
+            import bm25s
+            import Stemmer
+
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # it tells of every index
+        self._tokenize, self._unlike_english = bm25s.tokenize, unlike_english
+        self._options: dict[str, Any] = {"stopwords": [], "stemmer": None, "show_progress": False}
+        if language is not None:
+            choose("mine.retrievers.bm25.bm25.language", language, Stemmer.algorithms())
+            _say_what_is_not_stemmed(sample, language)
+            self._options |= {"stopwords": _STOP_WORDS.get(language, []), "stemmer": Stemmer.Stemmer(language)}
+        if unlike_english:
+            self._options["token_pattern"] = r"\S+"
+
+    def of(self, texts: Sequence[str], numbered: bool = False) -> Any:
+        """Terms of each text, as lists of strings, or as bm25s numbers them."""
+        texts = [" ".join(found) for found in search_terms(texts)] if self._unlike_english else list(texts)
+        return self._tokenize(texts, return_ids=numbered, **self._options)
+
+
+class Bm25Index:
+    """BM25 (bm25s) over all passages, in memory. What it counts, see :class:`Bm25Terms`.
 
     Args:
         passages: the corpus, N texts.
         queries: Q texts.
         k1: term frequency saturation.
         b: length normalisation.
-        language: the stemmer's and the stop words' (a name that Snowball knows); None compares words as they are.
+        language: the stemmer's and the stop words'.
     """
 
     def __init__(
@@ -68,26 +101,14 @@ class Bm25Index:
         b: float = 0.4,
         language: str | None = "english",
     ) -> None:
-        # bm25s starts JAX where that is installed, and JAX takes three quarters of a GPU's memory and orders ties
-        # otherwise
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
-        with installed_by("prepare", "BM25"):
-            import bm25s
-            import Stemmer
+        special = any(unlike_english(text) for texts in (passages, queries) for text in texts)
+        terms = Bm25Terms(passages[:: max(1, len(passages) // LOOKED_AT)], language, special)
+        import bm25s
 
-        logging.getLogger("bm25s").setLevel(logging.WARNING)  # it tells of every index
-        options: dict[str, Any] = {"stopwords": [], "stemmer": None, "show_progress": False}
-        if language is not None:
-            choose("mine.retrievers.bm25.bm25.language", language, Stemmer.algorithms())
-            _say_what_is_not_stemmed(passages, language)
-            options |= {"stopwords": _STOP_WORDS.get(language, []), "stemmer": Stemmer.Stemmer(language)}
-        if any(unlike_english(text) for texts in (passages, queries) for text in texts):
-            options["token_pattern"] = r"\S+"
-            passages, queries = ([" ".join(found) for found in search_terms(texts)] for texts in (passages, queries))
         self.size = len(passages)
         self._index = bm25s.BM25(k1=k1, b=b)
-        self._index.index(bm25s.tokenize(list(passages), **options), show_progress=False)
-        self._queries = bm25s.tokenize(list(queries), return_ids=False, **options)
+        self._index.index(terms.of(passages, numbered=True), show_progress=False)
+        self._queries = terms.of(queries)
 
     def best(self, k: int, part: slice = slice(None)) -> Hits:
         """Find the best ``k`` passages of each query, or of a part of them, [Q, k].
@@ -114,7 +135,7 @@ def bm25_search(
 
 
 def _say_what_is_not_stemmed(passages: Sequence[str], language: str) -> None:
-    script = main_script(text[:_LOOKED_AT] for text in passages[:: max(1, len(passages) // _LOOKED_AT)])
+    script = main_script(text[:LOOKED_AT] for text in passages)
     if script is None or script in _SCRIPTS.get(language, ("LATIN",)):
         return
     written = "Han" if script == "CJK" else script.capitalize()

@@ -1,16 +1,19 @@
 """Train and dev by source passage, by a hash and so the same everywhere."""
 
 import hashlib
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+_HASHES = 2.0**64
+
 
 def dev_and_test(
-    source_ids: Sequence[Sequence[str]], dev_fraction: float, test_fraction: float = 0.0
+    source_ids: Iterable[Sequence[str]], dev_fraction: float, test_fraction: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which queries belong to dev and which to test, so that all queries of a passage fall on one side.
 
@@ -25,10 +28,11 @@ def dev_and_test(
     Returns:
         Two of bool [N]; queries without a source passage are in neither.
     """
-    passages = {p: i for i, p in enumerate(sorted({p for ids in source_ids for p in ids}))}
-    offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in source_ids])]).astype(np.int64)
-    places = np.fromiter((passages[p] for ids in source_ids for p in ids), np.int64, offsets[-1])
-    chances = _chances(places, offsets, list(passages))
+    hashes, ends = array("Q"), array("q", [0])
+    for ids in source_ids:
+        hashes.extend(map(_id_hash, ids))
+        ends.append(len(hashes))
+    chances = _chances(np.array(hashes, np.uint64), np.array(ends, np.int64))
     return chances < dev_fraction, (chances > 1 - test_fraction) & (chances <= 1) & (chances >= dev_fraction)
 
 
@@ -60,25 +64,57 @@ def lowest_in_dev(source_rows: np.ndarray, offsets: np.ndarray, passage_ids: pa.
 
 def _chances_of_rows(source_rows: np.ndarray, offsets: np.ndarray, passage_ids: pa.Array) -> np.ndarray:
     distinct, places = np.unique(source_rows, return_inverse=True)
-    return _chances(places, offsets, passage_ids.take(pa.array(distinct)).to_pylist())
+    return _chances(id_hashes(passage_ids.take(pa.array(distinct)).to_pylist())[places], offsets)
 
 
-def _chances(places: np.ndarray, offsets: np.ndarray, passages: list[str]) -> np.ndarray:
-    """A number for each query, uniform in [0, 1] by the hashes of its passages; infinite for those without any."""
-    n, lengths = len(offsets) - 1, np.diff(offsets)
-    if not len(places):
-        return np.full(n, np.inf)
-    left = np.repeat(np.arange(n), lengths)
-    graph = coo_array((np.ones(len(places)), (left, n + places)), shape=(n + len(passages),) * 2)
-    _, component = connected_components(graph, directed=False)
-    smallest = np.ones(component.max() + 1)
-    np.minimum.at(smallest, component[n:], [unit_hash(p) for p in passages])
+def _chances(passages: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """A number for each query, uniform in [0, 1] by the hashes of its passages; infinite for those without any.
+
+    Args:
+        passages: uint64 [T], hashes of the passages of all queries, one after the other.
+        offsets: int64 [N + 1].
+    """
+    lengths = np.diff(offsets)
+    first = passages[offsets[:-1][lengths > 0]]
+    lowest, size = first / _HASHES, np.ones(len(first), np.int64)
+    bound, lowest_of_bound, size_of_bound = _bound_together(passages, lengths)
+    if len(bound):
+        at = np.minimum(np.searchsorted(bound, first), len(bound) - 1)
+        inside = bound[at] == first
+        lowest[inside], size[inside] = lowest_of_bound[at[inside]], size_of_bound[at[inside]]
     # the minimum of m uniform hashes is below x with probability 1 − (1 − x)^m: undo that, to keep to the fraction
-    size = np.bincount(component[n:], minlength=len(smallest))
-    chance = 1 - (1 - smallest) ** np.maximum(size, 1)
-    return np.where(lengths > 0, chance[component[:n]], np.inf)
+    chances = np.full(len(lengths), np.inf)
+    chances[lengths > 0] = 1 - (1 - lowest) ** size
+    return chances
+
+
+def _bound_together(passages: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Passages that queries of several passages bind together: hashes, sorted, and of each one's component the lowest
+    hash, in [0, 1], and the number of passages.
+    """
+    several = lengths > 1
+    bound, places = np.unique(passages[np.repeat(several, lengths)], return_inverse=True)
+    if not len(bound):
+        return bound, bound / _HASHES, places
+    queries = np.repeat(np.arange(several.sum()), lengths[several])
+    graph = coo_array(
+        (np.ones(len(places)), (queries, several.sum() + places)), shape=(several.sum() + len(bound),) * 2
+    )
+    component = connected_components(graph, directed=False)[1][several.sum() :]
+    lowest = np.ones(component.max() + 1)
+    np.minimum.at(lowest, component, bound / _HASHES)
+    return bound, lowest[component], np.bincount(component)[component]
 
 
 def unit_hash(text: str) -> float:
     """A number in [0, 1) for a text, uniform over texts, by SHA-256."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+    return _id_hash(text) / _HASHES
+
+
+def id_hashes(ids: Iterable[str]) -> np.ndarray:
+    """Hash ids by SHA-256, uint64 [n]."""
+    return np.array(array("Q", map(_id_hash, ids)), np.uint64)
+
+
+def _id_hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

@@ -2,13 +2,17 @@
 
 import math
 import re
+import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from datamodules.corpus import Corpus, find_dataset, load_evaluation_set
+from datamodules.storage.columns import string_blocks
 from datamodules.text.words import count_words, fold
 from retriever.errors import choose
 
@@ -26,6 +30,7 @@ _WORDS = range(5, 31)
 _ANY_SENTENCE_END = re.compile(r"(?<=[.!?…؟۔।॥։።])\s+|(?<=[。！？｡])\s*|\n+")
 _KEYWORDS = 3, 5  # of a query, at least and at most
 _LETTERS_OF_WORD = range(3, 31)
+_ASCII_LETTERS = string.ascii_letters.encode()
 _LETTERS = 0.6  # of a sentence's characters, blanks aside; formulas and tables have fewer
 
 
@@ -62,12 +67,12 @@ def collect_queries(
                 yield query_id, judged.queries[query_id], "human", ids
         return
     if source == "sentences":
-        for passage_id, text in zip(corpus.ids.to_pylist(), corpus.texts.to_pylist(), strict=True):
+        for passage_id, text in zip(_strings(corpus.ids), _strings(corpus.texts), strict=True):
             for number, sentence in enumerate(sentences(text), 1):
                 yield f"sentence-{passage_id}-{number}", sentence, "sentence", [passage_id]
         return
     if source == "keywords":
-        for passage_id, found in zip(corpus.ids.to_pylist(), keywords(corpus.texts.to_pylist()), strict=True):
+        for passage_id, found in zip(_strings(corpus.ids), keywords(corpus.texts), strict=True):
             if len(found) >= _KEYWORDS[0]:
                 yield f"keywords-{passage_id}", " ".join(found), "keywords", [passage_id]
         return
@@ -76,9 +81,9 @@ def collect_queries(
         "claims": ("claim", corpus.texts, claim),
     }
     query_type, texts, make = ways[source]
-    for passage_id, text in zip(corpus.ids.to_pylist(), map(make, texts.to_pylist()), strict=True):
-        if text:  # a title or a claim that a passage lacks makes no query
-            yield f"{query_type}-{passage_id}", text, query_type, [passage_id]
+    for passage_id, query in zip(_strings(corpus.ids), map(make, _strings(texts)), strict=True):
+        if query:  # a title or a claim that a passage lacks makes no query
+            yield f"{query_type}-{passage_id}", query, query_type, [passage_id]
 
 
 def sentences(text: str) -> list[str]:
@@ -93,26 +98,40 @@ def sentences(text: str) -> list[str]:
 
 def has_letters(text: str) -> bool:
     """Tell whether most characters of a text, blanks aside, are letters of any script."""
-    letters = sum(c.isalpha() or unicodedata.combining(c) > 0 for c in text)
+    if text.isascii():
+        letters = len(text) - len(text.encode().translate(None, _ASCII_LETTERS))
+    else:
+        letters = sum(c.isalpha() or unicodedata.combining(c) > 0 for c in text)
     return letters >= _LETTERS * len("".join(text.split()))
 
 
-def keywords(texts: Sequence[str]) -> Iterator[list[str]]:
+def keywords(texts: pa.Array | Sequence[str]) -> Iterator[list[str]]:
     """Find the up to five words of each text with the highest TF-IDF, in the order in which they come.
 
     Words of one text alone do not count, for they are often slips; nor do those of more than a quarter of the texts,
     numbers, and words of two letters. Scripts without spaces between words give hardly any.
     """
     texts_with: Counter[str] = Counter()
-    words_of = [[w for w in text.split() if len(w) in _LETTERS_OF_WORD and w.isalpha()] for text in fold(texts)]
-    for words in words_of:
+    for words in _long_words(texts):
         texts_with.update(set(words))
     most = max(2, len(texts) // 4)
-    for words in words_of:
+    for words in _long_words(texts):
         counts = Counter(word for word in words if 2 <= texts_with[word] <= most)
         weights = {word: count * math.log(len(texts) / texts_with[word]) for word, count in counts.items()}
         best = sorted(weights, key=lambda word: -weights[word])[: _KEYWORDS[1]]
         yield [word for word in counts if word in best]
+
+
+def _long_words(texts: pa.Array | Sequence[str]) -> Iterator[list[str]]:
+    for block in string_blocks(texts):
+        for text in fold(block.to_pylist()):
+            yield [word for word in text.split() if len(word) in _LETTERS_OF_WORD and word.isalpha()]
+
+
+def _strings(column: pa.Array) -> Iterator[str]:
+    """The strings of a column, some of them in memory at a time."""
+    for block in string_blocks(column):
+        yield from block.to_pylist()
 
 
 def claim(text: str) -> str | None:

@@ -1,12 +1,15 @@
 """Which queries that were cut from passages are worth training on, whatever their language; each other has a reason."""
 
+import hashlib
 import re
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+import numpy as np
 
 from datamodules.pipeline.free_queries import has_letters
-from datamodules.text.words import count_words, normalize_texts
+from datamodules.text.words import count_words
 
+SEVERAL = "in several passages"
 _FEWEST_WORDS = 2
 _BOILERPLATE = 3  # passages with the same words, from which on nobody looks for one of them by these
 # what stands in lists of references: addresses, identifiers, pages, and authors with a year
@@ -17,38 +20,42 @@ _REFERENCE = re.compile(
 )
 
 
-def good_queries(
-    queries: Sequence[tuple[str, str, str, list[str]]],
-) -> tuple[list[tuple[str, str, str, list[str]]], Counter[str]]:
-    """Leave out queries that say nothing of their passage.
+def reason_against(text: str) -> str | None:
+    """Say what is wrong with a query by itself, or None; the first that holds counts.
 
-    Args:
-        queries: id, text, type and ids of the positives of each, all of a group.
-
-    Returns:
-        Those that are good, and reason → how many were left out: ``too short`` (less than two words), ``few letters``
-        (less than 60% of the characters: tables and formulas), ``a reference`` (addresses, pages, authors with a year),
-        ``in several passages`` (three or more with the same words, as ``All rights reserved``). The first that holds
-        counts.
+    ``too short`` (less than two words), ``few letters`` (less than 60% of the characters: tables and formulas), or
+    ``a reference`` (addresses, pages, authors with a year).
     """
-    words = normalize_texts([text for _, text, *_ in queries])
-    passages_with: dict[str, set[str]] = defaultdict(set)
-    for (*_, positives), normal in zip(queries, words, strict=True):
-        passages_with[normal].update(positives)
-    kept, left_out = [], Counter[str]()
-    for query, normal in zip(queries, words, strict=True):
-        reason = _reason(query[1]) or ("in several passages" if len(passages_with[normal]) >= _BOILERPLATE else None)
-        if reason is None:
-            kept.append(query)
-        else:
-            left_out[reason] += 1
-    return kept, left_out
-
-
-def _reason(text: str) -> str | None:
     found = {
         "too short": count_words(text) < _FEWEST_WORDS,
         "few letters": not has_letters(text),
         "a reference": bool(_REFERENCE.search(text)),
     }
     return next((reason for reason, holds in found.items() if holds), None)
+
+
+def text_hashes(texts: Iterable[str]) -> np.ndarray:
+    """Hash texts by BLAKE2b, uint64 [n]; the same everywhere."""
+    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return np.frombuffer(digests, np.uint64)
+
+
+def passage_hashes(normalized: Sequence[str], positives: Sequence[Sequence[str]]) -> np.ndarray:
+    """Hash the words of queries, once for each passage that they are from.
+
+    Args:
+        normalized: the queries' words, by :func:`~datamodules.text.words.normalize_texts`.
+        positives: ids of each query's passages; all queries of a passage are among these.
+    """
+    pairs = {(text, passage) for text, ids in zip(normalized, positives, strict=True) for passage in ids}
+    return text_hashes(text for text, _ in pairs)
+
+
+def boilerplate(hashes: np.ndarray) -> np.ndarray:
+    """Find the words that three or more passages have, as ``All rights reserved``: their hashes, sorted.
+
+    Args:
+        hashes: those of :func:`passage_hashes` of all passages; they are sorted in place.
+    """
+    hashes.sort()
+    return np.unique(hashes[_BOILERPLATE - 1 :][hashes[_BOILERPLATE - 1 :] == hashes[: 1 - _BOILERPLATE]])

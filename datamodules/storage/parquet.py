@@ -15,6 +15,7 @@ from retriever.errors import InputError, shown
 
 # How files are written: with a checksum of each page, so that what a disk or a network did to them is seen.
 PARQUET = {"compression": "zstd", "write_page_checksum": True}
+_DECODED = 10_000  # rows
 ROW_GROUP = 1_048_576  # rows that Arrow writes as one group where nothing else is said
 ARROW = (".arrow", ".feather")
 TABLES = (".parquet", *ARROW)
@@ -89,7 +90,9 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 class ParquetRows:
-    """Any rows of a Parquet file; the row group that was read last stays in memory, and nothing else.
+    """Any rows of a Parquet file; those that were decoded last stay in memory, some thousands, and nothing else.
+
+    Read them in their order: going back decodes a row group anew, up to what is asked for.
 
     Args:
         path: the file.
@@ -103,9 +106,10 @@ class ParquetRows:
         self._path, self._file = path, open_table(path)
         self._columns = None if columns is None else list(columns)
         metadata = self._file.metadata
-        sizes = [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
-        self._ends = list(accumulate(sizes))
-        self._read: tuple[int, pa.Table] | None = None
+        self._groups = range(metadata.num_row_groups)
+        self._ends = list(accumulate(metadata.row_group(n).num_rows for n in self._groups))
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._held, self._first = self._empty(), 0  # what was decoded last, and its first row's number
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -118,19 +122,22 @@ class ParquetRows:
         """
         stop, parts = min(stop, len(self)), []
         while start < stop:
-            group = bisect_right(self._ends, start)
-            end = min(stop, self._ends[group])
-            begin = self._ends[group - 1] if group else 0
-            parts.append(self._group(group).slice(start - begin, end - start))
-            start = end
+            self._decode_to(start)
+            parts.append(self._held.slice(start - self._first, stop - start))
+            start += len(parts[-1])
         return pa.concat_tables(parts).combine_chunks() if parts else self._empty()
 
-    def _group(self, number: int) -> pa.Table:
-        if self._read is None or self._read[0] != number:
-            self._read = None  # not two at a time
-            with _in_words(self._path, "not a whole Parquet file"):
-                self._read = number, self._file.read_row_group(number, self._columns)
-        return self._read[1]
+    def _decode_to(self, row: int) -> None:
+        """Hold a part of the file with this row in it."""
+        group = bisect_right(self._ends, row)
+        begin = self._ends[group - 1] if group else 0
+        with _in_words(self._path, "not a whole Parquet file"):
+            if row < self._first or begin > self._first + len(self._held) or not len(self._held):
+                self._batches = self._file.iter_batches(_DECODED, self._groups[group:], self._columns)
+                self._held, self._first = self._empty(), begin
+            while row >= self._first + len(self._held):
+                self._first += len(self._held)
+                self._held = pa.Table.from_batches([next(self._batches)])
 
     def _empty(self) -> pa.Table:
         table = self._file.schema_arrow.empty_table()

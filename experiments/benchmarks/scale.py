@@ -13,8 +13,8 @@ import torch
 
 from datamodules.batch_sampler import BatchSampler, WeightedLists
 from datamodules.corpus import Corpus, EvaluationSet, load_corpus, load_evaluation_set
-from datamodules.hits import Bm25Index
 from datamodules.leakage.guard import LeakGuard
+from datamodules.pipeline.searchers import Bm25
 from datamodules.pipeline.stages.deduplicate import Deduplicate
 from datamodules.pipeline.stages.filter import Filter
 from datamodules.pipeline.stages.mine import Mine, positive_rows
@@ -74,8 +74,9 @@ class Scale:
         return lambda: self.corpus
 
     def _bm25(self) -> Callable[[], Any]:
-        queries = self._output("queries").table("queries.parquet", ["query"])["query"][: self.bm25_queries].to_pylist()
-        return lambda: Bm25Index(self.corpus.passages.to_pylist(), queries).best(self.depth)
+        asked = self._output("queries").table("queries.parquet", ["query"])["query"]
+        queries, search = asked[: self.bm25_queries].combine_chunks(), Bm25()
+        return lambda: [list(search.search(self.corpus, p, queries, self.depth)) for p in search.parts(self.passages)]
 
     def _lists(self) -> Callable[[], Any]:
         corpus = self.corpus

@@ -1,10 +1,15 @@
 """Queries that say nothing of their passage: each with its reason, and counted by stage queries."""
 
+import tempfile
+from collections import Counter
+from pathlib import Path
+
 import pyarrow as pa
 import pytest
 
 from datamodules.corpus import Corpus
-from datamodules.pipeline.query_quality import good_queries
+from datamodules.pipeline.query_choice import QueryChoice
+from datamodules.pipeline.query_quality import reason_against
 from datamodules.pipeline.stages.queries import CollectQueries
 from datamodules.pipeline.stages.stage import run_stage
 from retriever.errors import InputError
@@ -31,26 +36,39 @@ BAD = {
 }
 
 
-def rows(texts, passage=lambda n: f"p{n}"):
-    return [(f"q{n}", text, "sentence", [passage(n)]) for n, text in enumerate(texts)]
+@pytest.fixture
+def good_queries(tmp_path):
+    def chosen(texts, passage=lambda n: f"p{n}"):
+        table = pa.table({"query_id": [f"q{n}" for n in range(len(texts))], "query": list(texts)})
+        choice = QueryChoice(
+            [table.append_column("positive_ids", pa.array([[passage(n)] for n in range(len(texts))]))],
+            Path(tempfile.mkdtemp(dir=tmp_path)),
+            quality=True,
+            limit=None,
+        )
+        return [text for kept in choice.tables() for text in kept["query"].to_pylist()], choice.left_out
+
+    return chosen
 
 
-def test_good_queries_stay_in_their_order():
-    assert good_queries(rows(GOOD)) == (rows(GOOD), {})
+def test_good_queries_stay_in_their_order(good_queries):
+    assert good_queries(GOOD) == (list(GOOD), {})
 
 
 @pytest.mark.parametrize(("text", "reason"), BAD.items())
 def test_each_other_has_a_reason(text, reason):
-    kept, left_out = good_queries(rows([GOOD[0], text]))
-    assert kept == rows(GOOD[:1]) and left_out == {reason: 1}
+    assert reason_against(text) == reason
 
 
-def test_what_stands_in_three_passages_is_left_out_of_all():
+def test_what_is_bad_is_left_out_and_counted(good_queries):
+    assert good_queries([*BAD, GOOD[0]]) == ([GOOD[0]], Counter(BAD.values()))
+
+
+def test_what_stands_in_three_passages_is_left_out_of_all(good_queries):
     notes = ["All rights reserved.", "all rights RESERVED", "All rights reserved"]
-    kept, left_out = good_queries(rows([*notes, GOOD[0]]))
-    assert [text for _, text, *_ in kept] == [GOOD[0]] and left_out == {"in several passages": 3}
-    assert len(good_queries(rows(notes[:2]))[0]) == 2
-    assert len(good_queries(rows(notes, lambda _: "one"))[0]) == 3, "of one passage"
+    assert good_queries([*notes, GOOD[0]]) == ([GOOD[0]], {"in several passages": 3})
+    assert len(good_queries(notes[:2])[0]) == 2
+    assert len(good_queries(notes, lambda _: "one")[0]) == 3, "of one passage"
 
 
 def corpus():

@@ -7,7 +7,9 @@ import pytest
 
 from datamodules.corpus import Corpus, load_corpus
 from datamodules.hits import Hits
-from datamodules.pipeline.stages import deduplicate, mine, score, split
+from datamodules.pipeline import query_choice, searchers
+from datamodules.pipeline.searchers import Bm25
+from datamodules.pipeline.stages import deduplicate, mine, queries, score, split
 from datamodules.pipeline.stages import filter as filter_stage
 from datamodules.pipeline.stages.deduplicate import Deduplicate
 from datamodules.pipeline.stages.filter import Filter
@@ -17,12 +19,14 @@ from datamodules.pipeline.stages.score import Score
 from datamodules.pipeline.stages.split import Split
 from datamodules.pipeline.stages.stage import run_stage, stage_folder
 from datamodules.pipeline.stages.student import Student
+from datamodules.storage import parquet
 from datamodules.storage.parquet import ParquetRows, regrouped
 from datamodules.storage.sorted_texts import SortedTexts
 from datamodules.streamed_quantiles import streamed_quantiles
 from datamodules.text.near_texts import NearTexts, band_hashes, groups_with_bands_in_common
 from datamodules.text.words import count_characters, normalize_texts
 from experiments.benchmarks.made_up import MadeUpSearch, write_corpus
+from retriever.search import merge_hits
 from retriever.teachers import Ensemble, RunFusion
 
 SHARES = [0, 0.01, 0.25, 1 / 3, 0.5, 0.99, 1]
@@ -203,10 +207,12 @@ def prepared(many, tmp_path_factory):
 
     def prepare(monkeypatch, size):
         folder = tmp_path_factory.mktemp("prepared")
-        for module in (mine, filter_stage, split):
+        for module in (queries, query_choice, mine, filter_stage, split):
             monkeypatch.setattr(module, "BLOCK_ROWS", size)
-        monkeypatch.setattr(score, "_WRITTEN", size)
-        groups = {"sentence": {"source": "sentences", "limit": 400}, "keywords": {"source": "keywords"}}
+        for module, name in ((parquet, "_DECODED"), (query_choice, "_SORTED"), (score, "_WRITTEN")):
+            monkeypatch.setattr(module, name, size)
+        sentences = {"source": "sentences", "limit": 400, "quality": True}
+        groups = {"sentence": sentences, "keywords": {"source": "keywords"}}
         stages = [run_stage(CollectQueries(many, "many", folder, groups, None), folder)]
         rows = positive_rows(stages[0].table("queries.parquet"), many)
         searches = {f"s{n}": Sliced(np.array([r[0] for r in rows]), n, size + 3) for n in (1, 2)}
@@ -250,3 +256,20 @@ def test_the_scores_of_an_ensemble_are_scaled_over_all_of_them(prepared, monkeyp
     raw = {name: scored[f"scores.{name}"].combine_chunks().flatten().to_numpy() for name in ("t0", "t1")}
     expected = Ensemble({name: RunFusion() for name in raw}).combine(raw)
     assert (scored["teacher_scores"].combine_chunks().flatten().to_numpy() == expected).all()
+
+
+def test_bm25_in_parts_finds_what_one_index_finds(many, monkeypatch):
+    texts = many.passages.to_pylist()
+    asked = pa.array([*texts[:40:4], "漢字かな 漢字", "unheardof", "", "too few too"])
+    [whole] = Bm25().search(many, range(len(many)), asked, 9)
+    monkeypatch.setattr(searchers, "_INDEXED", 7)
+    monkeypatch.setattr(searchers, "SEARCHED", 5)
+    found = []
+    for part in Bm25().parts(len(many)):
+        hits = list(Bm25().search(many, part, asked, 9))
+        found.append(tuple(np.concatenate([getattr(h, name) for h in hits]) for name in ("scores", "rows")))
+    scores, rows = merge_hits(found, 9)
+    assert len(found) > 80 and np.array_equal(scores, whole.scores)
+    alone = np.array([[(line == value).sum() == 1 and n < 8 for n, value in enumerate(line)] for line in scores])
+    assert alone.sum() > 40 and np.array_equal(rows[alone], whole.rows[alone])
+    assert ((rows < 0) == np.isinf(scores)).all()

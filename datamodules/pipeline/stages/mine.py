@@ -14,11 +14,12 @@ import pyarrow as pa
 from datamodules.caches import cached_embeddings, cached_tokens, embed
 from datamodules.corpus import Corpus
 from datamodules.hits import Hits, fuse_ranks, fuse_scores
-from datamodules.pipeline.searchers import SEARCHED, Searcher
+from datamodules.pipeline.searchers import SEARCHED, Bm25, Searcher
 from datamodules.pipeline.stages.sample import named_passages
 from datamodules.pipeline.stages.stage import BLOCK_ROWS, Blocks, Output, Stage, table_writer
 from datamodules.prompted import query_tokens
 from datamodules.query_lists.files import to_ragged
+from datamodules.storage.parquet import ParquetRows
 from retriever.encoder.encoding import device_of
 from retriever.encoder.precision import FLOAT32, autocast
 from retriever.encoder.text_encoder import TextEncoder
@@ -28,6 +29,7 @@ from retriever.search import exact_search, merge_hits
 NOWHERE = 2**31  # the rank of a positive that is not among the hits
 RUN = pa.schema([("rows", pa.list_(pa.int32())), ("scores", pa.list_(pa.float32()))])
 _METHOD = 2  # raise it where the same settings give other candidates
+_QUERIES = "queries.parquet"
 _CANDIDATES = ""  # no retriever is called so
 _NAMING = ("query_id", "query_type", "positive_ids")
 FUSIONS = ("reciprocal_rank", "score")
@@ -180,11 +182,14 @@ class Mine(Stage):
         dropped |= {"exclude": self.excluded} if self.excluded else {}
         if self.drop_duplicates and not self.drop_near_duplicates:
             dropped["drop_near_duplicates"] = False  # else that their file is an input says it
+        parts = len(Bm25().parts(len(self.corpus)))
+        if parts > 1 and any(isinstance(searcher, Bm25) for searcher in self.retrievers.values()):
+            dropped["bm25_parts"] = parts  # it was one: blocks of older versions are no part
         return {"retrievers": searchers, **own, "method": _METHOD, **dropped}
 
     def inputs(self) -> dict[str, str]:
         """See :class:`Stage`."""
-        found = {"corpus": self.corpus.sha256, "queries": self.collected.sha256("queries.parquet")}
+        found = {"corpus": self.corpus.sha256, "queries": self.collected.sha256(_QUERIES)}
         if self.deduplicated:
             found["removed"] = self.deduplicated.sha256("removed.parquet")
         return found
@@ -196,7 +201,8 @@ class Mine(Stage):
     def run_block(self, number: int, advance: Callable[[int], None]) -> Iterator[pa.Table]:
         """One retriever's hits in one part of the corpus, for all queries."""
         name, part = self._parts[number]
-        queries, types = (self._queries[column].combine_chunks() for column in ("query", "query_type"))
+        table = self.collected.table(_QUERIES, ["query", "query_type"])
+        queries, types = (column.combine_chunks() for column in table.columns)
         hits = self.retrievers[name].search(self.corpus, part, queries, self.depth, types)
         yield from map(hits_to_table, hits)
         advance(len(part))
@@ -204,59 +210,58 @@ class Mine(Stage):
     def finish(self, blocks: Blocks, folder: Path) -> dict[str, Any]:
         """See :class:`Stage`."""
         counts, lengths = Counter[str](), []
+        queries = ParquetRows(self.collected.file(_QUERIES), _NAMING)
         with ExitStack() as files:
             names = {name: f"run.{name}.parquet" for name in self.retrievers}
             append = {
                 name: files.enter_context(table_writer(folder / file, RUN))
                 for name, file in {**names, _CANDIDATES: "candidates.parquet"}.items()
             }
-            for part in _slices(len(self._queries)):
-                runs = self._runs(blocks, part)
-                fused = self._fused(runs, part)
+            for start in range(0, len(queries), BLOCK_ROWS):
+                asked = self._asked(queries, start)
+                runs = self._runs(blocks, asked)
+                fused = self._fused(runs, asked)
                 for name, hits in {**runs, _CANDIDATES: fused}.items():
                     append[name](hits_to_table(hits))
                 lengths.append((fused.rows >= 0).sum(1))
                 for name, hits in runs.items():
-                    ranks = first_ranks(hits, self._positives[part])
+                    ranks = first_ranks(hits, asked.positives)
                     counts[f"positive in {name}"] += int((ranks <= self.depth).sum())
                 if self.drop_identical_ids:
-                    own = self._own[part]
-                    hit = np.any([(hits.rows == own[:, None]).any(1) for hits in runs.values()], axis=0) & (own >= 0)
-                    counts["left out: of the query's id"] += int(hit.sum())
+                    hit = np.any([(hits.rows == asked.own[:, None]).any(1) for hits in runs.values()], axis=0)
+                    counts["left out: of the query's id"] += int((hit & (asked.own >= 0)).sum())
         found = np.concatenate(lengths)
         of_lists = {"queries": len(found), "candidates": int(found.sum()), "fewest": int(found.min())}
         return of_lists | {name: count for name, count in counts.items() if count or name.startswith("positive")}
 
-    def _runs(self, blocks: Blocks, part: slice) -> dict[str, Hits]:
+    def _asked(self, queries: ParquetRows, start: int) -> "_Asked":
+        table = queries.rows(start, start + BLOCK_ROWS)
+        return _Asked(start, positive_rows(table, self.corpus), self._own(table))
+
+    def _runs(self, blocks: Blocks, asked: "_Asked") -> dict[str, Hits]:
         """Each retriever's hits for some queries in the whole corpus, without what is dropped."""
         runs: dict[str, Hits] = {}
         for number, (name, _) in enumerate(self._parts):
-            found = table_to_hits(blocks.rows(number, part.start, part.stop))
+            found = table_to_hits(blocks.rows(number, asked.start, asked.start + len(asked.own)))
             if name in runs:
                 parts = [(runs[name].scores, runs[name].rows), (found.scores, found.rows)]
                 found = Hits(*merge_hits(parts, self.depth))
             runs[name] = found
-        return {name: self._without(hits, part) for name, hits in runs.items()} if len(self._dropped) else runs
+        if not len(self._dropped):
+            return runs
+        return {name: self._without(hits, asked.positives) for name, hits in runs.items()}
 
-    def _fused(self, runs: Mapping[str, Hits], part: slice) -> Hits:
+    def _fused(self, runs: Mapping[str, Hits], asked: "_Asked") -> Hits:
         """The candidates of some queries."""
         fuse = fuse_ranks if self.fusion == "reciprocal_rank" else fuse_scores
         weights = [(self.weights or {})[name] for name in runs]
         # dropped passages leave gaps, so more are fused than are kept
         fused = fuse(list(runs.values()), weights, self.depth * len(runs))
-        return self._without_dropped(fused, part)
+        return self._without_dropped(fused, asked)
 
     @cached_property
     def _parts(self) -> list[tuple[str, range]]:
         return [(name, part) for name, r in self.retrievers.items() for part in r.parts(len(self.corpus))]
-
-    @cached_property
-    def _queries(self) -> pa.Table:
-        return self.collected.table("queries.parquet")
-
-    @cached_property
-    def _positives(self) -> list[np.ndarray]:
-        return positive_rows(self._queries, self.corpus)
 
     @cached_property
     def _dropped(self) -> np.ndarray:
@@ -266,11 +271,11 @@ class Mine(Stage):
             ids += self.deduplicated.table("removed.parquet")["passage_id"].to_pylist()
         return self.corpus.rows(ids)
 
-    def _without(self, hits: Hits, part: slice) -> Hits:
+    def _without(self, hits: Hits, positives: list[np.ndarray]) -> Hits:
         """Take out what is dropped; the hits behind it move up."""
         out = np.isin(hits.rows, self._dropped)
-        for query, positives in enumerate(self._positives[part]):
-            out[query] &= ~np.isin(hits.rows[query], positives)
+        for query, rows in enumerate(positives):
+            out[query] &= ~np.isin(hits.rows[query], rows)
         order = np.argsort(out, axis=1, kind="stable")
         gone = np.take_along_axis(out, order, 1)
         scores, rows = (np.take_along_axis(values, order, 1) for values in (hits.scores, hits.rows))
@@ -287,31 +292,35 @@ class Mine(Stage):
             same[left] = stays
         return same
 
-    @cached_property
-    def _own(self) -> np.ndarray:
+    def _own(self, queries: pa.Table) -> np.ndarray:
         """The row whose id is the query's and which is therefore taken for it, int64 [Q]; −1 where there is none."""
-        rows = self.corpus.rows(self._queries["query_id"].combine_chunks())
+        rows = self.corpus.rows(queries["query_id"].combine_chunks())
         for number in np.flatnonzero(rows >= 0):
-            query_id, kind, positives = (self._queries[name][number].as_py() for name in _NAMING)
+            query_id, kind, positives = (queries[name][number].as_py() for name in _NAMING)
             if query_id in positives or query_id in {f"{kind}-{passage}" for passage in positives}:
                 rows[number] = -1
         return rows
 
-    def _without_dropped(self, hits: Hits, part: slice) -> Hits:
+    def _without_dropped(self, hits: Hits, asked: "_Asked") -> Hits:
         scores = np.full((len(hits.rows), self.candidates), -np.inf, np.float32)
         rows = np.full((len(hits.rows), self.candidates), -1, np.int64)
-        for query, (found, positives) in enumerate(zip(hits.rows, self._positives[part], strict=True)):
+        for query, (found, positives) in enumerate(zip(hits.rows, asked.positives, strict=True)):
             keep = found >= 0
             keep &= np.isin(found, positives) | ~np.isin(self._same[found], self._same[positives])
             if self.drop_identical_ids:
-                keep &= found != self._own[part.start + query]
+                keep &= found != asked.own[query]
             at = np.flatnonzero(keep)[: self.candidates]
             scores[query, : len(at)], rows[query, : len(at)] = hits.scores[query, at], found[at]
         return Hits(scores, rows)
 
 
-def _slices(count: int) -> list[slice]:
-    return [slice(start, min(start + BLOCK_ROWS, count)) for start in range(0, count, BLOCK_ROWS)]
+@dataclass(frozen=True)
+class _Asked:
+    """Some queries: the number of the first, and of each the rows of its positives and of the passage of its id."""
+
+    start: int
+    positives: list[np.ndarray]
+    own: np.ndarray
 
 
 def positive_rows(queries: pa.Table, corpus: Corpus) -> list[np.ndarray]:

@@ -1,21 +1,25 @@
 """Stage queries: all queries that lists are made for, human and synthetic, in one table."""
 
 import json
+import tempfile
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 
 from datamodules.corpus import Corpus, find_dataset, judgement_files
 from datamodules.formats.raw_lists import required_text
 from datamodules.pipeline.free_queries import QUERY_SOURCES, collect_queries
-from datamodules.pipeline.query_quality import good_queries
-from datamodules.pipeline.stages.stage import Blocks, Output, Stage, table_writer
-from datamodules.splits import unit_hash
+from datamodules.pipeline.query_choice import QueryChoice
+from datamodules.pipeline.stages.stage import BLOCK_ROWS, Blocks, Output, Stage, table_writer
 from datamodules.storage.files import json_lines
+from datamodules.storage.parquet import ROW_GROUP, open_table, regrouped, table_blocks
 from retriever.errors import InputError, choose
 from retriever.hashing import file_sha256
 
@@ -41,9 +45,9 @@ class CollectQueries(Stage):
         data_dir: where downloaded data sets lie.
         groups: name → ``source`` (``generated``, ``judged`` with ``split``, ``titles``, ``claims``, ``sentences``,
             ``keywords``, or ``file`` with ``path``: JSON Lines of query_id, query, query_type, positive_ids),
-            ``limit``, at most so many (:func:`drawn_evenly`), and ``quality``, True to leave out those that say nothing
-            of their passage (:func:`~datamodules.pipeline.query_quality.good_queries`). Each group ends in files of its
-            own.
+            ``limit``, at most so many (:func:`~datamodules.pipeline.query_choice.drawn_evenly`), and ``quality``, True
+            to leave out those that say nothing of their passage (:mod:`~datamodules.pipeline.query_quality`). Each
+            group ends in files of its own.
         generated: output of stage generate, where a group is generated.
         unknown_qrels: as for :func:`~datamodules.pipeline.free_queries.collect_queries`.
     """
@@ -105,38 +109,49 @@ class CollectQueries(Stage):
         """A block per group."""
         return [1] * len(self.groups)
 
-    def run_block(self, number: int, advance: Callable[[int], None]) -> pa.Table:
+    def begin(self, folder: Path, blocks: Sequence[int]) -> None:
+        """See :class:`Stage`."""
+        self._folder = folder
+
+    def run_block(self, number: int, advance: Callable[[int], None]) -> Iterator[pa.Table]:
         """The queries of one group."""
         name = list(self.groups)[number]
-        rows, left_out = list(self._queries(name)), Counter[str]()
-        if self.groups[name].get("quality"):
-            rows, left_out = good_queries(rows)
-        if limit := self.groups[name].get("limit"):
-            rows = drawn_evenly(rows, limit)
-        if not rows and left_out:
+        quality, limit = (self.groups[name].get(option) for option in ("quality", "limit"))
+        tables = _in_tables(name, self._queries(name))
+        left_out = Counter[str]()
+        with tempfile.TemporaryDirectory(dir=self._folder, prefix=".chosen-", suffix=".tmp") as scratch:
+            if quality or limit:
+                choice = QueryChoice(tables, Path(scratch), bool(quality), limit)
+                tables, left_out = choice.tables(), choice.left_out
+            first = next((table for table in tables if len(table)), None)
+            if first is None:
+                raise InputError(self._no_query(name, left_out))
+            for table in chain([first], tables):
+                yield table.replace_schema_metadata({_LEFT_OUT: json.dumps(left_out)})
+        advance(1)
+
+    def _no_query(self, name: str, left_out: Counter[str]) -> str:
+        if left_out:
             counts = ", ".join(f"{n} {why}" for why, n in sorted(left_out.items()))
-            raise InputError(
+            return (
                 f"queries.{name}: queries.{name}.quality leaves none of {left_out.total()} queries on "
                 f"{self.corpus.name!r}: {counts}. Leave it out, or take another source."
             )
-        if not rows:
-            source = self.groups[name]["source"]
-            english = " (claims are found in English texts alone)" if source == "claims" else ""
-            raise InputError(f"queries.{name}: {source!r} gives no query on {self.corpus.name!r}{english}.")
-        advance(1)
-        table = pa.Table.from_pylist([dict(zip(QUERIES.names, (name, *row), strict=True)) for row in rows], QUERIES)
-        return table.replace_schema_metadata({_LEFT_OUT: json.dumps(left_out)})
+        source = self.groups[name]["source"]
+        english = " (claims are found in English texts alone)" if source == "claims" else ""
+        return f"queries.{name}: {source!r} gives no query on {self.corpus.name!r}{english}."
 
     def finish(self, blocks: Blocks, folder: Path) -> dict[str, Any]:
         """See :class:`Stage`."""
         counts: Counter[str] = Counter()
         left_out: dict[str, int] = {}
         with table_writer(folder / "queries.parquet", QUERIES) as append:
-            for table in blocks:
-                append(table)
-                counts.update(table["group"].to_pylist())
-                reasons = json.loads((table.schema.metadata or {}).get(_LEFT_OUT, "{}"))
-                left_out |= {f"{table['group'][0]} left out, {why}": n for why, n in sorted(reasons.items())}
+            for group, path in zip(self.groups, blocks.paths, strict=True):
+                for table in regrouped((table for _, table in table_blocks(path, BLOCK_ROWS)), ROW_GROUP):
+                    append(table)
+                    counts[group] += len(table)
+                reasons = json.loads((open_table(path).schema_arrow.metadata or {}).get(_LEFT_OUT, "{}"))
+                left_out |= {f"{group} left out, {why}": n for why, n in sorted(reasons.items())}
         return {"queries": counts.total(), **counts, **left_out}
 
     def _generated(self) -> Output:
@@ -146,8 +161,9 @@ class CollectQueries(Stage):
     def _queries(self, name: str) -> Iterator[Query]:
         options = self.groups[name]
         if options["source"] == "generated":
-            for row in self._generated().table("queries.parquet").to_pylist():
-                yield row["query_id"], row["query"], row["query_type"], [row["passage_id"]]
+            for _, table in table_blocks(self._generated().file("queries.parquet"), BLOCK_ROWS):
+                for row in table.to_pylist():
+                    yield row["query_id"], row["query"], row["query_type"], [row["passage_id"]]
         elif options["source"] == "file":
             yield from self._from_file(Path(options["path"]))
         else:
@@ -156,32 +172,40 @@ class CollectQueries(Stage):
             yield from collect_queries(options["source"], *data)
 
     def _from_file(self, path: Path) -> Iterator[Query]:
-        records = [(number, *_own_query(path, number, record)) for number, record in json_lines(path)]
-        seen: dict[str, int] = {}
-        for number, query_id, *_ in records:
-            if query_id in seen:
-                raise InputError(
-                    f"{path}:{number}: the query_id {query_id!r} is already in line {seen[query_id]}. Ids must differ."
-                )
-            seen[query_id] = number
-        ids = [(number, passage_id) for number, _, _, _, positives in records for passage_id in positives]
-        for (number, passage_id), row in zip(ids, self.corpus.rows([p for _, p in ids]), strict=True):
-            if row < 0:
-                raise InputError(f"{path}:{number}: the positive {passage_id!r} is not in the corpus.")
-        yield from (record[1:] for record in records)
+        hashes = array("q")  # hash() of each id
+        lines = json_lines(path)
+        while block := [(number, *_own_query(path, number, record)) for number, record in islice(lines, BLOCK_ROWS)]:
+            hashes.extend(hash(query_id) for _, query_id, *_ in block)
+            ids = [(number, passage_id) for number, *_, positives in block for passage_id in positives]
+            for (number, passage_id), row in zip(ids, self.corpus.rows([p for _, p in ids]), strict=True):
+                if row < 0:
+                    raise InputError(f"{path}:{number}: the positive {passage_id!r} is not in the corpus.")
+            yield from ((query_id, text, kind, positives) for _, query_id, text, kind, positives in block)
+        if len(np.unique(hashes)) < len(hashes):
+            _refuse_repeated_ids(path)
 
 
-def drawn_evenly(rows: list[Query], limit: int) -> list[Query]:
-    """Draw at most ``limit`` queries, of each passage about as many, by a hash and so the same everywhere."""
-    turns: Counter[str] = Counter()
-    order = []
-    for row in sorted(rows, key=lambda row: unit_hash(row[0])):
-        passage = min(row[3], default="")
-        order.append((turns[passage], row[0]))
-        turns[passage] += 1
-    order.sort(key=lambda turn: turn[0])
-    chosen = {query_id for _, query_id in order[:limit]}
-    return [row for row in rows if row[0] in chosen]
+def _in_tables(group: str, queries: Iterable[Query]) -> Iterator[pa.Table]:
+    """Tables of queries, which do not cut those of one passage apart."""
+    rows: list[dict[str, Any]] = []
+    for query_id, text, kind, positives in queries:
+        if len(rows) >= BLOCK_ROWS and not (positives and positives == rows[-1]["positive_ids"]):
+            yield pa.Table.from_pylist(rows, QUERIES)
+            rows = []
+        rows.append(dict(zip(QUERIES.names, (group, query_id, text, kind, positives), strict=True)))
+    if rows:
+        yield pa.Table.from_pylist(rows, QUERIES)
+
+
+def _refuse_repeated_ids(path: Path) -> None:
+    seen: dict[str, int] = {}
+    for number, record in json_lines(path):
+        query_id = record["query_id"]
+        if query_id in seen:
+            raise InputError(
+                f"{path}:{number}: the query_id {query_id!r} is already in line {seen[query_id]}. Ids must differ."
+            )
+        seen[query_id] = number
 
 
 def _own_query(path: Path, number: int, record: dict[str, Any]) -> tuple[str, str, str, list[str]]:

@@ -4,13 +4,14 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
-from functools import cached_property
+from dataclasses import KW_ONLY, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from datamodules.caches import cached_embeddings, cached_tokens
 from datamodules.corpus import Corpus, EvaluationSet
@@ -21,7 +22,7 @@ from datamodules.pipeline.stages.stage import BLOCK_ROWS, Blocks, Output, Stage
 from datamodules.query_lists import QueryList, write_query_lists
 from datamodules.splits import dev_and_test
 from datamodules.storage.files import write_json_lines
-from datamodules.storage.parquet import ParquetRows
+from datamodules.storage.parquet import ParquetRows, regrouped, table_blocks
 from datamodules.text.near_texts import checked_threshold
 from datamodules.text.words import METHOD
 from retriever.encoder.text_encoder import TextEncoder
@@ -30,6 +31,7 @@ from retriever.search import exact_search
 
 log = logging.getLogger(__name__)
 _FILTERED = "filtered.parquet"
+_COMPARED = 131_072  # queries that are compared with evaluation queries together
 GUARDS = ("drop", "fail", "off")
 _VERDICT = pa.schema([("verdict", pa.string()), ("evaluation_query", pa.string()), ("similarity", pa.float64())])
 
@@ -123,58 +125,80 @@ class Split(Stage):
 
     def block_sizes(self) -> list[int]:
         """One block: whether two queries share a passage is known only among all."""
-        return [len(self._table)]
+        return [len(ParquetRows(self.filtered.file(_FILTERED)))]
 
-    def run_block(self, number: int, advance: Callable[[int], None]) -> pa.Table:
+    def run_block(self, number: int, advance: Callable[[int], None]) -> Iterator[pa.Table]:
         """Train, dev, test or the leak, for each list."""
-        table = self._table
-        group = np.array(table["group"].to_pylist(), dtype=object)
-        positives = table["positive_ids"].to_pylist()
+        positives = (ids for _, table in self._parts("positive_ids") for ids in table["positive_ids"].to_pylist())
         # one-passage queries bind nothing, so only judgements and own queries of several passages count
-        sides = dev_and_test([*positives, *self.judgements], self.dev_fraction, self.test_fraction)
-        dev, test = (side[: len(positives)] for side in sides)
-        verdict = np.select([dev, test], ["dev", "test"], "train").astype(object)
-        query, similarity = np.full(len(table), None, dtype=object), np.full(len(table), np.nan)
-        for name in sorted(set(group)):
-            inside = np.flatnonzero(group == name)
-            if self.guards.get(name, "drop") == "off":
-                continue
-            for leak in self._leaks(table.take(pa.array(inside)), name in self.judged):
-                at = inside[leak.position]
-                verdict[at], query[at], similarity[at] = leak.reason, leak.evaluation_query, leak.similarity
-        advance(len(table))
-        return pa.table([pa.array(list(verdict)), pa.array(list(query), pa.string()), similarity], schema=_VERDICT)
+        sides = dev_and_test(chain(positives, self.judgements), self.dev_fraction, self.test_fraction)
+        leaks = {leak.position: leak for name in self._groups() for leak in self._leaks_of(name)}
+        yield _VERDICT.empty_table()  # where there are no lists
+        for start, table in self._parts("query_id"):
+            dev, test = (side[start : start + len(table)] for side in sides)
+            verdict = np.select([dev, test], ["dev", "test"], "train").astype(object)
+            query, similarity = np.full(len(table), None, dtype=object), np.full(len(table), np.nan)
+            for at in range(len(table)):
+                if leak := leaks.get(start + at):
+                    verdict[at], query[at], similarity[at] = leak.reason, leak.evaluation_query, leak.similarity
+            yield pa.table([pa.array(list(verdict)), pa.array(list(query), pa.string()), similarity], schema=_VERDICT)
+            advance(len(table))
 
     def finish(self, blocks: Blocks, folder: Path) -> dict[str, Any]:
         """See :class:`Stage`."""
-        verdicts = pa.concat_tables(blocks)
+        verdicts = ParquetRows(blocks.paths[0])
         self._report_leaks(verdicts, folder / "leaks.jsonl")
-        found = np.array(verdicts["verdict"].to_pylist(), dtype=object)
-        group = np.array(self._table["group"].to_pylist(), dtype=object)
-        counts: dict[str, Any] = {}
         parts = ("train", "dev", "test") if self.test_fraction else ("train", "dev")
-        for name in self.guards:  # also a group that lost all its lists: its file says so
-            for part in parts:
-                rows = np.flatnonzero((group == name) & (found == part))
+        names = list(self.guards)  # also a group that lost all its lists: its file says so
+        group, found = np.full(len(verdicts), -1, np.int16), np.full(len(verdicts), -1, np.int8)
+        for start, table in self._parts("group"):
+            rows = slice(start, start + len(table))
+            group[rows] = _numbers(table["group"], names)
+            found[rows] = _numbers(verdicts.rows(start, start + len(table))["verdict"], parts)
+        counts: dict[str, Any] = {}
+        for number, name in enumerate(names):
+            for at, part in enumerate(parts):
+                wanted = (group == number) & (found == at)
                 path = folder / f"{name}.{part}.parquet"
-                counts[path.stem] = write_query_lists(path, self._lists(rows), self._about(name, part))
-        leaks = np.isin(found, parts, invert=True)
-        return {**counts, "left out by the leak guard": int(leaks.sum())}
+                counts[path.stem] = write_query_lists(path, self._lists(wanted), self._about(name, part))
+        return {**counts, "left out by the leak guard": int((found < 0).sum())}
 
-    @cached_property
-    def _table(self) -> pa.Table:
-        """The queries; their candidates are read as they are written."""
-        return self.filtered.table(_FILTERED, QUERIES.names)
+    def _parts(self, *columns: str) -> Iterator[tuple[int, pa.Table]]:
+        """Some lists at a time, with the number of the first; some columns of theirs."""
+        return table_blocks(self.filtered.file(_FILTERED), BLOCK_ROWS, columns)
 
-    def _leaks(self, table: pa.Table, judged: bool) -> list[Leak]:
-        queries = table["query"].to_pylist()
-        human = (judged or kind == "human" for kind in table["query_type"].to_pylist())
-        positives = [p if h else [] for p, h in zip(table["positive_ids"].to_pylist(), human, strict=True)]
-        labelled = sorted({passage for ids in positives for passage in ids})
+    def _groups(self) -> list[str]:
+        """The groups that are guarded and have lists."""
+        found = {name for _, table in self._parts("group") for name in pc.unique(table["group"]).to_pylist()}
+        return sorted(name for name in found if self.guards.get(name, "drop") != "off")
+
+    def _leaks_of(self, group: str) -> Iterator[Leak]:
+        """What the lists of a group give away; a leak's position is among all lists."""
+        judged = group in self.judged
+        labelled = sorted(
+            {passage for table in self._queries_of(group) for ids in _labels(table, judged) for passage in ids}
+        )
+        relevant = [self._relevant(evaluation, labelled) for evaluation, _ in self.evaluation]
+        for table in regrouped(self._queries_of(group), _COMPARED):
+            positions = table["position"].to_numpy()
+            for leak in self._leaks(table, judged, relevant):
+                yield replace(leak, position=int(positions[leak.position]))
+
+    def _queries_of(self, group: str) -> Iterator[pa.Table]:
+        for start, table in self._parts("group", "query", "query_type", "positive_ids"):
+            table = table.append_column("position", pa.array(np.arange(start, start + len(table))))
+            yield table.filter(pc.equal(table["group"], group))
+
+    def _leaks(
+        self,
+        table: pa.Table,
+        judged: bool,
+        relevant: Sequence[tuple[Mapping[str, Collection[str]], dict[str, Match]]],
+    ) -> list[Leak]:
+        queries, positives = table["query"].to_pylist(), _labels(table, judged)
         found: dict[int, Leak] = {}
-        for evaluation, _ in self.evaluation:
-            relevant, copies = self._relevant(evaluation, labelled)
-            leaks = find_leaks(queries, positives, evaluation.queries, relevant, self.jaccard, copies)
+        for (evaluation, _), (known, copies) in zip(self.evaluation, relevant, strict=True):
+            leaks = find_leaks(queries, positives, evaluation.queries, known, self.jaccard, copies)
             if self.cosine:
                 leaks += self._alike(queries, evaluation)
             for leak in leaks:
@@ -205,28 +229,28 @@ class Split(Stage):
         near = np.flatnonzero(scores[:, 0] >= self.cosine)
         return [Leak(int(i), "means nearly the same as", names[rows[i, 0]], float(scores[i, 0])) for i in near]
 
-    def _report_leaks(self, verdicts: pa.Table, path: Path) -> None:
-        table = self._table.select(["group", "query_id", "query"])
-        caught = []
-        for row, leak in zip(table.to_pylist(), verdicts.to_pylist(), strict=True):
-            if leak["evaluation_query"] is None:
-                continue
-            if self.guards.get(row["group"], "drop") == "fail":
-                raise InputError(
-                    f"The query {row['query_id']!r} of {row['group']} ({row['query']!r}) {leak['verdict']} the "
-                    f"evaluation query {leak['evaluation_query']!r}. Remove it, or say split.leak_guard=drop."
-                )
-            caught.append({**row, "reason": leak["verdict"], **{k: v for k, v in leak.items() if k != "verdict"}})
-        write_json_lines(path, caught)
+    def _report_leaks(self, verdicts: ParquetRows, path: Path) -> None:
+        write_json_lines(path, self._caught(verdicts))
 
-    def _lists(self, rows: np.ndarray) -> Iterator[QueryList]:
+    def _caught(self, verdicts: ParquetRows) -> Iterator[dict[str, Any]]:
+        for start, table in self._parts("group", "query_id", "query"):
+            found = verdicts.rows(start, start + len(table))
+            caught = found["evaluation_query"].is_valid()
+            for row, leak in zip(table.filter(caught).to_pylist(), found.filter(caught).to_pylist(), strict=True):
+                if self.guards.get(row["group"], "drop") == "fail":
+                    raise InputError(
+                        f"The query {row['query_id']!r} of {row['group']} ({row['query']!r}) {leak['verdict']} the "
+                        f"evaluation query {leak['evaluation_query']!r}. Remove it, or say split.leak_guard=drop."
+                    )
+                yield {**row, "reason": leak["verdict"], **{k: v for k, v in leak.items() if k != "verdict"}}
+
+    def _lists(self, wanted: np.ndarray) -> Iterator[QueryList]:
         lists = ParquetRows(self.filtered.file(_FILTERED), [*QUERIES.names, "passage_ids", "teacher_scores"])
         for start in range(0, len(lists), BLOCK_ROWS):
-            first, end = np.searchsorted(rows, [start, start + BLOCK_ROWS])
-            if first == end:
+            mask = wanted[start : start + BLOCK_ROWS]
+            if not mask.any():
                 continue
-            table = lists.rows(start, start + BLOCK_ROWS).take(pa.array(rows[first:end] - start))
-            for row in table.to_pylist():
+            for row in lists.rows(start, start + BLOCK_ROWS).filter(pa.array(mask)).to_pylist():
                 yield QueryList(
                     query_id=row["query_id"],
                     query=row["query"],
@@ -262,3 +286,14 @@ class Split(Stage):
             "teacher_weights": settings.get("weights"),
             "truncated": counts.get("truncated"),
         }
+
+
+def _labels(table: pa.Table, judged: bool) -> list[list[str]]:
+    """Ids of the passages that people judged relevant, of each query; none where it is synthetic."""
+    human = (judged or kind == "human" for kind in table["query_type"].to_pylist())
+    return [ids if h else [] for ids, h in zip(table["positive_ids"].to_pylist(), human, strict=True)]
+
+
+def _numbers(column: pa.ChunkedArray, names: Sequence[str]) -> np.ndarray:
+    """Each value's place among the names, −1 where it is none of them."""
+    return pc.index_in(column, pa.array(names, pa.string())).fill_null(-1).to_numpy()
