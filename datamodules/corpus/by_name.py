@@ -11,8 +11,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import snapshot_download
-
 from datamodules.formats.records import IDS, QUERY_IDS, QUERY_TEXTS, TEXTS, Columns
 from datamodules.storage.files import atomic_path, lock_beside, write_json_lines
 from retriever.errors import InputError, did_you_mean, installed_by, shown
@@ -159,6 +157,8 @@ def _of_hub(name: str) -> _Contents:
     """A data set with the subsets ``corpus``, ``queries`` and ``qrels``, as NanoBEIR's are."""
     with installed_by("beir", f"The data set hub:{name}"):
         from datasets import load_dataset
+    from huggingface_hub import snapshot_download
+
     owner, _, inner = name.partition("/")
     repository, _, split = inner.partition("/")
     if not Path(owner, repository).is_dir():  # else load_dataset reads that

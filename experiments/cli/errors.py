@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from callbacks.reliability.termination import terminate_gracefully
 from datamodules.storage.files import disk_full, is_disk_full
 from experiments.cli.arguments import OF_ANY_NAME
+from experiments.cli.quick_hydra import start_quickly
 from experiments.cli.rerun import NAME
 from experiments.cli.shared_run_dir import FRESH
 from experiments.conf import CONF
@@ -39,6 +40,7 @@ def run_kindly(application: Callable[[], None]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, in place of printing its own report and exiting
     logging.raiseExceptions = False  # else a full disk makes a stack trace of every line that cannot be logged
     terminate_gracefully()
+    start_quickly()
     try:
         application()
     except BrokenPipeError:
