@@ -43,11 +43,11 @@ class _Loader:
 @cache
 def _written_in_c() -> Any:
     """OmegaConf's loader, based on the parser in C."""
-    in_python, yaml.SafeLoader = yaml.SafeLoader, yaml.CSafeLoader  # type: ignore[misc, assignment]
+    in_python, yaml.SafeLoader = yaml.SafeLoader, yaml.CSafeLoader
     try:
         return _written_in_python()
     finally:
-        yaml.SafeLoader = in_python  # type: ignore[misc]
+        yaml.SafeLoader = in_python
 
 
 def _group_options(
