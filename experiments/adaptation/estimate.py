@@ -10,6 +10,7 @@ import torch
 from datamodules.pipeline.free_queries import sentences
 from experiments.adaptation.settings import HELD_OUT
 from experiments.adaptation.survey import Survey
+from experiments.plan.load import busy
 from retriever.encoder.encoding import encode
 from retriever.encoder.text_encoder import TextEncoder
 
@@ -18,7 +19,6 @@ _BLOCK = 32
 # seconds that are not the encoder's: of a command's start, and of a run; of a passage in BM25's index; of a query, and
 # of a query and a passage. Measured on Cranfield's 1,400 and SciFact's 5,183 abstracts, one thread
 _START, _ARM, _INDEX, _QUERY, _SEARCH = 15.0, 6.0, 5e-4, 1.5e-3, 4e-8
-_QUIET = 0.8  # seconds of a core that one second of measuring gets, at least, where nothing else runs
 RANGE = 0.7, 1.5  # how far an estimate may be off, below and above
 
 
@@ -86,24 +86,7 @@ def measure(encoder: TextEncoder, found: Survey) -> Speed:
     load, begin, used = os.getloadavg()[0], time.perf_counter(), time.process_time()
     rates = _rate(encoder, texts, "passage"), _rate(encoder, parts, "query")
     share = (time.process_time() - used) / (time.perf_counter() - begin)
-    return Speed(*rates, busy=_busy(load, os.cpu_count() or 1, share))
-
-
-def _busy(load: float, cores: int, share: float) -> str:
-    """What is said of other programs.
-
-    Args:
-        load: processes that wanted a core, on average over the minute before the measurement.
-        cores: of the machine.
-        share: seconds of a core that this process got in a second of measuring.
-    """
-    if load > cores:
-        seen = f"load {load:.1f} on {cores} cores"
-    elif share < _QUIET:
-        seen = f"the measurement got {share:.0%} of a core"
-    else:
-        return ""
-    return f"other programs are using this machine ({seen}): expect less once it is quiet"
+    return Speed(*rates, busy=busy(share, load, os.cpu_count() or 1))
 
 
 def _rate(encoder: TextEncoder, texts: Sequence[str], kind: str) -> float:

@@ -18,6 +18,7 @@ from callbacks.reporting.run_record import device_name
 from datamodules import QueryListDataModule
 from experiments.cli.subjects import print_subjects
 from experiments.plan.fitted import fitted_line
+from experiments.plan.load import busy
 from experiments.plan.steps import Steps
 from experiments.plan.time import Estimate, estimate
 from retriever.batch import BatchNeeds
@@ -301,7 +302,9 @@ def _time_line(found: Mapping[str, Any], steps: Mapping[str, Any], validation: M
         f"saving {_duration(found['saving'])}" if found["saving"] >= 1 else "",
     ]
     limit = "an epoch: " if steps["total"] is None else "at most " if validation["patience"] else ""
-    return f"{limit}{_range(found['from'], found['to'])}: {', '.join(part for part in parts if part)}"
+    slowed = busy(found["share"])
+    whole = f"{limit}{_range(found['from'], found['to'])}: {', '.join(part for part in parts if part)}"
+    return f"{whole}; {slowed}" if slowed else whole
 
 
 def _shorter(plan: Mapping[str, Any]) -> list[str]:

@@ -38,6 +38,7 @@ class Estimate:
         passages: number of passages in ``encoding``.
         number: number of evaluations.
         tokens: that a step encodes, of all ranks.
+        share: seconds of a core that a second of measuring got; 1 or more where nothing else runs.
     """
 
     encoding: float
@@ -47,6 +48,7 @@ class Estimate:
     passages: int
     number: int
     tokens: float
+    share: float
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -109,14 +111,18 @@ def estimate(
     )
     # weights, and two moments of each that learns, in float32
     checkpoint_bytes = sum((12 if p.requires_grad else 4) * p.numel() for p in module.parameters())
+    parts = {
+        "encoding": meter.seconds(Work(passages=sum(map(len, corpora)))),
+        "steps": steps.left * steps.accumulated * passes * meter.seconds(step, share),
+        "evaluations": sum(meter.seconds(work, share) for work in evaluations),
+    }
     return Estimate(
-        encoding=meter.seconds(Work(passages=sum(map(len, corpora)))),
-        steps=steps.left * steps.accumulated * passes * meter.seconds(step, share),
-        evaluations=sum(meter.seconds(work, share) for work in evaluations),
+        **parts,
         saving=steps.validations * len(trainer.checkpoint_callbacks) * checkpoint_bytes / _SAVED,
         passages=sum(map(len, corpora)),
         number=len([work for work in evaluations if work != Work()]),
         tokens=tokens,
+        share=meter.share,
     )
 
 
@@ -131,6 +137,7 @@ class _Meter:
         self.queries = part.lists.queries.take(rows[0]).to_pylist()
         self.passages = part.corpus.read_by(module.encoder).take(rows[1]).to_pylist()
         self._found: dict[str, tuple[float, float]] = {}
+        self._wall = self._of_core = 0.0
         module.encoder.to(trainer.strategy.root_device)
 
     def seconds(self, work: Work, layers: float = 1.0) -> float:
@@ -142,6 +149,12 @@ class _Meter:
     def tokens(self, work: Work) -> float:
         """How many are encoded, of all ranks."""
         return sum(self._of(kind)[1] * count for kind, count in work._asdict().items() if count)
+
+    @property
+    def share(self) -> float:
+        """Seconds of a core that a second of all measurements got; 1 where a GPU computes, or nothing was measured."""
+        on_gpu = self.trainer.strategy.root_device.type == "cuda"
+        return 1.0 if on_gpu or not self._wall else self._of_core / self._wall
 
     def _of(self, kind: str) -> tuple[float, float]:
         """Seconds and tokens of one."""
@@ -177,11 +190,14 @@ class _Meter:
 
     def _timed(self, call: Callable[[], object]) -> float:
         on_gpu = self.trainer.strategy.root_device.type == "cuda"
-        begin = time.perf_counter()
+        begin, of_core = time.perf_counter(), time.process_time()
         call()
         if on_gpu:
             torch.cuda.synchronize()
-        return time.perf_counter() - begin
+        seconds = time.perf_counter() - begin
+        self._wall += seconds
+        self._of_core += time.process_time() - of_core
+        return seconds
 
 
 def _uncached(

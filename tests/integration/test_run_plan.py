@@ -1,6 +1,7 @@
 """What a run says before it begins: facts, a dozen lines, and an estimate that changes nothing."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -167,6 +168,18 @@ def test_one_of_a_thing_is_said_in_the_singular(small_run, tmp_path):
         assert fact in text, (fact, lines)
     plan["device"]["threads"] = plan["device"]["ranks"] = 2
     assert "cpu (2 threads)" in plan_lines(plan)["device"] and "2 ranks" in plan_lines(plan)["device"]
+
+
+def test_a_busy_machine_is_named_beside_the_time(small_run, tmp_path, monkeypatch):
+    config = config_of("module=distillation", *small_run, "trainer.accelerator=cpu")
+    said = {}
+    for share in (0.3, 1.7):
+        monkeypatch.setattr("time.process_time", lambda share=share: share * time.perf_counter())
+        said[share] = plan_lines(run_plan(config, *opened(config, tmp_path / str(share)), None))["time"]
+    assert said[0.3].endswith(
+        "; other programs are using this machine (the measurement got 30% of a core): expect less once it is quiet"
+    )
+    assert "other programs" not in said[1.7]
 
 
 def test_what_makes_a_long_run_shorter_is_said_where_it_has_effect(small_run, tmp_path):
