@@ -8,21 +8,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-import numpy as np
 from torch.utils.data import DataLoader
 
 from datamodules.batch_sampler import BatchSampler, WeightedLists, dev_batch_size, fitting_batch_size
 from datamodules.batches import ListBatches, ListSource
-from datamodules.corpus import Corpus, EvaluationSet, find_dataset, find_file, load_corpus, load_evaluation_set
-from datamodules.dev_lists import Part, choose_dev, why_none
+from datamodules.corpus import Corpus, EvaluationSet, find_dataset, load_corpus, load_evaluation_set
+from datamodules.dev_lists import Part, check_dev_fraction, choose_dev, why_none
 from datamodules.drawn_batches import drawn_batches
-from datamodules.guide import guide_arguments
-from datamodules.leakage.guard import Guarded, LeakGuard
+from datamodules.guide import check_passage_encoder, guide_arguments
+from datamodules.leakage.guard import Guarded, LeakGuard, say_off
 from datamodules.leakage.overlap import find_overlap
-from datamodules.list_choice import about_file, by_type, chosen_lists, held_out_lists, say_where_lists_are_short
+from datamodules.list_choice import (
+    about_file,
+    by_type,
+    chosen_lists,
+    held_out_lists,
+    say_where_lists_are_short,
+    weighted_lists,
+)
 from datamodules.normalization import confident, normalize_scores
 from datamodules.prompted import say_unused_prompts
-from datamodules.query_lists import QueryLists, open_query_lists
+from datamodules.query_lists import QueryLists, open_list_file
 from datamodules.source_maker import SourceMaker
 from datamodules.sources import without_sources
 from datamodules.specs import (
@@ -54,6 +60,8 @@ class QueryListDataModule(L.LightningDataModule):
 
     Args:
         encoder: whose tokenizer, prompts and lengths are used; also encodes passages once where they are frozen.
+        passage_encoder: encodes passages in its place, frozen, into embeddings of the same width; a projection of
+            ``encoder`` that has no weights yet is fitted to it. None: the same encoder.
         train: files of lists, each a :class:`~datamodules.specs.TrainFile` or a mapping of its fields. ``draw`` draws
             by ``seed`` from what the leak guard left, see :func:`~datamodules.list_choice.chosen_lists`.
         dev: files of lists to choose settings and checkpoints by, each a :class:`~datamodules.specs.ListFile` or a
@@ -94,9 +102,9 @@ class QueryListDataModule(L.LightningDataModule):
             :class:`~datamodules.specs.CorpusScoring` or a mapping of its fields; None takes its defaults.
         dev_over_corpus: compare dev queries with the whole corpus, whatever the objective does, for ``dev/corpus_kl``;
             passages must keep the base embeddings.
-        guide: arguments of :meth:`TextEncoder.from_pretrained <retriever.encoder.TextEncoder.from_pretrained>`, of the
-            encoder that objectives compare negatives by; None takes ``encoder`` as it is before training. Queries and
-            passages are encoded by it once.
+        guide: another encoder, which objectives compare negatives by or draw embeddings to, or arguments of
+            :meth:`TextEncoder.from_pretrained <retriever.encoder.TextEncoder.from_pretrained>`; None takes
+            ``passage_encoder``, else ``encoder`` as it is before training. It encodes queries and passages once.
         num_workers: threads that make batches ahead; making a batch is cheap, so 0 does on a laptop.
         seed: of order, sampling and the choice among labels.
     """
@@ -127,7 +135,8 @@ class QueryListDataModule(L.LightningDataModule):
     token_budget: int | None = None
     corpus_scores: Mapping | CorpusScoring | None = None
     dev_over_corpus: bool = False
-    guide: Mapping | None = None
+    guide: Mapping | TextEncoder | None = None
+    passage_encoder: TextEncoder | None = None
     num_workers: int = 0
     seed: int = 1
 
@@ -141,11 +150,8 @@ class QueryListDataModule(L.LightningDataModule):
         choose("data.sources", self.sources, ("keep", "hide"))
         if self.num_workers < 0:
             raise InputError(f"data.num_workers is {self.num_workers}; it must not be negative.")
-        if self.dev is None and self.dev_fraction is not None and not 0 < self.dev_fraction < 1:
-            raise InputError(
-                f"data.dev_fraction is {self.dev_fraction}; without data.dev it must be above 0 and below 1: settings "
-                "and checkpoints are chosen on dev lists."
-            )
+        if self.dev is None:
+            check_dev_fraction(self.dev_fraction)
         if self.min_top_quantile is not None and not 0 <= self.min_top_quantile < 1:
             raise InputError(f"data.min_top_quantile is {self.min_top_quantile}; it must be in [0, 1), or null.")
         if not self.train:
@@ -159,7 +165,7 @@ class QueryListDataModule(L.LightningDataModule):
         self.corpus_scoring = (
             given if isinstance(given, CorpusScoring) else read_settings(CorpusScoring, given, "data.corpus_scores")
         )
-        if self.guide is not None:
+        if isinstance(self.guide, Mapping):
             guide_arguments(self.guide)  # refuses what is wrong before anything is loaded
         self.needs = BatchNeeds(labels=True)
         self.report: dict[str, Any] = {}
@@ -188,16 +194,19 @@ class QueryListDataModule(L.LightningDataModule):
             sources = makes.with_corpus_scores(sources)
         elif self.needs_of(train=False).all_scores:
             sources[count:] = makes.with_corpus_scores(sources[count:])
+        makes.fit_projection(sources[:count])
         self._train, self._dev = sources[:count], sources[count:]
 
     def _source_maker(self) -> SourceMaker:
-        hides = self.human_types if self.sources == "hide" else None
+        if self.passage_encoder is not None:
+            check_passage_encoder(self.encoder, self.passage_encoder, self.needs)
         return SourceMaker(
             self.encoder,
+            self.passage_encoder,
             self.needs,
             self.corpus_scoring,
             self.guide,
-            hides,
+            self.human_types if self.sources == "hide" else None,
             self.cache_dir,
             self.token_budget,
             self.trainer,
@@ -220,7 +229,7 @@ class QueryListDataModule(L.LightningDataModule):
             return
         train = [self._open(spec) for spec in self.train_files]
         if not dev:
-            self.train_lists = [self._weighted(*self._chosen(*part)) for part in train]
+            self.train_lists = [weighted_lists(*self._chosen(*part)) for part in train]
             return
         if self.dev_files is None:
             whole = train
@@ -231,10 +240,7 @@ class QueryListDataModule(L.LightningDataModule):
             held_out = [self._open(spec) for spec in self.dev_files]
         before = [sum(len(lists) for _, _, lists in part) for part in (train, held_out)]
         if self.leak_guard == "off":
-            log.warning(
-                "The leak guard is OFF: train queries may give away evaluation queries. On SciFact this alone lifts "
-                "nDCG@10 from 0.645 to 0.80. Do not report these figures as learning."
-            )
+            say_off()
         else:
             train, held_out = self._guard(train, held_out)
         train = [self._chosen(*part) for part in train]
@@ -246,8 +252,8 @@ class QueryListDataModule(L.LightningDataModule):
                 f"Take lists of queries that give no evaluation query away."
             )
         say_where_lists_are_short([lists for _, _, lists in train], self.list_length)
-        self.train_lists = [self._weighted(*part) for part in train if len(part[2])]
-        self.dev_lists = [self._weighted(*part) for part in held_out if len(part[2])]
+        self.train_lists = [weighted_lists(*part) for part in train if len(part[2])]
+        self.dev_lists = [weighted_lists(*part) for part in held_out if len(part[2])]
         self.report["train_lists"] = sum(len(s.lists) for s in self.train_lists)
         self.report["dev_lists"] = sum(len(s.lists) for s in self.dev_lists)
         self.report["teachers"] = [s.lists.metadata.get("teacher") for s in self.train_lists]
@@ -317,6 +323,11 @@ class QueryListDataModule(L.LightningDataModule):
         dataset = ListBatches(self._train, self.list_length, "top", self.needs, columns, drawn_anew=False)
         return drawn_batches(dataset, lists, self.lists_of_step)
 
+    def _chosen(self, spec: ListFile, corpus: Corpus, lists: QueryLists) -> Part:
+        """What a train file's ``types`` and ``draw`` take of the lists that are left."""
+        assert isinstance(spec, TrainFile)
+        return spec, corpus, chosen_lists(lists, f"data.train: {spec.path}", spec.types, spec.draw, self.seed)
+
     def _loader(self, sources: list[ListSource], train: bool) -> ThreadedLoader:
         candidates = self.candidates if train else "top"
         columns, needs = self.corpus_scoring.columns, self.needs_of(train)
@@ -326,7 +337,7 @@ class QueryListDataModule(L.LightningDataModule):
 
     def _open(self, spec: ListFile) -> Part:
         corpus = self._corpus(spec.corpus)
-        lists, dropped = open_query_lists(find_file(spec.path), corpus, self.cache_dir, self.on_bad_list)
+        lists, dropped = open_list_file(spec.path, corpus, self.cache_dir, self.on_bad_list, self.needs)
         self._say_left_out(spec, lists, dropped)
         types, groups = by_type(lists)
         stored = lists.metadata.get("scale") or {}
@@ -387,14 +398,3 @@ class QueryListDataModule(L.LightningDataModule):
             spec.path, spec.source, data_dir=self.data_dir, unknown_qrels=self.unknown_qrels, corpus=corpus
         )
         return guard.queries(f"{target.name}/{spec.source}", target.corpus, target.queries, target.relevant())
-
-    def _chosen(self, spec: ListFile, corpus: Corpus, lists: QueryLists) -> Part:
-        """What a train file's ``types`` and ``draw`` take of the lists that are left."""
-        assert isinstance(spec, TrainFile)
-        return spec, corpus, chosen_lists(lists, f"data.train: {spec.path}", spec.types, spec.draw, self.seed)
-
-    def _weighted(self, spec: ListFile, corpus: Corpus, lists: QueryLists) -> WeightedLists:
-        types, groups = by_type(lists)
-        for named in spec.weight if isinstance(spec.weight, Mapping) else ():
-            choose(f"data.train: weight of {spec.path}: the query type", named, types)
-        return WeightedLists(corpus, lists, np.array([spec.passes(t) for t in types])[groups])

@@ -10,6 +10,7 @@ import numpy as np
 
 from datamodules.corpus import Corpus
 from datamodules.query_lists import QueryLists, read_metadata, read_query_lists
+from datamodules.query_lists.plain_texts import SUFFIX
 from datamodules.specs import ListFile
 from datamodules.splits import lowest_in_dev, rows_in_dev
 from datamodules.storage.files import is_file
@@ -19,6 +20,15 @@ log = logging.getLogger(__name__)
 DEV_FRACTION = 0.1
 Part: TypeAlias = tuple[ListFile, Corpus, QueryLists]  # a file of lists: what is said of it, its corpus, its lists
 _TRAIN = re.compile(r"(?:^|(?<=[._-]))train(?=[._-])")
+
+
+def check_dev_fraction(fraction: float | None) -> None:
+    """Refuse a share of dev lists that leaves none for train, or none for dev."""
+    if fraction is not None and not 0 < fraction < 1:
+        raise InputError(
+            f"data.dev_fraction is {fraction}; without data.dev it must be above 0 and below 1: settings and "
+            "checkpoints are chosen on dev lists."
+        )
 
 
 def choose_dev(
@@ -77,6 +87,8 @@ def dev_file_beside(path: Path) -> Path | None:
     It is called as the train file is, with ``dev`` for ``train``, or says in its metadata that it comes from the same
     work.
     """
+    if path.suffix == SUFFIX:  # plain texts
+        return None
     about = read_metadata(path)
     named = path.with_name(_TRAIN.sub("dev", path.name))
     if named != path and is_file(named) and _part_of(named, about) in (None, "dev") and _has_lists(named):

@@ -1,10 +1,11 @@
-"""The settings of a guide: the encoder that objectives compare negatives by."""
+"""Encoders beside the one that is trained: a guide, by its settings, and what encodes passages."""
 
 import inspect
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from retriever.batch import BatchNeeds
 from retriever.encoder.spec import EncoderSpec
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError, choose
@@ -35,3 +36,21 @@ def guide_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     except InputError as error:
         raise InputError(str(error).replace("encoder.", "data.guide.", 1)) from error
     return arguments
+
+
+def check_passage_encoder(encoder: TextEncoder, passages: TextEncoder, needs: BatchNeeds) -> None:
+    """Refuse a passage encoder whose embeddings no objective compares with the queries'.
+
+    Raises:
+        InputError: passages are trained, or the widths differ.
+    """
+    if not needs.frozen_passages:
+        raise InputError(
+            f"Passages are encoded by {passages.name}, which is not trained: say module.train_passage_encoder=false."
+        )
+    if encoder.dimension != passages.dimension:
+        raise InputError(
+            f"{encoder.name} gives {encoder.dimension} dimensions, and {passages.name}, which encodes the passages, "
+            f"{passages.dimension}. Project the queries: retriever.encoder.projection.project(encoder, "
+            f"{passages.dimension})."
+        )

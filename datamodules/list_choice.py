@@ -1,11 +1,12 @@
 """Which lists of a file are taken: some query types, a seeded draw, an evaluation set of them; and the record of it."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from datamodules.batch_sampler import WeightedLists
 from datamodules.corpus import Corpus, EvaluationSet, find_file
 from datamodules.query_lists import QueryLists, open_query_lists
 from datamodules.specs import ListFile
@@ -135,3 +136,15 @@ def say_where_lists_are_short(train: Sequence[QueryLists], list_length: int) -> 
             np.median(lengths),
             lengths.max(),
         )
+
+
+def weighted_lists(spec: ListFile, corpus: Corpus, lists: QueryLists) -> WeightedLists:
+    """Give lists with the passes of each in an epoch, as their file's weight says.
+
+    Raises:
+        InputError: the weight names a query type that no list has.
+    """
+    types, groups = by_type(lists)
+    for named in spec.weight if isinstance(spec.weight, Mapping) else ():
+        choose(f"data.train: weight of {spec.path}: the query type", named, types)
+    return WeightedLists(corpus, lists, np.array([spec.passes(t) for t in types])[groups])

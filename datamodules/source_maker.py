@@ -20,9 +20,12 @@ from datamodules.prompted import passage_tokens, query_tokens
 from datamodules.sources import with_sources
 from datamodules.specs import CorpusScoring
 from retriever.batch import BatchNeeds
+from retriever.encoder.projection import before_projection, fit
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.encoder.tokens import TokenizedTexts
 from retriever.errors import InputError
+
+_FITTED = 4096, 2048  # queries and passages, at most, that a projection is fitted to
 
 
 @dataclass(eq=False)
@@ -31,9 +34,10 @@ class SourceMaker:
 
     Args:
         encoder: whose tokenizer, prompts and lengths are used; encodes what the objective does not train.
+        passage_encoder: takes its place for passages, and where queries are compared with these; None: ``encoder``.
         needs: what the objective needs of a batch.
         scoring: the teacher over the corpus, for :meth:`with_corpus_scores`.
-        guide: arguments of the guide's encoder, for :meth:`with_guide`; None takes ``encoder``.
+        guide: arguments of the guide's encoder, or itself, for :meth:`with_guide`; None takes the passages' encoder.
         human_types: where sources are hidden, the query types that have none; None hides nothing.
         cache_dir: where token ids, embeddings and states are kept.
         token_budget: tokens of a micro-batch; None takes the machine's.
@@ -41,9 +45,10 @@ class SourceMaker:
     """
 
     encoder: TextEncoder
+    passage_encoder: TextEncoder | None
     needs: BatchNeeds
     scoring: CorpusScoring
-    guide: Mapping[str, Any] | None
+    guide: Mapping[str, Any] | TextEncoder | None
     human_types: Sequence[str] | None
     cache_dir: str | Path
     token_budget: int | None
@@ -72,9 +77,9 @@ class SourceMaker:
             of_corpus = [(n, s) for n, s in enumerate(sources) if s.corpus.name == corpus.name]
             embeddings, encoded_by = None, ""
             if self.scoring.encoder:
-                queries = [self._embeddings(s.lists.source.name, s.query_tokens) for _, s in of_corpus]
+                queries = [self._queries_beside_passages(s) for _, s in of_corpus]
                 passages = self._of_corpus[corpus.name][1]
-                passages = self._embeddings(corpus.name, tokens) if passages is None else passages
+                passages = self._embeddings(corpus.name, tokens, self._of_passages) if passages is None else passages
                 embeddings = np.concatenate(queries), passages
                 # the files' folders are named by all that decides embeddings
                 encoded_by = " ".join(Path(str(found.filename)).parent.name for found in (passages, *queries))
@@ -85,7 +90,9 @@ class SourceMaker:
 
     def with_guide(self, sources: list[ListSource]) -> list[ListSource]:
         """Add the guide's embeddings; each corpus is encoded once."""
-        guide = self.encoder if self.guide is None else TextEncoder.from_pretrained(**guide_arguments(self.guide))
+        guide = self.guide or self._of_passages
+        if isinstance(guide, Mapping):
+            guide = TextEncoder.from_pretrained(**guide_arguments(guide))
         embedded: dict[str, np.memmap] = {}
         found = []
         for source in sources:
@@ -97,12 +104,53 @@ class SourceMaker:
             found.append(replace(source, guide=(queries, embedded[name])))
         return found
 
+    def fit_projection(self, sources: Sequence[ListSource]) -> None:
+        """Fit the encoder's projection, where it has one that is not fitted, by least squares.
+
+        To the embeddings of queries and passages by the guide or, without one, by the passages' encoder.
+
+        Args:
+            sources: the train lists.
+        """
+        if getattr(self.encoder, "projection", None) != "unfitted":
+            return
+        plain, given, wanted = before_projection(self.encoder), [], []
+        for source in sources:
+            name, rows = source.lists.source.name, _spread(len(source.lists), _FITTED[0] // len(sources))
+            given.append(self._embeddings(name, self._queries(source, plain).select(rows), plain))
+            if source.guide is None:
+                tokens = self._queries(source, self._of_passages).select(rows)
+                wanted.append(self._embeddings(name, tokens, self._of_passages))
+            else:
+                wanted.append(source.guide[0][rows])
+        corpora = {source.corpus.name: source for source in sources}
+        for name, source in corpora.items():
+            embeddings = source.passage_embeddings if source.guide is None else source.guide[1]
+            assert embeddings is not None  # there is a passage encoder, or a guide
+            rows = _spread(len(source.corpus), _FITTED[1] // len(corpora))
+            given.append(
+                self._embeddings(name, passage_tokens(source.corpus, plain, self.cache_dir).select(rows), plain)
+            )
+            wanted.append(embeddings[rows])
+        fit(self.encoder, np.concatenate(given), np.concatenate(wanted))
+
+    @property
+    def _of_passages(self) -> TextEncoder:
+        return self.encoder if self.passage_encoder is None else self.passage_encoder
+
+    def _queries_beside_passages(self, source: ListSource) -> np.memmap:
+        """Embed queries in the space of the passages, by weights that are not trained yet."""
+        name = source.lists.source.name
+        if self.passage_encoder is None:
+            return self._embeddings(name, source.query_tokens)
+        return self._embeddings(name, self._queries(source, self.passage_encoder), self.passage_encoder)
+
     def _passages(self, corpus: Corpus) -> tuple[TokenizedTexts, np.memmap | None]:
         """Token ids of a corpus and, where the objective needs them, embeddings by the base weights; looked up once."""
         if corpus.name not in self._of_corpus:
-            tokens = passage_tokens(corpus, self.encoder, self.cache_dir)
+            tokens = passage_tokens(corpus, self._of_passages, self.cache_dir)
             if self.needs.frozen_passages:
-                self._of_corpus[corpus.name] = tokens, self._embeddings(corpus.name, tokens)
+                self._of_corpus[corpus.name] = tokens, self._embeddings(corpus.name, tokens, self._of_passages)
             else:
                 self._of_corpus[corpus.name] = self._started(tokens, corpus.name), None
         return self._of_corpus[corpus.name]
@@ -125,9 +173,16 @@ class SourceMaker:
 
     @contextmanager
     def _on_device(self, encoder: TextEncoder) -> Iterator[None]:
-        """Encode where, and in the precision in which, the trainer does."""
+        """Encode where, and in the precision in which, the trainer does; what is not trained does not stay there."""
         if self.trainer is None:
             raise InputError("Texts are encoded on the trainer's device; open this data module by a trainer.")
         encoder.to(self.trainer.strategy.root_device)
         with self.trainer.precision_plugin.forward_context():
             yield
+        if encoder is self.passage_encoder:
+            encoder.cpu()
+
+
+def _spread(count: int, most: int) -> np.ndarray:
+    """Choose row numbers, at most so many, evenly over all."""
+    return np.unique(np.linspace(0, count - 1, min(count, max(1, most))).astype(np.int64))

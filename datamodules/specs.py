@@ -17,7 +17,7 @@ class ListFile:
     """A file of query lists that is evaluated on while training (``data.dev``).
 
     Attributes:
-        path: the file.
+        path: the file; for an objective that reads no list, also a ``.txt`` file with a text on each line.
         corpus: folder or name of the corpus that its passages are in.
         weight: passes over each list per epoch, a number or one per query type; a type that is not named gets 0.
     """

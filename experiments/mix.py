@@ -105,6 +105,11 @@ def _config(folders: Sequence[Path]) -> "DictConfig":
     if len(bases) > 1:
         raise InputError(f"These runs have {len(bases)} different base models; weights of one alone can be mixed.")
     config = read_run(folders[0])
+    if config.get("passage_encoder"):
+        raise InputError(
+            f"{folders[0]}: a run with a passage_encoder, whose query side began in another space than the passages': "
+            "there is no base model to mix with."
+        )
     del config["hydra"]
     config.encoder.lora = config.encoder.trainable_layers = None  # the exported weights hold what adapters learned
     return config

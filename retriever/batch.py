@@ -23,6 +23,7 @@ class BatchNeeds:
         whole_corpus: where passages are frozen, all of the corpus, or a weighted draw of it.
         all_scores: the teacher's score of every passage for every query.
         guide: embeddings of queries and passages by another encoder, which is not trained.
+        texts_alone: neither candidates nor teacher scores nor labels: any texts will do.
     """
 
     labels: bool = False
@@ -31,6 +32,7 @@ class BatchNeeds:
     whole_corpus: bool = False
     all_scores: bool = False
     guide: bool = False
+    texts_alone: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

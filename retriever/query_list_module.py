@@ -29,6 +29,7 @@ class QueryListModule(ShardedModule):
     Attributes:
         encoded_in_step: how much all ranks together encoded in the last training step.
         trained_side: what is trained, in words.
+        imitates_guide: whether the objective draws embeddings to another encoder's, whose width they must have.
 
     Args:
         encoder: what is trained.
@@ -42,6 +43,7 @@ class QueryListModule(ShardedModule):
     """
 
     train_passage_encoder = True
+    imitates_guide = False
 
     def __init__(
         self,

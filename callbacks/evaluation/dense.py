@@ -93,6 +93,11 @@ class DenseRanker(Ranker):
             )
         self.frozen_passages = not module.train_passage_encoder
 
+    def encode_passages_by(self, encoder: TextEncoder) -> None:
+        """Take another encoder for the passages; they are frozen."""
+        self.passage_encoder = encoder
+        self.frozen_passages = True
+
     def prepare(self, sets: Sequence[OpenedSet], encoder: TextEncoder, how: Ranking) -> list[EvaluationSet]:
         """Tokenise and encode; one set is tokenised while the one before it is encoded."""
         of_passages = self.passage_encoder or encoder
@@ -110,11 +115,14 @@ class DenseRanker(Ranker):
                 def embedded(queries: TokenizedTexts = queries, name: str = data.name) -> np.ndarray:
                     return self._cached(queries, encoder, f"encode {name} queries", "float32", how)
 
-                made_with = encoder.fingerprint(), how.precision, self.embedding_dtype
+                of_base = encoder.fingerprint() + (of_passages.fingerprint() if self.passage_encoder else "")
+                made_with = of_base, how.precision, self.embedding_dtype
                 rows, facts = sample_rows(data, (queries, passages), made_with, embedded, base, spec, how)
                 self.samples[data.name] = facts
                 found.append(sampled_set(data, rows))
                 self._prepared[found[-1].name] = replace(whole, rows=rows)
+        if self.passage_encoder is not None:
+            self.passage_encoder.cpu()  # all that it has to encode is encoded
         return found
 
     def rank(

@@ -89,6 +89,8 @@ class Evaluation(L.Callback):
                 refuses.
         """
         self.ranker.check(module)
+        if data.passage_encoder is not None:
+            self.ranker.encode_passages_by(data.passage_encoder)
         if not self.history.sets:
             self.history.sets = open_sets(self.specs, self.reading, data.dev_query_ids)
 

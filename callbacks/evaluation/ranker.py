@@ -18,6 +18,7 @@ from datamodules.corpus import EvaluationSet
 from datamodules.prompted import passage_tokens, query_tokens
 from datamodules.storage.made_ahead import made_ahead
 from retriever.encoder.tokens import TokenizedTexts
+from retriever.errors import InputError
 from retriever.work import Work
 
 _CPU = torch.device("cpu")
@@ -88,6 +89,14 @@ class Ranker(ABC):
 
     def check(self, module: L.LightningModule) -> None:  # noqa: B027 - most have nothing to refuse
         """Refuse a module that it cannot rank by, with an InputError; take from it what matters."""
+
+    def encode_passages_by(self, encoder: Any) -> None:
+        """Take another encoder for the passages than the one that is trained.
+
+        Raises:
+            InputError: it ranks by one encoder alone.
+        """
+        raise InputError(f"{type(self).__name__} ranks by one encoder: leave passage_encoder out.")
 
     def prepare(self, sets: Sequence[OpenedSet], encoder: Any, how: Ranking) -> list[EvaluationSet]:
         """Do what is done once, with the base model's weights: tokenise, encode, draw samples.

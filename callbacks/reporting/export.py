@@ -62,6 +62,7 @@ class ExportBest(L.Callback):
             frozen_passages=not module.train_passage_encoder,
             step=step,
             figures=[self._figure(opened, step) for opened in self.history.sets],
+            passage_encoder=trainer.datamodule.passage_encoder,
         )
         return model_card(facts)
 

@@ -58,9 +58,10 @@ class CardFacts:
         criterion: the metric that chose the checkpoint; None where none was kept, and the weights are the last step's.
         data: the data module's report.
         encoder: the exported model.
-        frozen_passages: whether passages keep the base model's embeddings.
+        frozen_passages: whether passages keep the embeddings of the base model, or of ``passage_encoder``.
         step: optimiser step of the exported weights.
         figures: one per evaluation set.
+        passage_encoder: encodes the passages in the base model's place.
     """
 
     name: str
@@ -74,11 +75,27 @@ class CardFacts:
     frozen_passages: bool
     step: int
     figures: Sequence[Figure]
+    passage_encoder: TextEncoder | None = None
 
     @property
     def base(self) -> str:
-        """Name of the base model; of a local folder the last part alone, for a card is published."""
-        return Path(self.encoder.name).name if Path(self.encoder.name).is_dir() else self.encoder.name
+        """Name of the base model."""
+        return _published_name(self.encoder.name)
+
+    @property
+    def passage_model(self) -> str:
+        """Name of the model that encodes passages where these are frozen."""
+        return self.base if self.passage_encoder is None else _published_name(self.passage_encoder.name)
+
+    @property
+    def is_projected(self) -> bool:
+        """Whether its embeddings were projected to another encoder's space before the first step."""
+        return getattr(self.encoder, "projection", None) is not None
+
+    @property
+    def passage_spec(self) -> Any:
+        """How passages are read."""
+        return (self.passage_encoder or self.encoder).spec
 
     @property
     def reranks(self) -> bool:
@@ -109,7 +126,8 @@ def model_card(facts: CardFacts) -> str:
 
 def _front_matter(facts: CardFacts) -> str:
     kind = ["cross-encoder", "reranker"] if facts.reranks else ["sentence-similarity", "dense-retriever"]
-    where = " of re-ranking" if facts.reranks else " (passages by the base model)" if facts.frozen_passages else ""
+    other = "the base model" if facts.passage_encoder is None else facts.passage_model
+    where = " of re-ranking" if facts.reranks else f" (passages by {other})" if facts.frozen_passages else ""
     results = [
         EvalResult(
             task_type="text-ranking" if facts.reranks else "information-retrieval",
@@ -135,6 +153,11 @@ def _front_matter(facts: CardFacts) -> str:
         model_name=facts.name,
         eval_results=results or None,
     ).to_yaml()
+
+
+def _published_name(model: str) -> str:
+    """Of a local folder the last part alone, for a card is published."""
+    return Path(model).name if Path(model).is_dir() else model
 
 
 def _hub_name(path: str) -> str | None:

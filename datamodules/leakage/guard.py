@@ -98,3 +98,11 @@ class LeakGuard:
     def _human(self, lists: QueryLists) -> np.ndarray:
         human = pa.array(self.human_types, lists.query_types.type)
         return pc.is_in(lists.query_types, value_set=human).to_numpy(zero_copy_only=False)
+
+
+def say_off() -> None:
+    """Warn that nothing is guarded."""
+    log.warning(
+        "The leak guard is OFF: train queries may give away evaluation queries. On SciFact this alone lifts "
+        "nDCG@10 from 0.645 to 0.80. Do not report these figures as learning."
+    )

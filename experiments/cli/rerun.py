@@ -222,4 +222,6 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         found.append(f"these files have changed: {', '.join(differ)}")
     if before.get("weights") not in (None, now.get("weights")):
         found.append("the weights of encoder.model have changed")
+    if before.get("passage_weights") not in (None, now.get("passage_weights")):
+        found.append("the weights of passage_encoder.model have changed")
     return found

@@ -150,10 +150,9 @@ def _model(name: str, settings: ModelSettings, depths: Depths, check: Check, all
 
 
 def _run(folder: Path, depths: Depths, check: Check, allowed: Sequence[str], trust_remote_code: bool) -> Model:
-    """A run's exported model; one whose query side alone was trained keeps its base model's passages."""
+    """A run's exported model; one whose query side alone was trained keeps the passages that it was trained for."""
     run = finished_run(folder, check, allowed, trust_remote_code)
-    of_passages = run.base if run.frozen else None
-    load = partial(_load_run, run.model, trust_remote_code, of_passages, run.is_reranker, depths)
+    load = partial(_load_run, run.model, trust_remote_code, run.of_passages, run.is_reranker, depths)
     return Model(run.name, run.seed, run.config, load, is_dense=not run.is_reranker)
 
 

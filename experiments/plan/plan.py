@@ -65,6 +65,7 @@ def run_plan(
         "resumes": str(checkpoint) if checkpoint else None,
         "repeats": config.repeats,
         "model": _model(module.encoder),
+        "passage_model": None if data.passage_encoder is None else _model(data.passage_encoder),
         "trained": trained,
         "objective": {"class": type(module).__name__, "settings": _objective(config)},
         "lists": data.report["files"],
@@ -184,6 +185,7 @@ def plan_lines(plan: Mapping[str, Any]) -> dict[str, str]:
     return {
         "model": _model_line(plan["model"]),
         "texts": _texts_line(plan["model"]),
+        **({"passages": _passages_line(plan["passage_model"])} if plan.get("passage_model") else {}),
         "trained": _trained_line(plan["trained"]),
         "objective": f"{plan['objective']['class']}: {_settings(plan['objective']['settings'])}",
         **({"fitted": fitted_line(plan["temperatures"])} if plan.get("temperatures") else {}),
@@ -214,6 +216,10 @@ def _texts_line(model: Mapping[str, Any]) -> str:
         parts.append(f"prompts {model['query_prompt']!r} and {model['passage_prompt']!r}")
         parts += [] if model["passage_titles"] else ["passages without titles"]
     return "; ".join(parts)
+
+
+def _passages_line(model: Mapping[str, Any]) -> str:
+    return f"by {_model_line(model)}; {_texts_line(model)}"
 
 
 def _trained_line(trained: Mapping[str, Any]) -> str:

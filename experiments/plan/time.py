@@ -112,7 +112,7 @@ def estimate(
     # weights, and two moments of each that learns, in float32
     checkpoint_bytes = sum((12 if p.requires_grad else 4) * p.numel() for p in module.parameters())
     parts = {
-        "encoding": meter.seconds(Work(passages=sum(map(len, corpora)))),
+        "encoding": meter.seconds(Work(passages=sum(map(len, corpora)))) * _times_as_long(module, data),
         "steps": steps.left * steps.accumulated * passes * meter.seconds(step, share),
         "evaluations": sum(meter.seconds(work, share) for work in evaluations),
     }
@@ -124,6 +124,20 @@ def estimate(
         tokens=tokens,
         share=meter.share,
     )
+
+
+def _times_as_long(module: QueryListModule, data: QueryListDataModule) -> float:
+    """How long a passage takes, beside one by the trained encoder: about as many times as its backbone has weights."""
+    if data.passage_encoder is None:
+        return 1.0
+    of_passages, own = (_weights_of_layers(encoder) for encoder in (data.passage_encoder, module.encoder))
+    return of_passages / max(1, own)
+
+
+def _weights_of_layers(encoder: torch.nn.Module) -> int:
+    """Weights that each token is multiplied by: those of tables of embeddings are looked up."""
+    tables = {id(part.weight) for part in encoder.modules() if isinstance(part, torch.nn.Embedding)}
+    return sum(p.numel() for p in encoder.parameters() if id(p) not in tables)
 
 
 class _Meter:
@@ -207,7 +221,7 @@ def _uncached(
     wanted = evaluation.ranker.corpora_to_encode(evaluation.history.sets)
     if wanted and not module.train_passage_encoder:
         wanted |= {(part.corpus.name, "float32"): part.corpus for part in (*data.train_lists, *data.dev_lists)}
-    encoder, cache_dir = module.encoder, data.cache_dir
+    encoder, cache_dir = data.passage_encoder or module.encoder, data.cache_dir
 
     def cached(corpus: Corpus, dtype: str) -> bool:
         tokens = find_tokens(corpus.read_by(encoder), encoder, "passage", cache_dir)

@@ -296,11 +296,11 @@ class Pipeline:
         return self._encoder if options == self.config.encoder else self._on_device(options)
 
     def _of_run(self, folder: str) -> tuple[TextEncoder, TextEncoder | None]:
-        """A run's model and, where its query side alone was trained, the base model, which encodes passages."""
+        """A run's model and, where its query side alone was trained, the encoder of its passages."""
         trusted = self.config.encoder.get("trust_remote_code", False)
         run = finished_run(Path(folder).expanduser(), check_arguments, self.config.allowed_targets, trusted)
         tuned = TextEncoder.from_pretrained(str(run.model), trust_remote_code=trusted)
-        return self._placed(tuned), self._on_device(run.base) if run.frozen else None
+        return self._placed(tuned), None if run.of_passages is None else self._on_device(run.of_passages)
 
     def _about(self) -> dict[str, Any]:
         """What the lists' metadata say of where queries and candidates come from."""

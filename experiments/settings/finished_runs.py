@@ -26,8 +26,8 @@ class FinishedRun:
         seed: its own.
         config: its configuration, of plain containers.
         model: the exported model's folder, whose files say pooling, prompts and lengths.
-        base: the encoder that it began with, ready to be built.
-        frozen: whether passages keep the base model's embeddings.
+        of_passages: the encoder that its passages were encoded by, ready to be built: the run's ``passage_encoder``,
+            or the base model; None where the exported model encodes them.
         is_reranker: whether it is a cross-encoder.
     """
 
@@ -35,8 +35,7 @@ class FinishedRun:
     seed: int
     config: dict[str, Any]
     model: Path
-    base: DictConfig
-    frozen: bool
+    of_passages: DictConfig | None
     is_reranker: bool
 
 
@@ -84,9 +83,22 @@ def finished_run(folder: Path, check: Check, allowed: Sequence[str], trust_remot
     results = exported_results(folder)
     config = as_now(read_yaml(folder / CONFIG, "Run that experiment again."))
     # the folder may come from others: it decides nothing that runs foreign code, as with --from
-    own = config["encoder"] | {"trust_remote_code": trust_remote_code}
-    placed = OmegaConf.create({"encoder": own, "repeats": str(folder), "allowed_targets": list(allowed)})
-    check(placed, SPECS)
     frozen = (config.get("module") or {}).get("train_passage_encoder") is False
-    is_reranker = "CrossEncoder" in str(config["encoder"].get("_target_"))
-    return FinishedRun(results["name"], results["seed"], config, folder / "model", placed.encoder, frozen, is_reranker)
+    base = config.get("passage_encoder") or config["encoder"]
+    placed = OmegaConf.create(
+        {
+            "encoder": config["encoder"] | {"trust_remote_code": trust_remote_code},
+            "passage_encoder": base | {"trust_remote_code": trust_remote_code},
+            "repeats": str(folder),
+            "allowed_targets": list(allowed),
+        }
+    )
+    check(placed, SPECS)
+    return FinishedRun(
+        results["name"],
+        results["seed"],
+        config,
+        folder / "model",
+        placed.passage_encoder if frozen else None,
+        "CrossEncoder" in str(config["encoder"].get("_target_")),
+    )

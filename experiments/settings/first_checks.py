@@ -18,11 +18,18 @@ from experiments.conf import CONF
 from experiments.settings.encoders import SPECS, outline, with_effective_encoders
 from experiments.settings.older_runs import as_now
 from experiments.settings.run_settings import read_run_settings
+from experiments.settings.two_encoders import check_two_encoders
 from retriever.encoder.sentence_transformers_layout import read_spec
 from retriever.errors import InputError
 
 # of a run that goes on, what its checkpoint and its frozen passages were made with
-_MADE_WITH = ("encoder", "module._target_", "module.train_passage_encoder", "module.matryoshka_dimensions")
+_MADE_WITH = (
+    "encoder",
+    "passage_encoder",
+    "module._target_",
+    "module.train_passage_encoder",
+    "module.matryoshka_dimensions",
+)
 _PARTS = ("encoder", "module", "data", "evaluation", "optimizer", "scheduler", "trainer", "logger")
 _SPEEDS = ("attention", "compile", "trust_remote_code")  # give the same embeddings
 _AS_TRAINED = ("query_prompt", "passage_prompt", "passage_titles", "pooling", "normalize")
@@ -48,7 +55,8 @@ def check_first(config: DictConfig) -> None:
     settings = read_run_settings(plain)
     outline(plain["encoder"])
     _check_criterion(monitored_metrics(config), specs, settings.allow_test_selection)
-    _check_model(plain["encoder"], plain["module"])
+    check_two_encoders(plain)
+    _check_model(plain["encoder"], plain["module"], plain.get("passage_encoder"))
     _check_resumed(plain)
 
 
@@ -108,7 +116,7 @@ def _require_lists(path: Path) -> None:
     find_file(path)
 
 
-def _check_model(encoder: dict[str, Any], module: dict[str, Any]) -> None:
+def _check_model(encoder: dict[str, Any], module: dict[str, Any], passages: dict[str, Any] | None) -> None:
     """Refuse prompts and passages other than those that a run's exported model was trained with."""
     folder = Path(encoder["model"])
     record = folder.parent / RESULTS
@@ -126,11 +134,11 @@ def _check_model(encoder: dict[str, Any], module: dict[str, Any]) -> None:
         trained = read_json(record).get("train_passage_encoder", True)
     except InputError:
         return
-    if trained is False and module.get("train_passage_encoder") is False:
+    if trained is False and module.get("train_passage_encoder") is False and passages is None:
         raise InputError(
             f"encoder.model is {folder}, whose query side alone was trained: the passage embeddings that it goes with "
-            "are its base model's, and module.train_passage_encoder=false would freeze its own. Start from the base "
-            "model, or train both sides."
+            "are another model's, and module.train_passage_encoder=false would freeze its own. Start from the base "
+            "model, train both sides, or name the passages' model: encoder@passage_encoder=…."
         )
 
 

@@ -42,6 +42,7 @@ def _as_now(config: Any, name: str) -> Any:
     if not all(isinstance(config.get(part), dict) for part in ("data", "evaluation", "module")):
         return _with_preset(config)
     rename(config)
+    config = {"passage_encoder": None} | config
     if "empty_passages" not in config:
         config = _with_newer_settings(config)
     if config["data"].get("_target_") == "datamodules.QueryListDataModule":

@@ -112,6 +112,7 @@ class RunSettings(CommonSettings):
     allow_test_selection: bool
     early_stopping: EarlyStopping
     diagnostics: DiagnosticsSettings
+    passage_encoder: Mapping[str, Any] | None = None
     resume: str | None
     repeats: str | None = None
     export: bool

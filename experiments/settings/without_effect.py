@@ -44,7 +44,8 @@ def _reads_lists_alone(config: DictConfig) -> bool:
 
 def _needs_no_guide(config: DictConfig) -> bool:
     target = str(config.module.get("_target_"))
-    return target.startswith("retriever.") and config.module.get("positive_aware") != "guide"
+    imitates = target == "retriever.objectives.EmbeddingRegression"
+    return target.startswith("retriever.") and config.module.get("positive_aware") != "guide" and not imitates
 
 
 def _is_unread(temperature: str) -> Callable[[DictConfig], bool]:
@@ -79,7 +80,9 @@ OF_RUN: dict[str, Rule] = {
     "diagnostics.teacher_temperature": _where("diagnostics.every_n_steps", None),
     "criterion": _where("save_checkpoints", False),
     "data.corpus_scores": (_reads_lists_alone, "module reads the teacher scores of the lists"),
-    "data.guide": (_needs_no_guide, "module.positive_aware is not guide"),
+    "data.guide": (_needs_no_guide, "module.positive_aware is not guide, and module is not embedding_regression"),
+    "module.passage_weight": _where("module.train_passage_encoder", False),
+    "passage_encoder.dropout": (lambda c: True, "passage_encoder is not trained"),
     "module.matryoshka_weights": _where("module.matryoshka_dimensions", None),
 }
 

@@ -74,6 +74,7 @@ def recorded_settings(config: DictConfig) -> dict[str, Any]:
         "objective": _objective(config),
         "criterion": config.criterion,
         "encoder": config.encoder.model,
+        **({"passage_encoder": config.passage_encoder.model} if config.get("passage_encoder") else {}),
         "train_passage_encoder": config.module.get("train_passage_encoder", True),
         "criterion_mode": config.criterion_mode,
     }

@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig
 
@@ -21,6 +21,7 @@ from callbacks.reliability.atomic_checkpoints import find_checkpoint
 from callbacks.reliability.checkpoint_files import LAST
 from callbacks.reporting.run_record import environment
 from datamodules import QueryListDataModule
+from datamodules.guide import guide_arguments
 from datamodules.storage.files import remove_leftovers, write_json
 from experiments.cli.ranks import broadcast_from_rank_zero
 from experiments.cli.rerun import save_config, warn_of_changes
@@ -33,6 +34,8 @@ from experiments.training.callbacks import recorded_settings, run_callbacks, run
 from experiments.training.debug_data import DebugData
 from experiments.training.precision import with_chosen_precision
 from experiments.training.temperatures import with_fitted_temperatures
+from retriever.encoder.projection import project
+from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import choose
 from retriever.query_list_module import QueryListModule
 
@@ -88,7 +91,7 @@ def train(config: DictConfig, folder: Path, arm: str, checkpoint: Path | None) -
         enable_checkpointing=config.save_checkpoints,
         plugins=[*instantiate(config.trainer.get("plugins") or [], _convert_="all"), AtomicCheckpoints(), *_slurm()],
     )
-    facts = _record_start(config, folder, trainer, module.encoder) if trainer.is_global_zero else {}
+    facts = _record_start(config, folder, trainer, module.encoder, data) if trainer.is_global_zero else {}
     data.open()
     check_batches(trainer, *(len(data.sampler(train=part, world_size=trainer.world_size)) for part in (True, False)))
     evaluation.open(module, data)
@@ -121,10 +124,25 @@ def train(config: DictConfig, folder: Path, arm: str, checkpoint: Path | None) -
 
 
 def make_module_and_data(config: DictConfig) -> tuple[QueryListModule, QueryListDataModule]:
-    """Build objective and data module on one encoder; the data module is told what the objective needs of a batch."""
+    """Build objective and data module on one encoder; the data module is told what the objective needs of a batch.
+
+    Where passages, or the embeddings that an objective draws to, are of another encoder of another width, the queries
+    are projected to that width.
+    """
     encoder = instantiate(config.encoder)
+    passages = instantiate(config.passage_encoder) if config.get("passage_encoder") else None
+    beside: dict[str, Any] = {"passage_encoder": passages}
+    imitated = passages
+    if (
+        imitated is None
+        and config.data.get("guide")
+        and getattr(get_class(config.module._target_), "imitates_guide", False)
+    ):
+        imitated = beside["guide"] = TextEncoder.from_pretrained(**guide_arguments(config.data.guide))
+    if imitated is not None and imitated.dimension != encoder.dimension:
+        project(encoder, imitated.dimension)
     module = make_module(config, encoder)
-    data = instantiate(config.data, encoder=encoder)
+    data = instantiate(config.data, encoder=encoder, **{k: v for k, v in beside.items() if v is not None})
     data.needs = module.needs
     return module, data
 
@@ -175,13 +193,17 @@ def _tidy(folder: Path, checkpoint: Path | None) -> None:
         checkpoint.with_name(LAST).unlink(missing_ok=True)
 
 
-def _record_start(config: DictConfig, folder: Path, trainer: L.Trainer, encoder: torch.nn.Module) -> dict[str, Any]:
+def _record_start(
+    config: DictConfig, folder: Path, trainer: L.Trainer, encoder: torch.nn.Module, data: QueryListDataModule
+) -> dict[str, Any]:
     """Write the configuration, and what it is run on, which is returned; say what has changed since an earlier run."""
     facts = environment(trainer.strategy.root_device) | {
         "ranks": trainer.world_size,
         "inputs": input_hashes(config),
         "weights": encoder.fingerprint(),  # of the base model: no checkpoint has been read
     }
+    if data.passage_encoder is not None:
+        facts["passage_weights"] = data.passage_encoder.fingerprint()
     if config.repeats or config.resume:
         warn_of_changes(Path(config.repeats or config.resume), facts)
     save_config(config, folder)

@@ -83,6 +83,7 @@ class TextEncoder(Encoder):
         """See :class:`Encoder`."""
         self.lower_case = False  # by the tokenizer, before it does anything else
         self.split: LayerSplit | None = None  # where the lower layers are frozen
+        self.projection: str | None = None  # "unfitted" or "fitted", where the head ends in another encoder's space
         name, spec = self.name, self.spec
         if getattr(self.backbone.config, "hidden_size", None) is None:
             raise InputError(f"{name} is a {type(self.backbone).__name__}, which gives no token embeddings of a text.")

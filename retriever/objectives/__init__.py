@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from retriever.objectives.combined import CombinedObjective
     from retriever.objectives.corpus import CorpusDistillation, CorpusInfoNCE
     from retriever.objectives.distillation import ListwiseDistillation
+    from retriever.objectives.embedding_regression import EmbeddingRegression
     from retriever.objectives.in_batch_distillation import InBatchDistillation
     from retriever.objectives.infonce import InfoNCE
     from retriever.objectives.ranking import ApproxNDCG, LambdaLoss, MarginMSE, RankNet

@@ -74,6 +74,8 @@ def random_example(seed, vectors="grid", short=True, queries=6, passages=14, len
 def encoded(example, dtype=torch.float32, garbage=0.0, seed=0, labels=True, copies=1):
     """The Example as the tensors that an objective gets; masked entries hold ``garbage`` and arbitrary passages.
 
+    Its guide has the same vectors, backwards.
+
     With two ``copies`` every passage has two rows with one key, of which each query knows one: so stand the rows of two
     ranks in the pool.
     """
@@ -91,6 +93,8 @@ def encoded(example, dtype=torch.float32, garbage=0.0, seed=0, labels=True, copi
         teacher.append([score for _, score in pairs] + [garbage] * padding)
     all_scores = [dict.fromkeys(keys, 0.0) | dict(pairs) for pairs in example.lists]
     return EncodedBatch(
+        guide_queries=torch.tensor([vector[::-1] for vector in example.queries], dtype=dtype),
+        guide_passages=torch.tensor([example.passages[key][::-1] for key in keys], dtype=dtype),
         all_scores=torch.tensor([[scores[key] for key in keys] for scores in all_scores], dtype=torch.float32),
         log_weights=torch.zeros(len(keys)),
         queries=torch.tensor(example.queries, dtype=dtype),

@@ -11,6 +11,7 @@ from retriever.objectives import (
     CombinedObjective,
     CorpusDistillation,
     CorpusInfoNCE,
+    EmbeddingRegression,
     InBatchDistillation,
     InfoNCE,
     LambdaLoss,
@@ -38,6 +39,8 @@ OBJECTIVES: dict[str, tuple[type[RetrieverModule], dict[str, Any]]] = {
     "distillation, in batch, masked": (InBatchDistillation, {"false_negative_share": 0.99, "unknown_margin": 0.1}),
     "distillation, corpus": (CorpusDistillation, {"learnable_temperature": True}),
     "infonce, corpus": (CorpusInfoNCE, {}),
+    "embedding regression": (EmbeddingRegression, {}),
+    "embedding regression, matryoshka": (EmbeddingRegression, {"matryoshka_dimensions": [16]}),
     "margin_mse": (MarginMSE, {}),
     "ranknet": (RankNet, {}),
     "approx_ndcg": (ApproxNDCG, {}),
@@ -45,6 +48,7 @@ OBJECTIVES: dict[str, tuple[type[RetrieverModule], dict[str, Any]]] = {
 }
 OF_CORPUS = (CorpusDistillation, CorpusInfoNCE)  # where passages are trained, over the passages of each rank alone
 CLASSES = list(dict.fromkeys(objective for objective, _ in OBJECTIVES.values()))
+COMPARING = [kind for kind in CLASSES if kind is not EmbeddingRegression]  # queries with passages, by inner products
 CONTRASTIVE = (InfoNCE, CombinedObjective)  # these take passages out of a pool of negatives
 
 

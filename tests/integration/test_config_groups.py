@@ -215,7 +215,7 @@ def test_the_configuration_of_an_older_run_has_the_names_and_groups_of_now(said)
     before["module"]["kept_tokens"] = before["module"].pop("uncheckpointed_tokens")
     for key in ("_recursive_", "sources", "dev_over_corpus", "guide"):
         del before["data"][key]
-    del before["module"]["orthogonal_weight"]
+    del before["module"]["orthogonal_weight"], before["passage_encoder"]
     before["data"]["gather_shared"] = before["data"].pop("group_overlapping_lists")
     assert as_now(before) == now
     assert "data.gather_shared is called data.group_overlapping_lists now" in said.text

@@ -32,6 +32,9 @@ SHARED = set(inspect.signature(QueryListModule.__init__).parameters) | set(
 )
 
 
+ENCODER = {"_target_": "retriever.encoder.TextEncoder.from_pretrained"}
+
+
 def run_leaves(world: World) -> dict[str, Seen]:
     """Leaves of the default composition."""
     two = {"data.train": [*world.of("train"), *world.of("second", world.second)]}
@@ -71,6 +74,9 @@ def run_leaves(world: World) -> dict[str, Seen]:
         ),
         "diagnostics.every_n_steps": Seen("run", 1),
         "diagnostics.teacher_temperature": Seen("run", 0.9, {"diagnostics.every_n_steps": 1}),
+        "passage_encoder": Seen(
+            "fit", ENCODER | {"model": world.other_model, "pooling": "mean"}, {"module.train_passage_encoder": False}
+        ),
         "resume": Seen("run", str(world.folder / "no_run"), refused="no_run"),
         "repeats": Seen("run", str(world.folder / "no_run")),
         "allowed_targets": Seen("accepted", ["torch"], {"module._target_": "torch.nn.Identity"}),
@@ -177,6 +183,8 @@ OBJECTIVES: dict[str, Seen] = {
     "hardness": Seen("gradients", 5.0),
     "weights": Seen("gradients", "lambdarank"),
     "weighted": Seen("gradients", True),
+    "distance": Seen("gradients", "cosine"),
+    "passage_weight": Seen("gradients", 0.3),
 }
 # of the data, for objectives that look at the whole corpus
 CORPUS_SCORES: dict[str, Seen] = {
@@ -221,7 +229,9 @@ def test_every_setting_of_an_objective_is_followed_or_refused(world, said, modul
             for name, seen in CORPUS_SCORES.items()
         }
         entries = {key: dataclasses.replace(seen, by="fit") for key, seen in entries.items()}  # the data module's part
-    if module == "infonce_guided":
+    if module in ("infonce_guided", "embedding_regression"):
+        if module == "embedding_regression":
+            base |= {"data.guide": {"model": world.model, "pooling": "cls"}}
         entries["data.guide"] = Seen("fit", {"model": world.other_model, "pooling": "mean"})
         entries = {key: dataclasses.replace(seen, by="fit") for key, seen in entries.items()}
     found_dead = dead(world, entries, base, said, [f"module={module}"])

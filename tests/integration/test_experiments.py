@@ -54,6 +54,8 @@ def test_every_experiment_starts_and_makes_a_step(
         small += ["list_count=5"] * ("list_count" in plain)
         if plain.evaluation.get("dense") is not None:
             small += [f"evaluation.dense.model={tiny_model}", "evaluation.dense.pooling=mean"]
+        if plain.passage_encoder is not None:
+            small += [f"passage_encoder.model={tiny_model}", "passage_encoder.passage_max_length=64"]
         if path.stem == "decoder":
             small += [f"encoder.model={tiny_chat_model}", "encoder.pooling=last"]
         first = compose("run", [f"+exp={name}", *arms[0], *small])

@@ -44,8 +44,9 @@ def gradients(paths, rank, world_size):
     data = QueryListDataModule(encoder, spec, spec, leak_guard="off", cache_dir=cache)
     data.setup()
     with torch.no_grad():  # its own query side would be the student: half of the numbers are another encoder
-        guides = ([embed(t, encoder, 400)[:, ::2] for t in (s.query_tokens, s.passage_tokens)] for s in data._train)
-        data._train = [replace(s, guide=(q.copy(), p.copy())) for s, (q, p) in zip(data._train, guides, strict=True)]
+        half = torch.arange(encoder.dimension).numpy() % 2
+        guides = ([half * embed(t, encoder, 400) for t in (s.query_tokens, s.passage_tokens)] for s in data._train)
+        data._train = [replace(s, guide=tuple(guide)) for s, guide in zip(data._train, guides, strict=True)]
     found, figures = {}, {}
     for name, (objective, options) in OBJECTIVES.items():
         sampler = BatchSampler(data._train, 14, seed=5, rank=rank, world_size=world_size)  # 14, 13, 13 lists
@@ -214,6 +215,7 @@ def trained(tiny_model, small_scifact, small_lists, folder):
             "token_budget=700",
             f"cache_dir={folder}/cache",
             *(["module.matryoshka_dimensions=[16, 8]"] if name == "matryoshka" else []),
+            *([f"data.guide={{model: {tiny_model}, pooling: cls}}"] if name == "embedding_regression" else []),
             # else each rank looks at the passages of its own lists alone
             *(["module.train_passage_encoder=false"] if name.endswith("_corpus") else []),
         ]

@@ -32,7 +32,7 @@ from helpers.loss_references import (
     reference_kl,
     reference_log_softmax,
 )
-from helpers.objectives import CLASSES, OF_CORPUS, learnable
+from helpers.objectives import CLASSES, COMPARING, OF_CORPUS, learnable
 from retriever.batch import BatchNeeds, membership_mask
 from retriever.errors import InputError
 from retriever.losses.infonce import above_positive, infonce, likely_false_negatives
@@ -710,7 +710,7 @@ def test_weights_that_are_negative_both_zero_or_not_finite_are_an_error_with_the
 # --------------------------------------------------------------------------------------------------------- blocks
 
 
-@pytest.mark.parametrize("objective", CLASSES)
+@pytest.mark.parametrize("objective", COMPARING)
 @pytest.mark.parametrize("numbers", [1, 14 * 4])  # a query at a time, and blocks that are not of one size
 def test_blocks_of_queries_change_neither_loss_nor_gradients(objective, numbers, monkeypatch):
     example = random_example(3, "normal")
@@ -737,7 +737,7 @@ def test_blocks_of_queries_change_neither_loss_nor_gradients(objective, numbers,
 # ------------------------------------------------------------------------------------------------------ precision
 
 
-@pytest.mark.parametrize("objective", CLASSES)
+@pytest.mark.parametrize("objective", COMPARING)
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_autocast_does_not_reach_the_objective(objective, half):
     batch = encoded(random_example(5, "normal"))
