@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from datamodules.storage.files import atomic_path
-from experiments.benchmarks.scale import IN_BLOCKS, exponent, extrapolated
+from experiments.benchmarks.scale import IN_BLOCKS, bytes_a_passage, exponent, extrapolated
 
 _WORDS = {"ours": "this project", "st": "sentence-transformers", "plain": "plain loop", "beir": "beir"}
 
@@ -89,6 +89,7 @@ def scale_rows(points: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str,
         row |= {f"{p['passages']:,}: CPU s": f"{p['cpu_seconds']:.1f}" for p in found}
         row["time grows with n to the"] = f"{exponent(found):.2f}" if len(found) > 1 else ""
         row |= {f"{p['passages']:,}: GiB": f"{p['bytes'] / 2**30:.2f}" for p in found}
+        row["bytes a passage"] = f"{bytes_a_passage(found):,.0f}" if len(found) > 1 else ""
         row["GiB left on disk"] = f"{found[-1]['disk_bytes'] / 2**30:.2f}"
         rows.append(row)
     return rows

@@ -35,7 +35,15 @@ from retriever.teachers import RunFusion
 
 OF_PREPARE = ("deduplicate", "sample", "queries", "mine", "score", "filter", "split")
 WORK = ("corpus", *OF_PREPARE, "bm25", "lists", "guard", "order", "order_overlapping")
-IN_BLOCKS = ("deduplicate", "mine", "score", "generate", "encode", "teacher")  # which processes share by shard=…
+IN_BLOCKS = (
+    "deduplicate",
+    "mine",
+    "bm25",
+    "score",
+    "generate",
+    "encode",
+    "teacher",
+)  # which processes share by shard=…
 _GROUP = "sentence"
 _EVALUATION_QUERIES = 1000
 _BATCH = 4096
@@ -222,6 +230,12 @@ def extrapolated(points: Sequence[dict[str, Any]], passages: int) -> dict[str, f
         slope = (last[name] - before[name]) / grown if grown else last[name] / last["passages"]
         found[name] = last[name] + max(0.0, slope) * (passages - last["passages"])
     return found
+
+
+def bytes_a_passage(points: Sequence[dict[str, Any]]) -> float:
+    """The memory that a step takes for one more passage, by its last two points."""
+    before, last = points[-2:]
+    return (last["bytes"] - before["bytes"]) / (last["passages"] - before["passages"])
 
 
 def exponent(points: Sequence[dict[str, Any]]) -> float:

@@ -158,7 +158,8 @@ def test_every_step_of_a_preparation_is_measured_once(tmp_path):
     assert larger["mine"]["36,000,000: hours"] == "1,000.0" and larger["mine"]["36,000,000: GiB"] == "1.0"
     assert larger["mine"]["36,000,000: processes for a day"] == "42" and larger["mine"]["shared"] == "in blocks"
     assert larger["encode"]["36,000,000: processes for a day"] == "100"
-    assert {row["step"]: row for row in scale_rows(points)}["mine"]["time grows with n to the"] == "1.00"
+    mine = {row["step"]: row for row in scale_rows(points)}["mine"]
+    assert mine["time grows with n to the"] == "1.00" and mine["bytes a passage"] == "0"
 
 
 def test_memory_is_the_process_own():
