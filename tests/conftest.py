@@ -17,10 +17,12 @@ from helpers.processes import end, end_everything
 os.environ.setdefault("WANDB_MODE", "offline")
 # two processes share the files out in this order: a long one that came last would run alone
 LONG_FILES = (
-    *("faults", "launchers", "dead_settings", "vllm", "prepare", "bad_input", "sweeps", "readme", "experiments", "ray"),
-    *("dead_settings_of_rerankers", "run", "ranks", "cross_encoder", "security", "configuration", "evaluate", "bench"),
-    *("documented_commands", "evaluation_at_scale", "killed_runs", "dead_settings_of_prepare", "scifact", "mutants"),
-    *("repeat", "wandb", "advice", "torn_files"),
+    *("readme", "dead_settings", "faults", "ray", "adapt", "cross_encoder", "launchers", "sweeps", "teacher_presets"),
+    *("run", "configuration", "start", "experiments", "dead_settings_of_prepare", "prepare", "bench", "killed_runs"),
+    *("vllm", "evaluation_at_scale", "evaluate", "chosen_precision", "second_round", "dead_settings_of_rerankers"),
+    *("advice", "batch_files", "scifact", "wandb", "compare", "base_is_kept", "repeat", "cadet", "encoder"),
+    *("fitted_temperatures", "stages", "security", "leakage", "bad_input", "ranks", "examples", "documented_commands"),
+    *("compare_files", "config_groups", "trainer_settings", "mutants", "list_layouts", "streams", "datamodule"),
 )
 
 STDERR = os.dup(2)  # replaced by the terminal's below

@@ -83,6 +83,7 @@ def test_the_estimate_draws_no_random_number_and_leaves_the_module_as_it_is(smal
     )
 
 
+@pytest.mark.slow
 def test_embeddings_of_stored_states_are_found_and_no_share_of_a_search_is_left_out(small_run, tmp_path, monkeypatch):
     def plan():
         trainer, module, data, evaluation = opened(config, tmp_path)
@@ -102,6 +103,7 @@ def test_embeddings_of_stored_states_are_found_and_no_share_of_a_search_is_left_
     assert half["steps"] == whole["steps"] / 2
 
 
+@pytest.mark.slow
 def test_tokens_that_are_kept_are_all_of_a_step_where_it_has_no_more(small_run, tmp_path):
     config = config_of("module=distillation", *small_run)
     plan = run_plan(config, *opened(config, tmp_path), None)
@@ -123,6 +125,7 @@ COMPARED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", COMPARED)
 def test_what_queries_are_compared_with_is_said(small_run, tmp_path, module):
     config = config_of(f"module={module.split()[0]}", *module.split()[1:], *small_run)
@@ -130,6 +133,7 @@ def test_what_queries_are_compared_with_is_said(small_run, tmp_path, module):
     assert line.endswith(f"human.parquet; {COMPARED[module]}"), line
 
 
+@pytest.mark.slow
 def test_a_term_of_any_objective_is_said_where_it_counts(small_run, tmp_path):
     for weight, shown in ((0.5, 0.5), (0.0, None)):
         config = config_of("module=distillation", f"module.orthogonal_weight={weight}", *small_run)

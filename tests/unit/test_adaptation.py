@@ -176,6 +176,7 @@ def test_where_time_is_short_less_is_done_and_said(small_scifact, tmp_path):
         decide(asked(minutes=0.01, **cache), found, "x", slow)
 
 
+@pytest.mark.slow
 def test_the_measured_speed_is_that_of_the_encoder(tiny_encoder, small_scifact, tmp_path):
     found = survey(small_scifact, None, str(tmp_path))
     speed = measure(tiny_encoder, found)

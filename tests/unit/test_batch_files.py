@@ -32,6 +32,10 @@ class Killed(BaseException):
     """What no code catches."""
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.fixture
 def api():
     with batch_api() as found:
@@ -106,15 +110,15 @@ def test_a_file_has_no_more_than_its_bytes(api, stage, tmp_path):
 @pytest.mark.parametrize(
     ("place", "number"),
     [
-        ((batches.time, "sleep"), 1),  # all are submitted
-        ((batches.time, "sleep"), 2),
-        ((Batch, "save"), 1),  # the first is uploaded, and its id lost
+        slow((batches.time, "sleep"), 1),  # all are submitted
+        slow((batches.time, "sleep"), 2),
+        slow((Batch, "save"), 1),  # the first is uploaded, and its id lost
         ((Batch, "save"), 3),  # the first is submitted, and its id lost
-        ((Batch, "save"), 4),
-        ((Batch, "save"), 6),
-        ((batches._Round, "_fetch"), 1),
-        ((batches._Round, "_fetch"), 3),
-        ((batches.Path, "unlink"), 1),  # its answers are kept already
+        slow((Batch, "save"), 4),
+        slow((Batch, "save"), 6),
+        slow((batches._Round, "_fetch"), 1),
+        slow((batches._Round, "_fetch"), 3),
+        slow((batches.Path, "unlink"), 1),  # its answers are kept already
     ],
 )
 def test_a_killed_process_pays_nothing_twice(api, stage, tmp_path, monkeypatch, place, number):
@@ -129,6 +133,7 @@ def test_a_killed_process_pays_nothing_twice(api, stage, tmp_path, monkeypatch, 
     assert len(api.batches) - before == before
 
 
+@pytest.mark.slow
 def test_an_answer_to_a_submission_that_is_lost_is_looked_for(api, stage, tmp_path, monkeypatch):
     submit = api.submit
     monkeypatch.setattr(api, "submit", lambda asked: submit(asked) and {"id": None}["none"])  # the connection breaks
@@ -144,12 +149,14 @@ def test_an_answer_to_a_submission_that_is_lost_is_looked_for(api, stage, tmp_pa
     )
 
 
+@pytest.mark.slow
 def test_processes_that_share_a_stage_pay_once(api, stage, tmp_path):
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda made: run_stage(made, tmp_path), [stage(), stage()]))
     assert any(found) and len(api.paid) == len(set(api.paid))
 
 
+@pytest.mark.slow
 def test_requests_that_fail_or_expire_come_into_the_next_batch(api, stage, tmp_path):
     whole = run_stage(stage(), tmp_path / "whole")
     paid, api.paid = sorted(api.paid), []
@@ -158,6 +165,7 @@ def test_requests_that_fail_or_expire_come_into_the_next_batch(api, stage, tmp_p
     assert sorted(api.paid) == paid and not api.wrong
 
 
+@pytest.mark.slow
 def test_what_fails_again_and_again_is_named_and_the_rest_kept(api, stage, tmp_path):
     run_stage(stage(), tmp_path / "whole")
     paid, api.paid = sorted(api.paid), []
@@ -168,6 +176,7 @@ def test_what_fails_again_and_again_is_named_and_the_rest_kept(api, stage, tmp_p
     assert sorted(api.paid) == paid
 
 
+@pytest.mark.slow
 def test_a_cancelled_batch_ends_it_and_is_gone_on_with(api, stage, tmp_path):
     api.ends = ["cancelled"]
     with pytest.raises(InputError, match=r"batch-0 was cancelled; 5 of its requests have no answer"):
@@ -176,6 +185,7 @@ def test_a_cancelled_batch_ends_it_and_is_gone_on_with(api, stage, tmp_path):
     assert len(api.paid) == len(set(api.paid))
 
 
+@pytest.mark.slow
 def test_a_batch_that_the_server_refuses_is_submitted_anew_at_the_next_start(api, stage, tmp_path):
     api.ends = ["invalid"]
     with pytest.raises(InputError, match=r"refuses batch batch-0: 'as the test has it'.*Does it offer batches"):
@@ -184,6 +194,7 @@ def test_a_batch_that_the_server_refuses_is_submitted_anew_at_the_next_start(api
     assert len(api.paid) == len(set(api.paid))
 
 
+@pytest.mark.slow
 def test_a_server_with_a_full_queue_is_waited_for(api, stage, tmp_path):
     api.ends = ["completed", "token_limit_exceeded", "token_limit_exceeded"]
     run_stage(stage(), tmp_path)
@@ -193,6 +204,7 @@ def test_a_server_with_a_full_queue_is_waited_for(api, stage, tmp_path):
         run_stage(stage(model="alone", attempts=1, batch={"requests": 100}), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_server_goes_on_where_batches_end(api, stage, tmp_path):
     whole = run_stage(stage("server"), tmp_path / "whole")
     api.paid, api.ends = [], ["completed", "cancelled"]
@@ -203,6 +215,7 @@ def test_a_server_goes_on_where_batches_end(api, stage, tmp_path):
     assert 20 <= kept < len(api.paid) == len(set(api.paid))
 
 
+@pytest.mark.slow
 def test_answers_that_were_paid_for_survive_a_kill_in_a_block(api, stage, tmp_path, monkeypatch):
     whole = run_stage(stage("server"), tmp_path / "whole")
     paid, api.paid = sorted(api.paid), []
@@ -230,7 +243,7 @@ def test_an_answer_that_two_processes_have_counts_once(tmp_path):
 
 
 @pytest.mark.parametrize("engine", ["server", "batch"])
-@pytest.mark.parametrize("share", [0.2, 0.6, 0.95])
+@pytest.mark.parametrize("share", [slow(0.2), 0.6, slow(0.95)])
 def test_a_budget_is_never_passed_and_what_is_done_is_kept(api, stage, tmp_path, engine, share):
     whole = run_stage(stage(engine, price=PRICE), tmp_path / "whole")
     counts = whole.manifest["counts"]
@@ -247,6 +260,7 @@ def test_a_budget_is_never_passed_and_what_is_done_is_kept(api, stage, tmp_path,
     assert len(api.paid) == paid
 
 
+@pytest.mark.slow
 def test_a_plan_counts_by_the_tokenizer_where_there_is_one(api, stage, tmp_path, tiny_chat_model):
     made = stage(model=str(tiny_chat_model), price=PRICE, attempts=3)
     lines = plan_lines(made, tmp_path)
@@ -289,6 +303,7 @@ def test_a_bad_setting_is_named(stage, options, words):
 # limits of rates
 
 
+@pytest.mark.slow
 def test_a_server_that_says_when_to_come_again_is_waited_for(api, stage):
     engine, api.busy = stage("server", server={"parallel": 1, "retries": 1}).engine, 1
     began = time.monotonic()
@@ -296,6 +311,7 @@ def test_a_server_that_says_when_to_come_again_is_waited_for(api, stage):
     assert time.monotonic() - began >= 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [{"requests_per_minute": 600}, {"tokens_per_minute": 12_000}])
 def test_requests_are_spread_over_a_minute(api, stage, limit):
     engine = stage("server", server=limit, sampling={"max_tokens": 10}).engine

@@ -342,6 +342,7 @@ def test_where_passages_learn_every_pair_of_the_batch_has_a_score(tmp_path):
     np.testing.assert_array_equal(made.all_scores, source.corpus_scores(np.arange(3), np.arange(6)))
 
 
+@pytest.mark.slow
 def test_the_teacher_that_is_kept_is_that_of_the_encoder_in_all_its_settings(
     tiny_model, small_scifact, small_lists, tmp_path
 ):
@@ -364,6 +365,7 @@ def test_the_teacher_that_is_kept_is_that_of_the_encoder_in_all_its_settings(
     np.testing.assert_array_equal(teacher("shared", passage_max_length=64), plain)
 
 
+@pytest.mark.slow
 def test_dev_batches_alone_may_hold_the_corpus(tiny_encoder, small_scifact, small_lists, tmp_path):
     files = [{"path": str(small_lists), "corpus": str(small_scifact)}]
     options = {"leak_guard": "off", "cache_dir": tmp_path, "dev_over_corpus": True}

@@ -144,6 +144,7 @@ def pairs_of(encoder, queries, passages):
     return encoder.pairs(encoder.tokenize(queries, "query"), encoder.tokenize(passages, "passage"), rows, rows)
 
 
+@pytest.mark.slow
 def test_pairs_are_those_of_the_tokenizer(family_model, scifact):
     encoder, tokenizer = tiny(family_model), AutoTokenizer.from_pretrained(family_model)
     queries, passages = texts(scifact, 80)
@@ -169,6 +170,7 @@ def test_long_query_is_cut_and_leaves_the_passage_room(bert_model):
     assert len(types) == 96 and (types == 0).sum() == 60 and (types == 1).sum() == 36
 
 
+@pytest.mark.slow
 def test_exported_model_gives_the_same_logits_everywhere(family_model, scifact, tmp_path):
     encoder = tiny(family_model).eval()
     queries, passages = texts(scifact, 40)
@@ -557,6 +559,7 @@ def test_reranking_at_every_validation_is_logged(teacher_run, tmp_path):
     assert len(rows) >= 2 and results["steps"]["last"] == 8
 
 
+@pytest.mark.slow
 def test_own_passage_is_no_candidate(teacher_run, small_scifact, tmp_path):
     config = config_of(*teacher_run, "evaluation.dense=null")
     evaluation = instantiate(config.evaluation, folder=tmp_path)

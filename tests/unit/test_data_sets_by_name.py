@@ -113,6 +113,7 @@ def registered(tmp_path):
         del ir_datasets.registry._registered[name]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("registered")
 def test_a_set_of_ir_datasets(place):
     data = load_evaluation_set("ir_datasets:tiny/test")

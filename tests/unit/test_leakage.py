@@ -99,6 +99,7 @@ def test_what_is_trained_on_gives_away_no_test_query(tiny_encoder, tmp_path, cap
     assert ("The leak guard is OFF" in caplog.text) == (guard == "off")
 
 
+@pytest.mark.slow
 def test_guard_can_refuse(tiny_encoder, tmp_path):
     lists = [{"path": "scifact/lists/human.train.parquet", "corpus": "scifact"}]
     data = QueryListDataModule(

@@ -83,6 +83,7 @@ def lines_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layout", "options"), LOSSLESS)
 def test_round_trip_of_real_lists_loses_nothing(tmp_path, passages, real_lists, layout, options):
     assert any(not set(q.positive_ids) & set(q.passage_ids) for q in real_lists)  # positives without a score, too
@@ -195,6 +196,7 @@ def test_sparse_and_multi_vector_models_train_on_the_columns(tmp_path, tiny_mode
         assert any((value != before[name]).any() for name, value in model.named_parameters())
 
 
+@pytest.mark.slow
 def test_pylate_reads_what_is_written(tmp_path, passages, real_lists):
     export_lists(real_lists, tmp_path / "x.jsonl", "pylate", passages)
     data = {
@@ -230,6 +232,7 @@ def test_lightning_ir_reads_what_is_written_without_another_file(tmp_path, passa
         assert list(sample.docs) == [passages.text(found, "") for found in sample.doc_ids]
 
 
+@pytest.mark.slow
 def test_cross_encoder_losses_train_on_the_lists(tmp_path, tiny_model, passages, real_lists):
     export_lists(real_lists[:5], tmp_path / "x.jsonl", "sentence_transformers", passages, form="lists")
     data = load_dataset("json", data_files=str(tmp_path / "x.jsonl"), cache_dir=str(tmp_path), split="train")
@@ -486,6 +489,7 @@ def test_a_passage_with_an_id_may_be_empty(tmp_path, layout):
     assert found.passage_ids == ["a", "b"] and load_corpus(tmp_path / "new").passages[1].as_py() == "B"
 
 
+@pytest.mark.slow
 def test_tevatron_trains_on_what_is_written(tmp_path, passages, real_lists):
     export_lists(real_lists, tmp_path / "x.jsonl", "tevatron", passages)
     data = load_dataset("json", data_files=str(tmp_path / "x.jsonl"), cache_dir=str(tmp_path), split="train")

@@ -35,6 +35,7 @@ def test_a_file_is_read_with_its_comments():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_page_holds_every_setting_of_its_files(command):
     page = settings_page(ROOT, command)

@@ -184,6 +184,7 @@ def generate(small, deduplicated, tiny_chat_model, tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_every_answer_is_accepted_or_rejected_with_a_reason(generate, tmp_path):
     output = run_stage(generate(), tmp_path)
     queries, rejected = rows(output, "queries.parquet"), rows(output, "rejected.parquet")
@@ -222,6 +223,7 @@ def test_rejected_answers_are_asked_for_again(generate, tmp_path):
     assert len(accepted) == len(set(accepted))
 
 
+@pytest.mark.slow
 def test_a_query_that_stands_already_is_a_duplicate(generate, tmp_path):
     stage = generate()
     table = stage.run_block(0, lambda _: None)
@@ -317,6 +319,7 @@ def mine(small, collected, tiny_encoder, tmp_path, chunk=1000, deduplicated=None
     return Mine(small, collected, deduplicated, {"bm25": Bm25(), "dense": dense}, **{"depth": 20, **options})
 
 
+@pytest.mark.slow
 def test_the_runs_are_those_of_whole_searches(small, collected, tiny_encoder, tmp_path):
     output = run_stage(mine(small, collected, tiny_encoder, tmp_path, chunk=50), tmp_path)
     queries = [r["query"] for r in rows(collected, "queries.parquet")]
@@ -363,6 +366,7 @@ def test_a_passage_without_a_word_of_the_query_is_no_hit():
         bm25_search(passages, ["statins"], 2, language="engl")
 
 
+@pytest.mark.slow
 def test_another_order_of_retrievers_is_another_stage(small, collected, tiny_encoder, tmp_path):
     stages = []
     for names in (("a", "b"), ("b", "a")):
@@ -448,6 +452,7 @@ def score(small, collected, mined, teacher, tmp_path, **options):
     return output, rows(output, "scored.parquet")
 
 
+@pytest.mark.slow
 def test_the_fusion_teacher_is_the_fused_score(small, collected, mined, tmp_path):
     _, scored = score(small, collected, mined, RunFusion({"bm25": 0.4, "dense": 0.6}), tmp_path)
     runs = [table_to_hits(pq.read_table(mined.file(f"run.{n}.parquet"))) for n in ("bm25", "dense")]

@@ -112,6 +112,7 @@ def many(tmp_path_factory):
     return Corpus("many", pa.array([f"p{n}" for n in range(len(texts))]), pa.array([""] * len(texts)), pa.array(texts))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", [0.5, 0.9])
 def test_blocks_on_the_disk_find_what_one_index_in_memory_finds(many, threshold, tmp_path, monkeypatch):
     expected = plainly_deduplicated(normalize_texts(many.passages.to_pylist()), 10, threshold)
@@ -240,6 +241,7 @@ def prepared(many, tmp_path_factory):
     return prepare
 
 
+@pytest.mark.slow
 def test_slices_of_any_size_make_the_same_lists(prepared, monkeypatch):
     whole, small = prepared(monkeypatch, 10_000), prepared(monkeypatch, 37)
     assert small[1] == whole[1]
@@ -250,6 +252,7 @@ def test_slices_of_any_size_make_the_same_lists(prepared, monkeypatch):
     assert 0 < kept["kept"] < kept["lists"] and kept["by_type"]["sentence"]["sentence"]["low score"]
 
 
+@pytest.mark.slow
 def test_the_scores_of_an_ensemble_are_scaled_over_all_of_them(prepared, monkeypatch):
     content, _ = prepared(monkeypatch, 37)
     scored = content["2 scored.parquet"]

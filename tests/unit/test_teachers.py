@@ -206,12 +206,14 @@ def t5_scores(folder, pairs, max_length, closing):
         yield logits, len(full) > max_length, ids
 
 
+@pytest.mark.slow
 def test_rankt5(t5, pairs):
     teacher = RankT5(t5, max_length=120, query_max_length=80, token_budget=600, **CPU)
     row = AutoTokenizer.from_pretrained(t5).convert_tokens_to_ids("<extra_id_10>")
     check(teacher, pairs, [(logits[row], cut) for logits, cut, _ in t5_scores(t5, pairs, 120, "")])
 
 
+@pytest.mark.slow
 def test_monot5(t5, pairs):
     teacher = MonoT5(t5, max_length=120, query_max_length=80, token_budget=600, **CPU)
     tokenizer = AutoTokenizer.from_pretrained(t5)
