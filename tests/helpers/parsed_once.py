@@ -1,11 +1,13 @@
 """What a process parses again at each composing and checking is parsed once, where this is imported.
 
 Interpolations, files of YAML by their text, overrides by theirs, what a class of a library or of the project takes:
-half of what it takes to compose and check a configuration, which most tests do, and some a hundred times.
+half of what it takes to compose and check a configuration, which most tests do, and some a hundred times. Nodes are
+copied without a look at what is never there.
 """
 
 import copy
 import pickle
+from collections import defaultdict
 from functools import cache, lru_cache
 from types import SimpleNamespace
 
@@ -19,6 +21,19 @@ from experiments.cli import targets
 for module in (_utils, base, oc):  # nobody changes a parse tree
     module.parse = lru_cache(maxsize=10_000)(module.parse)
 
+_utils.is_attr_class = lambda _: False  # nobody has classes of attrs here
+
+
+def _copied(self, memo):
+    """Metadata of a node: of types, which are no copies, and a mapping of flags."""
+    made = object.__new__(type(self))
+    made.__dict__.update(self.__dict__)
+    made.flags = self.flags and dict(self.flags)
+    made.resolver_cache = copy.deepcopy(self.resolver_cache, memo) if self.resolver_cache else defaultdict(dict)
+    return made
+
+
+base.Metadata.__deepcopy__ = _copied
 _utils.get_yaml_loader = cache(_utils.get_yaml_loader)
 _texts: dict[str, bytes] = {}
 
