@@ -199,12 +199,15 @@ def small(module: str, line: str, model: Path, chat: Path, teacher: Path) -> lis
             *(reranked * ("exp=teacher" in line)),
             *(["seed=1"] * ("seed=1,2,3" in line)),
             *(["arm=question", "list_count=5"] * ("query_types" in line)),
-            # of four arms over a whole corpus one that reads lists and one that reads the corpus
-            *(["module=distillation,infonce_corpus"] * ("cranfield/objectives" in line)),
-            *(["module=distillation,infonce"] * ("scifact/objectives" in line)),
+            # of four arms over a whole corpus one that reads lists and one that reads the corpus; one beside options
+            *(["module=distillation,infonce_corpus"] * line.endswith("cranfield/objectives")),
+            *(["module=distillation"] * ("cranfield/objectives " in line)),
+            *(["module=distillation,infonce"] * line.endswith("scifact/objectives")),
+            *(["module=infonce"] * ("scifact/objectives " in line)),
         ]
     sizes = ["generator.sampling={temperature: 0.8, max_tokens: 24, stop: [s, t]}", "generate.block_size=4"]
     sizes += ["generator.engine=transformers", "sample.size=6", "generate.language=null"]
+    few = [f"+queries.{name}.limit=60" for name in ("title", "sentence")]
     filters = "{consistency_rank: null, teacher_first: false, min_length: 5, min_top_quantile: null}"
     return [
         f"encoder.model={model}",
@@ -212,6 +215,7 @@ def small(module: str, line: str, model: Path, chat: Path, teacher: Path) -> lis
         f"generator.model={chat}",
         *sizes,
         f"filter={filters}",
+        *(few * ("cranfield_free" in line)),  # of thousands
         "mine.depth=20",
         "mine.candidates=10",
         *([f"teacher.model={teacher}"] * ("rankt5" in line)),
