@@ -49,6 +49,7 @@ COMPOSED = (
     "experiments.bench",
     "exp=paper/search",
     "sets=beir14",
+    "encoder@passage_encoder=mpnet",
     "exp=cadet",
     "exp=paper/cadet",
 )
