@@ -34,7 +34,10 @@ MODULES.append("agreement")  # which has the divergence over a corpus, of an obj
 MODULES += dict.fromkeys(objective.__module__.removeprefix("retriever.") for objective in CLASSES)
 TESTS = [
     f"test_{name}.py"
-    for name in ("matryoshka", "orthogonal", "ranking_losses", "infonce_options", "distillation_losses", "losses")
+    for name in (
+        *("matryoshka", "orthogonal", "ranking_losses", "infonce_options", "embedding_regression"),
+        *("distillation_losses", "losses"),
+    )
 ]
 OF_CORPUS = (
     *("the_objectives_are_the_losses_of_inner_products", "the_divergence_is_that_of_plain_sums"),
@@ -78,6 +81,22 @@ NAMES |= {"maximum": "minimum", "any": "all", "all": "any"}
 
 # What changes nothing that a caller can see, and why: the function, the whole change → reason
 EQUIVALENT = {
+    (
+        "cosine_distance",
+        "cosine_similarity(at_least_float32(student), at_least_float32(teacher), dim=1) → "
+        "cosine_similarity(at_least_float32(teacher), at_least_float32(student), dim=1)",
+    ): "symmetric, and so is its gradient",
+    ("EmbeddingRegression._distances", "self.distance(student, teacher) → self.distance(teacher, student)"): (
+        "symmetric, and so is its gradient"
+    ),
+    ("EmbeddingRegression._distances", "width < teacher.shape[1] → width <= teacher.shape[1]"): (
+        "all dimensions of a vector of length 1 have length 1"
+    ),
+    **{
+        (distance, f"at_least_float32({side}) → {side}"): "the other side is in float32, and torch promotes this one"
+        for distance in ("squared_distance", "cosine_distance")
+        for side in ("student", "teacher")
+    },
     (
         "listwise_jensen_shannon",
         "torch.logaddexp(student.masked_fill(~list_mask, 0.0), teacher.masked_fill(~list_mask, 0.0)) → "

@@ -57,6 +57,16 @@ def test_it_equals_the_loop_over_queries_and_their_lists(distance, weight):
             assert_close(parts["queries"] + weight * parts["passages"], parts["loss"].item(), 1e-12)
 
 
+@pytest.mark.parametrize("distance", DISTANCES.values())
+def test_half_precision_is_computed_with_in_float32(distance):
+    torch.manual_seed(0)
+    student, teacher = torch.randn(4, 300, dtype=torch.float64), torch.randn(4, 300, dtype=torch.float64)
+    halves = student.half(), teacher.half()
+    found = distance(*halves)
+    assert found.dtype == torch.float32
+    assert_close(found, distance(*(half.double() for half in halves)).tolist(), 1e-6)
+
+
 def test_of_unit_vectors_one_distance_is_twice_the_other_and_lengths_count_in_one_alone():
     x, t = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0)).unbind()
     x, t = (torch.nn.functional.normalize(rows, dim=1) for rows in (x, t))

@@ -169,9 +169,9 @@ def test_gradients_are_those_of_finite_differences(options):
 def test_the_guide_gets_no_gradient_and_is_asked_for():
     assert module(InfoNCE, positive_aware="guide").needs == BatchNeeds(guide=True)
     assert not module(InfoNCE, positive_aware="student").needs.guide
-    example = random_example(1)
+    batch = replace(encoded(random_example(1)), guide_queries=None, guide_passages=None)
     with pytest.raises(InputError, match=r"batches hold no embeddings of one.*data\.needs = module\.needs"):
-        loss_of(InfoNCE, encoded(example), positive_aware="guide")
+        loss_of(InfoNCE, batch, positive_aware="guide")
 
 
 @pytest.mark.parametrize(
