@@ -339,6 +339,20 @@ WORDS = {
 }
 VALUES = {"--corpus": "{corpus}", "--output": "{root}/report"}
 NOT_TYPED = {
+    **dict.fromkeys(
+        (
+            "first_checks.py: passage_encoder=…",
+            "guide.py: module.train_passage_encoder=false",
+            "plain_texts.py: module=embedding_regression",
+            "two_encoders.py: data.guide=bge_base",
+            "two_encoders.py: data.guide=…",
+            "two_encoders.py: module.train_passage_encoder=false",
+            "two_encoders.py: module=embedding_regression",
+            "two_encoders.py: passage_encoder=bge_base",
+            "two_encoders.py: passage_encoder=…",
+        ),
+        "test_two_encoders.py types it, with smaller models",
+    ),
     "adapt.py: hydra.run.dir=…": "test_adapt.py begins folders with it",
     "parts.py: shard=…": "of prepare; test_prepare.py types it",
     "push.py: debug=…": "says what the run was made with",
