@@ -10,6 +10,8 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.object_type import ObjectType
 from omegaconf import _utils as omegaconf_utils
 
+from experiments.cli.yaml_in_c import may_be_parsed_in_c
+
 _written_in_python = omegaconf_utils.get_yaml_loader
 _copying = ConfigLoaderImpl.get_group_options
 
@@ -23,18 +25,21 @@ def start_quickly() -> None:
 
 
 class _Loader:
-    """A loader that takes OmegaConf's own, in Python, where C finds an error, for it shows the line."""
+    """A loader that takes OmegaConf's own, in Python, where C would end the process or finds an error."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def get_single_data(self) -> Any:
         try:
-            return _written_in_c()(self._stream).get_single_data()
-        except yaml.YAMLError:
-            if not isinstance(self._stream, str | bytes):
-                self._stream.seek(0)
-            return _written_in_python()(self._stream).get_single_data()
+            text = self._stream if isinstance(self._stream, str | bytes) else self._stream.read()
+            if may_be_parsed_in_c(text):
+                return _written_in_c()(text).get_single_data()
+        except (yaml.YAMLError, UnicodeError):
+            pass
+        if not isinstance(self._stream, str | bytes):
+            self._stream.seek(0)
+        return _written_in_python()(self._stream).get_single_data()
 
     def dispose(self) -> None:
         """Nothing is held."""

@@ -15,6 +15,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from datamodules.storage.files import write_text
+from experiments.cli.yaml_in_c import safe_loader
 from experiments.settings.walk import rebuilt
 
 HIDDEN = "***"
@@ -23,7 +24,6 @@ _SECRET = (
     r"|authorization"
 )
 _SECRET_NAME = re.compile(rf"(^|[._-])({_SECRET})$", re.I)
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, where it is there, is ten times as fast
 _SHORTEST = 8  # a shorter value of an environment variable may well be a common word
 _IN_ADDRESS = re.compile(r"(?<=://)[^/\s@]+(?=@)")
 _IN_QUERY = re.compile(rf"([?&#]([\w.-]*[._-])?({_SECRET}|signature|sig|key)=)[^&#\s]+", re.I)
@@ -101,7 +101,8 @@ class RedactHydra(Callback):
 
 
 def _redact_file(path: Path) -> None:
-    content = _LOADER(path.read_text(encoding="utf-8")).get_single_data()
+    text = path.read_text(encoding="utf-8")
+    content = safe_loader(text)(text).get_single_data()
     redacted = rebuilt(redact(content), _redact_overrides)
     if redacted != content:
         write_text(path, yaml.safe_dump(redacted, allow_unicode=True, sort_keys=False))

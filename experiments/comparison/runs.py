@@ -18,13 +18,13 @@ from datamodules.storage.files import read_json
 from datamodules.storage.yaml_files import read_yaml
 from experiments.cli.rerun import CONFIG, FOLLOWS
 from experiments.cli.sweep import ERROR_FILE
+from experiments.cli.yaml_in_c import safe_loader
 from experiments.settings.older_runs import as_now
 from retriever.errors import InputError, shown
 
 log = logging.getLogger(__name__)
 COSTS = ("wall_time_s", "peak_memory_bytes", "passages_encoded", "tokens_encoded")
 OTHER_COMMANDS = ("bench", "prepare")
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, where it is there, is ten times as fast
 _AGAIN = "Run that experiment again, or leave it out."
 
 
@@ -205,9 +205,10 @@ def reason(folder: Path) -> str:
 def _is_of_run(folder: Path) -> bool:
     """Whether a configuration may be a run's: the other commands keep theirs in ``.hydra``, too."""
     try:
-        hydra = _LOADER((folder / "hydra.yaml").read_text(encoding="utf-8")).get_single_data()
+        text = (folder / "hydra.yaml").read_text(encoding="utf-8")
+        hydra = safe_loader(text)(text).get_single_data()
         return hydra["hydra"]["job"]["name"] not in OTHER_COMMANDS
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):  # none, or torn by a kill
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError):  # none, or damaged
         return True
 
 
