@@ -111,7 +111,8 @@ def test_other_objectives_train_the_queries_from_there(two, regressed, tmp_path,
 def test_a_resumed_run_ends_as_an_undisturbed_one(two, tmp_path):
     from helpers.kills import killed_at
 
-    options = [*two, "module=embedding_regression", "encoder.trainable_layers=1"]
+    adapters = "encoder.lora={r: 2, target_modules: [query]}"
+    options = [*two, "module=embedding_regression", "encoder.trainable_layers=1", adapters]
     run_experiment(config_of(*options), tmp_path / "whole")
     with killed_at(5):
         run_experiment(config_of(*options), tmp_path / "cut")
