@@ -107,7 +107,7 @@ class SourceMaker:
     def fit_projection(self, sources: Sequence[ListSource]) -> None:
         """Fit the encoder's projection, where it has one that is not fitted, by least squares.
 
-        To the embeddings of queries and passages by the guide or, without one, by the passages' encoder.
+        To the embeddings of queries and passages by the passages' encoder or, without one, by the guide.
 
         Args:
             sources: the train lists.
@@ -115,17 +115,19 @@ class SourceMaker:
         if getattr(self.encoder, "projection", None) != "unfitted":
             return
         plain, given, wanted = before_projection(self.encoder), [], []
+        by_guide = self.passage_encoder is None
         for source in sources:
             name, rows = source.lists.source.name, _spread(len(source.lists), _FITTED[0] // len(sources))
             given.append(self._embeddings(name, self._queries(source, plain).select(rows), plain))
-            if source.guide is None:
+            if by_guide:
+                assert source.guide is not None
+                wanted.append(source.guide[0][rows])
+            else:
                 tokens = self._queries(source, self._of_passages).select(rows)
                 wanted.append(self._embeddings(name, tokens, self._of_passages))
-            else:
-                wanted.append(source.guide[0][rows])
         corpora = {source.corpus.name: source for source in sources}
         for name, source in corpora.items():
-            embeddings = source.passage_embeddings if source.guide is None else source.guide[1]
+            embeddings = source.guide[1] if by_guide and source.guide else source.passage_embeddings
             assert embeddings is not None  # there is a passage encoder, or a guide
             rows = _spread(len(source.corpus), _FITTED[1] // len(corpora))
             given.append(

@@ -66,6 +66,11 @@ def mix(folders: Sequence[Path], output: Path, shares: Sequence[float] = SHARES)
     quiet_training()
     module, data = make_module_and_data(config)
     encoder = module.encoder
+    if encoder.projection is not None:
+        raise InputError(
+            f"{folders[0]}: a run whose encoder was projected to its guide's dimensions: there is no base model to mix "
+            "with."
+        )
     base = {name: value.clone() for name, value in encoder.state_dict().items()}
     of_runs = [TextEncoder.from_pretrained(str(folder / "model")).state_dict() for folder in folders]
     tuned = {name: torch.stack([of[name].double() for of in of_runs]).mean(0) for name in base}
@@ -100,16 +105,16 @@ def _config(folders: Sequence[Path]) -> "DictConfig":
     for folder in folders:
         exported_results(folder)
         config = read_run(folder)
+        if config.get("passage_encoder"):
+            raise InputError(
+                f"{folder}: a run with a passage_encoder, whose query side began in another space than the passages': "
+                "there is no base model to mix with."
+            )
         # a seed draws adapters, which are among the weights that a run began with
         bases.add(str(config.encoder) if config.encoder.lora else read_json(folder / "environment.json").get("weights"))
     if len(bases) > 1:
         raise InputError(f"These runs have {len(bases)} different base models; weights of one alone can be mixed.")
     config = read_run(folders[0])
-    if config.get("passage_encoder"):
-        raise InputError(
-            f"{folders[0]}: a run with a passage_encoder, whose query side began in another space than the passages': "
-            "there is no base model to mix with."
-        )
     del config["hydra"]
     config.encoder.lora = config.encoder.trainable_layers = None  # the exported weights hold what adapters learned
     return config

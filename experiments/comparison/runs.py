@@ -142,8 +142,12 @@ class Run:
         return (spec.part_of if spec else None) or dataset
 
     def encoder(self) -> dict[str, Any]:
-        """How the configuration describes the model."""
-        return self.config.get("encoder") or {"model": self.results.get("encoder")}
+        """How the configuration describes the model, and whose embeddings it was projected to."""
+        described = dict(self.config.get("encoder") or {"model": self.results.get("encoder")})
+        others = {"passage_encoder": self.config.get("passage_encoder")}
+        if str((self.config.get("module") or {}).get("_target_")).endswith(".EmbeddingRegression"):
+            others["guide"] = self.config["data"].get("guide")
+        return described | {name: other for name, other in others.items() if other}
 
 
 def find_runs(paths: Iterable[str | Path]) -> tuple[dict[Path, dict[str, Any]], list[Path]]:

@@ -26,6 +26,7 @@ from retriever.errors import InputError
 _MADE_WITH = (
     "encoder",
     "passage_encoder",
+    "data.guide",
     "module._target_",
     "module.train_passage_encoder",
     "module.matryoshka_dimensions",

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from sentence_transformers import SentenceTransformer
 from transformers import BertConfig, BertModel
 
 from callbacks.reporting.results import read_results
 from datamodules.caches import embed
+from experiments.comparison.runs import read_runs
 from experiments.evaluate import evaluate
 from experiments.mix import mix
 from experiments.settings.checks import check
+from experiments.settings.first_checks import check_first
 from experiments.training.train import make_module_and_data, run_experiment
 from helpers.runs import config_of
 from retriever.encoder.text_encoder import TextEncoder
@@ -139,6 +143,8 @@ def test_a_guide_of_another_width_draws_plain_texts_and_passages(
         results["passages_encoded"] > 0
         and str(file) in json.loads((tmp_path / "run" / "environment.json").read_text())["inputs"]
     )
+    with pytest.raises(InputError, match="projected to its guide's dimensions"):
+        mix([tmp_path / "run"], tmp_path / "mixed")
     with pytest.raises(InputError, match="plain texts, without candidates"):
         run_experiment(config_of(*options, "module=combined"), tmp_path / "refused")
     both = TextEncoder.from_pretrained(str(tmp_path / "run" / "model"))
@@ -169,3 +175,32 @@ OTHER = "encoder@passage_encoder=minilm"
 def test_encoders_that_do_not_go_together_are_refused_before_anything_is_loaded(small_run, options, said):
     with pytest.raises(InputError, match=said):
         check(config_of(*small_run, *options))
+
+
+def test_the_layer_is_fitted_to_the_passages_also_beside_a_guide(two, tiny_model, wide_model, tmp_path):
+    guided = [*two, "module=infonce_guided", "+encoder@data.guide=minilm", f"data.guide.model={tiny_model}"]
+    module, data = make_module_and_data(config_of(*guided, f"output_dir={tmp_path}"))
+    data.trainer = L.Trainer(accelerator="cpu", logger=False)
+    data.setup()
+    queries, wide = data.train_lists[0].lists.queries.to_pylist()[:20], TextEncoder.from_pretrained(str(wide_model))
+    fitted, theirs = (embed(e.tokenize(queries, "query"), e, 4096) for e in (module.encoder, wide))
+    assert (fitted * theirs).sum(1).min() > 0.5
+
+
+def test_a_guide_that_embeddings_are_drawn_to_stays(tiny_model, run_options, tmp_path):
+    drawn = [
+        *run_options,
+        "module=embedding_regression",
+        "+encoder@data.guide=minilm",
+        f"data.guide.model={tiny_model}",
+    ]
+    (tmp_path / "begun").mkdir()
+    OmegaConf.save(config_of(*drawn), tmp_path / "begun" / "config.yaml")
+    check_first(config_of(*drawn, f"resume={tmp_path / 'begun'}"))
+    with pytest.raises(InputError, match=r"begun with data\.guide\.query_max_length"):
+        check_first(config_of(*drawn, "data.guide.query_max_length=7", f"resume={tmp_path / 'begun'}"))
+
+
+def test_runs_beside_another_models_passages_have_a_base_of_their_own(regressed):
+    run = read_runs({regressed: read_results(regressed)})[0]
+    assert "passage_encoder" in run.encoder() and "guide" not in run.encoder()
