@@ -151,3 +151,12 @@ def test_card_says_what_was_not_chosen_and_not_set(small_run, tmp_path):
     assert facts["criterion"] is None and facts["training"]["dropout"] == "the checkpoint's own"
     facts = card_facts(config_of(*small_run, "encoder.dropout=0.1"))
     assert facts["criterion"] == "dev/loss" and facts["training"]["dropout"] == 0.1
+
+
+def test_frozen_passages_are_cut_and_normalised_as_in_the_run(tiny_encoder, tiny_model):
+    cut = TextEncoder.from_pretrained(str(tiny_model), truncate_dim=16)
+    said = "passages.truncate_dim = 16"
+    assert said in card_of(tiny_encoder, frozen_passages=True, passage_encoder=cut)[0]
+    whole, _ = card_of(tiny_encoder, frozen_passages=True)
+    assert said not in whole and "normalize_embeddings=True).T" in whole
+    assert "normalize_embeddings" not in card_of(tiny_encoder)[0]
