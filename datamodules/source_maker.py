@@ -115,19 +115,19 @@ class SourceMaker:
         if getattr(self.encoder, "projection", None) != "unfitted":
             return
         plain, given, wanted = before_projection(self.encoder), [], []
-        by_guide = self.passage_encoder is None
+        # unless the guide is a third encoder, it has encoded the queries already
+        by_guide = self.passage_encoder is None or self.guide is None
         for source in sources:
             name, rows = source.lists.source.name, _spread(len(source.lists), _FITTED[0] // len(sources))
             given.append(self._embeddings(name, self._queries(source, plain).select(rows), plain))
-            if by_guide:
-                assert source.guide is not None
+            if by_guide and source.guide is not None:
                 wanted.append(source.guide[0][rows])
             else:
                 tokens = self._queries(source, self._of_passages).select(rows)
                 wanted.append(self._embeddings(name, tokens, self._of_passages))
         corpora = {source.corpus.name: source for source in sources}
         for name, source in corpora.items():
-            embeddings = source.guide[1] if by_guide and source.guide else source.passage_embeddings
+            embeddings = source.guide[1] if by_guide and source.guide is not None else source.passage_embeddings
             assert embeddings is not None  # there is a passage encoder, or a guide
             rows = _spread(len(source.corpus), _FITTED[1] // len(corpora))
             given.append(
