@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from datamodules.hits import LOOKED_AT, Bm25Terms, Hits
-from datamodules.storage.columns import string_blocks
+from datamodules.storage.columns import each_string, string_blocks
 from datamodules.text.words import unlike_english
 
 
@@ -35,7 +35,7 @@ class TermWeights:
 def term_weights(passages: pa.Array, queries: Sequence[str], language: str | None) -> TermWeights:
     """Count in how many passages each term of the queries is; reads all passages once."""
     sample = passages[:: max(1, len(passages) // LOOKED_AT)].to_pylist()
-    texts = chain(queries, (text for block in string_blocks(passages) for text in block.to_pylist()))
+    texts = chain(queries, each_string(passages))
     terms = Bm25Terms(sample, language, any(map(unlike_english, texts)))
     asked = terms.of(queries)
     number = {term: n for n, term in enumerate(dict.fromkeys(term for found in asked for term in found))}

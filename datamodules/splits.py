@@ -30,7 +30,7 @@ def dev_and_test(
     """
     hashes, ends = array("Q"), array("q", [0])
     for ids in source_ids:
-        hashes.extend(map(_id_hash, ids))
+        hashes.extend(map(_text_hash, ids))
         ends.append(len(hashes))
     chances = _chances(np.array(hashes, np.uint64), np.array(ends, np.int64))
     return chances < dev_fraction, (chances > 1 - test_fraction) & (chances <= 1) & (chances >= dev_fraction)
@@ -64,7 +64,7 @@ def lowest_in_dev(source_rows: np.ndarray, offsets: np.ndarray, passage_ids: pa.
 
 def _chances_of_rows(source_rows: np.ndarray, offsets: np.ndarray, passage_ids: pa.Array) -> np.ndarray:
     distinct, places = np.unique(source_rows, return_inverse=True)
-    return _chances(id_hashes(passage_ids.take(pa.array(distinct)).to_pylist())[places], offsets)
+    return _chances(text_hashes(passage_ids.take(pa.array(distinct)).to_pylist())[places], offsets)
 
 
 def _chances(passages: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -108,13 +108,13 @@ def _bound_together(passages: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarr
 
 def unit_hash(text: str) -> float:
     """A number in [0, 1) for a text, uniform over texts, by SHA-256."""
-    return _id_hash(text) / _HASHES
+    return _text_hash(text) / _HASHES
 
 
-def id_hashes(ids: Iterable[str]) -> np.ndarray:
-    """Hash ids by SHA-256, uint64 [n]."""
-    return np.array(array("Q", map(_id_hash, ids)), np.uint64)
+def text_hashes(texts: Iterable[str]) -> np.ndarray:
+    """Hash texts by SHA-256, uint64 [n]; the same everywhere."""
+    return np.array(array("Q", map(_text_hash, texts)), np.uint64)
 
 
-def _id_hash(text: str) -> int:
+def _text_hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

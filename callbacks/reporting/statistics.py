@@ -176,6 +176,11 @@ def least_p(queries: int, comparisons: int = 1) -> float:
     return min(1.0, comparisons * 2.0 ** (1 - queries))
 
 
+def too_few(queries: int, comparisons: int) -> bool:
+    """Tell whether there are comparisons, and not even a gain on every query would be significant."""
+    return comparisons > 0 and least_p(queries, comparisons) >= CLEAR
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """P-values corrected for their number (Holm 1979, Scandinavian Journal of Statistics 6(2), 65–70)."""
     p, order = np.asarray(p_values, dtype=float), np.argsort(p_values, kind="stable")

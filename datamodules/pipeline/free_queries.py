@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from datamodules.corpus import Corpus, find_dataset, load_evaluation_set
-from datamodules.storage.columns import string_blocks
+from datamodules.storage.columns import each_string, string_blocks
 from datamodules.text.words import count_words, fold
 from retriever.errors import choose
 
@@ -67,12 +67,12 @@ def collect_queries(
                 yield query_id, judged.queries[query_id], "human", ids
         return
     if source == "sentences":
-        for passage_id, text in zip(_strings(corpus.ids), _strings(corpus.texts), strict=True):
+        for passage_id, text in zip(each_string(corpus.ids), each_string(corpus.texts), strict=True):
             for number, sentence in enumerate(sentences(text), 1):
                 yield f"sentence-{passage_id}-{number}", sentence, "sentence", [passage_id]
         return
     if source == "keywords":
-        for passage_id, found in zip(_strings(corpus.ids), keywords(corpus.texts), strict=True):
+        for passage_id, found in zip(each_string(corpus.ids), keywords(corpus.texts), strict=True):
             if len(found) >= _KEYWORDS[0]:
                 yield f"keywords-{passage_id}", " ".join(found), "keywords", [passage_id]
         return
@@ -81,7 +81,7 @@ def collect_queries(
         "claims": ("claim", corpus.texts, claim),
     }
     query_type, texts, make = ways[source]
-    for passage_id, query in zip(_strings(corpus.ids), map(make, _strings(texts)), strict=True):
+    for passage_id, query in zip(each_string(corpus.ids), map(make, each_string(texts)), strict=True):
         if query:  # a title or a claim that a passage lacks makes no query
             yield f"{query_type}-{passage_id}", query, query_type, [passage_id]
 
@@ -126,12 +126,6 @@ def _long_words(texts: pa.Array | Sequence[str]) -> Iterator[list[str]]:
     for block in string_blocks(texts):
         for text in fold(block.to_pylist()):
             yield [word for word in text.split() if len(word) in _LETTERS_OF_WORD and word.isalpha()]
-
-
-def _strings(column: pa.Array) -> Iterator[str]:
-    """The strings of a column, some of them in memory at a time."""
-    for block in string_blocks(column):
-        yield from block.to_pylist()
 
 
 def claim(text: str) -> str | None:

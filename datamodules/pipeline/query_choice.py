@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from datamodules.pipeline.query_quality import SEVERAL, boilerplate, passage_hashes, reason_against, text_hashes
+from datamodules.pipeline.query_quality import SEVERAL, boilerplate, passage_hashes, reason_against
 from datamodules.pipeline.stages.stage import BLOCK_ROWS, table_writer
-from datamodules.splits import id_hashes
+from datamodules.splits import text_hashes
 from datamodules.storage.columns import ColumnWriter
 from datamodules.storage.parquet import table_blocks
 from datamodules.text.words import normalize_texts
@@ -69,7 +69,7 @@ class QueryChoice:
             columns.append("words", text_hashes(normalized)[good])
             table = table.filter(pa.array(good))
         append(table)
-        columns.append("order", id_hashes(table["query_id"].to_pylist()))
+        columns.append("order", text_hashes(table["query_id"].to_pylist()))
         passages = (min(ids, default="") for ids in table["positive_ids"].to_pylist())
         columns.append("passage", text_hashes(passages))
 

@@ -1,12 +1,12 @@
 """Which queries that were cut from passages are worth training on, whatever their language; each other has a reason."""
 
-import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from datamodules.pipeline.free_queries import has_letters
+from datamodules.splits import text_hashes
 from datamodules.text.words import count_words
 
 SEVERAL = "in several passages"
@@ -32,12 +32,6 @@ def reason_against(text: str) -> str | None:
         "a reference": bool(_REFERENCE.search(text)),
     }
     return next((reason for reason, holds in found.items() if holds), None)
-
-
-def text_hashes(texts: Iterable[str]) -> np.ndarray:
-    """Hash texts by BLAKE2b, uint64 [n]; the same everywhere."""
-    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
-    return np.frombuffer(digests, np.uint64)
 
 
 def passage_hashes(normalized: Sequence[str], positives: Sequence[Sequence[str]]) -> np.ndarray:

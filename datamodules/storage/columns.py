@@ -94,6 +94,12 @@ def string_blocks(
         yield _large(strings[start : start + size])
 
 
+def each_string(strings: pa.Array | pa.ChunkedArray | Sequence[str], size: int = _BLOCK) -> Iterator[str]:
+    """The strings, at most ``size`` of them in memory at a time."""
+    for block in string_blocks(strings, size):
+        yield from block.to_pylist()
+
+
 def _large(strings: pa.Array | pa.ChunkedArray | Sequence[str]) -> pa.LargeStringArray:
     if isinstance(strings, pa.ChunkedArray):
         strings = strings.cast(pa.large_string()).combine_chunks()

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datamodules.storage.columns import string_blocks
+from datamodules.storage.columns import each_string, string_blocks
 
 _BLOCK = 100_000
 
@@ -53,5 +53,5 @@ class StringIndex:
 
 def string_hashes(values: pa.Array | list[str]) -> np.ndarray:
     """Hashes of strings, int64 [N]; the same within one process alone."""
-    hashes = (hash(value) for block in string_blocks(values, _BLOCK) for value in block.to_pylist())
+    hashes = map(hash, each_string(values, _BLOCK))
     return np.fromiter(hashes, np.int64, len(values))

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from callbacks.reporting.statistics import CLEAR, least_p
+from callbacks.reporting.statistics import too_few
 from datamodules.batch_sampler import fitting_batch_size
 from datamodules.corpus import Corpus, find_dataset, load_corpus
 from experiments.adaptation.estimate import RANGE, Speed, Work
@@ -125,7 +125,7 @@ def lines(plan: Plan, found: Survey, asked: AdaptSettings, model: str, folder: P
         if found.split
         else "made-up queries that are kept out of training: there are no human ones (qrels/test.tsv)"
     )
-    if found.split and least_p(found.test_queries, len(asked.objectives)) >= CLEAR:
+    if found.split and too_few(found.test_queries, len(asked.objectives)):
         measured += ", too few for any difference to be significant"
     low, high = (sum(plan.seconds.values()) * factor / 60 for factor in RANGE)
     digits = 0 if high >= 10 else 1

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from callbacks.reporting.statistics import CLEAR, least_p
+from callbacks.reporting.statistics import CLEAR, too_few
 from experiments.comparison.measured import BASE
 from experiments.comparison.runs import Run
 from experiments.comparison.tables import Arm, Comparison, Table
@@ -57,7 +57,7 @@ def verdict(
         f"over {table.comparisons} objective{'s' * (table.comparisons != 1)}; those of last steps are corrected by "
         "themselves. Of several that are better, the first of your list is named."
     )
-    if least_p(table.queries, table.comparisons) >= CLEAR:
+    if too_few(table.queries, table.comparisons):
         queries = "1 query is" if table.queries == 1 else f"{table.queries} queries are"
         few = f"{queries} too few to tell: not even a gain on every one would be significant."
         said.append(few + " Judge some fifty." * human)

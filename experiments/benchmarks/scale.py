@@ -35,15 +35,8 @@ from retriever.teachers import RunFusion
 
 OF_PREPARE = ("deduplicate", "sample", "queries", "mine", "score", "filter", "split")
 WORK = ("corpus", *OF_PREPARE, "bm25", "lists", "guard", "order", "order_overlapping")
-IN_BLOCKS = (
-    "deduplicate",
-    "mine",
-    "bm25",
-    "score",
-    "generate",
-    "encode",
-    "teacher",
-)  # which processes share by shard=…
+# which processes share by shard=…
+IN_BLOCKS = ("deduplicate", "mine", "bm25", "score", "generate", "encode", "teacher")
 _GROUP = "sentence"
 _EVALUATION_QUERIES = 1000
 _BATCH = 4096

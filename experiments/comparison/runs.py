@@ -20,6 +20,7 @@ from experiments.cli.rerun import CONFIG, FOLLOWS
 from experiments.cli.sweep import ERROR_FILE
 from experiments.cli.yaml_in_c import safe_loader
 from experiments.settings.older_runs import as_now
+from experiments.settings.two_encoders import is_embedding_regression
 from retriever.errors import InputError, shown
 
 log = logging.getLogger(__name__)
@@ -145,7 +146,7 @@ class Run:
         """How the configuration describes the model, and whose embeddings it was projected to."""
         described = dict(self.config.get("encoder") or {"model": self.results.get("encoder")})
         others = {"passage_encoder": self.config.get("passage_encoder")}
-        if str((self.config.get("module") or {}).get("_target_")).endswith(".EmbeddingRegression"):
+        if is_embedding_regression(self.config.get("module")):
             others["guide"] = self.config["data"].get("guide")
         return described | {name: other for name, other in others.items() if other}
 

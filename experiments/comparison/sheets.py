@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from callbacks.evaluation.metrics import headings
-from callbacks.reporting.statistics import CLEAR, PairedTest, least_p
+from callbacks.reporting.statistics import CLEAR, PairedTest, least_p, too_few
 from experiments.cli.console import TERMINAL
 from experiments.comparison.tables import Arm, Comparison, HomeAndAbroad, Table
 
@@ -78,7 +78,7 @@ def _sheet(comparison: Comparison, table: Table) -> Sheet:
 
 
 def _narrow(comparison: Comparison, table: Table, clean: Table | None) -> Sheet:
-    few = clean is not None and _too_few(clean)
+    few = clean is not None and too_few(clean.queries, clean.comparisons)
     without = {arm.name: arm.difference for arm in clean.arms} if clean and not few else {}
     long = len(comparison.base) > _LONG_NAME
     difference = "difference [95%]" if long else f"difference to {comparison.base} [95%]"
@@ -170,7 +170,7 @@ def _caption(comparison: Comparison, table: Table) -> str:
             "intervals over queries and seeds" if most > 1 else "one seed each, so intervals are about these very runs"
         )
         parts.append(f"p: randomisation test, Holm over {table.comparisons} {_comparisons(table.comparisons)}")
-        if _too_few(table):
+        if too_few(table.queries, table.comparisons):
             parts.append(f"these queries are {_TOO_FEW} (p is {least_p(table.queries, table.comparisons):.2g} at best)")
     parts += [
         f"{arm.name}: difference over seed {', '.join(map(str, arm.paired))} alone, which {comparison.base} has, too; "
@@ -184,11 +184,6 @@ def _caption(comparison: Comparison, table: Table) -> str:
     if any(arm.pruned for arm in table.arms):
         parts.append(f"{PRUNED}: stopped early by the sweep's pruner")
     return "; ".join(parts)
-
-
-def _too_few(table: Table) -> bool:
-    """Whether not even a gain on every query would be significant."""
-    return bool(table.comparisons) and least_p(table.queries, table.comparisons) >= CLEAR
 
 
 def _queries(count: int) -> str:

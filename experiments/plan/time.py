@@ -111,18 +111,15 @@ def estimate(
     )
     # weights, and two moments of each that learns, in float32
     checkpoint_bytes = sum((12 if p.requires_grad else 4) * p.numel() for p in module.parameters())
-    parts = {
-        "encoding": meter.seconds(Work(passages=sum(map(len, corpora)))) * _times_as_long(module, data),
-        "steps": steps.left * steps.accumulated * passes * meter.seconds(step, share),
-        "evaluations": sum(meter.seconds(work, share) for work in evaluations),
-    }
     return Estimate(
-        **parts,
+        encoding=meter.seconds(Work(passages=sum(map(len, corpora)))) * _times_as_long(module, data),
+        steps=steps.left * steps.accumulated * passes * meter.seconds(step, share),
+        evaluations=sum(meter.seconds(work, share) for work in evaluations),
         saving=steps.validations * len(trainer.checkpoint_callbacks) * checkpoint_bytes / _SAVED,
         passages=sum(map(len, corpora)),
         number=len([work for work in evaluations if work != Work()]),
         tokens=tokens,
-        share=meter.share,
+        share=meter.share,  # last, of all that was measured
     )
 
 

@@ -1,5 +1,6 @@
 """What a run's configuration says of two encoders: one that is trained, and one that encodes passages or teaches."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from experiments.settings.encoders import SPECS, outline
@@ -7,6 +8,11 @@ from retriever.encoder.spec import EncoderSpec
 from retriever.errors import InputError
 
 _OF_TRAINING = ("lora", "trainable_layers")
+
+
+def is_embedding_regression(module: Mapping[str, Any] | None) -> bool:
+    """Tell by a module's configuration whether it draws embeddings to another encoder's."""
+    return str((module or {}).get("_target_")) == "retriever.objectives.EmbeddingRegression"
 
 
 def check_two_encoders(config: dict[str, Any]) -> None:
@@ -21,7 +27,7 @@ def check_two_encoders(config: dict[str, Any]) -> None:
     passages, guide = config.get("passage_encoder"), config["data"].get("guide")
     if passages is not None:
         _check_passage_encoder(passages, config)
-    if str(config["module"].get("_target_")) != "retriever.objectives.EmbeddingRegression":
+    if not is_embedding_regression(config["module"]):
         return
     if passages is None and guide is None:
         raise InputError(

@@ -9,6 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.settings.fitted_temperatures import FITTED, read_by_objective
+from experiments.settings.two_encoders import is_embedding_regression
 
 log = logging.getLogger(__name__)
 Rule = tuple[Callable[[DictConfig], bool], str]  # where a setting has no effect, and why
@@ -44,8 +45,8 @@ def _reads_lists_alone(config: DictConfig) -> bool:
 
 def _needs_no_guide(config: DictConfig) -> bool:
     target = str(config.module.get("_target_"))
-    imitates = target == "retriever.objectives.EmbeddingRegression"
-    return target.startswith("retriever.") and config.module.get("positive_aware") != "guide" and not imitates
+    reads_guide = config.module.get("positive_aware") == "guide" or is_embedding_regression(config.module)
+    return target.startswith("retriever.") and not reads_guide
 
 
 def _is_unread(temperature: str) -> Callable[[DictConfig], bool]:

@@ -46,37 +46,28 @@ class TextEncoder(Encoder):
     Args:
         backbone: a module that is called with ``input_ids`` and ``attention_mask`` and returns an object with
             ``last_hidden_state`` [n, L, D]; normally a ``transformers`` model.
-        tokenizer: see :class:`~retriever.encoder.encoding.Encoder`.
         spec: pooling, prompts, lengths, normalisation.
-        name: see :class:`~retriever.encoder.encoding.Encoder`.
-        origin: see there.
+        *common: arguments of :class:`~retriever.encoder.encoding.Encoder`, these two among them.
+        **named: likewise.
         head: what pooled embeddings go through before they are cut and normalised; it is trained with the backbone,
             whole where of the backbone adapters or upper layers alone learn.
     """
 
     spec: EncoderSpec
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        spec: EncoderSpec,
-        name: str = "encoder",
-        origin: str = "memory",
-        head: Sequence[Dense] = (),
-    ) -> None:
-        super().__init__(backbone, tokenizer, spec, name, origin)
+    def __init__(self, *common: Any, head: Sequence[Dense] = (), **named: Any) -> None:
+        super().__init__(*common, **named)
         self.head = nn.Sequential(*head)
-        width = backbone.config.hidden_size
+        spec, width = self.spec, self.backbone.config.hidden_size
         for dense in head:
             if dense.linear.in_features != width:
                 raise InputError(
-                    f"{name}: a Dense module takes {dense.linear.in_features} dimensions, and what comes before it "
-                    f"gives {width}. Fetch or export the model again."
+                    f"{self.name}: a Dense module takes {dense.linear.in_features} dimensions, and what comes before "
+                    f"it gives {width}. Fetch or export the model again."
                 )
             width = dense.linear.out_features
         if spec.truncate_dim is not None and spec.truncate_dim > width:
-            raise InputError(f"encoder.truncate_dim is {spec.truncate_dim}, but {name} has {width} dimensions.")
+            raise InputError(f"encoder.truncate_dim is {spec.truncate_dim}, but {self.name} has {width} dimensions.")
         self.dimension = spec.truncate_dim or width
 
     def check(self) -> None:
