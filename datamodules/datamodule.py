@@ -29,6 +29,7 @@ from datamodules.list_choice import (
 from datamodules.normalization import confident, normalize_scores
 from datamodules.prompted import say_unused_prompts
 from datamodules.query_lists import QueryLists, open_list_file
+from datamodules.query_lists.plain_texts import SUFFIX
 from datamodules.source_maker import SourceMaker
 from datamodules.sources import without_sources
 from datamodules.specs import (
@@ -350,6 +351,8 @@ class QueryListDataModule(L.LightningDataModule):
         scores = normalize_scores(lists.scores, lists.offsets, groups, self.normalization, scale)
         lists = replace(lists, scores=scores)
         if self.sources == "hide":
+            if Path(spec.path).suffix == SUFFIX:
+                raise InputError(f"{spec.path}: plain texts were cut from no passage; say data.sources=keep.")
             before = len(lists)
             lists = without_sources(lists, self.human_types)
             short = before - len(lists)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from datamodules.storage.files import lock_beside, read_json, write_json
+from datamodules.storage.files import lock_beside, read_kept, write_json
 from retriever.encoder.precision import (
     BFLOAT16,
     FLOAT32,
@@ -16,7 +16,6 @@ from retriever.encoder.precision import (
     cpu_name,
     gpu_has_bfloat16,
 )
-from retriever.errors import InputError
 
 log = logging.getLogger(__name__)
 CALIBRATION = "calibration.json"  # in the cache's folder: what was measured → share of float32's time
@@ -74,17 +73,9 @@ def _kept_share(shape: LayerShape, file: Path) -> float:
     # threads are left out: commands that have more or fewer of them must agree
     key = f"bfloat16: {shape}; {cpu_name()}, torch {torch.__version__}"
     with lock_beside(file):  # two measurements at once would disturb each other, and might disagree
-        kept = _read(file)
+        kept = read_kept(file)
         if key not in kept:
             log.info("Measuring bfloat16 against float32 on %s …", shape)
             kept[key] = round(bfloat16_share(shape), 3)
             write_json(file, kept)
     return kept[key]
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """What was kept; nothing where the file is damaged, which is then made anew."""
-    try:
-        return read_json(file)
-    except InputError:
-        return {}

@@ -110,15 +110,17 @@ class SourceMaker:
         To the embeddings of queries and passages by the passages' encoder or, without one, by the guide.
 
         Args:
-            sources: the train lists.
+            sources: the train lists; those of weight 0 are not looked at.
         """
         if getattr(self.encoder, "projection", None) != "unfitted":
             return
         plain, given, wanted = before_projection(self.encoder), [], []
         # unless the guide is a third encoder, it has encoded the queries already
         by_guide = self.passage_encoder is None or self.guide is None
+        sources = [source for source in sources if source.weights.any()]
         for source in sources:
-            name, rows = source.lists.source.name, _spread(len(source.lists), _FITTED[0] // len(sources))
+            taken = np.flatnonzero(source.weights)
+            name, rows = source.lists.source.name, taken[_spread(len(taken), _FITTED[0] // len(sources))]
             given.append(self._embeddings(name, self._queries(source, plain).select(rows), plain))
             if by_guide and source.guide is not None:
                 wanted.append(source.guide[0][rows])

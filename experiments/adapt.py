@@ -63,7 +63,7 @@ def plan_adaptation(config: DictConfig, choices: dict[str, str], typed: Sequence
         from transformers.utils.logging import disable_progress_bar
 
         from experiments.adaptation.decide import decide, lines
-        from experiments.adaptation.estimate import measure
+        from experiments.adaptation.estimate import measured_speed
         from experiments.preparation.precision import precision_of
         from retriever.encoder.encoding import device_of
         from retriever.encoder.precision import autocast
@@ -72,10 +72,10 @@ def plan_adaptation(config: DictConfig, choices: dict[str, str], typed: Sequence
     found = survey(source, asked.split, asked.cache_dir)
     gpu = torch.cuda.is_available()
     encoder = instantiate(config.encoder).to("cuda" if gpu else "cpu").eval()
-    log.info("Measuring how fast this machine encodes %s", found.folder)
     precision = precision_of(encoder, asked.precision, asked.cache_dir)
     with autocast(precision.name, device_of(encoder)):
-        plan = decide(asked, found, named, measure(encoder, found))
+        what = f"{stated['content of the corpus']}, {encoder.name}, {precision.name}{', GPU' if gpu else ''}"
+        plan = decide(asked, found, named, measured_speed(encoder, found, Path(asked.cache_dir) / "speeds.json", what))
     said = lines(plan, found, asked, encoder.name, folder) | {"precision": precision.said("precision")}
     print_subjects(said)
     if not asked.plan:

@@ -35,6 +35,7 @@ def bench(config: DictConfig, folder: Path) -> dict[str, Any]:
         from callbacks.reporting.run_record import environment
         from experiments.benchmarks.measuring import chosen_device
         from experiments.benchmarks.parts import Bench, what_is_measured
+        from retriever.encoder.precision import cpu_instructions, cpu_name
 
     check_arguments(config, SPECS)
     facts = environment(chosen_device(config.device))
@@ -42,12 +43,15 @@ def bench(config: DictConfig, folder: Path) -> dict[str, Any]:
     log.info("%s, %d threads: %s", facts["device"], measured.threads, what_is_measured(config))
     packages = ("torch", "transformers", "sentence-transformers", "beir", "faiss-cpu", "faiss-gpu")
     measured.report["environment"] = {k: facts[k] for k in ("python", "platform", "processor", "device", "git")} | {
+        "cpu": cpu_name(),
+        "instructions": cpu_instructions(),
         "cores": os.cpu_count(),
         "threads": measured.threads,
         "machine": platform.machine(),
         "packages": {name: facts["packages"].get(name) for name in packages},
     }
-    pages = []
+    machine = f"{cpu_name()} ({', '.join(cpu_instructions())}), {facts['device']}, {measured.threads} threads"
+    pages = [f"Measured on {machine}, torch {facts['packages'].get('torch')}, {facts['git']}.\n"]
     for part in (p for p in PARTS if p in config.parts):
         pages.append(getattr(measured, part)())
         write_json(folder / "report.json", measured.report)

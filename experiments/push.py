@@ -15,6 +15,7 @@ from typing import Any
 
 from datamodules.corpus import find_file
 from datamodules.query_lists.files import read_metadata, read_query_lists, write_query_lists
+from datamodules.query_lists.plain_texts import SUFFIX
 from datamodules.specs import ListFile, TrainFile, corpus_name, read_list_files
 from datamodules.storage.files import write_json, write_text
 from datamodules.storage.yaml_files import read_yaml
@@ -57,7 +58,7 @@ def write_lists(run: Path, folder: Path) -> None:
         folder: a new folder.
 
     Raises:
-        InputError: a file is not there any more.
+        InputError: a file is not there any more, or holds plain texts.
     """
     from callbacks.reporting.lists_card import SharedFile, lists_card
     from callbacks.reporting.model_card import teacher_names  # imports torch
@@ -69,6 +70,11 @@ def write_lists(run: Path, folder: Path) -> None:
     for part, specs in named.items():
         for number, spec in enumerate(specs):
             source = find_file(spec.path)
+            if source.suffix == SUFFIX:
+                raise InputError(
+                    f"{run} was trained on plain texts ({spec.path}), which are no query lists. Share the model alone: "
+                    "leave out --lists."
+                )
             name = f"{part}-{number:02d}.parquet"
             lists = list(read_query_lists(source))
             stored = read_metadata(source)

@@ -25,6 +25,7 @@ from experiments.settings.encoders import with_effective_encoders
 from experiments.settings.first_checks import check_first, check_inputs
 from experiments.settings.renamed import rename_arguments, rename_config
 from experiments.settings.without_effect import OF_RUN, say_what_has_no_effect
+from retriever.printable import printable
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,10 @@ def _print_table(folder: Path) -> None:
     from experiments.comparison.tables import compare
 
     print_tables(compare([folder]))
+    place = printable(str(folder))
+    if (folder / "model").is_dir():
+        print(f"The model: {place}/model. On other data: python -m experiments.evaluate {place} sets=NAME")
+    print(f"Beside another run: python -m experiments.compare {place} RUN")
 
 
 def with_debug_last(arguments: Sequence[str]) -> list[str]:

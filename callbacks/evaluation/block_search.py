@@ -18,6 +18,7 @@ from retriever.errors import InputError, shown
 from retriever.search import merge_hits
 
 log = logging.getLogger(__name__)
+_said: set[str] = set()  # of these data sets it is known that own ids are left out: once, not at each validation
 # Each block of queries searched reads all passages again, so it is large: 50 MB of hits at 1,000 a query. Hits as
 # Python objects take ten times that, so fewer queries are scored together.
 _SEARCHED, _SCORED = 4096, 512
@@ -102,7 +103,8 @@ def score_runs(
     if missing:
         for metric, values in metrics.score(missing, {}, data.relevance_level).items():
             per_query.setdefault(metric, {}).update(values)
-    if left_out:
+    if left_out and data.name not in _said:
+        _said.add(data.name)
         log.info(
             "%s: %d hits left out that have their query's id and are not judged relevant, as BEIR does: in ArguAna and "
             "Quora they are the query itself; where ids are plain numbers, this is chance, and no leak "

@@ -134,7 +134,14 @@ class DenseRanker(Ranker):
             by_corpus.setdefault(id(data.corpus), []).append(data)
         for group in by_corpus.values():
             passages, first = self._passages(group[0], encoder, step, how), _share(group[0]).start
-            index = PassageIndex(passages, self.vectors, encoder.spec.normalize, first, how.device)
+            index = PassageIndex(
+                passages,
+                self.vectors,
+                (self.passage_encoder or encoder).spec.normalize,
+                first,
+                how.device,
+                normalize_queries=encoder.spec.normalize,
+            )
             for data in group:
                 queries = self._queries(data, encoder, step, how)
                 # one more than asked for: a query's own passage is taken out of its hits

@@ -63,7 +63,8 @@ class PassageIndex:
     Args:
         passages: embeddings, [N, D].
         vectors: how they are stored.
-        normalize: whether embeddings have length 1, also those of fewer dimensions.
+        normalize: whether passages have length 1, also by fewer dimensions.
+        normalize_queries: likewise; None: as the passages.
         first_row: number of the first passage, where these are a part of a corpus; every rank makes an index of its
             part.
         device: where ranks exchange what they must agree on.
@@ -85,15 +86,17 @@ class PassageIndex:
         normalize: bool = True,
         first_row: int = 0,
         device: torch.device | str = "cpu",
+        normalize_queries: bool | None = None,
     ) -> None:
-        self.vectors, self.normalize, self.first_row = vectors or Vectors(), normalize, first_row
+        self.vectors, self.first_row = vectors or Vectors(), first_row
+        self._normalize_queries = normalize if normalize_queries is None else normalize_queries
         self.seconds, self.queries = 0.0, 0
         width = passages.shape[1]
         if (self.vectors.dimensions or 0) > width:
             raise InputError(
                 f"vectors: {self.vectors.dimensions} dimensions are more than the {width} of the embeddings."
             )
-        self.stored = passages if vectors is None else self._cut(passages)
+        self.stored = passages if vectors is None else self._cut(passages, normalize)
         self._width = self.stored.shape[1]
         self._index: Any = None
         self.bytes_per_passage = self.stored.dtype.itemsize * self._width
@@ -114,7 +117,9 @@ class PassageIndex:
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Find the best ``k`` passages of each query: scores float32 [Q, min(k, N)], highest first, and rows int64."""
         began = time.perf_counter()
-        found = self._search(queries if self._index is None and self.vectors == Vectors() else self._cut(queries), k)
+        if self._index is not None or self.vectors != Vectors():
+            queries = self._cut(queries, self._normalize_queries)
+        found = self._search(queries, k)
         self.seconds += time.perf_counter() - began
         self.queries += len(queries)
         return found
@@ -152,9 +157,9 @@ class PassageIndex:
         rows[:, :RESCORED] = np.take_along_axis(best, order, 1)
         scores[:, :RESCORED] = np.take_along_axis(again, order, 1)
 
-    def _cut(self, rows: np.ndarray) -> np.ndarray:
+    def _cut(self, rows: np.ndarray, normalize: bool) -> np.ndarray:
         rows = np.ascontiguousarray(rows[:, : self.vectors.dimensions], dtype=np.float32)
-        if self.normalize and self.vectors.dimensions:
+        if normalize and self.vectors.dimensions:
             rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
         return rows
 

@@ -70,6 +70,17 @@ def _keep_as_previous(path: Path) -> None:
             shutil.copyfile(path, temporary)
 
 
+def remove_spare_checkpoints(folder: str | Path) -> None:
+    """Remove what a finished run needs no more: ``previous.ckpt``, and the best checkpoint that it alone names."""
+    last, previous = (Path(folder) / "checkpoints" / name for name in (LAST, PREVIOUS))
+    if not (last.is_file() and previous.is_file()):
+        return
+    named, before = (_best(torch.load(path, "cpu", mmap=True, weights_only=True)) for path in (last, previous))
+    for name in before - named:
+        previous.with_name(name).unlink(missing_ok=True)
+    previous.unlink()
+
+
 def find_checkpoint(folder: str | Path) -> Path:
     """The checkpoint to resume a run from: the last one that is whole, with the best one that it names. It says which.
 

@@ -268,6 +268,14 @@ def read_json(path: Path, remedy: str = "Remove it, and make it again.") -> dict
     return _json_object(str(path), text, remedy)
 
 
+def read_kept(path: Path) -> dict[str, Any]:
+    """The object of a JSON file of what can be measured again; {} where it is missing or damaged."""
+    try:
+        return read_json(path)
+    except InputError:
+        return {}
+
+
 def _json_object(where: str, text: str, remedy: str) -> dict[str, Any]:
     try:
         value = _DECODER.decode(text)

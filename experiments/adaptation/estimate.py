@@ -1,19 +1,25 @@
 """How long an adaptation takes on this machine, by a measurement of a few seconds."""
 
+import logging
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from datamodules.pipeline.free_queries import sentences
+from datamodules.storage.files import lock_beside, read_kept, write_json
 from experiments.adaptation.settings import HELD_OUT
 from experiments.adaptation.survey import Survey
 from experiments.plan.load import busy
 from retriever.encoder.encoding import encode
+from retriever.encoder.precision import cpu_name
 from retriever.encoder.text_encoder import TextEncoder
 
+log = logging.getLogger(__name__)
+_KEPT = 3600.0  # seconds for which a measurement is taken again
 _MEASURED = 1.5  # seconds of each kind of text
 _BLOCK = 32
 # seconds that are not the encoder's: of a command's start, and of a run; of a passage in BM25's index; of a query, and
@@ -76,6 +82,27 @@ class Work:
             + self.arms * (_ARM + encoded / speed.queries),
             **({"encoding other corpora once": self.elsewhere / speed.passages} if self.elsewhere else {}),
         }
+
+
+def measured_speed(encoder: TextEncoder, found: Survey, file: Path, what: str) -> Speed:
+    """Measure, or take what was measured within the last hour, so that ``plan=true`` and the command after it agree.
+
+    Args:
+        encoder: on its device.
+        found: the corpus.
+        file: where it is kept; not what was measured while other programs ran.
+        what: names texts, model and precision.
+    """
+    key, now = f"{what}, {cpu_name()}, {torch.get_num_threads()} threads", time.time()
+    with lock_beside(file):
+        kept = {name: one for name, one in read_kept(file).items() if now - one["at"] < _KEPT}
+        if key in kept:
+            return Speed(kept[key]["passages"], kept[key]["queries"])
+        log.info("Measuring how fast this machine encodes %s", found.folder)
+        speed = measure(encoder, found)
+        if not speed.busy:
+            write_json(file, kept | {key: {"at": now, "passages": speed.passages, "queries": speed.queries}})
+    return speed
 
 
 def measure(encoder: TextEncoder, found: Survey) -> Speed:

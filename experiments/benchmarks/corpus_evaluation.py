@@ -13,7 +13,8 @@ from callbacks.evaluation.block_search import score_runs, search_blocks
 from callbacks.evaluation.metrics import MAIN, Metrics, mean_scores
 from datamodules.caches import embed
 from datamodules.corpus import EvaluationSet, load_evaluation_set
-from experiments.benchmarks.measuring import autocast_here, measure
+from experiments.benchmarks.measuring import measure, precision_of
+from retriever.encoder.precision import autocast
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import installed_by
 from retriever.search import exact_search
@@ -25,19 +26,22 @@ def run_evaluation(job: Mapping[str, Any], encoder: TextEncoder, device: torch.d
     """Time one evaluation of the encoder by one system, from texts to nDCG@10, without any cache.
 
     Args:
-        job: ``system`` (ours, st or beir), ``dataset``, ``empty_passages``, ``unknown_qrels``,
+        job: ``system`` (ours, st or beir, with ``@`` and a precision where it is not its own), ``dataset``,
+            ``empty_passages``, ``unknown_qrels``,
             ``token_budget``, ``peer_batch``.
         encoder: with the lengths to cut at.
         device: where to run.
     """
     kept = {name: job[name] for name in ("empty_passages", "unknown_qrels")}
     data = load_evaluation_set(job["dataset"], **kept)
-    system = {"ours": _ours, "st": _sentence_transformers, "beir": _beir}[job["system"]]
+    kind = job["system"].partition("@")[0]
+    system = {"ours": _ours, "st": _sentence_transformers, "beir": _beir}[kind]
+    precision = precision_of(job, encoder, device)
     with tempfile.TemporaryDirectory() as folder:
         call = system(job, data, encoder.eval(), str(encoder.save(Path(folder))), device)
-        with autocast_here(device):
+        with autocast(precision, device):
             ndcg, took = measure(call, device)
-    return {**took, "ndcg@10": ndcg}
+    return {**took, "ndcg@10": ndcg, "precision": precision}
 
 
 def run_search(job: Mapping[str, Any], encoder: TextEncoder, device: torch.device) -> dict[str, Any]:

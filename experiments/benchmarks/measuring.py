@@ -9,15 +9,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from callbacks.reporting.run_record import peak_memory
+from datamodules.precision import fastest_precision
 from datamodules.storage.files import write_json
-from retriever.encoder.precision import BFLOAT16, FLOAT32, autocast
+from retriever.encoder.precision import FLOAT32
 from retriever.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -48,9 +48,16 @@ def chosen_device(name: str) -> torch.device:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
-def autocast_here(device: torch.device) -> AbstractContextManager:
-    """bfloat16 on a GPU; on a CPU float32 stays."""
-    return autocast(BFLOAT16 if device.type == "cuda" else FLOAT32, device)
+def precision_of(job: Mapping[str, Any], encoder: torch.nn.Module, device: torch.device) -> str:
+    """The precision that a job's system runs in: that behind its ``@``, or its own default on this machine.
+
+    Ours is that of a run; a peer's is float32 on a CPU, and on a GPU the same as ours.
+    """
+    name, _, asked = str(job.get("system", "ours")).partition("@")
+    if asked:
+        return asked
+    ours = name.startswith("ours") or device.type == "cuda"
+    return fastest_precision(encoder, device, job["cache_dir"]).name if ours else FLOAT32
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
@@ -76,11 +83,14 @@ def run_in_turns(
         folder: where each result is kept; a job that has one there, for that round, is not done again.
 
     Returns:
-        Name → one result per round.
+        Name → one result per round; without ``NAME@PRECISION`` where that is the precision of ``NAME`` by default.
     """
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in jobs}
     for number in range(repeats):
         for name, job in jobs.items():
+            default, _, precision = name.partition("@")
+            if precision and default in results and results[default][number].get("precision") == precision:
+                continue
             key = hashlib.sha256(json.dumps([job, number], sort_keys=True).encode()).hexdigest()[:16]
             path = folder / f"{job['job']}-{key}.json"
             if not path.is_file():
@@ -88,7 +98,7 @@ def run_in_turns(
                 write_json(path, {"job": dict(job), "round": number, "result": run_worker(job)})
             results[name].append(json.loads(path.read_text(encoding="utf-8"))["result"])
             log.info("%s, round %d of %d: %s took %.2f s", say, number + 1, repeats, name, results[name][-1]["seconds"])
-    return results
+    return {name: found for name, found in results.items() if found}
 
 
 def run_worker(job: Mapping[str, Any]) -> dict[str, Any]:

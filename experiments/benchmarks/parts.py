@@ -12,9 +12,10 @@ from rich.console import Console
 
 from experiments.benchmarks import report
 from experiments.benchmarks.cost_model import needed_and_recomputed, paper_costs
-from experiments.benchmarks.measuring import medians, run_in_turns
+from experiments.benchmarks.measuring import chosen_device, medians, run_in_turns
 from experiments.benchmarks.scale import WORK
 from experiments.benchmarks.settings import PARTS
+from retriever.encoder.precision import BFLOAT16, cpu_has_bfloat16
 from retriever.encoder.spec import EncoderSpec
 from retriever.errors import InputError
 from retriever.pretrained.preset import with_preset
@@ -66,7 +67,10 @@ class Bench:
         dataset, length = options["dataset"], options["max_length"]
         jobs = {s: self._job("evaluation", system=s, dataset=dataset, max_length=length) for s in options["systems"]}
         rounds = self._run(jobs, options["rounds"], "evaluation")
-        self.report["evaluation"] = {name: medians(results) for name, results in rounds.items()}
+        self.report["evaluation"] = {
+            name: medians(results) | {"seconds_of_rounds": [one["seconds"] for one in results]}
+            for name, results in rounds.items()
+        }
         title = f"Evaluation of {dataset}, texts of at most {length} tokens, from text to nDCG@10"
         return self._table(title, report.evaluation_rows(self.report["evaluation"]))
 
@@ -186,15 +190,15 @@ class Bench:
             if system.startswith("ours"):
                 job["encoder"] |= {k: case[k] for k in _OF_ENCODER if k in case}
             of_name = (system, case["lists"], job["list_length"], job["max_length"], *variant.values())
-            job["gradient"] = str(gradients / f"{'-'.join(map(str, of_name))}.npy")
+            job["gradient"] = str(gradients / f"{'-'.join(map(str, of_name)).replace('@', '-')}.npy")
         rounds = self._run(jobs, case["rounds"], f"step of {case['lists']} lists")
         results = {name: medians(r) for name, r in rounds.items()}
         for name, result in results.items():
             if "rate_share" in result:
                 twice = needed_and_recomputed(result) / result["needed_flops"]
                 result["rate_share_with_recomputed"] = twice * result["rate_share"]
-            ours = "ours_" + name.partition("_")[2]
-            if name != ours and ours in results:
+            ours = report.ours_beside(results, name, result["precision"]) or report.ours_beside(results, name)
+            if ours not in (None, name):
                 result["cosine"] = _cosine(jobs[ours]["gradient"], jobs[name]["gradient"])
         return {
             "lists": case["lists"],
@@ -212,6 +216,8 @@ class Bench:
         return job | {"encoder": self.config["encoder"] | lengths}
 
     def _run(self, jobs: dict[str, dict[str, Any]], rounds: int, say: str) -> dict[str, list[dict[str, Any]]]:
+        if chosen_device(self.config["device"]).type == "cpu" and not cpu_has_bfloat16():
+            jobs = {name: job for name, job in jobs.items() if not name.endswith(f"@{BFLOAT16}")}  # many times as long
         return run_in_turns(jobs, rounds, say, self.folder / "measured")
 
     def _table(self, title: str, rows: list[dict[str, str]]) -> str:

@@ -35,13 +35,15 @@ def step_rows(cases: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     rows = []
     for case in cases:
         for name, result in case["results"].items():
-            kind, _, loss = name.partition("_")
+            kind, _, loss = name.partition("@")[0].partition("_")
             rows.append(
                 {
                     "step": f"{case['lists']} × {case['list_length']}, {case['max_length']} tokens, {loss}",
                     "system": _WORDS[kind] + ("" if kind != "ours" else case["variant"]),
+                    "precision": result["precision"],
                     "seconds": f"{result['seconds']:.1f}",
-                    "ours / it": _ratio(case["results"].get(f"ours_{loss}"), result) if kind != "ours" else "",
+                    "least, most": _spread([one["seconds"] for one in case["each_round"][name]]),
+                    **_ratios(case["results"], name),
                     "GiB of the step": f"{result['bytes'] / 2**30:.2f}",
                     "share of matmul rate": _share(result.get("rate_share")),
                     "with what is computed twice": _share(result.get("rate_share_with_recomputed")),
@@ -57,9 +59,11 @@ def evaluation_rows(results: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
     """Rows of the table of evaluations."""
     return [
         {
-            "system": _WORDS[name],
+            "system": _WORDS[name.partition("@")[0]],
+            "precision": result["precision"],
             "seconds": f"{result['seconds']:.1f}",
-            "ours / it": _ratio(results.get("ours"), result) if name != "ours" else "",
+            "least, most": _spread(result["seconds_of_rounds"]),
+            **_ratios(results, name),
             "GiB of the evaluation": f"{result['bytes'] / 2**30:.2f}",
             "nDCG@10": f"{result['ndcg@10']:.5f}",
         }
@@ -145,8 +149,25 @@ def plot_curves(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
     plt.close(figure)
 
 
-def _ratio(ours: dict[str, Any] | None, other: dict[str, Any]) -> str:
-    return "" if ours is None else f"{ours['seconds'] / other['seconds']:.3f}"
+def ours_beside(results: Mapping[str, dict[str, Any]], name: str, precision: str | None = None) -> str | None:
+    """The system of ours that computes what another one does: at its default, or in a precision; None: not measured."""
+    _, _, loss = name.partition("@")[0].partition("_")
+    default = f"ours_{loss}" if loss else "ours"
+    named = [default, *(f"{default}@{precision}" for _ in range(precision is not None))]
+    return next((n for n in named if n in results and precision in (None, results[n]["precision"])), None)
+
+
+def _spread(seconds: Sequence[float]) -> str:
+    return f"{min(seconds):.1f}, {max(seconds):.1f}" if len(seconds) > 1 else ""
+
+
+def _ratios(results: Mapping[str, dict[str, Any]], name: str) -> dict[str, str]:
+    """Our time as a share of a peer's: ours by default, and ours in the peer's precision."""
+    if name.startswith("ours"):
+        return {"ours / it": "", "in its precision": ""}
+    precision, seconds = results[name]["precision"], results[name]["seconds"]
+    beside = {"ours / it": ours_beside(results, name), "in its precision": ours_beside(results, name, precision)}
+    return {column: f"{results[n]['seconds'] / seconds:.3f}" if n else "" for column, n in beside.items()}
 
 
 def _share(value: float | None) -> str:

@@ -26,9 +26,10 @@ from datamodules.pipeline.stages.stage import Output, Stage, find_output, run_st
 from datamodules.query_lists import QueryLists, open_query_lists
 from datamodules.storage.files import read_json, write_json
 from experiments.benchmarks.made_up import MadeUpSearch, write_corpus
-from experiments.benchmarks.measuring import measure
+from experiments.benchmarks.measuring import measure, precision_of
 from retriever.encoder.encoding import encode
 from retriever.encoder.host_memory import give_freed_memory_back
+from retriever.encoder.precision import autocast
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError
 from retriever.teachers import RunFusion
@@ -209,7 +210,7 @@ def run_encode(job: Mapping[str, Any], encoder: TextEncoder, device: torch.devic
     texts = load_corpus(write_corpus(folder, _ENCODED, 1)).passages.to_pylist()
     shutil.rmtree(folder)
     encoder.eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), autocast(precision_of(job, encoder, device), device):
         _, took = measure(lambda: encode(encoder, encoder.tokenize(texts, "passage"), job["token_budget"]), device)
     return {**took, "per_second": len(texts) / took["cpu_seconds" if device.type == "cpu" else "seconds"]}
 

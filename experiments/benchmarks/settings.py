@@ -10,6 +10,17 @@ from retriever.errors import choose, require_positive
 Part = Literal["step", "profile", "evaluation", "curves", "cost", "scale"]
 PARTS: tuple[str, ...] = get_args(Part)
 SYSTEMS = ("ours_infonce", "st_infonce", "plain_infonce", "ours_kl", "st_kl")
+EVALUATED = ("ours", "st", "beir")
+PRECISIONS = ("32-true", "bf16-mixed")
+
+
+def _check(systems: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse a system that is not measured, or a precision behind its ``@``."""
+    for system in systems:
+        name, at, precision = system.partition("@")
+        choose("systems: one", name, known)
+        if at:
+            choose(f"systems: {name}@", precision, PRECISIONS)
 
 
 @dataclass(frozen=True)
@@ -28,8 +39,7 @@ class StepCase:
 
     def __post_init__(self) -> None:
         """Refuse a system that is not measured."""
-        for system in self.systems:
-            choose("systems: one", system, SYSTEMS)
+        _check(self.systems, SYSTEMS)
 
 
 @dataclass(frozen=True)
@@ -51,9 +61,13 @@ class EvaluationPart:
     """``evaluation``."""
 
     dataset: str
-    systems: Sequence[Literal["ours", "st", "beir"]]
+    systems: Sequence[str]
     rounds: int
     max_length: int
+
+    def __post_init__(self) -> None:
+        """Refuse a system that is not measured."""
+        _check(self.systems, EVALUATED)
 
 
 @dataclass(frozen=True)

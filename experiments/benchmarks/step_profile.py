@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from experiments.benchmarks.measuring import autocast_here
+from experiments.benchmarks.measuring import precision_of
 from experiments.benchmarks.training_step import Lists, SameInfoNCE, built, one_step, ours
+from retriever.encoder.precision import autocast
 from retriever.encoder.text_encoder import TextEncoder
 
 # kind → what the names of its operations begin with, the first that fits
@@ -34,7 +35,8 @@ def run_profile(job: Mapping[str, Any], encoder: TextEncoder, device: torch.devi
     lists = Lists(job, encoder)
     module = built(SameInfoNCE, encoder, job, device)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
-    with autocast_here(device):
+    precision = precision_of(job, encoder, device)
+    with autocast(precision, device):
         one_step(ours(module, lists.batch(min(8, job["size"])).to(device)))
         step = ours(module, lists.batch(job["size"]).to(device))
         with profile(activities=activities, acc_events=True) as profiler:
@@ -45,4 +47,9 @@ def run_profile(job: Mapping[str, Any], encoder: TextEncoder, device: torch.devi
         own = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
         seconds[kind] = seconds.get(kind, 0.0) + own / 1e6
     kinds = dict(sorted(seconds.items(), key=lambda item: -item[1]))
-    return {"seconds": sum(seconds.values()), "kinds": kinds, "uncheckpointed_tokens": module.uncheckpointed_tokens}
+    return {
+        "seconds": sum(seconds.values()),
+        "kinds": kinds,
+        "uncheckpointed_tokens": module.uncheckpointed_tokens,
+        "precision": precision,
+    }

@@ -20,8 +20,9 @@ from datamodules.corpus import Corpus, find_dataset, find_file, load_corpus
 from datamodules.hidden_states import with_states
 from datamodules.query_lists import open_query_lists
 from experiments.benchmarks.flops import forward_flops
-from experiments.benchmarks.measuring import autocast_here, matmul_rate, measure
+from experiments.benchmarks.measuring import matmul_rate, measure, precision_of
 from retriever.batch import BatchNeeds, EncodedBatch, RetrievalBatch
+from retriever.encoder.precision import BFLOAT16, autocast
 from retriever.encoder.text_encoder import TextEncoder, set_dropout
 from retriever.encoder.tokens import TokenizedTexts, micro_batches, padding_share
 from retriever.errors import InputError, installed_by
@@ -182,18 +183,19 @@ def run_step(job: Mapping[str, Any], encoder: TextEncoder, device: torch.device)
     On a GPU the median of five steps behind a first one, which loads kernels.
 
     Args:
-        job: ``system`` (see ``SYSTEMS`` in ``settings.py``), ``files``, ``corpus``, ``size`` (lists), ``list_length``,
-            ``token_budget``,
+        job: ``system`` (see ``SYSTEMS`` in ``settings.py``; with ``@`` and a precision where it is not its own),
+            ``files``, ``corpus``, ``size`` (lists), ``list_length``, ``token_budget``,
             ``uncheckpointed_tokens``, ``peer_batch`` (texts of a peer's micro-batch), ``rate_seconds`` (for which
             matrices are multiplied, before and after), ``cache_dir``, ``seed``, ``gradient``.
         encoder: with the lengths to cut at, on ``device``.
-        device: where to run; on a GPU both sides run under bfloat16 autocast.
+        device: where to run.
     """
     lists = Lists(job, encoder)
     torch.manual_seed(job["seed"])
     on_gpu = device.type == "cuda"
-    dtype = torch.bfloat16 if on_gpu else torch.float32
-    with autocast_here(device):
+    precision = precision_of(job, encoder, device)
+    dtype = torch.bfloat16 if precision == BFLOAT16 else torch.float32
+    with autocast(precision, device):
         one_step(_system(job, encoder, lists, min(8, job["size"]), device))  # libraries load, threads start
         system = _system(job, encoder, lists, job["size"], device)
         before = matmul_rate(device, dtype, seconds=job["rate_seconds"])
@@ -210,7 +212,7 @@ def run_step(job: Mapping[str, Any], encoder: TextEncoder, device: torch.device)
         # gradient, both moments and the copy of the gradient; embeddings and their gradients
         others = 16 * len(gradient) + 8 * encoder.dimension * facts["texts"]
         facts["activation_bytes"] = took["bytes"] - others
-    return {**took, "matmul_flops": rate, "loss": loss, **facts}
+    return {**took, "matmul_flops": rate, "loss": loss, "precision": precision, **facts}
 
 
 def one_step(system: System) -> tuple[float, np.ndarray]:
@@ -226,7 +228,7 @@ def one_step(system: System) -> tuple[float, np.ndarray]:
 
 
 def _system(job: Mapping[str, Any], encoder: TextEncoder, lists: Lists, size: int, device: torch.device) -> System:
-    kind, _, loss = job["system"].partition("_")
+    kind, _, loss = job["system"].partition("@")[0].partition("_")
     batch = lists.batch(size)
     if kind == "ours":
         chosen = SameInfoNCE if loss == "infonce" else ListwiseDistillation

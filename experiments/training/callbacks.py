@@ -38,6 +38,7 @@ def run_callbacks(
         checkpoints = folder / "checkpoints"
         best = {"monitor": config.criterion, "mode": config.criterion_mode, "auto_insert_metric_name": False}
         best["enable_version_counter"] = False  # a resumed run writes the same file again
+        best["save_weights_only"] = True  # nothing goes on from it
         # a re-ranker's step 0 is BM25's order, and not what its weights make of it
         kind = ModelCheckpoint if evaluation.ranker.first_step else BestCheckpoint
         callbacks.append(kind(checkpoints, filename="step-{step:06d}", **best))

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from datamodules.corpus import find_dataset, find_file, load_corpus, load_qrels, load_queries
 from datamodules.query_lists import QueryList, read_metadata, read_query_lists, write_query_lists
+from datamodules.query_lists.plain_texts import SUFFIX
 from datamodules.small_corpus import write_data_set
 from datamodules.specs import EvaluationSpec, TrainFile, read_evaluation_specs, read_list_files
 
@@ -74,6 +75,8 @@ class DebugData:
         self, path: str, corpus: str, types: Collection[str] | None, skipped: int, among: Collection[str] | None = None
     ) -> tuple[str, list[str]]:
         """Write some lists of each query type of a file; return the new path and the ids of the queries."""
+        if find_file(path).suffix == SUFFIX:
+            return self._texts(path, corpus, skipped), []
         number, length = self.config.debug.lists, self.config.data.list_length
         lists = list(_some(find_file(path), number, types, skipped, among, length))
         self._of(corpus).passages.update(p for each in lists for p in (*each.passage_ids, *each.positive_ids))
@@ -81,6 +84,18 @@ class DebugData:
         written = self.folder / f"{self._written}-{Path(path).stem}.parquet"
         write_query_lists(written, lists, read_metadata(find_file(path)))
         return str(written), [each.query_id for each in lists]
+
+    def _texts(self, path: str, corpus: str, skipped: int) -> str:
+        """Write some lines of a file of plain texts, and keep as many passages as they go round."""
+        number = self.config.debug.lists
+        with open(find_file(path), encoding="utf-8") as lines:
+            texts = list(islice(filter(None, map(str.strip, lines)), skipped, skipped + number))
+        ids = load_corpus(find_dataset(corpus, self.config.data_dir), cache_dir=self.config.cache_dir).ids
+        self._of(corpus).passages.update(ids[: 2 * number].to_pylist())
+        self._written += 1
+        written = self.folder / f"{self._written}-{Path(path).name}"
+        written.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+        return str(written)
 
     def _evaluation_set(self, spec: EvaluationSpec, dev_queries: Collection[str]) -> dict[str, Any]:
         kept = self._of(spec.path)

@@ -17,7 +17,7 @@ from callbacks import (
     AtomicCSVLogger,
     RunRecord,
 )
-from callbacks.reliability.atomic_checkpoints import find_checkpoint
+from callbacks.reliability.atomic_checkpoints import find_checkpoint, remove_spare_checkpoints
 from callbacks.reliability.checkpoint_files import LAST
 from callbacks.reporting.run_record import environment
 from datamodules import QueryListDataModule
@@ -119,6 +119,7 @@ def train(config: DictConfig, folder: Path, arm: str, checkpoint: Path | None) -
         for logger in trainer.loggers:
             logger.finalize("success")
     if trainer.is_global_zero:
+        remove_spare_checkpoints(folder)  # first: a kill in between is made good by the same command
         record.write()
     return record.results
 

@@ -60,6 +60,11 @@ def cpu_has_bfloat16() -> bool:
     return any(_capabilities().get(name) for name in _INSTRUCTIONS)
 
 
+def cpu_instructions() -> list[str]:
+    """Name the processor's instructions that decide how fast products are."""
+    return [name for name in ("avx2", "avx512_f", "avx512_vnni", *_INSTRUCTIONS) if _capabilities().get(name)]
+
+
 def cpu_name() -> str:
     """Return what the processor is called."""
     return str(_capabilities().get("cpu_name") or "a processor without a name")

@@ -342,6 +342,7 @@ NOT_TYPED = {
     **dict.fromkeys(
         (
             "first_checks.py: passage_encoder=…",
+            "datamodule.py: data.sources=keep",
             "guide.py: module.train_passage_encoder=false",
             "plain_texts.py: module=embedding_regression",
             "two_encoders.py: data.guide=bge_base",
@@ -356,6 +357,7 @@ NOT_TYPED = {
     "adapt.py: hydra.run.dir=…": "test_adapt.py begins folders with it",
     "parts.py: shard=…": "of prepare; test_prepare.py types it",
     "push.py: debug=…": "says what the run was made with",
+    "push.py: --lists": "says what to leave out; test_push.py types it",
     "push.py: --repo": "test_push.py types wrong names and right ones",
     "decide.py: queries=…": "test_adapt.py types it",
     "decide.py: steps=…": "test_adapt.py types it",

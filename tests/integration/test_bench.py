@@ -13,20 +13,25 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from transformers import BertConfig, BertModel
 
+from datamodules.precision import Precision
 from experiments.bench import bench
+from experiments.benchmarks import measuring
 from experiments.benchmarks.corpus_evaluation import run_evaluation
 from experiments.benchmarks.cost_model import paper_costs
 from experiments.benchmarks.flops import forward_flops
 from experiments.benchmarks.measuring import measure, medians, run_worker
-from experiments.benchmarks.report import larger_rows, scale_rows
+from experiments.benchmarks.report import larger_rows, ours_beside, scale_rows
 from experiments.benchmarks.scale import WORK, OwnMemory, extrapolated, run_scale
-from experiments.benchmarks.settings import SYSTEMS
+from experiments.benchmarks.settings import SYSTEMS, EvaluationPart
 from experiments.benchmarks.training_step import run_step
 from helpers.runs import CONF
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import InputError
 
 pytestmark = pytest.mark.slow
+
+
+NAMED = {"ours": "bf16-mixed", "st": "32-true", "ours@32-true": "32-true", "st@bf16-mixed": "bf16-mixed"}
 
 
 def job_of(small_scifact, small_lists, tmp_path, **options):
@@ -56,7 +61,7 @@ def results(tiny_model, small_scifact, small_lists, tmp_path):
         encoder = TextEncoder.from_pretrained(
             str(tiny_model), pooling="mean", query_max_length=32, passage_max_length=32
         )
-        job = job_of(small_scifact, small_lists, tmp_path, system=system)
+        job = job_of(small_scifact, small_lists, tmp_path, system=f"{system}@32-true")
         found[system] = run_step(job, encoder, torch.device("cpu")), np.load(job["gradient"])
     return found
 
@@ -79,10 +84,25 @@ def test_every_system_computes_the_same_gradient(results):
 @pytest.mark.parametrize("system", ["ours", "st", "beir"])
 def test_every_system_evaluates_to_the_same_ndcg(tiny_model, small_scifact, system):
     encoder = TextEncoder.from_pretrained(str(tiny_model), pooling="mean", query_max_length=64, passage_max_length=64)
-    job = {"system": system, "dataset": str(small_scifact), "token_budget": 4096, "peer_batch": 8}
+    job = {"system": f"{system}@32-true", "dataset": str(small_scifact), "token_budget": 4096, "peer_batch": 8}
     job |= {"empty_passages": "error", "unknown_qrels": "error"}
     found = run_evaluation(job, encoder, torch.device("cpu"))
     assert found["ndcg@10"] == pytest.approx(_ndcg(tiny_model, small_scifact), abs=1e-5)
+    assert found["precision"] == "32-true"
+
+
+def test_ours_takes_the_precision_of_a_run_and_a_peer_its_own(tiny_encoder, tmp_path, monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(measuring, "fastest_precision", lambda *_: Precision("bf16-mixed", "it is faster"))
+    took = {s: measuring.precision_of({"system": s, "cache_dir": tmp_path}, tiny_encoder, cpu) for s in NAMED}
+    assert took == NAMED and measuring.precision_of({"cache_dir": tmp_path}, tiny_encoder, cpu) == "bf16-mixed"
+    results = {name: {"seconds": n + 1.0, "precision": precision} for n, (name, precision) in enumerate(NAMED.items())}
+    assert ours_beside(results, "st") == "ours" and ours_beside(results, "st", "32-true") == "ours@32-true"
+    assert ours_beside(results, "st@bf16-mixed", "bf16-mixed") == "ours"
+    assert ours_beside({"ours_kl": results["ours"]}, "st_kl", "32-true") is None
+    for wrong in ({"systems": ["ours@half"]}, {"systems": ["them"]}):
+        with pytest.raises(InputError, match="systems: "):
+            EvaluationPart("scifact", **wrong, rounds=1, max_length=8)
 
 
 def _ndcg(tiny_model, small_scifact):
@@ -187,7 +207,7 @@ def test_command_writes_a_report_and_goes_on_with_it(tiny_model, small_scifact, 
                 f"files=[{small_lists}]",
                 "list_length=4",
                 f"cache_dir={tmp_path}/cache",
-                "step.cases=[{lists: 8, rounds: 1, systems: [ours_infonce, st_infonce]}]",
+                "step.cases=[{lists: 8, rounds: 1, systems: [ours_infonce@32-true, st_infonce]}]",
             ],
         )
     first = bench(config, tmp_path / "bench")
@@ -199,4 +219,4 @@ def test_command_writes_a_report_and_goes_on_with_it(tiny_model, small_scifact, 
     assert written["step"][0]["results"]["st_infonce"]["cosine"] > 0.9999
     assert written["environment"]["packages"]["torch"] == torch.__version__
     page = (tmp_path / "bench" / "report.md").read_text()
-    assert "| 8 × 4, 32 tokens, infonce | sentence-transformers |" in page
+    assert "| 8 × 4, 32 tokens, infonce | sentence-transformers | 32-true |" in page

@@ -174,7 +174,8 @@ def test_a_preparation_mines_in_it_and_each_precision_has_its_own_hits_and_embed
     prepare([*options, "precision=32-true", "mine.depth=29"])
 
 
-def test_a_teacher_reads_in_it_too(scifact, tmp_path, processor):
+def test_a_teacher_reads_in_it_too(scifact, tmp_path, processor, monkeypatch):
+    monkeypatch.setattr("experiments.preparation.precision.cpu_has_bfloat16", lambda: False)
     model = bert_classifier(tmp_path / "model", list(scifact[1].values()), 1)
     options = ["corpus=x", "queries={}", "teacher=classifier", f"teacher.model={model}", f"cache_dir={tmp_path}"]
 

@@ -37,7 +37,7 @@ def prepare_leaves(world: World) -> dict[str, Seen]:
         "queries.human.source": Seen(by, "titles", {"until": "queries"}),
         "output": Seen("written", str(world.folder / "else_lists")),
         "students": Seen("written", {"mine": "bm25"}, {"output": str(world.folder / "else_students")}),
-        "tuned": Seen(by, str(world.folder / "no_run"), mined, refused="this run is not finished"),
+        "tuned": Seen(by, str(world.folder / "no_run"), mined, refused="There is no such folder"),
         "stage": Seen(by, "queries"),
         "until": Seen(by, "mine"),
         "plan": Seen(by, True, made),

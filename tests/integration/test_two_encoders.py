@@ -18,6 +18,7 @@ from datamodules.caches import embed
 from experiments.comparison.runs import read_runs
 from experiments.evaluate import evaluate
 from experiments.mix import mix
+from experiments.push import push
 from experiments.settings.checks import check
 from experiments.settings.first_checks import check_first
 from experiments.training.train import make_module_and_data, run_experiment
@@ -147,6 +148,12 @@ def test_a_guide_of_another_width_draws_plain_texts_and_passages(
         mix([tmp_path / "run"], tmp_path / "mixed")
     with pytest.raises(InputError, match="plain texts, without candidates"):
         run_experiment(config_of(*options, "module=combined"), tmp_path / "refused")
+    with pytest.raises(InputError, match=r"texts\.txt: plain texts were cut from no passage; say data\.sources=keep"):
+        run_experiment(config_of(*options, "data.sources=hide"), tmp_path / "hidden")
+    with pytest.raises(InputError, match=r"which are no query lists\. Share the model alone: leave out --lists"):
+        push(tmp_path / "run", "someone/model", tmp_path / "shared", lists=True, private=False)
+    short = run_experiment(config_of(*options, "+debug=fast"), tmp_path / "short")
+    assert 0 < short["data"]["train_lists"] <= 8
     both = TextEncoder.from_pretrained(str(tmp_path / "run" / "model"))
     wide = TextEncoder.from_pretrained(str(wide_model))
     own, theirs = (embed(e.tokenize(TEXTS, "passage"), e, 4096) for e in (both, wide))

@@ -95,7 +95,8 @@ def outcome(folder):
             found[name] = {k: v for k, v in yaml.safe_load(path.read_text()).items() if k != "resume"}
         elif path.suffix == ".ckpt":
             state = torch.load(path, weights_only=True)
-            found[name] = digest([state[k] for k in ("state_dict", "optimizer_states", "lr_schedulers", "global_step")])
+            parts = ("state_dict", "optimizer_states", "lr_schedulers", "global_step")
+            found[name] = digest([state.get(part) for part in parts])
         elif path.name in ("results.json", "manifest.json"):
             found[name] = without_times(json.loads(path.read_text()))
         elif path.name.startswith("comparison") and (folder / "sweep").is_dir():  # it shows minutes

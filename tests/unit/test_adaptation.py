@@ -13,6 +13,7 @@ import pytest
 
 from callbacks.reporting.statistics import paired_test
 from datamodules.corpus import load_corpus
+from experiments.adaptation import estimate
 from experiments.adaptation.decide import decide, lines
 from experiments.adaptation.estimate import Speed, measure
 from experiments.adaptation.settings import AdaptSettings
@@ -143,6 +144,20 @@ def asked(**options):
 
 
 FAST = Speed(passages=100, queries=1000)
+
+
+def test_a_measurement_counts_for_an_hour_but_not_a_disturbed_one(small_scifact, tmp_path, monkeypatch):
+    found, file = survey(small_scifact, None, str(tmp_path)), tmp_path / "speeds.json"
+    speeds = iter([replace(FAST, busy="others run"), FAST, replace(FAST, passages=50)])
+    monkeypatch.setattr(estimate, "measure", lambda *_: next(speeds))
+    measured = [estimate.measured_speed(None, found, file, "a model") for _ in range(3)]
+    assert [speed.busy for speed in measured] == ["others run", "", ""] and measured[1] == measured[2] == FAST
+    later = time.time() + 3601
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert estimate.measured_speed(None, found, file, "a model").passages == 50
+    file.write_text("{")
+    with pytest.raises(StopIteration):  # it measures again
+        estimate.measured_speed(None, found, file, "a model")
 
 
 def test_batch_and_steps_follow_the_number_of_lists(small_scifact, tmp_path):

@@ -63,6 +63,8 @@ def test_fewer_dimensions_are_cut_and_made_unit_length_again():
     index = PassageIndex(PASSAGES, Vectors("float32", 8))
     assert np.allclose(index.search(QUERIES, 5)[0], ordered(cut(QUERIES) @ cut(PASSAGES).T, 5), atol=1e-6)
     assert index.bytes_per_passage == 32
+    mixed = PassageIndex(PASSAGES, Vectors("float32", 8), normalize=False, normalize_queries=True)
+    assert np.allclose(mixed.search(QUERIES, 5)[0], ordered(cut(QUERIES) @ PASSAGES[:, :8].T, 5), atol=1e-6)
     plain = PassageIndex(PASSAGES, Vectors("float32", 8), normalize=False)
     assert np.allclose(plain.search(QUERIES, 5)[0], ordered(QUERIES[:, :8] @ PASSAGES[:, :8].T, 5), atol=1e-6)
     with pytest.raises(InputError, match="25 dimensions are more than the 24"):
