@@ -15,6 +15,7 @@ from datamodules.query_lists import QueryList, read_metadata, read_query_lists, 
 from datamodules.query_lists.plain_texts import SUFFIX
 from datamodules.small_corpus import write_data_set
 from datamodules.specs import EvaluationSpec, TrainFile, read_evaluation_specs, read_list_files
+from datamodules.storage.files import write_text
 
 log = logging.getLogger(__name__)
 _SCANNED = 20_000  # lists of a file that are looked at
@@ -94,7 +95,7 @@ class DebugData:
         self._of(corpus).passages.update(ids[: 2 * number].to_pylist())
         self._written += 1
         written = self.folder / f"{self._written}-{Path(path).name}"
-        written.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+        write_text(written, "".join(f"{text}\n" for text in texts))
         return str(written)
 
     def _evaluation_set(self, spec: EvaluationSpec, dev_queries: Collection[str]) -> dict[str, Any]:

@@ -82,7 +82,8 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before(cut, tmp_path, caplog):
     assert all(torch.equal(expected[key], got[key]) for key in expected)
     assert resumed["datasets"] == whole["datasets"] and resumed["steps"] == whole["steps"]
     names = [sorted(p.name for p in (tmp_path / run / "checkpoints").iterdir()) for run in ("whole", "copy2")]
-    assert names[0] == names[1] and 3 <= len(names[0]) <= 4, "no more than two to resume from, and the best of each"
+    assert names[0] == names[1] == [LAST, f"step-{whole['steps']['best']:06d}.ckpt"], "a finished run keeps no others"
+    assert find_checkpoint(tmp_path / "copy2") == tmp_path / "copy2" / "checkpoints" / LAST
 
 
 def test_a_torn_best_checkpoint_is_told_before_the_run_goes_on(cut):
