@@ -71,7 +71,7 @@ def fastest_precision(model: Any, device: torch.device, cache_dir: str | Path) -
 def _kept_share(shape: LayerShape, file: Path) -> float:
     """What was measured of this shape on this processor; measured where it was not."""
     # threads are left out: commands that have more or fewer of them must agree
-    key = f"bfloat16: {shape}; {cpu_name()}, torch {torch.__version__}"
+    key = f"bfloat16, attention of training in float32: {shape}; {cpu_name()}, torch {torch.__version__}"
     with lock_beside(file):  # two measurements at once would disturb each other, and might disagree
         kept = read_kept(file)
         if key not in kept:

@@ -32,6 +32,7 @@ def search_blocks(
     *,
     first_row: int = 0,
     device: torch.device | str = "cpu",
+    looked_at: int | None = None,
 ) -> Iterator[Run]:
     """Search a corpus whose passages are spread over the ranks, exactly.
 
@@ -42,6 +43,7 @@ def search_blocks(
         k: hits per query.
         first_row: of this rank's passages among all.
         device: where ranks exchange hits.
+        looked_at: give only so many of the ``k``, and those that are level with the last one; None: all.
 
     Yields:
         On the first rank, the run of some queries at a time, in their order; every rank must ask for all.
@@ -57,7 +59,16 @@ def search_blocks(
         for first in range(0, len(rows), _SCORED):
             part = slice(first, first + _SCORED)
             asked = names[start + first : start + first + len(rows[part])]
-            yield run_of(data.corpus, asked, Hits(scores[part], rows[part]))
+            yield run_of(data.corpus, asked, _best(Hits(scores[part], rows[part]), looked_at))
+
+
+def _best(hits: Hits, number: int | None) -> Hits:
+    """The best hits of each query, and those level with the last of them: ids decide among these."""
+    if number is None or number >= hits.scores.shape[1]:
+        return hits
+    stays = ~(hits.scores < hits.scores[:, number - 1 : number])
+    width = int(stays.sum(1).max(initial=0))
+    return Hits(hits.scores[:, :width], np.where(stays, hits.rows, -1)[:, :width])
 
 
 def score_runs(

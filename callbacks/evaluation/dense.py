@@ -145,7 +145,8 @@ class DenseRanker(Ranker):
             for data in group:
                 queries = self._queries(data, encoder, step, how)
                 # one more than asked for: a query's own passage is taken out of its hits
-                runs = search_blocks(data, queries, index, how.hits + 1, device=how.device)
+                looked_at = how.looked_at and how.looked_at + 1
+                runs = search_blocks(data, queries, index, how.hits + 1, device=how.device, looked_at=looked_at)
                 yield data, runs
                 self.costs[data.name] = index.costs()
             del passages, index, runs

@@ -1,6 +1,7 @@
 """Evaluator: evaluation sets, ranked by an encoder and scored, with or without a training run around it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from callbacks.evaluation.block_search import score_runs
@@ -34,7 +35,8 @@ class Evaluator:
     def __init__(self, ranker: Ranker, history: History, how: Ranking) -> None:
         self.ranker = ranker
         self.history = history
-        self.how = how
+        depth = history.metrics.depth
+        self.how = replace(how, looked_at=None if depth is None else max(depth, history.run_hits))
         self.sets: list[EvaluationSet] = []
 
     def prepare(self, encoder: Any) -> None:

@@ -71,6 +71,7 @@ class Metrics:
     Attributes:
         names: as they are logged, in this order: ``ndcg@10``, ``recall@100``, ``mrr@10``, ``map@100`` for nDCG@10,
             R@100, RR@10 and AP@100, every other under its own name.
+        depth: hits of a query, the best, that all of them look at; None: a metric without a cutoff looks at all.
 
     Raises:
         InputError: a name that ir_measures or trec_eval does not know, one that comes twice, a cutoff beyond ``hits``,
@@ -81,14 +82,18 @@ class Metrics:
         self._named: dict[str, Measure] = {}
         self._own: dict[str, Metric] = {}
         names: list[str] = []
+        depths: list[int | None] = []
         for metric in metrics:
             if isinstance(metric, Metric):
-                name, depth = metric.name, metric.depth
+                name = metric.name
                 self._own[name] = metric
+                depths.append(metric.depth)
             else:
                 measure = _parse(metric)
-                name, depth = LOGGED_AS.get(str(measure), str(measure)), measure.params.get("cutoff") or 1
+                name = LOGGED_AS.get(str(measure), str(measure))
                 self._named[name] = measure
+                depths.append(measure.params.get("cutoff"))
+            depth = depths[-1] or 1
             if name in names:
                 raise InputError(f"evaluation.metrics: {name} is there twice.")
             if hits is not None and depth > hits:
@@ -101,6 +106,8 @@ class Metrics:
             asked = ", ".join(str(metric if isinstance(metric, str) else metric.name) for metric in metrics)
             raise InputError(f"evaluation.metrics is [{asked}]; nDCG@10 must be among them: runs are compared by it.")
         self.names = tuple(names)
+        known = [depth for depth in depths if depth is not None]
+        self.depth = max(known) if len(known) == len(depths) else None
 
     def score(self, qrels: Qrels, run: Run, relevance_level: int = 1) -> PerQuery:
         """Metric → query id → value, for all judged queries; arguments as for :func:`score_run`."""

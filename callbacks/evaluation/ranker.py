@@ -37,6 +37,8 @@ class Ranking:
         device: where texts are encoded.
         precision: as Lightning calls it; what is kept depends on it.
         autocast: makes the context in which the encoder runs.
+        looked_at: how many hits metrics and files look at, which the evaluator fills in; a ranker may give these alone,
+            with those that are level with the last one. None: all.
     """
 
     hits: int = 1000
@@ -46,6 +48,7 @@ class Ranking:
     device: torch.device = _CPU
     precision: str = "32-true"
     autocast: Callable[[], AbstractContextManager] = nullcontext
+    looked_at: int | None = None
 
     def on(self, trainer: L.Trainer) -> Ranking:
         """The same on a trainer's device, in its precision."""

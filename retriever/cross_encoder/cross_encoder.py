@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from retriever.cross_encoder.spec import PairSpec
 from retriever.encoder import packing
 from retriever.encoder.encoding import Encoder
+from retriever.encoder.precision import training_attention
 from retriever.encoder.text_encoder import max_positions, set_dropout
 from retriever.encoder.tokens import Pairs, TokenizedTexts, to_be_saved
 from retriever.encoder.weights import update_with_weights
@@ -206,7 +208,9 @@ class CrossEncoder(Encoder):
             float32 [n], raw logits.
         """
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        return self.backbone(input_ids=input_ids, attention_mask=attention_mask, **types).logits.squeeze(-1).float()
+        with training_attention(input_ids.device) if self.training else nullcontext():
+            scores = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **types).logits
+        return scores.squeeze(-1).float()
 
     def save(self, folder: str | Path) -> Path:
         """Write a plain ``transformers`` sequence classifier, which sentence-transformers' CrossEncoder loads too."""

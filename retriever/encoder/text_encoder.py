@@ -7,7 +7,7 @@ import logging
 import re
 import threading
 from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from retriever.encoder.dense import Dense
 from retriever.encoder.encoding import Encoder, evaluating
 from retriever.encoder.layers import LayerSplit
 from retriever.encoder.pooling import pool
+from retriever.encoder.precision import training_attention
 from retriever.encoder.spec import KINDS, POOLINGS, EncoderSpec
 from retriever.encoder.tokens import TokenizedTexts, lower_case, padding_token, to_be_saved
 from retriever.encoder.weights import update_with_weights
@@ -250,14 +251,17 @@ class TextEncoder(Encoder):
         Returns:
             float32 [n, dimension]; of length 1 where ``spec.normalize``.
         """
-        if states is not None:
-            assert self.split is not None
-            hidden = self.split.upper(states, input_ids, attention_mask)
-        elif self.packed:
-            lengths = attention_mask.sum(1).tolist() if text_lengths is None else text_lengths
-            hidden = packing.packed_hidden_states(self.backbone, input_ids, lengths, first_position(self.backbone))
-        else:
-            hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        # not for compiled code, into which it would be compiled
+        trains = self.training and self.backbone._compiled_call_impl is None
+        with training_attention(input_ids.device) if trains else nullcontext():
+            if states is not None:
+                assert self.split is not None
+                hidden = self.split.upper(states, input_ids, attention_mask)
+            elif self.packed:
+                lengths = attention_mask.sum(1).tolist() if text_lengths is None else text_lengths
+                hidden = packing.packed_hidden_states(self.backbone, input_ids, lengths, first_position(self.backbone))
+            else:
+                hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         embeddings = pool(hidden, attention_mask, self.spec.pooling)
         with torch.autocast(embeddings.device.type, enabled=False):  # a few products for each text, in float32
             embeddings = self.head(embeddings)[:, : self.dimension]

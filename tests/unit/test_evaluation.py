@@ -1,14 +1,17 @@
 """Scores equal trec_eval's; search is exact; statistics equal scipy's and a hand-made case."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import pytrec_eval
 
 from callbacks import DenseEvaluation
-from callbacks.evaluation.metrics import score_run, without_self_hits
+from callbacks.evaluation.block_search import score_runs, search_blocks, trec_file
+from callbacks.evaluation.metrics import Metrics, score_run, without_self_hits
 from callbacks.reporting.statistics import paired_difference
+from datamodules.corpus import load_evaluation_set
 from experiments.compare import main as compare_main
 from experiments.comparison.formats import markdown
 from experiments.comparison.runs import find_runs, reason
@@ -169,3 +172,24 @@ def test_compare_refuses_what_cannot_be_compared(tmp_path):
     (tmp_path / "b" / "results.json").write_text("{")
     assert compare([tmp_path]).unfinished == [tmp_path / "b"]
     assert reason(tmp_path / "b") == "results.json is not a whole results file"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_hits_that_are_looked_at_have_the_figures_of_all(small_scifact, tmp_path, seed):
+    data, random = load_evaluation_set(str(small_scifact)), np.random.default_rng(seed)
+    # few values, so that many scores are level where the hits are cut
+    sizes = (len(data.queries), 4), (len(data.corpus), 4)
+    queries, passages = (random.integers(-1, 2, size).astype(np.float32) for size in sizes)
+    metrics, files, given = Metrics(["nDCG@10", "RR@10", "R@20"]), [], []
+    for number, looked_at in enumerate((None, 21)):
+
+        def keep(run, append):
+            given.append(sum(map(len, run.values())))
+            append(run)
+
+        with trec_file(tmp_path / str(number), "tag", 20) as append:
+            runs = search_blocks(data, queries, passages, 101, looked_at=looked_at)
+            files.append(score_runs(data, runs, metrics, keep_run=partial(keep, append=append)))
+    assert files[0] == files[1] and metrics.depth == 20 and given[0] == 20 * 101 > given[1] > 20 * 21
+    assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text()
+    assert Metrics(["nDCG@10", "AP"]).depth is None

@@ -2,16 +2,26 @@
 
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import BertConfig, Qwen3Config, T5Config
 
 from datamodules import precision
 from datamodules.precision import CALIBRATION, Precision, fastest_precision
-from retriever.encoder.precision import LayerShape, autocast, bfloat16_share, cpu_has_bfloat16, cpu_name
+from retriever.encoder import precision as of_encoder
+from retriever.encoder.precision import (
+    LayerShape,
+    autocast,
+    bfloat16_share,
+    cpu_has_bfloat16,
+    cpu_name,
+    training_attention,
+)
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 PROCESSOR = Path("/proc/cpuinfo")
@@ -132,3 +142,33 @@ def test_products_are_computed_in_it(name, dtype):
 def test_what_is_asked_for_by_name_is_said_alone():
     assert Precision("bf16-mixed").said("precision") == "bf16-mixed"
     assert Precision("bf16-mixed", "it").said("precision") == "bf16-mixed (auto: it; else precision=32-true)"
+
+
+@pytest.mark.parametrize("is_typed", [False, True])
+@pytest.mark.parametrize(("length", "short"), [(7, True), (600, False)])
+def test_attention_over_short_texts_is_trained_in_float32(length, short, is_typed):
+    given = torch.randn(3, 2, 4, length, 8, generator=torch.Generator().manual_seed(1))
+    given = given.bfloat16().requires_grad_()
+    mask = torch.arange(length) < torch.tensor([[length - 3], [length]]).unsqueeze(1).unsqueeze(1)
+    named = dict(zip(("query", "key", "value"), given, strict=True)) if is_typed else {}
+    with training_attention(CPU), autocast("bf16-mixed" if is_typed else "32-true", CPU):
+        found = scaled_dot_product_attention(*(() if is_typed else given), attn_mask=mask, **named)
+    exact = given.detach().float().requires_grad_()
+    expected = scaled_dot_product_attention(*exact, attn_mask=mask)
+    assert found.dtype == torch.bfloat16 and torch.equal(found, expected.bfloat16()) == short
+    found.float().square().sum().backward()
+    expected.bfloat16().float().square().sum().backward()
+    assert torch.equal(given.grad, exact.grad.bfloat16()) == short
+    assert torch.nn.functional.cosine_similarity(given.grad.float().flatten(), exact.grad.flatten(), 0) > 0.999
+
+
+def test_an_encoder_computes_attention_so_in_training_alone(tiny_encoder, monkeypatch):
+    seen = []
+    monkeypatch.setattr(of_encoder, "_as_float", lambda value: seen.append(value) or value)
+    texts = tiny_encoder.tokenize(["cells divide", "wings lift"], "query")
+    arguments = texts.padded([0, 1], tiny_encoder.pad_id, CPU)
+    tiny_encoder.eval()(*arguments)
+    assert not seen
+    tiny_encoder.train()(*arguments)
+    assert seen
+    assert type(training_attention(GPU)) is type(nullcontext())
