@@ -112,12 +112,12 @@ class SourceMaker:
         Args:
             sources: the train lists; those of weight 0 are not looked at.
         """
-        if getattr(self.encoder, "projection", None) != "unfitted":
+        sources = [source for source in sources if source.weights.any()]
+        if getattr(self.encoder, "projection", None) != "unfitted" or not sources:
             return
         plain, given, wanted = before_projection(self.encoder), [], []
         # unless the guide is a third encoder, it has encoded the queries already
         by_guide = self.passage_encoder is None or self.guide is None
-        sources = [source for source in sources if source.weights.any()]
         for source in sources:
             taken = np.flatnonzero(source.weights)
             name, rows = source.lists.source.name, taken[_spread(len(taken), _FITTED[0] // len(sources))]

@@ -66,7 +66,7 @@ def plan_adaptation(config: DictConfig, choices: dict[str, str], typed: Sequence
         from experiments.adaptation.estimate import measured_speed
         from experiments.preparation.precision import precision_of
         from retriever.encoder.encoding import device_of
-        from retriever.encoder.precision import autocast
+        from retriever.encoder.precision import autocast, cpu_name
 
     disable_progress_bar()
     found = survey(source, asked.split, asked.cache_dir)
@@ -74,7 +74,9 @@ def plan_adaptation(config: DictConfig, choices: dict[str, str], typed: Sequence
     encoder = instantiate(config.encoder).to("cuda" if gpu else "cpu").eval()
     precision = precision_of(encoder, asked.precision, asked.cache_dir)
     with autocast(precision.name, device_of(encoder)):
-        what = f"{stated['content of the corpus']}, {encoder.name}, {precision.name}{', GPU' if gpu else ''}"
+        device = torch.cuda.get_device_name() if gpu else cpu_name()
+        texts, model = (stated["content of the corpus"], asked.text), (stated["encoder"], encoder.fingerprint())
+        what = [texts, model, precision.name, device, torch.get_num_threads()]
         plan = decide(asked, found, named, measured_speed(encoder, found, Path(asked.cache_dir) / "speeds.json", what))
     said = lines(plan, found, asked, encoder.name, folder) | {"precision": precision.said("precision")}
     print_subjects(said)

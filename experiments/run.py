@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -60,6 +61,8 @@ def application(config: DictConfig) -> float | None:
         results = _train(config, folder)
         if is_first_rank() and results["datasets"]:
             _print_table(folder)
+            if config.debug is None:
+                print_next_steps(folder)
     value = None if results is None else results.get("criterion_value")
     return -value if value is not None and config.criterion_mode == "max" else value
 
@@ -77,9 +80,14 @@ def _print_table(folder: Path) -> None:
     from experiments.comparison.tables import compare
 
     print_tables(compare([folder]))
-    place = printable(str(folder))
+
+
+def print_next_steps(folder: Path) -> None:
+    """Print where a run's model is, and what may follow."""
+    place = printable(shlex.quote(str(folder)))
     if (folder / "model").is_dir():
-        print(f"The model: {place}/model. On other data: python -m experiments.evaluate {place} sets=NAME")
+        print(f"The model: {printable(str(folder / 'model'))}")
+        print(f"On other data: python -m experiments.evaluate {place} sets=cranfield")
     print(f"Beside another run: python -m experiments.compare {place} RUN")
 
 

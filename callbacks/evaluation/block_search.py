@@ -18,7 +18,6 @@ from retriever.errors import InputError, shown
 from retriever.search import merge_hits
 
 log = logging.getLogger(__name__)
-_said: set[str] = set()  # of these data sets it is known that own ids are left out: once, not at each validation
 # Each block of queries searched reads all passages again, so it is large: 50 MB of hits at 1,000 a query. Hits as
 # Python objects take ten times that, so fewer queries are scored together.
 _SEARCHED, _SCORED = 4096, 512
@@ -78,6 +77,7 @@ def score_runs(
     *,
     ignore_identical_ids: bool = True,
     keep_run: Callable[[Run], None] = lambda run: None,
+    says_left_out: bool = True,
 ) -> PerQuery:
     """Score a run that comes in parts of some queries each, on the first rank.
 
@@ -88,6 +88,7 @@ def score_runs(
         ignore_identical_ids: take the query's own id out of its hits, see
             :func:`~callbacks.evaluation.metrics.without_self_hits`.
         keep_run: called with each part.
+        says_left_out: log how many hits were the query's own id.
 
     Returns:
         Metric → query id → value on the first rank, {} on others.
@@ -114,8 +115,7 @@ def score_runs(
     if missing:
         for metric, values in metrics.score(missing, {}, data.relevance_level).items():
             per_query.setdefault(metric, {}).update(values)
-    if left_out and data.name not in _said:
-        _said.add(data.name)
+    if left_out and says_left_out:
         log.info(
             "%s: %d hits left out that have their query's id and are not judged relevant, as BEIR does: in ArguAna and "
             "Quora they are the query itself; where ids are plain numbers, this is chance, and no leak "

@@ -38,6 +38,7 @@ class Evaluator:
         depth = history.metrics.depth
         self.how = replace(how, looked_at=None if depth is None else max(depth, history.run_hits))
         self.sets: list[EvaluationSet] = []
+        self._scored: set[str] = set()
 
     def prepare(self, encoder: Any) -> None:
         """Tokenise, encode and draw samples, with the base model's weights."""
@@ -77,7 +78,15 @@ class Evaluator:
         for data, runs in self.ranker.rank(sets, encoder, step, self.how):
             with self.history.files(data.name, step) as (keep_run, keep_values):
                 own = self.how.ignore_identical_ids
-                per_query = score_runs(data, runs, self.history.metrics, ignore_identical_ids=own, keep_run=keep_run)
+                per_query = score_runs(
+                    data,
+                    runs,
+                    self.history.metrics,
+                    ignore_identical_ids=own,
+                    keep_run=keep_run,
+                    says_left_out=data.name not in self._scored,
+                )
+                self._scored.add(data.name)
                 keep_values(per_query)
             found[data.name] = broadcast(mean_scores(per_query))
         return {data.name: found[data.name] for data in sets}

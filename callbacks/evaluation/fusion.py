@@ -1,6 +1,7 @@
 """FusedRanker: several rankers' scores, added up."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ class FusedRanker(Ranker):
         self, sets: Sequence[EvaluationSet], encoder: Any, step: int, how: Ranking
     ) -> Iterator[tuple[EvaluationSet, Iterable[Run]]]:
         """Fuse each set's runs."""
+        how = replace(how, looked_at=self.depth)  # of each member, whatever is looked at of the fusion
         for data in sets:
             found = [self._hits(data, *member, how) for member in self.members.values()]
             weights = [self.weights[name] for name in self.members]

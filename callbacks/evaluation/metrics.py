@@ -38,11 +38,12 @@ class Metric(ABC):
 
     Attributes:
         name: under which it is logged and stored.
-        depth: hits per query that it looks at; ``evaluation.hits`` must not be lower.
+        depth: hits per query that it looks at: it may be given no others, and ``evaluation.hits`` must not be lower.
+            None: all that there are.
     """
 
     name: str
-    depth: int = 1
+    depth: int | None = None
 
     @abstractmethod
     def __call__(self, qrels: Qrels, run: Run) -> dict[str, float]:
@@ -50,7 +51,8 @@ class Metric(ABC):
 
         Args:
             qrels: query id → passage id → grade.
-            run: query id → passage id → score, of every query in ``qrels``; {} where nothing was found.
+            run: query id → passage id → score, of every query in ``qrels``, the best ``depth`` hits or more; {} where
+                nothing was found.
 
         Returns:
             Query id → value, for every query in ``qrels``; the data set's figure is the mean.
@@ -92,7 +94,8 @@ class Metrics:
                 measure = _parse(metric)
                 name = LOGGED_AS.get(str(measure), str(measure))
                 self._named[name] = measure
-                depths.append(measure.params.get("cutoff"))
+                # judged_only takes hits out before it cuts
+                depths.append(None if measure.params.get("judged_only") else measure.params.get("cutoff"))
             depth = depths[-1] or 1
             if name in names:
                 raise InputError(f"evaluation.metrics: {name} is there twice.")

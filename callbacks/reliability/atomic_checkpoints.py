@@ -71,13 +71,17 @@ def _keep_as_previous(path: Path) -> None:
 
 
 def remove_spare_checkpoints(folder: str | Path) -> None:
-    """Remove what a finished run needs no more: ``previous.ckpt``, and the best checkpoint that it alone names."""
+    """Remove what a finished run needs no more: ``previous.ckpt``, and best checkpoints that ``last.ckpt`` names not.
+
+    Nothing is removed where ``last.ckpt`` is not whole.
+    """
     last, previous = (Path(folder) / "checkpoints" / name for name in (LAST, PREVIOUS))
-    if not (last.is_file() and previous.is_file()):
+    if not (previous.is_file() and _is_whole(last)):
         return
-    named, before = (_best(torch.load(path, "cpu", mmap=True, weights_only=True)) for path in (last, previous))
-    for name in before - named:
-        previous.with_name(name).unlink(missing_ok=True)
+    named = _best(torch.load(last, "cpu", mmap=True, weights_only=True))
+    for path in last.parent.glob("step-*.ckpt"):
+        if path.name not in named:
+            path.unlink()
     previous.unlink()
 
 

@@ -55,11 +55,20 @@ def open_list_file(
 
 def _lists(file: Path, corpus: Corpus) -> Iterator[QueryList]:
     ids = corpus.ids.to_pylist()
+    for number, text in enumerate(plain_texts(file)):
+        passages = [ids[(_CANDIDATES * number + k) % len(ids)] for k in range(_CANDIDATES)]
+        scores = [float(-k) for k in range(_CANDIDATES)]
+        yield QueryList(f"{file.stem}-{number}", text, "text", corpus.name, passages[:1], passages, scores)
+
+
+def plain_texts(file: Path) -> Iterator[str]:
+    """Read the texts of a file, one on each line; empty lines are left out.
+
+    Raises:
+        InputError: it is not in UTF-8.
+    """
     try:
         with open(file, encoding="utf-8") as lines:
-            for number, text in enumerate(filter(None, map(str.strip, lines))):
-                passages = [ids[(_CANDIDATES * number + k) % len(ids)] for k in range(_CANDIDATES)]
-                scores = [float(-k) for k in range(_CANDIDATES)]
-                yield QueryList(f"{file.stem}-{number}", text, "text", corpus.name, passages[:1], passages, scores)
+            yield from filter(None, map(str.strip, lines))
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: not in UTF-8 ({error.reason}). Save it anew.") from error

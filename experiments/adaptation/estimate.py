@@ -1,11 +1,13 @@
 """How long an adaptation takes on this machine, by a measurement of a few seconds."""
 
+import hashlib
 import logging
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,7 +17,6 @@ from experiments.adaptation.settings import HELD_OUT
 from experiments.adaptation.survey import Survey
 from experiments.plan.load import busy
 from retriever.encoder.encoding import encode
-from retriever.encoder.precision import cpu_name
 from retriever.encoder.text_encoder import TextEncoder
 
 log = logging.getLogger(__name__)
@@ -84,16 +85,16 @@ class Work:
         }
 
 
-def measured_speed(encoder: TextEncoder, found: Survey, file: Path, what: str) -> Speed:
+def measured_speed(encoder: TextEncoder, found: Survey, file: Path, what: Sequence[Any]) -> Speed:
     """Measure, or take what was measured within the last hour, so that ``plan=true`` and the command after it agree.
 
     Args:
         encoder: on its device.
         found: the corpus.
         file: where it is kept; not what was measured while other programs ran.
-        what: names texts, model and precision.
+        what: all that decides the speed: texts, model, lengths, precision, device, threads.
     """
-    key, now = f"{what}, {cpu_name()}, {torch.get_num_threads()} threads", time.time()
+    key, now = hashlib.sha256(repr(what).encode()).hexdigest()[:16], time.time()
     with lock_beside(file):
         kept = {name: one for name, one in read_kept(file).items() if now - one["at"] < _KEPT}
         if key in kept:

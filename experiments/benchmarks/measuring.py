@@ -87,7 +87,7 @@ def run_in_turns(
     """
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in jobs}
     for number in range(repeats):
-        for name, job in jobs.items():
+        for name, job in sorted(jobs.items(), key=lambda item: "@" in item[0]):  # what systems take by default first
             default, _, precision = name.partition("@")
             if precision and default in results and results[default][number].get("precision") == precision:
                 continue

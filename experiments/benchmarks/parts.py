@@ -1,5 +1,6 @@
 """The parts of the benchmark: what is measured, in what order, and the tables that it fills."""
 
+import logging
 import os
 import shutil
 import sys
@@ -21,6 +22,7 @@ from retriever.errors import InputError
 from retriever.pretrained.preset import with_preset
 from retriever.pretrained.source import find_model
 
+log = logging.getLogger(__name__)
 # what is left out of a job: its own options say it, or it changes nothing that is measured
 _NOT_OF_JOBS = {"parts", "output_dir", "allowed_targets", "encoder", *PARTS}
 _OF_ENCODER = ("attention", "trainable_layers")  # what a case may set in our encoder
@@ -217,7 +219,10 @@ class Bench:
 
     def _run(self, jobs: dict[str, dict[str, Any]], rounds: int, say: str) -> dict[str, list[dict[str, Any]]]:
         if chosen_device(self.config["device"]).type == "cpu" and not cpu_has_bfloat16():
-            jobs = {name: job for name, job in jobs.items() if not name.endswith(f"@{BFLOAT16}")}  # many times as long
+            left_out = [name for name in jobs if name.endswith(f"@{BFLOAT16}")]  # it would take many times as long
+            jobs = {name: job for name, job in jobs.items() if name not in left_out}
+            if left_out:
+                log.info("This processor has no bfloat16; left out: %s", ", ".join(left_out))
         return run_in_turns(jobs, rounds, say, self.folder / "measured")
 
     def _table(self, title: str, rows: list[dict[str, str]]) -> str:

@@ -109,13 +109,13 @@ def estimate(
         + (trained_share if share == 1 else 1)
         + max(0.0, 1 - module.uncheckpointed_tokens * trainer.world_size / max(1, tokens))
     )
-    # weights, and two moments of each that learns, in float32
-    checkpoint_bytes = sum((12 if p.requires_grad else 4) * p.numel() for p in module.parameters())
+    # in float32: weights of the best step; of the last one two moments of each that learns, too
+    best, last = (sum((n if p.requires_grad else 4) * p.numel() for p in module.parameters()) for n in (4, 12))
     return Estimate(
         encoding=meter.seconds(Work(passages=sum(map(len, corpora)))) * _times_as_long(module, data),
         steps=steps.left * steps.accumulated * passes * meter.seconds(step, share),
         evaluations=sum(meter.seconds(work, share) for work in evaluations),
-        saving=steps.validations * len(trainer.checkpoint_callbacks) * checkpoint_bytes / _SAVED,
+        saving=steps.validations * (best + last) / _SAVED if trainer.checkpoint_callbacks else 0.0,
         passages=sum(map(len, corpora)),
         number=len([work for work in evaluations if work != Work()]),
         tokens=tokens,

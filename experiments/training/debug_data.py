@@ -10,9 +10,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from datamodules.corpus import find_dataset, find_file, load_corpus, load_qrels, load_queries
+from datamodules.corpus import Corpus, find_dataset, find_file, load_corpus, load_qrels, load_queries
 from datamodules.query_lists import QueryList, read_metadata, read_query_lists, write_query_lists
-from datamodules.query_lists.plain_texts import SUFFIX
+from datamodules.query_lists.plain_texts import SUFFIX, plain_texts
 from datamodules.small_corpus import write_data_set
 from datamodules.specs import EvaluationSpec, TrainFile, read_evaluation_specs, read_list_files
 from datamodules.storage.files import write_text
@@ -59,9 +59,11 @@ class DebugData:
         specs = read_evaluation_specs(OmegaConf.to_container(config.evaluation.datasets, resolve=True))
         config.evaluation.datasets = [self._evaluation_set(spec, dev_queries) for spec in specs]
         for whole, kept in self._kept.items():
-            corpus = load_corpus(whole, empty_passages=config.empty_passages, cache_dir=config.cache_dir)
-            write_data_set(kept.output, corpus, kept.passages, kept.queries, kept.splits)
+            write_data_set(kept.output, self._corpus(whole), kept.passages, kept.queries, kept.splits)
         return config
+
+    def _corpus(self, folder: Path) -> Corpus:
+        return load_corpus(folder, empty_passages=self.config.empty_passages, cache_dir=self.config.cache_dir)
 
     def _of(self, name: str) -> _Kept:
         folder = find_dataset(name, self.config.data_dir)
@@ -89,13 +91,13 @@ class DebugData:
     def _texts(self, path: str, corpus: str, skipped: int) -> str:
         """Write some lines of a file of plain texts, and keep as many passages as they go round."""
         number = self.config.debug.lists
-        with open(find_file(path), encoding="utf-8") as lines:
-            texts = list(islice(filter(None, map(str.strip, lines)), skipped, skipped + number))
-        ids = load_corpus(find_dataset(corpus, self.config.data_dir), cache_dir=self.config.cache_dir).ids
-        self._of(corpus).passages.update(ids[: 2 * number].to_pylist())
+        texts = list(islice(plain_texts(find_file(path)), skipped + number))
+        self._of(corpus).passages.update(
+            self._corpus(find_dataset(corpus, self.config.data_dir)).ids[: 2 * number].to_pylist()
+        )
         self._written += 1
         written = self.folder / f"{self._written}-{Path(path).name}"
-        write_text(written, "".join(f"{text}\n" for text in texts))
+        write_text(written, "".join(f"{text}\n" for text in texts[skipped:] or texts))
         return str(written)
 
     def _evaluation_set(self, spec: EvaluationSpec, dev_queries: Collection[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import gelu, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from retriever.encoder.budget import attention_heads, hidden_size, intermediate_size
@@ -113,10 +113,7 @@ def bfloat16_share(shape: LayerShape) -> float:
     of five rounds. Nothing is drawn from torch's global random generator.
     """
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-        # in training mode: what torch fuses in evaluation mode, it fuses in float32 alone
-        layer = nn.TransformerEncoderLayer(
-            shape.width, shape.heads, shape.intermediate, dropout=0.0, activation="gelu", batch_first=True
-        )
+        layer = _Layer(shape)
         tokens, seconds = _TOKENS[0] // 2, 0.0
         while seconds < _MEASURED and tokens < _TOKENS[1]:
             tokens *= 2
@@ -128,6 +125,26 @@ def bfloat16_share(shape: LayerShape) -> float:
             seconds = _timed(layer, hidden, FLOAT32)
             shares.append(_timed(layer, hidden, BFLOAT16) / seconds)
     return statistics.median(shares)
+
+
+class _Layer(nn.Module):
+    """A transformer layer as backbones have it: what torch fuses, it fuses in float32 alone."""
+
+    def __init__(self, shape: LayerShape) -> None:
+        super().__init__()
+        self.heads = shape.heads
+        self.projected = nn.Linear(shape.width, 3 * shape.width)
+        self.mixed = nn.Linear(shape.width, shape.width)
+        self.inner = nn.Linear(shape.width, shape.intermediate)
+        self.outer = nn.Linear(shape.intermediate, shape.width)
+        self.norms = nn.ModuleList(nn.LayerNorm(shape.width) for _ in range(2))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Compute hidden states, [n, L, width], from those of the layer below."""
+        split = self.projected(hidden).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
+        hidden = self.norms[0](hidden + self.mixed(attended))
+        return self.norms[1](hidden + self.outer(gelu(self.inner(hidden))))
 
 
 def _timed(layer: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor, precision: str) -> float:

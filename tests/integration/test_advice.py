@@ -357,7 +357,7 @@ NOT_TYPED = {
     "adapt.py: hydra.run.dir=…": "test_adapt.py begins folders with it",
     "parts.py: shard=…": "of prepare; test_prepare.py types it",
     "push.py: debug=…": "says what the run was made with",
-    "run.py: sets=NAME": "says what may follow; test_readme.py types it",
+    "run.py: sets=cranfield": "says what may follow; test_evaluate.py types it with other sets",
     "push.py: --lists": "says what to leave out; test_push.py types it",
     "push.py: --repo": "test_push.py types wrong names and right ones",
     "decide.py: queries=…": "test_adapt.py types it",

@@ -9,6 +9,7 @@ from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
 from callbacks import DenseRanker, Evaluation, Evaluator, History, Metrics, Ranking, Reading
+from callbacks.evaluation.fusion import FusedRanker
 from callbacks.evaluation.sets import open_sets
 from datamodules.specs import read_evaluation_specs
 from experiments.comparison.formats import csv_text, markdown, print_tables
@@ -32,6 +33,18 @@ def evaluator_of(folder, ranker, encoder, corpus, metrics=NAMES, **spec):
     evaluator = Evaluator(ranker, history, Ranking(cache_dir=folder / "own"))
     evaluator.prepare(encoder)
     return evaluator
+
+
+def test_a_fusion_gets_its_members_hits_whatever_its_metrics_look_at(tiny_encoder, tiny_model, small_scifact, tmp_path):
+    other = TextEncoder.from_pretrained(str(tiny_model), pooling="cls", passage_max_length=64)
+    found = []
+    for name, metrics in {"few": ["nDCG@10"], "all": ["nDCG@10", "AP"]}.items():
+        members = {"own": (DenseRanker(), tiny_encoder), "other": (DenseRanker(), other)}
+        ranker = FusedRanker(members, {"own": 0.5, "other": 0.5}, depth=110)
+        evaluator = evaluator_of(tmp_path / name, ranker, tiny_encoder, small_scifact, metrics)
+        evaluator.evaluate(tiny_encoder)
+        found.append((tmp_path / name / "alone" / "trec_runs" / "small" / "step-000000.trec").read_text())
+    assert found[0] == found[1] and len(found[0].splitlines()) == 20 * 100
 
 
 def test_a_figure_without_a_trainer_is_that_of_the_run(small_run, small_scifact, tmp_path):

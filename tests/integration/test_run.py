@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 
 import numpy as np
@@ -216,3 +217,14 @@ def test_sweep_trains_every_arm_and_ends_with_a_table(small_run, monkeypatch, ca
     assert "| infonce | 1, 2 |" in table and "| distillation | 1, 2 |" in table and "| base |" in table
     assert len(list((tmp_path / "sweep").glob("*/results.json"))) == 4
     assert "difference to base" in capsys.readouterr().out
+
+
+def test_the_next_steps_can_be_typed(tmp_path, capsys):
+    folder = tmp_path / "a run"
+    run_module.print_next_steps(folder)
+    assert capsys.readouterr().out == f"Beside another run: python -m experiments.compare '{folder}' RUN\n"
+    (folder / "model").mkdir(parents=True)
+    run_module.print_next_steps(folder)
+    first, second, _ = capsys.readouterr().out.splitlines()
+    assert first == f"The model: {folder / 'model'}"
+    assert shlex.split(second.partition(": ")[2])[1:] == ["-m", "experiments.evaluate", str(folder), "sets=cranfield"]

@@ -83,7 +83,11 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before(cut, tmp_path, caplog):
     assert resumed["datasets"] == whole["datasets"] and resumed["steps"] == whole["steps"]
     names = [sorted(p.name for p in (tmp_path / run / "checkpoints").iterdir()) for run in ("whole", "copy2")]
     assert names[0] == names[1] == [LAST, f"step-{whole['steps']['best']:06d}.ckpt"], "a finished run keeps no others"
-    assert find_checkpoint(tmp_path / "copy2") == tmp_path / "copy2" / "checkpoints" / LAST
+    last, best = (torch.load(tmp_path / "copy2" / "checkpoints" / n, weights_only=True) for n in names[0])
+    assert "optimizer_states" in last and "optimizer_states" not in best
+    # and a finished run is trained further from them
+    longer = [f"resume={tmp_path}/copy2", "trainer.max_epochs=3"]
+    assert run_experiment(config_of(*options, *longer), tmp_path / "copy2")["steps"]["last"] == 12
 
 
 def test_a_torn_best_checkpoint_is_told_before_the_run_goes_on(cut):

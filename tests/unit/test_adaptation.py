@@ -148,16 +148,17 @@ FAST = Speed(passages=100, queries=1000)
 
 def test_a_measurement_counts_for_an_hour_but_not_a_disturbed_one(small_scifact, tmp_path, monkeypatch):
     found, file = survey(small_scifact, None, str(tmp_path)), tmp_path / "speeds.json"
-    speeds = iter([replace(FAST, busy="others run"), FAST, replace(FAST, passages=50)])
+    speeds = iter([replace(FAST, busy="others run"), FAST, replace(FAST, passages=50), replace(FAST, passages=70)])
     monkeypatch.setattr(estimate, "measure", lambda *_: next(speeds))
-    measured = [estimate.measured_speed(None, found, file, "a model") for _ in range(3)]
+    measured = [estimate.measured_speed(None, found, file, ["a model"]) for _ in range(3)]
     assert [speed.busy for speed in measured] == ["others run", "", ""] and measured[1] == measured[2] == FAST
+    assert estimate.measured_speed(None, found, file, ["longer"]).passages == 50
     later = time.time() + 3601
     monkeypatch.setattr(time, "time", lambda: later)
-    assert estimate.measured_speed(None, found, file, "a model").passages == 50
+    assert estimate.measured_speed(None, found, file, ["a model"]).passages == 70
     file.write_text("{")
     with pytest.raises(StopIteration):  # it measures again
-        estimate.measured_speed(None, found, file, "a model")
+        estimate.measured_speed(None, found, file, ["a model"])
 
 
 def test_batch_and_steps_follow_the_number_of_lists(small_scifact, tmp_path):

@@ -15,6 +15,7 @@ from datamodules.caches import embed
 from helpers.encoders import LENGTHS, TEXTS, gradients, save_backbone
 from retriever.encoder.encoding import encode
 from retriever.encoder.pooling import pool
+from retriever.encoder.precision import autocast
 from retriever.encoder.spec import EncoderSpec
 from retriever.encoder.text_encoder import TextEncoder, max_positions
 from retriever.encoder.tokens import TokenizedTexts, micro_batches, padding_share
@@ -96,6 +97,18 @@ def test_what_fits_is_not_computed_twice(tiny_encoder):
     last_three = sum(sizes[-3:])
     assert calls_of(tiny_encoder, tokens, 40, last_three) == parts + parts[-4::-1]
     assert calls_of(tiny_encoder, tokens, 40, None) == calls_of(tiny_encoder, tokens, 40, 40) != parts
+
+
+def test_what_is_computed_twice_in_bfloat16_has_the_same_gradient(tiny_encoder):
+    tiny_encoder.train()
+    tokens, found = tiny_encoder.tokenize(TEXTS * 5, "passage"), []
+    for kept in (0, 10**6):
+        tiny_encoder.zero_grad()
+        with autocast("bf16-mixed", torch.device("cpu")):
+            embeddings = encode(tiny_encoder, tokens, 40, uncheckpointed_tokens=kept)
+        embeddings.float()[:, 0].sum().backward()
+        found.append(torch.cat([p.grad.flatten() for p in tiny_encoder.parameters() if p.grad is not None]))
+    assert torch.nn.functional.cosine_similarity(*found, dim=0) > 0.9999 and found[0].abs().sum() > 0
 
 
 def test_embeddings_do_not_depend_on_the_micro_batches(tiny_encoder):

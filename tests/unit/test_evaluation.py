@@ -192,4 +192,4 @@ def test_the_hits_that_are_looked_at_have_the_figures_of_all(small_scifact, tmp_
             files.append(score_runs(data, runs, metrics, keep_run=partial(keep, append=append)))
     assert files[0] == files[1] and metrics.depth == 20 and given[0] == 20 * 101 > given[1] > 20 * 21
     assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text()
-    assert Metrics(["nDCG@10", "AP"]).depth is None
+    assert [Metrics(["nDCG@10", name]).depth for name in ("AP", "P(judged_only=True)@5")] == [None, None]

@@ -116,10 +116,13 @@ def test_a_gpu_that_only_stores_bfloat16_has_none(monkeypatch, tmp_path, tiny_en
 @pytest.mark.slow
 def test_the_measurement_itself_runs_and_draws_nothing(tmp_path, tiny_encoder, monkeypatch):
     monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: True)
+    in_float32, as_float = [], of_encoder._as_float
+    monkeypatch.setattr(of_encoder, "_as_float", lambda value: in_float32.append(value) or as_float(value))
     state = torch.get_rng_state()
     with torch.inference_mode():  # as in experiments.evaluate
         found = fastest_precision(tiny_encoder, CPU, tmp_path)
     assert torch.equal(state, torch.get_rng_state()) and "of float32's time" in found.why
+    assert in_float32, "attention of training is measured as it is computed"
     [share] = json.loads((tmp_path / CALIBRATION).read_text()).values()
     assert 0.01 < share < 1000 and (found.name == "bf16-mixed") == (share <= 0.9)
 
