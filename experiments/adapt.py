@@ -114,7 +114,7 @@ def conclude(folder: Path, asked: AdaptSettings) -> None:
     print()
     for sentence in said:
         print(printable(sentence))
-    print(printable(f"All of it, with plots and queries: {files[0]}"))
+    print(printable(f"This verdict with tables, plots and queries: {files[0]}"))
 
 
 def _changed(config: DictConfig, typed: Sequence[str]) -> dict[str, Any]:
