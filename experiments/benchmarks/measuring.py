@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from retriever.encoder.precision import FLOAT32
 from retriever.errors import InputError
 
 log = logging.getLogger(__name__)
+BEST = "best"  # of these texts in a peer's micro-batch
+MICRO_BATCHES = (8, 16, 32, 64, 128)
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
@@ -58,6 +61,16 @@ def precision_of(job: Mapping[str, Any], encoder: torch.nn.Module, device: torch
         return asked
     ours = name.startswith("ours") or device.type == "cuda"
     return fastest_precision(encoder, device, job["cache_dir"]).name if ours else FLOAT32
+
+
+def fastest(call: Callable[[int], Any], device: torch.device) -> int:
+    """Find the number of texts in a peer's micro-batch that it is fastest with: the best of two calls for each."""
+    took: dict[int, float] = {}
+    for _ in range(2):
+        for size in MICRO_BATCHES:
+            _, found = measure(partial(call, size), device)
+            took[size] = min(found["seconds"], took.get(size, found["seconds"]))
+    return min(took, key=lambda size: took[size])
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> float:

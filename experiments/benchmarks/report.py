@@ -41,6 +41,7 @@ def step_rows(cases: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
                     "step": f"{case['lists']} × {case['list_length']}, {case['max_length']} tokens, {loss}",
                     "system": _WORDS[kind] + ("" if kind != "ours" else case["variant"]),
                     "precision": result["precision"],
+                    "texts of a micro-batch": str(result.get("peer_batch", "")),
                     "seconds": f"{result['seconds']:.1f}",
                     "least, most": _spread([one["seconds"] for one in case["each_round"][name]]),
                     **_ratios(case["results"], name),
@@ -61,6 +62,7 @@ def evaluation_rows(results: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
         {
             "system": _WORDS[name.partition("@")[0]],
             "precision": result["precision"],
+            "texts of a micro-batch": str(result.get("peer_batch", "")),
             "seconds": f"{result['seconds']:.1f}",
             "least, most": _spread(result["seconds_of_rounds"]),
             **_ratios(results, name),

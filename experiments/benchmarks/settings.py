@@ -35,7 +35,7 @@ class StepCase:
     attention: str | None = None
     trainable_layers: int | None = None
     uncheckpointed_tokens: int | None = None
-    peer_batch: int | None = None
+    peer_batch: int | Literal["best"] | None = None
 
     def __post_init__(self) -> None:
         """Refuse a system that is not measured."""
@@ -111,7 +111,7 @@ class BenchSettings(CommonSettings):
     output_dir: str
     on_bad_list: Literal["error", "drop"]
     uncheckpointed_tokens: int | None
-    peer_batch: int
+    peer_batch: int | Literal["best"]
     rate_seconds: float
     corpus: str
     files: Sequence[str]

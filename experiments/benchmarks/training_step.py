@@ -20,7 +20,7 @@ from datamodules.corpus import Corpus, find_dataset, find_file, load_corpus
 from datamodules.hidden_states import with_states
 from datamodules.query_lists import open_query_lists
 from experiments.benchmarks.flops import forward_flops
-from experiments.benchmarks.measuring import matmul_rate, measure, precision_of
+from experiments.benchmarks.measuring import BEST, fastest, matmul_rate, measure, precision_of
 from retriever.batch import BatchNeeds, EncodedBatch, RetrievalBatch
 from retriever.encoder.precision import BFLOAT16, autocast
 from retriever.encoder.text_encoder import TextEncoder, set_dropout
@@ -32,6 +32,7 @@ from retriever.module import RetrieverModule
 from retriever.objectives import ListwiseDistillation
 
 TEMPERATURE, STUDENT, TEACHER = 0.05, 0.05, 0.3
+_SEARCHED = 32  # lists of the steps by which a peer's micro-batch is chosen
 
 
 class Lists:
@@ -185,8 +186,8 @@ def run_step(job: Mapping[str, Any], encoder: TextEncoder, device: torch.device)
     Args:
         job: ``system`` (see ``SYSTEMS`` in ``settings.py``; with ``@`` and a precision where it is not its own),
             ``files``, ``corpus``, ``size`` (lists), ``list_length``, ``token_budget``,
-            ``uncheckpointed_tokens``, ``peer_batch`` (texts of a peer's micro-batch), ``rate_seconds`` (for which
-            matrices are multiplied, before and after), ``cache_dir``, ``seed``, ``gradient``.
+            ``uncheckpointed_tokens``, ``peer_batch`` (texts of a peer's micro-batch, or ``best``), ``rate_seconds``
+            (for which matrices are multiplied, before and after), ``cache_dir``, ``seed``, ``gradient``.
         encoder: with the lengths to cut at, on ``device``.
         device: where to run.
     """
@@ -196,7 +197,10 @@ def run_step(job: Mapping[str, Any], encoder: TextEncoder, device: torch.device)
     precision = precision_of(job, encoder, device)
     dtype = torch.bfloat16 if precision == BFLOAT16 else torch.float32
     with autocast(precision, device):
-        one_step(_system(job, encoder, lists, min(8, job["size"]), device))  # libraries load, threads start
+        # libraries load, threads start
+        one_step(_system({**job, "peer_batch": 8}, encoder, lists, min(8, job["size"]), device))
+        if job["peer_batch"] == BEST:
+            job = {**job, "peer_batch": _best_peer_batch(job, encoder, lists, device)}
         system = _system(job, encoder, lists, job["size"], device)
         before = matmul_rate(device, dtype, seconds=job["rate_seconds"])
         if on_gpu:
@@ -207,12 +211,22 @@ def run_step(job: Mapping[str, Any], encoder: TextEncoder, device: torch.device)
     if job.get("gradient"):
         np.save(job["gradient"], gradient)
     facts = system.facts()
+    if not job["system"].startswith("ours"):
+        facts["peer_batch"] = job["peer_batch"]
     if "needed_flops" in facts:
         facts["rate_share"] = facts["needed_flops"] / took["seconds"] / rate
         # gradient, both moments and the copy of the gradient; embeddings and their gradients
         others = 16 * len(gradient) + 8 * encoder.dimension * facts["texts"]
         facts["activation_bytes"] = took["bytes"] - others
     return {**took, "matmul_flops": rate, "loss": loss, "precision": precision, **facts}
+
+
+def _best_peer_batch(job: Mapping[str, Any], encoder: TextEncoder, lists: Lists, device: torch.device) -> int | None:
+    """What a peer is fastest with in a step of at most 32 lists."""
+    if job["system"].startswith("ours"):
+        return None
+    size = min(_SEARCHED, job["size"])
+    return fastest(lambda n: one_step(_system({**job, "peer_batch": n}, encoder, lists, size, device)), device)
 
 
 def one_step(system: System) -> tuple[float, np.ndarray]:

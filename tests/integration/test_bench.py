@@ -89,6 +89,13 @@ def test_every_system_evaluates_to_the_same_ndcg(tiny_model, small_scifact, syst
     found = run_evaluation(job, encoder, torch.device("cpu"))
     assert found["ndcg@10"] == pytest.approx(_ndcg(tiny_model, small_scifact), abs=1e-5)
     assert found["precision"] == "32-true"
+    best = run_evaluation(job | {"peer_batch": "best"}, encoder, torch.device("cpu"))
+    assert best.get("peer_batch") in ((None,) if system == "ours" else measuring.MICRO_BATCHES)
+    assert best["ndcg@10"] == pytest.approx(found["ndcg@10"], abs=1e-5)
+
+
+def test_the_fastest_micro_batch_of_a_peer_is_found():
+    assert measuring.fastest(lambda size: time.sleep(0.01 * abs(size - 16) ** 0.5), torch.device("cpu")) == 16
 
 
 def test_ours_takes_the_precision_of_a_run_and_a_peer_its_own(tiny_encoder, tmp_path, monkeypatch):
@@ -207,7 +214,7 @@ def test_command_writes_a_report_and_goes_on_with_it(tiny_model, small_scifact, 
                 f"files=[{small_lists}]",
                 "list_length=4",
                 f"cache_dir={tmp_path}/cache",
-                "step.cases=[{lists: 8, rounds: 1, systems: [ours_infonce@32-true, st_infonce]}]",
+                "step.cases=[{lists: 8, rounds: 1, systems: [ours_infonce@32-true, st_infonce], peer_batch: best}]",
             ],
         )
     first = bench(config, tmp_path / "bench")
