@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from callbacks.evaluation.metrics import headings
 from callbacks.reporting.markdown import markdown_text
-from callbacks.reporting.statistics import Difference
+from callbacks.reporting.statistics import FEW, Difference
 from callbacks.reporting.templates import render
 from datamodules.corpus import BEIR_NAMES
 from retriever.cross_encoder.cross_encoder import CrossEncoder
@@ -106,7 +106,7 @@ class CardFacts:
 def model_card(facts: CardFacts) -> str:
     """The card, in Markdown with Hugging Face's front matter."""
     unclear = [markdown_text(f.name) for f in facts.figures if f.difference.low <= 0 <= f.difference.high]
-    few = [f"{markdown_text(f.name)} ({f.difference.queries})" for f in facts.figures if f.difference.queries < 100]
+    few = [f"{markdown_text(f.name)} ({f.difference.queries})" for f in facts.figures if f.difference.queries < FEW]
     return render(
         Path(__file__).with_suffix(".md"),
         card=facts,

@@ -8,6 +8,7 @@ import numpy as np
 from retriever.errors import InputError
 
 CLEAR = 0.05  # a corrected p-value below it counts as significant
+FEW = 100  # queries; an interval from fewer is itself unsure
 _TIE = 1e-6  # differences up to this are none
 _TAILS = (1 - 0.95) / 2, (1 + 0.95) / 2  # of a 95% interval
 _CELLS = 4_000_000  # resamples × queries in memory

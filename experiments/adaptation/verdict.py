@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from callbacks.reporting.statistics import CLEAR, too_few
+from callbacks.reporting.statistics import CLEAR, FEW, too_few
 from experiments.comparison.measured import BASE
 from experiments.comparison.runs import Run
 from experiments.comparison.tables import Arm, Comparison, Table
@@ -61,6 +61,8 @@ def verdict(
         queries = "1 query is" if table.queries == 1 else f"{table.queries} queries are"
         few = f"{queries} too few to tell: not even a gain on every one would be significant."
         said.append(few + " Judge some fifty." * human)
+    elif human and table.queries < FEW:
+        said.append(f"{table.queries} queries are few: only large differences show, and intervals are unsure, too.")
     if not human:
         said.append(
             "These queries are not people's: each was cut from a passage, and that passage alone counts as right. "

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from callbacks.evaluation.metrics import headings
-from callbacks.reporting.statistics import CLEAR, PairedTest, least_p, too_few
+from callbacks.reporting.statistics import CLEAR, FEW, PairedTest, least_p, too_few
 from experiments.cli.console import TERMINAL
 from experiments.comparison.tables import Arm, Comparison, HomeAndAbroad, Table
 
@@ -172,6 +172,8 @@ def _caption(comparison: Comparison, table: Table) -> str:
         parts.append(f"p: randomisation test, Holm over {table.comparisons} {_comparisons(table.comparisons)}")
         if too_few(table.queries, table.comparisons):
             parts.append(f"these queries are {_TOO_FEW} (p is {least_p(table.queries, table.comparisons):.2g} at best)")
+        elif table.queries < FEW:
+            parts.append("few queries: intervals from so few are themselves unsure")
     parts += [
         f"{arm.name}: difference over seed {', '.join(map(str, arm.paired))} alone, which {comparison.base} has, too; "
         "its nDCG@10 over all of its seeds"

@@ -299,6 +299,9 @@ def test_too_few_queries_are_named(queries, words):
     comparison.tables["mine"] = replace(comparison.tables["mine"], queries=queries)
     [said] = [sentence for sentence in said_of(comparison, ["ours"], True, TEXTS) if "too few" in sentence]
     assert said.startswith(words) and said.endswith("Judge some fifty.")
+    for number, few in ((20, True), (100, False)):
+        comparison.tables["mine"] = replace(comparison.tables["mine"], queries=number)
+        assert any("queries are few" in sentence for sentence in said_of(comparison, ["ours"], True, TEXTS)) == few
 
 
 def test_a_loss_elsewhere_is_said_of_made_up_queries_too():
