@@ -15,7 +15,6 @@ from typing import Any
 
 from datamodules.corpus import find_file
 from datamodules.query_lists.files import read_metadata, read_query_lists, write_query_lists
-from datamodules.query_lists.plain_texts import SUFFIX
 from datamodules.specs import ListFile, TrainFile, corpus_name, read_list_files
 from datamodules.storage.files import write_json, write_text
 from datamodules.storage.yaml_files import read_yaml
@@ -62,6 +61,7 @@ def write_lists(run: Path, folder: Path) -> None:
     """
     from callbacks.reporting.lists_card import SharedFile, lists_card
     from callbacks.reporting.model_card import teacher_names  # imports torch
+    from datamodules.query_lists.plain_texts import SUFFIX
 
     data = read_yaml(run / "config.yaml", "Name another run.")["data"]
     named = {"train": read_list_files(TrainFile, data["train"], "data.train")}

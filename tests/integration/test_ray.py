@@ -30,7 +30,9 @@ pytestmark = [
 def test_sweep_on_ray_whose_worker_is_killed_keeps_what_is_finished_and_goes_on(small_run, tmp_path):
     """``FAULT_KILLS=n``: n workers are killed."""
     kills, moments, sweep = KILLS, random.Random(1), tmp_path / "sweep"
-    options = [*small_run, "trainer.max_epochs=4", "trainer.val_check_interval=2", "export=false"]
+    # Ray's workers are not told what tests take for auto
+    options = [*small_run, "trainer.precision=32-true", "trainer.max_epochs=4", "trainer.val_check_interval=2"]
+    options.append("export=false")
     line = ["-m", *options, "seed=1,2", f"hydra.sweep.dir={sweep}", "hydra/launcher=ray_cpu"]
     line += ["+hydra.launcher.ray.init.num_cpus=1", "+hydra.launcher.ray.remote.max_retries=0"]
     for number in range(kills):

@@ -1,5 +1,7 @@
 """The model card: valid front matter, figures with intervals, where the data came from, and what that does not say."""
 
+from dataclasses import replace
+
 import pytest
 from huggingface_hub import ModelCard
 
@@ -84,6 +86,14 @@ def test_card_tells_data_teacher_objective_and_figures(tiny_encoder):
     ):
         assert row in card
     assert "with seed 3" in card and "token_budget" not in card and "_target_" not in card
+
+
+def test_card_tells_how_another_encoder_reads_the_passages(tiny_encoder, tiny_model):
+    other = TextEncoder.from_pretrained(str(tiny_model), pooling="cls")
+    other.spec = replace(other.spec, normalize=not tiny_encoder.spec.normalize)
+    card, _ = card_of(tiny_encoder, frozen_passages=True, passage_encoder=other)
+    assert "| pooling | mean; of the passages cls |" in card and "; passages: no |" in card
+    assert "of the passages" not in card_of(tiny_encoder, frozen_passages=True, passage_encoder=tiny_encoder)[0]
 
 
 def test_card_is_honest(tiny_encoder):
