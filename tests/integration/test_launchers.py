@@ -19,7 +19,7 @@ LAUNCHERS = sorted(path.stem for path in (CONF / "hydra" / "launcher").glob("*.y
 
 @pytest.mark.slow
 def test_two_processes_give_the_figures_of_one_however_they_are_started(small_run, tmp_path):
-    options = [*small_run, "encoder.dropout=0", "export=false"]
+    options = [*small_run, "encoder.dropout=0", "trainer.precision=32-true", "export=false"]
     folder = tmp_path / "one"
     record = run_experiment(config_of(*options), folder)
     one, figure = weights(folder), record["datasets"]["small"]["ndcg@10"]
