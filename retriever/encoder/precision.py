@@ -17,6 +17,7 @@ from retriever.encoder.budget import attention_heads, hidden_size, intermediate_
 FLOAT32, BFLOAT16, FLOAT16 = "32-true", "bf16-mixed", "16-mixed"  # as Lightning calls them
 _DTYPES = {BFLOAT16: torch.bfloat16, FLOAT16: torch.float16}
 _INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
+_HALF = (torch.bfloat16, torch.float16)
 _SHORT = 512  # tokens of a text up to which attention is trained in float32
 _TEXT, _TOKENS = 128, (128, 16_384)  # tokens of each text that is measured; the fewest and the most of all
 _MEASURED, _ROUNDS = 0.1, 5  # seconds that a measurement in float32 should last at least, and their number
@@ -70,7 +71,8 @@ class Float32Attention(TorchFunctionMode):
 
 
 def _as_float(value: Any) -> Any:
-    return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+    """A tensor of half precision in float32; anything else as it is."""
+    return value.float() if isinstance(value, torch.Tensor) and value.dtype in _HALF else value
 
 
 def training_attention(device: torch.device) -> AbstractContextManager:
