@@ -55,10 +55,15 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
     def _remove_superseded(self, folder: Path, best: set[str]) -> None:
         if self._best_of_last is not None:
-            for path in folder.glob("step-*.ckpt"):
-                if path.name not in best | self._best_of_last:
-                    path.unlink()
+            _remove_best_but(best | self._best_of_last, folder)
         self._best_of_last = best
+
+
+def _remove_best_but(named: set[str], folder: Path) -> None:
+    """Remove the best checkpoints that are not named."""
+    for path in folder.glob("step-*.ckpt"):
+        if path.name not in named:
+            path.unlink()
 
 
 def _keep_as_previous(path: Path) -> None:
@@ -79,9 +84,7 @@ def remove_spare_checkpoints(folder: str | Path) -> None:
     if not (previous.is_file() and _is_whole(last)):
         return
     named = _best(torch.load(last, "cpu", mmap=True, weights_only=True))
-    for path in last.parent.glob("step-*.ckpt"):
-        if path.name not in named:
-            path.unlink()
+    _remove_best_but(named, last.parent)
     previous.unlink()
 
 

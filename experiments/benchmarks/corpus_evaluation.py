@@ -28,8 +28,8 @@ def run_evaluation(job: Mapping[str, Any], encoder: TextEncoder, device: torch.d
 
     Args:
         job: ``system`` (ours, st or beir, with ``@`` and a precision where it is not its own), ``dataset``,
-            ``empty_passages``, ``unknown_qrels``,
-            ``token_budget``, ``peer_batch``.
+            ``empty_passages``, ``unknown_qrels``, ``token_budget``, ``peer_batch`` (a number, or ``best``),
+            ``cache_dir`` (of what was measured for ours).
         encoder: with the lengths to cut at.
         device: where to run.
     """

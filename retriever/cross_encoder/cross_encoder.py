@@ -4,7 +4,6 @@ import hashlib
 import inspect
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -208,7 +207,7 @@ class CrossEncoder(Encoder):
             float32 [n], raw logits.
         """
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        with training_attention(input_ids.device) if self.training else nullcontext():
+        with training_attention(input_ids.device, self.training):
             scores = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **types).logits
         return scores.squeeze(-1).float()
 

@@ -75,9 +75,9 @@ def _as_float(value: Any) -> Any:
     return value.float() if isinstance(value, torch.Tensor) and value.dtype in _HALF else value
 
 
-def training_attention(device: torch.device) -> AbstractContextManager:
-    """Make the context in which an encoder that is trained computes attention."""
-    return Float32Attention() if device.type == "cpu" else nullcontext()
+def training_attention(device: torch.device, trains: bool = True) -> AbstractContextManager:
+    """Make the context in which an encoder computes attention where it is trained; elsewhere one that does nothing."""
+    return Float32Attention() if trains and device.type == "cpu" else nullcontext()
 
 
 def gpu_has_bfloat16() -> bool:

@@ -7,7 +7,7 @@ import logging
 import re
 import threading
 from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -253,7 +253,7 @@ class TextEncoder(Encoder):
         """
         # not for compiled code, into which it would be compiled
         trains = self.training and self.backbone._compiled_call_impl is None
-        with training_attention(input_ids.device) if trains else nullcontext():
+        with training_attention(input_ids.device, trains):
             if states is not None:
                 assert self.split is not None
                 hidden = self.split.upper(states, input_ids, attention_mask)
