@@ -14,6 +14,7 @@ from callbacks.evaluation.metrics import MAIN, Metrics, mean_scores
 from datamodules.caches import embed
 from datamodules.corpus import EvaluationSet, load_evaluation_set
 from experiments.benchmarks.measuring import BEST, fastest, measure, precision_of
+from experiments.benchmarks.system_name import SystemName
 from retriever.encoder.precision import autocast
 from retriever.encoder.text_encoder import TextEncoder
 from retriever.errors import installed_by
@@ -35,7 +36,7 @@ def run_evaluation(job: Mapping[str, Any], encoder: TextEncoder, device: torch.d
     """
     kept = {name: job[name] for name in ("empty_passages", "unknown_qrels")}
     data = load_evaluation_set(job["dataset"], **kept)
-    kind = job["system"].partition("@")[0]
+    kind = SystemName.parse(job["system"]).kind
     system = {"ours": _ours, "st": _sentence_transformers, "beir": _beir}[kind]
     precision = precision_of(job, encoder, device)
     with tempfile.TemporaryDirectory() as folder:
@@ -44,7 +45,7 @@ def run_evaluation(job: Mapping[str, Any], encoder: TextEncoder, device: torch.d
             if job["peer_batch"] == BEST and kind != "ours":
                 job = {**job, "peer_batch": _best_peer_batch(data, encoder, saved, device)}
             ndcg, took = measure(system(job, data, encoder, saved, device), device)
-    of_peer = {} if kind == "ours" else {"peer_batch": job["peer_batch"]}
+    of_peer = {} if kind == "ours" else {"peer_batch": str(job["peer_batch"])}
     return {**took, "ndcg@10": ndcg, "precision": precision, **of_peer}
 
 

@@ -18,6 +18,7 @@ import torch
 from callbacks.reporting.run_record import peak_memory
 from datamodules.precision import fastest_precision
 from datamodules.storage.files import write_json
+from experiments.benchmarks.system_name import SystemName
 from retriever.encoder.precision import FLOAT32
 from retriever.errors import InputError
 
@@ -56,10 +57,10 @@ def precision_of(job: Mapping[str, Any], encoder: torch.nn.Module, device: torch
 
     Ours is that of a run; a peer's is float32 on a CPU, and on a GPU the same as ours.
     """
-    name, _, asked = str(job.get("system", "ours")).partition("@")
-    if asked:
-        return asked
-    ours = name.startswith("ours") or device.type == "cuda"
+    name = SystemName.parse(job.get("system", "ours"))
+    if name.precision:
+        return name.precision
+    ours = name.is_ours or device.type == "cuda"
     return fastest_precision(encoder, device, job["cache_dir"]).name if ours else FLOAT32
 
 
@@ -101,7 +102,7 @@ def run_in_turns(
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in jobs}
     for number in range(repeats):
         for name, job in sorted(jobs.items(), key=lambda item: "@" in item[0]):  # what systems take by default first
-            default, _, precision = name.partition("@")
+            default, precision = SystemName.parse(name).default, SystemName.parse(name).precision
             if precision and default in results and results[default][number].get("precision") == precision:
                 continue
             key = hashlib.sha256(json.dumps([job, number], sort_keys=True).encode()).hexdigest()[:16]
@@ -134,11 +135,14 @@ def run_worker(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def medians(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Median of every number over the rounds; what is no number is taken from the first."""
-    return {
-        key: statistics.median(r[key] for r in rounds) if isinstance(value, int | float) else value
-        for key, value in rounds[0].items()
-    }
+    """Median of every number over the rounds, and each text once; anything else is taken from the first."""
+
+    def of_rounds(key: str, first: Any) -> Any:
+        if isinstance(first, int | float):
+            return statistics.median(r[key] for r in rounds)
+        return ", ".join(dict.fromkeys(r[key] for r in rounds)) if isinstance(first, str) else first
+
+    return {key: of_rounds(key, first) for key, first in rounds[0].items()}
 
 
 def _synchronize(device: torch.device) -> None:

@@ -16,6 +16,7 @@ from experiments.benchmarks.cost_model import needed_and_recomputed, paper_costs
 from experiments.benchmarks.measuring import chosen_device, medians, run_in_turns
 from experiments.benchmarks.scale import WORK
 from experiments.benchmarks.settings import PARTS
+from experiments.benchmarks.system_name import SystemName
 from retriever.encoder.precision import BFLOAT16, cpu_has_bfloat16
 from retriever.encoder.spec import EncoderSpec
 from retriever.errors import InputError
@@ -189,7 +190,7 @@ class Bench:
         jobs = {}
         for system in case["systems"]:
             job = jobs[system] = self._job("step", system=system, size=case["lists"], **settings)
-            if system.startswith("ours"):
+            if SystemName.parse(system).is_ours:
                 job["encoder"] |= {k: case[k] for k in _OF_ENCODER if k in case}
             of_name = (system, case["lists"], job["list_length"], job["max_length"], *variant.values())
             job["gradient"] = str(gradients / f"{'-'.join(map(str, of_name)).replace('@', '-')}.npy")
@@ -219,7 +220,9 @@ class Bench:
 
     def _run(self, jobs: dict[str, dict[str, Any]], rounds: int, say: str) -> dict[str, list[dict[str, Any]]]:
         if chosen_device(self.config["device"]).type == "cpu" and not cpu_has_bfloat16():
-            left_out = [name for name in jobs if name.endswith(f"@{BFLOAT16}")]  # it would take many times as long
+            left_out = [
+                name for name in jobs if SystemName.parse(name).precision == BFLOAT16
+            ]  # it would take many times as long
             jobs = {name: job for name, job in jobs.items() if name not in left_out}
             if left_out:
                 log.info("This processor has no bfloat16; left out: %s", ", ".join(left_out))

@@ -14,6 +14,7 @@ from rich.table import Column, Table
 
 from datamodules.storage.files import atomic_path
 from experiments.benchmarks.scale import IN_BLOCKS, bytes_a_passage, exponent, extrapolated
+from experiments.benchmarks.system_name import SystemName
 
 _WORDS = {"ours": "this project", "st": "sentence-transformers", "plain": "plain loop", "beir": "beir"}
 
@@ -35,13 +36,13 @@ def step_rows(cases: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     rows = []
     for case in cases:
         for name, result in case["results"].items():
-            kind, _, loss = name.partition("@")[0].partition("_")
+            system = SystemName.parse(name)
             rows.append(
                 {
-                    "step": f"{case['lists']} × {case['list_length']}, {case['max_length']} tokens, {loss}",
-                    "system": _WORDS[kind] + ("" if kind != "ours" else case["variant"]),
+                    "step": f"{case['lists']} × {case['list_length']}, {case['max_length']} tokens, {system.loss}",
+                    "system": _WORDS[system.kind] + (case["variant"] if system.is_ours else ""),
                     "precision": result["precision"],
-                    "texts of a micro-batch": str(result.get("peer_batch", "")),
+                    "texts of a micro-batch": result.get("peer_batch", ""),
                     "seconds": f"{result['seconds']:.1f}",
                     "least, most": _spread([one["seconds"] for one in case["each_round"][name]]),
                     **_ratios(case["results"], name),
@@ -60,9 +61,9 @@ def evaluation_rows(results: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
     """Rows of the table of evaluations."""
     return [
         {
-            "system": _WORDS[name.partition("@")[0]],
+            "system": _WORDS[SystemName.parse(name).kind],
             "precision": result["precision"],
-            "texts of a micro-batch": str(result.get("peer_batch", "")),
+            "texts of a micro-batch": result.get("peer_batch", ""),
             "seconds": f"{result['seconds']:.1f}",
             "least, most": _spread(result["seconds_of_rounds"]),
             **_ratios(results, name),
@@ -153,8 +154,7 @@ def plot_curves(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 def ours_beside(results: Mapping[str, dict[str, Any]], name: str, precision: str | None = None) -> str | None:
     """The system of ours that computes what another one does: at its default, or in a precision; None: not measured."""
-    _, _, loss = name.partition("@")[0].partition("_")
-    default = f"ours_{loss}" if loss else "ours"
+    default = SystemName.parse(name)._replace(kind="ours").default
     named = [default, *(f"{default}@{precision}" for _ in range(precision is not None))]
     return next((n for n in named if n in results and precision in (None, results[n]["precision"])), None)
 
@@ -165,7 +165,7 @@ def _spread(seconds: Sequence[float]) -> str:
 
 def _ratios(results: Mapping[str, dict[str, Any]], name: str) -> dict[str, str]:
     """Our time as a share of a peer's: ours by default, and ours in the peer's precision."""
-    if name.startswith("ours"):
+    if SystemName.parse(name).is_ours:
         return {"ours / it": "", "in its precision": ""}
     precision, seconds = results[name]["precision"], results[name]["seconds"]
     beside = {"ours / it": ours_beside(results, name), "in its precision": ours_beside(results, name, precision)}

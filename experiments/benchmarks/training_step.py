@@ -21,6 +21,7 @@ from datamodules.hidden_states import with_states
 from datamodules.query_lists import open_query_lists
 from experiments.benchmarks.flops import forward_flops
 from experiments.benchmarks.measuring import BEST, fastest, matmul_rate, measure, precision_of
+from experiments.benchmarks.system_name import SystemName
 from retriever.batch import BatchNeeds, EncodedBatch, RetrievalBatch
 from retriever.encoder.precision import BFLOAT16, autocast
 from retriever.encoder.text_encoder import TextEncoder, set_dropout
@@ -211,8 +212,8 @@ def run_step(job: Mapping[str, Any], encoder: TextEncoder, device: torch.device)
     if job.get("gradient"):
         np.save(job["gradient"], gradient)
     facts = system.facts()
-    if not job["system"].startswith("ours"):
-        facts["peer_batch"] = job["peer_batch"]
+    if not SystemName.parse(job["system"]).is_ours:
+        facts["peer_batch"] = str(job["peer_batch"])
     if "needed_flops" in facts:
         facts["rate_share"] = facts["needed_flops"] / took["seconds"] / rate
         # gradient, both moments and the copy of the gradient; embeddings and their gradients
@@ -223,7 +224,7 @@ def run_step(job: Mapping[str, Any], encoder: TextEncoder, device: torch.device)
 
 def _best_peer_batch(job: Mapping[str, Any], encoder: TextEncoder, lists: Lists, device: torch.device) -> int | None:
     """What a peer is fastest with in a step of at most 32 lists."""
-    if job["system"].startswith("ours"):
+    if SystemName.parse(job["system"]).is_ours:
         return None
     size = min(_SEARCHED, job["size"])
     return fastest(lambda n: one_step(_system({**job, "peer_batch": n}, encoder, lists, size, device)), device)
@@ -242,7 +243,7 @@ def one_step(system: System) -> tuple[float, np.ndarray]:
 
 
 def _system(job: Mapping[str, Any], encoder: TextEncoder, lists: Lists, size: int, device: torch.device) -> System:
-    kind, _, loss = job["system"].partition("@")[0].partition("_")
+    kind, loss, _ = SystemName.parse(job["system"])
     batch = lists.batch(size)
     if kind == "ours":
         chosen = SameInfoNCE if loss == "infonce" else ListwiseDistillation

@@ -23,6 +23,7 @@ from experiments.benchmarks.measuring import measure, medians, run_worker
 from experiments.benchmarks.report import larger_rows, ours_beside, scale_rows
 from experiments.benchmarks.scale import WORK, OwnMemory, extrapolated, run_scale
 from experiments.benchmarks.settings import SYSTEMS, EvaluationPart
+from experiments.benchmarks.system_name import SystemName
 from experiments.benchmarks.training_step import run_step
 from helpers.runs import CONF
 from retriever.encoder.text_encoder import TextEncoder
@@ -90,7 +91,7 @@ def test_every_system_evaluates_to_the_same_ndcg(tiny_model, small_scifact, syst
     assert found["ndcg@10"] == pytest.approx(_ndcg(tiny_model, small_scifact), abs=1e-5)
     assert found["precision"] == "32-true"
     best = run_evaluation(job | {"peer_batch": "best"}, encoder, torch.device("cpu"))
-    assert best.get("peer_batch") in ((None,) if system == "ours" else measuring.MICRO_BATCHES)
+    assert best.get("peer_batch") in ((None,) if system == "ours" else tuple(map(str, measuring.MICRO_BATCHES)))
     assert best["ndcg@10"] == pytest.approx(found["ndcg@10"], abs=1e-5)
 
 
@@ -152,6 +153,28 @@ def test_peak_memory_is_that_of_the_call():
 
 def test_medians_are_over_the_rounds():
     assert medians([{"s": 3, "n": "x"}, {"s": 1, "n": "x"}, {"s": 2, "n": "x"}]) == {"s": 2, "n": "x"}
+    # a median of numbers of texts would be one that nobody ran
+    assert medians([{"peer_batch": "128"}, {"peer_batch": "64"}, {"peer_batch": "128"}]) == {"peer_batch": "128, 64"}
+
+
+@pytest.mark.parametrize(
+    "name, parts, default",
+    [
+        ("st", ("st", "", ""), "st"),
+        ("ours@32-true", ("ours", "", "32-true"), "ours"),
+        ("plain_infonce", ("plain", "infonce", ""), "plain_infonce"),
+        ("ours_kl@bf16-mixed", ("ours", "kl", "bf16-mixed"), "ours_kl"),
+    ],
+)
+def test_names_of_systems(name, parts, default):
+    found = SystemName.parse(name)
+    assert found == parts and found.default == default and found.is_ours == name.startswith("ours")
+
+
+def test_a_precision_that_is_not_named_is_refused():
+    EvaluationPart(dataset="scifact", systems=["ours@32-true"], rounds=1, max_length=8)
+    with pytest.raises(InputError, match="ours@"):
+        EvaluationPart(dataset="scifact", systems=["ours@"], rounds=1, max_length=8)
 
 
 def test_cost_model_scales_and_counts():
