@@ -147,7 +147,7 @@ class Bench:
                 points[name].append({"passages": passages, **took})
             shutil.rmtree(folder, ignore_errors=True)
         [encoding] = self._run(
-            {"encode": self._job("encode", folder=str(self.folder / "made_up" / "encoded"))}, 1, "rate"
+            {"encode": self._job("encode", max_length=None, folder=str(self.folder / "made_up" / "encoded"))}, 1, "rate"
         )["encode"]
         rates = {
             name: work["per_passage"] / (work["per_second"] or encoding["per_second"])

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from experiments.benchmarks.system_name import SystemName
 from experiments.settings.common import CommonSettings
 from retriever.errors import choose, require_positive
 
@@ -18,10 +17,10 @@ PRECISIONS = ("32-true", "bf16-mixed")
 def _check(systems: Sequence[str], known: Sequence[str]) -> None:
     """Refuse a system that is not measured, or a precision behind its ``@``."""
     for system in systems:
-        name = SystemName.parse(system)
-        choose("systems: one", name.default, known)
-        if "@" in system:
-            choose(f"systems: {name.default}@", name.precision, PRECISIONS)
+        name, at, precision = system.partition("@")
+        choose("systems: one", name, known)
+        if at:
+            choose(f"systems: {name}@", precision, PRECISIONS)
 
 
 @dataclass(frozen=True)
