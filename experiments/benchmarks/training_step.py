@@ -212,14 +212,13 @@ def run_step(job: Mapping[str, Any], encoder: TextEncoder, device: torch.device)
     if job.get("gradient"):
         np.save(job["gradient"], gradient)
     facts = system.facts()
-    if not SystemName.parse(job["system"]).is_ours:
-        facts["peer_batch"] = str(job["peer_batch"])
+    of_peer = {} if SystemName.parse(job["system"]).is_ours else {"peer_batch": str(job["peer_batch"])}
     if "needed_flops" in facts:
         facts["rate_share"] = facts["needed_flops"] / took["seconds"] / rate
         # gradient, both moments and the copy of the gradient; embeddings and their gradients
         others = 16 * len(gradient) + 8 * encoder.dimension * facts["texts"]
         facts["activation_bytes"] = took["bytes"] - others
-    return {**took, "matmul_flops": rate, "loss": loss, "precision": precision, **facts}
+    return {**took, "matmul_flops": rate, "loss": loss, "precision": precision, **facts, **of_peer}
 
 
 def _best_peer_batch(job: Mapping[str, Any], encoder: TextEncoder, lists: Lists, device: torch.device) -> int | None:
