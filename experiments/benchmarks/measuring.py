@@ -102,8 +102,9 @@ def run_in_turns(
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in jobs}
     for number in range(repeats):
         for name, job in sorted(jobs.items(), key=lambda item: "@" in item[0]):  # what systems take by default first
-            default, precision = SystemName.parse(name).default, SystemName.parse(name).precision
-            if precision and default in results and results[default][number].get("precision") == precision:
+            system = SystemName.parse(name)
+            by_default = results.get(system.default)
+            if system.precision and by_default and by_default[number].get("precision") == system.precision:
                 continue
             key = hashlib.sha256(json.dumps([job, number], sort_keys=True).encode()).hexdigest()[:16]
             path = folder / f"{job['job']}-{key}.json"

@@ -220,9 +220,8 @@ class Bench:
 
     def _run(self, jobs: dict[str, dict[str, Any]], rounds: int, say: str) -> dict[str, list[dict[str, Any]]]:
         if chosen_device(self.config["device"]).type == "cpu" and not cpu_has_bfloat16():
-            left_out = [
-                name for name in jobs if SystemName.parse(name).precision == BFLOAT16
-            ]  # it would take many times as long
+            # it would take many times as long
+            left_out = [name for name in jobs if SystemName.parse(name).precision == BFLOAT16]
             jobs = {name: job for name, job in jobs.items() if name not in left_out}
             if left_out:
                 log.info("This processor has no bfloat16; left out: %s", ", ".join(left_out))
