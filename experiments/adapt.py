@@ -6,9 +6,10 @@ What it does is said first. Its parts are the commands prepare, run and compare,
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -24,7 +25,9 @@ from experiments.cli.quiet import quiet_imports
 from experiments.cli.subjects import print_subjects
 from experiments.cli.targets import check_written
 from experiments.conf import CONF
+from experiments.settings.common import PrecisionName
 from experiments.settings.encoders import SPECS
+from experiments.settings.precision import AUTO
 from retriever.errors import InputError, choose
 from retriever.printable import printable
 from retriever.typed import read_top
@@ -62,9 +65,9 @@ def plan_adaptation(config: DictConfig, choices: dict[str, str], typed: Sequence
         from hydra.utils import instantiate
         from transformers.utils.logging import disable_progress_bar
 
+        from datamodules.precision import Precision, fastest_precision
         from experiments.adaptation.decide import decide, lines
         from experiments.adaptation.estimate import measured_speed
-        from experiments.preparation.precision import precision_of
         from retriever.encoder.encoding import device_of
         from retriever.encoder.precision import autocast, cpu_name
 
@@ -72,7 +75,9 @@ def plan_adaptation(config: DictConfig, choices: dict[str, str], typed: Sequence
     found = survey(source, asked.split, asked.cache_dir)
     gpu = torch.cuda.is_available()
     encoder = instantiate(config.encoder).to("cuda" if gpu else "cpu").eval()
-    precision = precision_of(encoder, asked.precision, asked.cache_dir)
+    precision = Precision(asked.precision)
+    if asked.precision == AUTO:
+        precision = fastest_precision(encoder, device_of(encoder), asked.cache_dir)
     with autocast(precision.name, device_of(encoder)):
         device = torch.cuda.get_device_name() if gpu else cpu_name()
         texts, model = (stated["content of the corpus"], asked.text), (stated["encoder"], encoder.fingerprint())
@@ -83,7 +88,8 @@ def plan_adaptation(config: DictConfig, choices: dict[str, str], typed: Sequence
     if not asked.plan:
         human = found.split is not None or plan.decided.held_out == HUMAN
         write_json(folder / BEGUN, {"stated": stated, "plan": said, "corpus": str(source), "human": human})
-        write_experiments(folder, plan.decided, found, asked, (choices["encoder"], _changed(config, typed)), gpu)
+        chosen = replace(asked, precision=cast(PrecisionName, precision.name))  # whichever machine goes on
+        write_experiments(folder, plan.decided, found, chosen, (choices["encoder"], _changed(config, typed)), gpu)
     return asked
 
 

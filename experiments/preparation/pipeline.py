@@ -35,12 +35,11 @@ from datamodules.pipeline.stages.score import Score
 from datamodules.pipeline.stages.split import Split
 from datamodules.pipeline.stages.stage import Output, Shard, Stage, find_output, run_stage
 from datamodules.pipeline.stages.student import Student
-from datamodules.precision import Precision
 from experiments.cli.signatures import of_object
 from experiments.cli.subjects import print_subjects
 from experiments.cli.targets import check_arguments, check_settings
 from experiments.preparation.generation_plan import plan_lines
-from experiments.preparation.precision import precision_of, with_dtypes
+from experiments.preparation.precision import Precisions, with_dtypes
 from experiments.preparation.second_round import with_tuned
 from experiments.preparation.settings import OF_STAGES, STAGES, JudgedSplit, PrepareSettings
 from experiments.settings.encoders import SPECS
@@ -185,7 +184,7 @@ class Pipeline:
             for name, retriever in self._retrievers.items():
                 lines[f"retriever {name}"] = retriever.describe()
                 if isinstance(retriever, Dense):
-                    lines["precision"] = self._precision_of(retriever.encoder).said("precision")
+                    lines["precision"] = self._precisions.of(retriever.encoder).said("precision")
         if "score" in names:
             for name, teacher in Ensemble.of(self._teacher).members.items():
                 lines["teacher" if teacher is self._teacher else f"teacher {name}"] = str(teacher)
@@ -285,7 +284,7 @@ class Pipeline:
         return Dense(
             encoder,
             self.config.cache_dir,
-            precision=self._precision_of(encoder).name,
+            precision=self._precisions.of(encoder).name,
             chunk=self.config.mine.chunk,
             token_budget=self.config.token_budget,
             keep_embeddings=self.config.mine.keep_embeddings,
@@ -351,14 +350,15 @@ class Pipeline:
 
     @cached_property
     def _teacher(self) -> Teacher:
-        return instantiate(with_dtypes(self.config))
+        return instantiate(with_dtypes(self.config, self._precisions))
+
+    @cached_property
+    def _precisions(self) -> Precisions:
+        return Precisions(self.config)
 
     @cached_property
     def _encoder(self) -> TextEncoder:
         return self._on_device(self.config.encoder)
-
-    def _precision_of(self, encoder: TextEncoder) -> Precision:
-        return precision_of(encoder, self.config.precision, self.config.cache_dir)
 
     def _on_device(self, config: DictConfig) -> TextEncoder:
         return self._placed(instantiate(config))

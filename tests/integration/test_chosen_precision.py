@@ -17,12 +17,13 @@ from experiments.comparison.arms import group_runs
 from experiments.comparison.runs import find_runs, read_runs
 from experiments.evaluate import evaluate
 from experiments.evaluation.typed import as_overrides
-from experiments.preparation.precision import with_dtypes
+from experiments.preparation.precision import Precisions, with_dtypes
 from experiments.training.precision import with_chosen_precision
 from experiments.training.train import run_experiment
 from helpers.kills import killed_at
 from helpers.runs import CONF, config_of, prepare, prepare_config_of, weights
 from helpers.teacher_models import bert_classifier
+from retriever.errors import InputError
 
 pytestmark = pytest.mark.slow
 
@@ -34,8 +35,7 @@ def processor(monkeypatch):
     """Say which share of float32's time bfloat16 takes; the processor has it, and runs it, however slowly."""
 
     def takes(share):
-        for module in ("datamodules.precision", "experiments.preparation.precision"):
-            monkeypatch.setattr(f"{module}.cpu_has_bfloat16", lambda: True)
+        monkeypatch.setattr("datamodules.precision.cpu_has_bfloat16", lambda: True)
         monkeypatch.setattr("datamodules.precision.bfloat16_share", lambda _: share)
 
     return takes
@@ -174,19 +174,38 @@ def test_a_preparation_mines_in_it_and_each_precision_has_its_own_hits_and_embed
     prepare([*options, "precision=32-true", "mine.depth=29"])
 
 
+def test_a_preparation_goes_on_in_the_precision_that_it_began_with(small_prepare, tmp_path, caplog, processor):
+    """On a machine of another kind, and where the measurement comes out otherwise: shards must agree."""
+    caplog.set_level(logging.INFO)
+    options = [o for o in small_prepare if not o.startswith("queries=")]
+    options.append("queries={human: {source: judged, filter: false}}")
+    processor(0.4)
+    prepare([*options, "until=mine"])
+    (tmp_path / "cache" / CALIBRATION).unlink()
+    processor(2.0)
+    caplog.clear()
+    prepare([*options, "stage=score"])
+    assert f"precision: {BFLOAT16} (auto: as {tmp_path}/prepare began with; else precision=32-true)" in caplog.text
+    (tmp_path / "prepare" / "precision.json").unlink()
+    with pytest.raises(InputError, match="Stage score needs the output of stage mine"):
+        prepare([*options, "stage=score"])
+
+
 def test_a_teacher_reads_in_it_too(scifact, tmp_path, processor, monkeypatch):
-    monkeypatch.setattr("experiments.preparation.precision.cpu_has_bfloat16", lambda: False)
     model = bert_classifier(tmp_path / "model", list(scifact[1].values()), 1)
     options = ["corpus=x", "queries={}", "teacher=classifier", f"teacher.model={model}", f"cache_dir={tmp_path}"]
 
-    def dtype(*more):
-        return with_dtypes(prepare_config_of(*options, *more)).dtype
+    def dtype(*more, work="work"):
+        config = prepare_config_of(*options, f"work={tmp_path}/{work}", *more)
+        return with_dtypes(config, Precisions(config)).dtype
 
-    assert dtype() == "auto", "float32, where the teacher is made"
+    assert dtype(work="without") == "float32"
     processor(0.4)
     assert dtype() == "bfloat16" and dtype("precision=32-true") == dtype("teacher.dtype=float32") == "float32"
     assert dtype("teacher.model=/nowhere") == "auto", "the teacher says what is wrong"
     (tmp_path / CALIBRATION).unlink()
     processor(1.5)
-    assert dtype() == "float32" and dtype("teacher.dtype=bfloat16") == "bfloat16"
-    assert with_dtypes(prepare_config_of(*options[:2])) == prepare_config_of(*options[:2]).teacher
+    assert dtype(work="slow") == "float32" and dtype("teacher.dtype=bfloat16") == "bfloat16"
+    assert dtype() == "bfloat16", "as the folder began with"
+    config = prepare_config_of(*options[:2])
+    assert with_dtypes(config, Precisions(config)) == config.teacher, "the fusion reads nothing"
