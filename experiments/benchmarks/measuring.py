@@ -100,9 +100,10 @@ def run_in_turns(
         Name → one result per round; without ``NAME@PRECISION`` where that is the precision of ``NAME`` by default.
     """
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in jobs}
+    systems = {name: SystemName.parse(name) for name in jobs}
     for number in range(repeats):
-        for name, job in sorted(jobs.items(), key=lambda item: "@" in item[0]):  # what systems take by default first
-            system = SystemName.parse(name)
+        for name in sorted(jobs, key=lambda n: bool(systems[n].precision)):  # what systems take by default first
+            system, job = systems[name], jobs[name]
             by_default = results.get(system.default)
             if system.precision and by_default and by_default[number].get("precision") == system.precision:
                 continue

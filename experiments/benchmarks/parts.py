@@ -26,6 +26,7 @@ from retriever.pretrained.source import find_model
 log = logging.getLogger(__name__)
 # what is left out of a job: its own options say it, or it changes nothing that is measured
 _NOT_OF_JOBS = {"parts", "output_dir", "allowed_targets", "encoder", *PARTS}
+_OF_LISTS = {"step", "profile", "curves", "cost"}  # parts that read query lists
 _OF_ENCODER = ("attention", "trainable_layers")  # what a case may set in our encoder
 
 
@@ -244,5 +245,9 @@ def what_is_measured(config: DictConfig) -> str:
     stated = {name: encoder.get(name) for name in EncoderSpec.__dataclass_fields__}
     _, packaged = with_preset(encoder["model"], encoder.get("preset"), stated, stated)
     origin = find_model(encoder["model"], encoder.get("revision"), packaged).origin
-    files = ", ".join(config.files)
-    return f"{', '.join(config.parts)} with {encoder['model']} ({origin}); lists of {files} over {config.corpus}"
+    said = [f"{', '.join(config.parts)} with {encoder['model']} ({origin})"]
+    if "evaluation" in config.parts:
+        said.append(f"evaluation on {config.evaluation.dataset}")
+    if not _OF_LISTS.isdisjoint(config.parts):
+        said.append(f"lists of {', '.join(config.files)} over {config.corpus}")
+    return "; ".join(said)

@@ -20,6 +20,7 @@ from experiments.benchmarks.corpus_evaluation import run_evaluation
 from experiments.benchmarks.cost_model import paper_costs
 from experiments.benchmarks.flops import forward_flops
 from experiments.benchmarks.measuring import measure, medians, run_worker
+from experiments.benchmarks.parts import what_is_measured
 from experiments.benchmarks.report import larger_rows, ours_beside, scale_rows
 from experiments.benchmarks.scale import WORK, OwnMemory, extrapolated, run_scale
 from experiments.benchmarks.settings import SYSTEMS, EvaluationPart
@@ -222,6 +223,20 @@ def test_memory_is_the_process_own():
 def test_failed_worker_says_why(tmp_path):
     with pytest.raises(InputError, match="no_such_device"):
         run_worker({"job": "step", "threads": 1, "device": "no_such_device", "encoder": {}})
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ("scale", "scale with MODEL (folder MODEL)"),
+        ("evaluation", "evaluation with MODEL (folder MODEL); evaluation on scifact"),
+        ("step,scale", "step, scale with MODEL (folder MODEL); lists of x.parquet over cranfield"),
+    ],
+)
+def test_a_benchmark_names_what_its_parts_read(tiny_model, parts, said):
+    typed = [f"parts=[{parts}]", f"encoder.model={tiny_model}", "corpus=cranfield", "files=[x.parquet]"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert what_is_measured(compose("bench", typed)) == said.replace("MODEL", str(tiny_model))
 
 
 def test_command_writes_a_report_and_goes_on_with_it(tiny_model, small_scifact, small_lists, tmp_path):
