@@ -60,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--which", choices=POINTS, default="best", help=of_which)
     of_base = "the arm to compare with (default: each run's model before training; of files, the first)"
     parser.add_argument("--base", metavar="NAME", default=BASE, help=of_base)
+    of_home = "each run on the corpus that it was trained on alone, and the average over corpora"
+    parser.add_argument("--at-home", action="store_true", help=of_home)
     parser.add_argument("--output", metavar="FOLDER", help="write tables, plots, queries and comparison.html there")
     parser.add_argument("--markdown", metavar="FILE", help="write the tables there too")
     parser.add_argument("--wandb", metavar="PROJECT", help="log all of it to that W&B project; needs --output")
@@ -76,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    comparison = compare(options.runs, options.which, options.base, options.qrels)
+    comparison = compare(options.runs, options.which, options.base, options.qrels, at_home=options.at_home)
     if options.output:
         files = show_and_write(comparison, Path(options.output))
     else:

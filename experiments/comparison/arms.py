@@ -1,8 +1,10 @@
-"""Which runs are one arm: those that differ in their seed alone."""
+"""Which runs are one arm: those that differ in their seed alone, or, over several corpora, in these too."""
 
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 from experiments.cli.sweep import FOLDERS, PLACES
@@ -14,6 +16,7 @@ from retriever.errors import InputError
 
 log = logging.getLogger(__name__)
 _NO_SETTINGS = PLACES | {"seed", "export", "name"}
+_READ = ("data.train", "data.dev", "data.evaluation", "evaluation.", "query_lists", "corpus")
 _REPORTED = "evaluation.metrics"  # what is reported beside nDCG@10 makes no other arm
 
 
@@ -38,6 +41,49 @@ def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
             continue
         grouped.setdefault(label, []).append(run)
     return grouped
+
+
+def are_of_several_corpora(runs: Sequence[Run]) -> bool:
+    """Whether runs were trained on several corpora, of which none has to do with another, each evaluated on its own."""
+    corpora = {frozenset(run.trained_on) for run in runs}
+    apart = len(corpora) > 1 and len(frozenset().union(*corpora)) == sum(map(len, corpora))
+    return apart and all(any(map(run.is_home, run.datasets)) for run in runs)
+
+
+def group_runs_at_home(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], list[str]]:
+    """Arm → its runs over several corpora, each run with the data sets of the corpus that it was trained on alone.
+
+    Returns:
+        Arm → its runs, by corpus and then by seed; and the settings in which runs of one arm differ between corpora,
+        apart from what they read.
+
+    Raises:
+        InputError: a run was trained on nothing, on a corpus beside which others were trained on more, or was not
+            evaluated at home.
+    """
+    of_corpora: dict[frozenset[str], list[Run]] = {}
+    for run in runs:
+        home = {shown: own for shown, own in run.datasets.items() if run.is_home(shown)}
+        if not home:
+            where = f"trained on {', '.join(sorted(run.trained_on)) or 'nothing'}"
+            raise InputError(
+                f"--at-home: {run.folder} was {where}, and evaluated on {', '.join(run.datasets)} alone. "
+                "Leave it out, or leave --at-home out."
+            )
+        of_corpora.setdefault(frozenset(run.trained_on), []).append(replace(run, datasets=home))
+    for corpora, others in combinations(of_corpora, 2):
+        if shared := corpora & others:
+            first, second = (of_corpora[one][0].folder for one in (corpora, others))
+            raise InputError(
+                f"--at-home: {first} and {second} were trained on {', '.join(sorted(shared))}, one of them on more. "
+                "Name runs that were trained on the same corpora, or leave --at-home out."
+            )
+    groups: dict[str, list[Run]] = {}
+    for members in of_corpora.values():
+        for arm, own in group_runs(members).items():
+            groups.setdefault(arm, []).extend(sorted(own, key=lambda run: run.seed))
+    differing = (_differing([_settings(run.config, run.follows) for run in members]) for members in groups.values())
+    return groups, sorted({key for keys in differing for key in keys if not key.startswith(_READ)})
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:

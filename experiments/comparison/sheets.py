@@ -164,6 +164,10 @@ def _caption(comparison: Comparison, table: Table) -> str:
     step = "the step that its dev lists chose" if comparison.which == "best" else "its last step"
     trained = any(run.is_trained for runs in comparison.groups.values() for run in runs)
     parts = [what, f"each model at {step}"] if trained else [what]
+    if comparison.differing is not None:
+        parts.append("each run on the corpus that it was trained on")
+    if comparison.differing and table is comparison.average:
+        parts.append(f"between corpora, runs of one arm differ in {', '.join(comparison.differing)}")
     if table.comparisons:
         most = max((len(arm.seeds) for arm in table.arms), default=0)
         parts.append(

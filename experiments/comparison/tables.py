@@ -1,5 +1,6 @@
 """The tables of a comparison: per data set, averaged, on queries without overlap, and at home and abroad."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,12 +9,13 @@ import numpy as np
 
 from callbacks.evaluation.metrics import headings
 from callbacks.reporting.statistics import PairedTest, holm
-from experiments.comparison.arms import group_runs
+from experiments.comparison.arms import are_of_several_corpora, group_runs, group_runs_at_home
 from experiments.comparison.files import find_files, read_files
 from experiments.comparison.measured import BASE, Measured, read_measured, tested
 from experiments.comparison.runs import Run, find_runs, read_runs
 from retriever.errors import InputError, choose
 
+log = logging.getLogger(__name__)
 POINTS = ("best", "last")
 
 
@@ -110,6 +112,7 @@ class Comparison:
         average: over the data sets that all runs have, those of dev lists left out; None for fewer than two.
         clean_average: the same without overlap.
         forgetting: per arm, where some arm has a data set of a corpus it was not trained on.
+        differing: settings in which an arm's runs differ between corpora; None where arms are not of several.
         unfinished: folders of runs without results.
     """
 
@@ -122,6 +125,7 @@ class Comparison:
     average: Table | None
     clean_average: Table | None
     forgetting: list[HomeAndAbroad]
+    differing: list[str] | None
     unfinished: list[Path]
 
     def __getitem__(self, dataset: str) -> list[Arm]:
@@ -135,7 +139,12 @@ class Comparison:
 
 
 def compare(
-    paths: Iterable[str | Path], which: str = "best", base: str = BASE, qrels: str | Path | None = None
+    paths: Iterable[str | Path],
+    which: str = "best",
+    base: str = BASE,
+    qrels: str | Path | None = None,
+    *,
+    at_home: bool = False,
 ) -> Comparison:
     """Compare finished runs.
 
@@ -145,12 +154,15 @@ def compare(
         which: the model of each run: ``best`` (by its dev criterion) or ``last``.
         base: the arm that differences are to: ``base``, each run's own model before training, or an arm's name.
         qrels: judgements that rankings of other tools are scored by.
+        at_home: look at each run on the corpus that it was trained on alone; an arm's runs may be of several corpora.
 
     Raises:
         InputError: the runs cannot be compared; the message says why.
     """
     paths = list(paths)
     files, folders = find_files(paths)
+    if at_home and files:
+        raise InputError(f"--at-home: it is for run folders, and {files[0].path} is a file. Leave one of them out.")
     finished, unfinished = find_runs(folders) if folders else ({}, [])
     own = read_runs(finished)
     if files:
@@ -158,19 +170,21 @@ def compare(
         own = [*others, *own] if find_files(paths[:1])[0] else [*own, *others]
     elif qrels is not None:
         raise InputError("--qrels: it is for files of other tools, and run folders alone are compared. Leave it out.")
-    groups = group_runs(own)
+    if not at_home and are_of_several_corpora(own):
+        log.warning("These runs were trained on different corpora. --at-home compares each on its own, and averages.")
+    groups, differing = group_runs_at_home(own) if at_home else (group_runs(own), None)
     choose("--base", base, [BASE, *groups])
     runs = [run for members in groups.values() for run in members]
     if base == BASE and not any(run.is_trained for run in runs):
         base = next(iter(groups))  # models that were evaluated, not trained: the first one
     datasets = dict.fromkeys(name for run in runs for name in run.datasets)
     measured = {name: read_measured(groups, name, which, base) for name in datasets}
-    everywhere = [m for m in measured.values() if all(m.dataset in run.datasets for run in runs)]
-    general = [m for m in everywhere if not any(run.is_aside(m.dataset) for run in runs)]
+    shared = [m for m in measured.values() if all(_has(m, arm, members, at_home) for arm, members in groups.items())]
+    general = [m for m in shared if not any(run.is_aside(m.dataset) for run in runs)]
     average, clean_average = None, None
-    if len(general) > 1:
-        weights = _weights(general, runs[0])
-        title = f"average of {', '.join(dict.fromkeys(runs[0].part_of(m.dataset) for m in general))}"
+    if len(general) > 1 and _of_the_same_seeds(general):
+        weights = _weights(general)
+        title = f"average of {', '.join(dict.fromkeys(map(_counted_as, general)))}"
         average = _table(title, general, which, base, weights)
         if all(m.clean is not None and m.clean.any() for m in general):
             clean_average = _table(title, general, which, base, weights, clean=True)
@@ -184,8 +198,31 @@ def compare(
         average=average,
         clean_average=clean_average,
         forgetting=_forgetting(groups, measured, base),
+        differing=differing,
         unfinished=unfinished,
     )
+
+
+def _has(part: Measured, arm: str, runs: Sequence[Run], at_home: bool) -> bool:
+    """Whether all runs of an arm were evaluated on a data set; at home, those that were trained on its corpus."""
+    return arm in part.runs and (at_home or len(part.runs[arm]) == len(runs))
+
+
+def _of_the_same_seeds(parts: Sequence[Measured]) -> bool:
+    """Whether each arm has the same seeds on all data sets; an average is over these."""
+    for arm, seeds in parts[0].seeds.items():
+        for part in parts[1:]:
+            if part.seeds[arm] != seeds:
+                log.warning(
+                    "No average over corpora: %s has seeds %s on %s and %s on %s. Name runs of the same seeds.",
+                    *(arm, _listed(seeds), parts[0].dataset, _listed(part.seeds[arm]), part.dataset),
+                )
+                return False
+    return True
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 def _table(
@@ -215,7 +252,8 @@ def _arm(
 ) -> Arm:
     first = parts[0]
     untrained = name in first.bases
-    runs = [first.bases[name]] if untrained else first.runs[name]
+    of_parts = [[part.bases[name]] if untrained else part.runs[name] for part in parts]
+    runs = list({run.folder: run for members in of_parts for run in members}.values())
     point = "base" if untrained else which
     means = [part.values[name][:, slice(None) if m is None else m].mean() for part, m in zip(parts, keep, strict=True)]
     # the model before training has no base; nor has an arm on a data set that none of the base's runs has
@@ -225,7 +263,7 @@ def _arm(
         seeds=first.seeds[name],
         ndcg=float(np.average(means, weights=weights)),
         difference=tested(parts, name, base, keep, weights) if differs else None,
-        figures={} if clean else _figures(parts, runs, point, weights),
+        figures={} if clean else _figures(parts, of_parts, point, weights),
         steps=[run.results["steps"][point] for run in runs if run.is_trained],
         pruned=[] if untrained else [run.seed for run in runs if run.results.get("pruned")],
         paired=_paired(first, name, base) if differs else None,
@@ -233,11 +271,16 @@ def _arm(
     )
 
 
-def _figures(parts: Sequence[Measured], runs: Sequence[Run], point: str, weights: Sequence[float]) -> dict[str, float]:
-    """Metric → mean over data sets and runs."""
-    of_each = [run.metrics(part.dataset) for part in parts for run in runs]
+def _figures(
+    parts: Sequence[Measured], of_parts: Sequence[Sequence[Run]], point: str, weights: Sequence[float]
+) -> dict[str, float]:
+    """Metric → mean over data sets and their runs."""
+    of_each = [run.metrics(part.dataset) for part, runs in zip(parts, of_parts, strict=True) for run in runs]
     shared = [name for name in headings(of_each[0]) if all(name in names for names in of_each)]
-    means = {m: [np.mean([run.mean(part.dataset, m, point) for run in runs]) for part in parts] for m in shared}
+    means = {
+        m: [np.mean([r.mean(part.dataset, m, point) for r in runs]) for part, runs in zip(parts, of_parts, strict=True)]
+        for m in shared
+    }
     return {metric: float(np.average(values, weights=weights)) for metric, values in means.items()}
 
 
@@ -276,7 +319,7 @@ def _forgetting(groups: Mapping[str, Sequence[Run]], measured: dict[str, Measure
             if all(name in run.datasets for run in needed) and not first.is_aside(name):
                 sides[first.is_home(name)].append(part)
         gain, loss = (
-            tested(parts, arm, base, weights=_weights(parts, first)) if parts else None
+            tested(parts, arm, base, weights=_weights(parts)) if parts else None
             for parts in (sides[True], sides[False])
         )
         home, abroad = ([part.dataset for part in sides[side]] for side in (True, False))
@@ -287,10 +330,15 @@ def _forgetting(groups: Mapping[str, Sequence[Run]], measured: dict[str, Measure
     return [replace(row, gain_p=next(corrected), loss_p=next(corrected)) for row in rows]
 
 
-def _weights(parts: Sequence[Measured], run: Run) -> list[float]:
+def _weights(parts: Sequence[Measured]) -> list[float]:
     """One for each data set: the parts of a set count as one together."""
-    counted_as = [run.part_of(part.dataset) for part in parts]
+    counted_as = [_counted_as(part) for part in parts]
     return [1 / counted_as.count(name) for name in counted_as]
+
+
+def _counted_as(part: Measured) -> str:
+    """The set as whose part a data set counts."""
+    return next(iter(part.runs.values()))[0].part_of(part.dataset)
 
 
 def _corrected(tests: Sequence[PairedTest | None]) -> list[float | None]:

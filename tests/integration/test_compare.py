@@ -162,6 +162,85 @@ def test_average_leaves_out_lists_that_were_held_out(tmp_path):
     assert comparison.average.title == "average of d, e" and list(comparison.tables) == ["d", "e", "keywords"]
 
 
+def write_run_at_home(folder, name, seed, corpora, of_run, base, **config):
+    """A run that was trained on some corpora, and evaluated on what ``of_run`` names."""
+    config |= {
+        "name": name,
+        "data": {"train": [{"path": f"lists/{corpus}.parquet", "corpus": corpus} for corpus in corpora]},
+        "evaluation": {"datasets": [{"path": dataset} for dataset in of_run]},
+    }
+    write_run(folder, name, seed, of_run, base={d: base[d] for d in of_run}, config=config)
+
+
+def test_at_home_runs_on_several_corpora_are_one_arm(tmp_path, capsys, caplog):
+    base = {"c": values(90, 15), "d": values(91)}
+    of_arms = {}
+    for number, (arm, corpus) in enumerate((arm, corpus) for arm in ("kl", "infonce") for corpus in base):
+        found = of_arms.setdefault(arm, {}).setdefault(corpus, [])
+        for seed in (2, 1):
+            found.insert(0, values(10 * number + seed, len(base[corpus])))
+            of_run = {"c": values(7, 15), "d": values(8)} | {corpus: found[0]}
+            more = {"trainer": {"max_steps": 50 + len(base[corpus])}, "module": {"x": 1}}
+            write_run_at_home(tmp_path / f"{arm}-{corpus}-{seed}", arm, seed, [corpus], of_run, base, **more)
+    comparison = compare([tmp_path], at_home=True)
+    assert comparison.average.title == "average of c, d" and comparison.average.queries == 55
+    names = ["base", "infonce", "kl"]
+    assert [arm.name for arm in comparison.average.arms] == names and list(comparison.groups) == names[1:]
+    order = {corpus: np.argsort([f"q{i}" for i in range(len(v))]) for corpus, v in base.items()}
+    for arm in comparison.average.arms[1:]:
+        expected = [np.array([v - base[c] for v in of_arms[arm.name][c]])[:, order[c]] for c in ("c", "d")]
+        assert arm.difference == paired_test(expected) and arm.seeds == [1, 2] and arm.minutes == 1.5
+        assert arm.ndcg == pytest.approx(np.mean([np.mean(of_arms[arm.name][c]) for c in base]))
+    for corpus in base:
+        assert arm_of(comparison, "kl", corpus).ndcg == pytest.approx(np.mean(of_arms["kl"][corpus]))
+    assert comparison.differing == ["trainer.max_steps"] and not comparison.forgetting
+    assert "runs of one arm differ in trainer.max_steps" in markdown(comparison)
+    assert "each run on the corpus that it was trained on" in page(comparison)
+    contrast = compare([tmp_path], base="infonce", at_home=True).average.arms[-1].difference
+    paired = [np.array(of_arms["kl"][c]) - np.array(of_arms["infonce"][c]) for c in ("c", "d")]
+    assert contrast == paired_test([d[:, order[c]] for c, d in zip(("c", "d"), paired, strict=True)])
+    main([str(tmp_path), "--at-home"])
+    assert "average of c, d" in capsys.readouterr().out.replace("\n", " ")
+    assert "different corpora" not in caplog.text
+    assert compare([tmp_path]).average.arms[1].name.startswith("infonce (data.train="), "apart, they are four arms"
+    assert "These runs were trained on different corpora. --at-home compares each on its own" in caplog.text
+
+
+def test_at_home_there_is_no_average_over_other_seeds(tmp_path, caplog):
+    base = {"c": values(90, 15), "d": values(91)}
+    for corpus, seed in (("c", 1), ("c", 2), ("d", 1)):
+        write_run_at_home(tmp_path / f"{corpus}{seed}", "a", seed, [corpus], {corpus: base[corpus][::-1]}, base)
+    comparison = compare([tmp_path], at_home=True)
+    assert comparison.average is None and list(comparison.tables) == ["c", "d"]
+    assert "No average over corpora: a has seeds 1, 2 on c and 1 on d. Name runs of the same seeds." in caplog.text
+    assert compare([tmp_path / "c1", tmp_path / "d1"], at_home=True).average.queries == 55
+
+
+@pytest.mark.parametrize(
+    ("corpora", "evaluated", "words"),
+    [
+        ([], ["d"], "second was trained on nothing, and evaluated on d alone. Leave it out"),
+        (["d"], ["c"], "second was trained on d, and evaluated on c alone. Leave it out"),
+        (["c", "d"], ["c", "d"], "second were trained on c, one of them on more. Name runs that were trained on the"),
+    ],
+)
+def test_at_home_a_run_that_has_none_is_refused(tmp_path, corpora, evaluated, words, caplog):
+    base = {"c": values(90, 15), "d": values(91)}
+    write_run_at_home(tmp_path / "first", "a", 1, ["c"], {"c": base["c"]}, base)
+    write_run_at_home(tmp_path / "second", "a", 1, corpora, {name: base[name] for name in evaluated}, base)
+    with pytest.raises(InputError, match=words):
+        compare([tmp_path], at_home=True)
+    compare([tmp_path])
+    assert "--at-home" not in caplog.text, "it would not work"
+
+
+def test_files_have_no_home(tmp_path):
+    write_run(tmp_path / "first", "a", 1, {"d": values(1)})
+    (tmp_path / "x.trec").write_text("q1 Q0 p1 1 0.5 x\n")
+    with pytest.raises(InputError, match=r"--at-home: it is for run folders, and .*x.trec is a file"):
+        compare([tmp_path / "first", tmp_path / "x.trec"], at_home=True)
+
+
 def test_arms_of_a_grid_are_told_apart_by_few_words(tmp_path):
     for number, temperature in enumerate((0.02, 0.05)):
         config = {"module": {"temperature": temperature}, "temperatures": {"student": temperature}, "group": number}

@@ -35,6 +35,7 @@ LISTED = {
     "make docs": "continuous integration does",
     "python -m experiments.mteb": "needs the extra 'mteb'; tests/integration/test_mteb.py",
     "python -m experiments.criteria": "the runs here make a step or two, of which it says nothing; test_criteria.py",
+    "python -m experiments.compare outputs/first/runs": "adapt only plans here; tests/integration/test_compare.py",
     "python -m experiments.dashboard": "needs an account and the extra 'dashboard'; tests/integration/test_wandb.py",
     ".venv/bin/python -m pytest": "the tests themselves",
     "PYTHONPATH=. python -m experiments.run --config-dir": "the test of a loss of one's own, below",
@@ -140,7 +141,7 @@ def test_own_teacher_needs_one_class_and_one_file(own_corpus, tiny_model):
 @pytest.fixture
 def own_corpus(tmp_path, small_scifact, small_lists, typed_lists):
     """A folder in which what the documents name is there: a corpus and lists of one's own, a small SciFact."""
-    for name in ("path/to/my_corpus", "FOLDER", "scifact", "data/msmarco", "fiqa"):
+    for name in ("path/to/my_corpus", "FOLDER", "OTHER", "scifact", "data/msmarco", "fiqa"):
         shutil.copytree(small_scifact, tmp_path / name, ignore=shutil.ignore_patterns("lists"))
     shutil.copy(tmp_path / "data/msmarco/qrels/test.tsv", tmp_path / "data/msmarco/qrels/dev.tsv")
     files = {"TRAIN": "train", "HUMAN": "dev", "DEV": "held_out", "train": "train"}
