@@ -7,7 +7,6 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +18,7 @@ from datamodules.storage.files import read_json, write_json, write_text
 from experiments.adaptation.settings import LISTS, RUNS, AdaptSettings, are_written, arguments, write_experiments
 from experiments.adaptation.survey import HUMAN, survey
 from experiments.adaptation.texts import BEGUN, content_hash, corpus_folder
+from experiments.cli.alone import alone_in
 from experiments.cli.arguments import check_added, say_what_is_kept
 from experiments.cli.errors import run_kindly, single
 from experiments.cli.quiet import quiet_imports
@@ -162,9 +162,14 @@ def main() -> None:
     from experiments import prepare, run
 
     folder, asked = _planned.pop()
-    _call(prepare.main, "prepare", arguments(folder, LISTS))
-    _call(run.main, "run", arguments(folder, RUNS))
-    run_kindly(partial(conclude, folder, asked))
+
+    def carry_out() -> None:
+        with alone_in(folder):
+            _call(prepare.main, "prepare", arguments(folder, LISTS))
+            _call(run.main, "run", arguments(folder, RUNS))
+            conclude(folder, asked)
+
+    run_kindly(carry_out)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ from omegaconf import DictConfig
 
 from callbacks.reliability.checkpoint_files import has_checkpoint
 from callbacks.reporting.results import read_results
+from experiments.cli.alone import FolderInUse, alone_in
 from experiments.cli.arguments import check_added, say_what_is_kept
 from experiments.cli.errors import run_kindly, single
 from experiments.cli.quiet import quiet_imports, quiet_training
-from experiments.cli.ranks import is_first_rank
+from experiments.cli.ranks import is_first_rank, number_of_process
 from experiments.cli.rerun import as_typed, read_run, start_from
 from experiments.cli.sweep import arm_name, run_of_sweep
 from experiments.settings.encoders import with_effective_encoders
@@ -47,6 +48,18 @@ def application(config: DictConfig) -> float | None:
     folder = Path(config.resume or own).absolute()
     arm = arm_name(config.name, HydraConfig.get())
     log.info("%s, seed %d → %s", arm, config.seed, folder)
+    nodes = config.trainer.get("num_nodes") or 1
+    try:
+        with alone_in(folder, nodes):
+            return _run_in(folder, config, own, arm)
+    except FolderInUse as error:
+        if HydraConfig.get().mode != RunMode.MULTIRUN or number_of_process(nodes)[1] > 1:
+            raise
+        log.warning("%s This sweep leaves the run to it.", error)
+        return None
+
+
+def _run_in(folder: Path, config: DictConfig, own: Path, arm: str) -> float | None:
     if config.resume is not None and folder == own and not has_checkpoint(folder):
         if read_results(folder) is not None:
             log.info("%s is finished, and not run again", folder)
