@@ -47,7 +47,9 @@ def make_lists(config: DictConfig) -> list[Path]:
         raise InputError("No list is left: see the table of what each filter took, and loosen one (filter.…).")
     with FileLock(Path(config.work) / "output.lock"):  # shards that end together write the same files
         remove_leftovers(output, below=False)  # runs may be under way in folders of it
-        save_config(config, output)  # first: by it the others know that these lists are theirs
+        save_config(
+            pipeline.with_precisions(config), output
+        )  # first: by it the others know that these lists are theirs
         written = [_copy(path, output) for path in sorted(outputs["split"].folder.glob("*.parquet"))]
         for name, of_student in pipeline.of_students.items():
             written += [_copy(path, output / name) for path in sorted(of_student["split"].folder.glob("*.parquet"))]

@@ -87,6 +87,9 @@ class Pipeline:
         """
         shard, work = Shard.parse(self.config.shard), Path(self.config.work)
         self._check()
+        if not self.config.get("plan") and self._precisions.keep():
+            for made in ("_retrievers", "_teacher"):
+                self.__dict__.pop(made, None)
         for subject, text in self.describe().items():
             log.info("%s: %s", subject, text)
         for name in self.names:
@@ -192,6 +195,15 @@ class Pipeline:
             sets = [f"{data.name} ({len(data.queries):,} queries)" for data, _ in self._evaluation_sets]
             lines["leak guard"] = f"protects {', '.join(sets) or 'nothing'}"
         return lines
+
+    def with_precisions(self, config: DictConfig) -> DictConfig:
+        """The configuration as given, with what ``auto`` took: it goes with the lists, for those made as they were."""
+        names = {self._precisions.of(r.encoder).name for r in self._retrievers.values() if isinstance(r, Dense)}
+        config = config.copy()
+        config.teacher = with_dtypes(config, self._precisions)
+        if len(names) == 1:
+            config.precision = names.pop()
+        return config
 
     def judged_groups(self) -> dict[str, str]:
         """Group → split, for groups of judged queries."""
@@ -354,7 +366,7 @@ class Pipeline:
 
     @cached_property
     def _precisions(self) -> Precisions:
-        return Precisions(self.config)
+        return Precisions(self.config, self.corpus.sha256)
 
     @cached_property
     def _encoder(self) -> TextEncoder:

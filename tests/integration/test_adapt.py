@@ -68,6 +68,13 @@ def test_its_parts_are_commands_that_run_alone(adapted):
     assert "is finished, and not run again" in said and len(list(folder.glob("runs/*/results.json"))) == 2
 
 
+def test_its_settings_name_the_precision_that_it_chose(adapted):
+    folder, output = adapted
+    assert re.search(r"precision +32-true \(auto:", output)
+    lists, runs = (OmegaConf.load(folder / "settings" / "exp" / f"{name}.yaml") for name in ("lists", "objectives"))
+    assert lists.precision == runs.trainer.precision == "32-true", "whichever machine goes on"
+
+
 def test_a_run_of_it_begins_a_second_round(adapted, tmp_path):
     folder, _ = adapted
     run = next(folder.glob("runs/*distillation_corpus*"))

@@ -185,19 +185,46 @@ def test_a_preparation_goes_on_in_the_precision_that_it_began_with(small_prepare
     processor(2.0)
     caplog.clear()
     prepare([*options, "stage=score"])
-    assert f"precision: {BFLOAT16} (auto: as {tmp_path}/prepare began with; else precision=32-true)" in caplog.text
-    (tmp_path / "prepare" / "precision.json").unlink()
+    file = tmp_path / "prepare" / "precision.json"
+    assert f"precision: {BFLOAT16} (auto: kept in {file}; else precision=32-true)" in caplog.text
+    prepare(options)
+    recorded = OmegaConf.load(tmp_path / "lists" / "config.yaml")
+    assert recorded.precision == BFLOAT16, "a second round computes in it, too"
+    [key] = json.loads(file.read_text())
+    file.write_text(json.dumps({key: "bfloat16"}))
+    with pytest.raises(InputError, match=rf"{file}: corpus .*, encoder .* is 'bfloat16'; valid values are '32-true'"):
+        prepare([*options, "stage=score"])
+    file.unlink()
     with pytest.raises(InputError, match="Stage score needs the output of stage mine"):
         prepare([*options, "stage=score"])
 
 
-def test_a_teacher_reads_in_it_too(scifact, tmp_path, processor, monkeypatch):
+def test_of_two_processes_that_begin_at_once_the_first_one_chooses(small_prepare, tmp_path, tiny_encoder, processor):
+    def precisions(share, corpus="a"):
+        processor(share)
+        (tmp_path / "cache" / CALIBRATION).unlink(missing_ok=True)
+        config = prepare_config_of(*small_prepare)
+        made = Precisions(config, corpus)
+        return made, made.of(tiny_encoder).name
+
+    (first, one), (second, other), (elsewhere, third) = precisions(0.4), precisions(2.0), precisions(2.0, "b")
+    assert (one, other, third) == (BFLOAT16, "32-true", "32-true")
+    assert not (tmp_path / "prepare").exists(), "nothing is kept before work begins"
+    assert not first.keep() and second.keep() and second.of(tiny_encoder).name == BFLOAT16
+    assert not elsewhere.keep() and elsewhere.of(tiny_encoder).name == "32-true", "another corpus"
+    assert not second.keep() and precisions(2.0)[1] == BFLOAT16 and precisions(0.4, "b")[1] == "32-true"
+
+
+def test_a_teacher_reads_in_it_too(scifact, tmp_path, processor):
     model = bert_classifier(tmp_path / "model", list(scifact[1].values()), 1)
     options = ["corpus=x", "queries={}", "teacher=classifier", f"teacher.model={model}", f"cache_dir={tmp_path}"]
 
     def dtype(*more, work="work"):
         config = prepare_config_of(*options, f"work={tmp_path}/{work}", *more)
-        return with_dtypes(config, Precisions(config)).dtype
+        precisions = Precisions(config, "a")
+        chosen = with_dtypes(config, precisions).dtype
+        precisions.keep()
+        return chosen
 
     assert dtype(work="without") == "float32"
     processor(0.4)
@@ -207,5 +234,13 @@ def test_a_teacher_reads_in_it_too(scifact, tmp_path, processor, monkeypatch):
     processor(1.5)
     assert dtype(work="slow") == "float32" and dtype("teacher.dtype=bfloat16") == "bfloat16"
     assert dtype() == "bfloat16", "as the folder began with"
-    config = prepare_config_of(*options[:2])
-    assert with_dtypes(config, Precisions(config)) == config.teacher, "the fusion reads nothing"
+    config = prepare_config_of("corpus=x", "queries={}")
+    own = {
+        "_target_": "retriever.teachers.sequence_classifier.SequenceClassifier",
+        "model": str(model),
+        "dtype": "auto",
+    }
+    config_of_own = OmegaConf.merge(config, {"work": str(tmp_path / "own"), "cache_dir": str(tmp_path)})
+    config_of_own.teacher = own
+    assert with_dtypes(config_of_own, Precisions(config_of_own, "a")).dtype == "float32", "with what it leaves out"
+    assert with_dtypes(config, Precisions(config, "a")) == config.teacher, "the fusion reads nothing"
