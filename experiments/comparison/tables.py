@@ -112,8 +112,8 @@ class Comparison:
         average: over the data sets that all runs have, those of dev lists left out; None for fewer than two.
         clean_average: the same without overlap.
         forgetting: per arm, where some arm has a data set of a corpus it was not trained on.
-        differing: settings in which an arm's runs differ between corpora; None where arms are not of several.
         unfinished: folders of runs without results.
+        differing: settings in which an arm's runs differ between corpora; None where arms are not of several.
     """
 
     which: str
@@ -125,8 +125,8 @@ class Comparison:
     average: Table | None
     clean_average: Table | None
     forgetting: list[HomeAndAbroad]
-    differing: list[str] | None
     unfinished: list[Path]
+    differing: list[str] | None = None
 
     def __getitem__(self, dataset: str) -> list[Arm]:
         """The arms on a data set, the base first, then in the order of their first run."""
