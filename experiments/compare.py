@@ -19,6 +19,7 @@ from callbacks.reliability.termination import terminate_gracefully
 from datamodules.storage.files import is_disk_full, write_text
 from experiments.cli.errors import KindParser, explain
 from experiments.cli.ranks import is_first_rank
+from experiments.comparison.arms import are_of_several_corpora
 from experiments.comparison.formats import markdown, print_tables
 from experiments.comparison.measured import BASE
 from experiments.comparison.tables import POINTS, Comparison, compare
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--which", choices=POINTS, default="best", help=of_which)
     of_base = "the arm to compare with (default: each run's model before training; of files, the first)"
     parser.add_argument("--base", metavar="NAME", default=BASE, help=of_base)
-    of_home = "each run on the corpus that it was trained on alone, and the average over corpora"
+    of_home = "each run only on the corpus that it was trained on, and the average over corpora"
     parser.add_argument("--at-home", action="store_true", help=of_home)
     parser.add_argument("--output", metavar="FOLDER", help="write tables, plots, queries and comparison.html there")
     parser.add_argument("--markdown", metavar="FILE", help="write the tables there too")
@@ -83,6 +84,8 @@ def _compare(options: argparse.Namespace) -> None:
         files = show_and_write(comparison, Path(options.output))
     else:
         print_tables(comparison)
+    if not options.at_home and are_of_several_corpora([r for runs in comparison.groups.values() for r in runs]):
+        print("These runs were trained on different corpora. --at-home looks at each only on its own, and averages.")
     if options.markdown:
         write_text(options.markdown, markdown(comparison))
     if options.wandb:

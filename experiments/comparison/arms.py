@@ -16,7 +16,8 @@ from retriever.errors import InputError
 
 log = logging.getLogger(__name__)
 _NO_SETTINGS = PLACES | {"seed", "export", "name"}
-_READ = ("data.train", "data.dev", "data.evaluation", "evaluation.", "query_lists", "corpus")
+_READ = {"data.train", "data.dev", "data.evaluation", "evaluation.datasets", "query_lists", "corpus"}
+_OF_CORPUS = ("data.", "evaluation.", "trainer.", "scheduler.", "early_stopping.", "query_lists", "corpus", "inputs: ")
 _REPORTED = "evaluation.metrics"  # what is reported beside nDCG@10 makes no other arm
 
 
@@ -30,17 +31,7 @@ def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
     Raises:
         InputError: two runs of one arm and seed have different figures.
     """
-    grouped: dict[str, list[Run]] = {}
-    for run, label in zip(runs, _labels(runs), strict=True):
-        twin = next((other for other in grouped.get(label, ()) if other.seed == run.seed), None)
-        if twin is not None:
-            same = f"{run.folder} and {twin.folder} are both {label!r} with seed {run.seed}"
-            if any(run.results[key] != twin.results[key] for key in ("datasets", "steps")):
-                raise InputError(f"{same}, and have other figures. Name one of them.")
-            log.warning("%s, with the same figures: it counts once", same)
-            continue
-        grouped.setdefault(label, []).append(run)
-    return grouped
+    return _grouped(runs, [_with_content(run) for run in runs])
 
 
 def are_of_several_corpora(runs: Sequence[Run]) -> bool:
@@ -51,44 +42,84 @@ def are_of_several_corpora(runs: Sequence[Run]) -> bool:
 
 
 def group_runs_at_home(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], list[str]]:
-    """Arm → its runs over several corpora, each run with the data sets of the corpus that it was trained on alone.
+    """Arm → its runs over several corpora, each run with only the data sets of the corpus that it was trained on.
+
+    Settings of data, evaluation and training that have one value for each corpus belong to the corpus, and make no
+    other arm; those of encoder and objective do.
 
     Returns:
-        Arm → its runs, by corpus and then by seed; and the settings in which runs of one arm differ between corpora,
-        apart from what they read.
+        Arm → its runs, by seed; and the settings in which runs of one arm differ between corpora, apart from what they
+        read.
 
     Raises:
-        InputError: a run was trained on nothing, on a corpus beside which others were trained on more, or was not
-            evaluated at home.
+        InputError: a run was not evaluated at home, or on a corpus beside which others were trained on more.
     """
-    of_corpora: dict[frozenset[str], list[Run]] = {}
-    for run in runs:
-        home = {shown: own for shown, own in run.datasets.items() if run.is_home(shown)}
-        if not home:
-            where = f"trained on {', '.join(sorted(run.trained_on)) or 'nothing'}"
+    at_home = [_at_home(run) for run in runs]
+    corpora = {frozenset(run.trained_on): run.folder for run in runs}
+    for (some, folder), (others, other) in combinations(corpora.items(), 2):
+        if shared := some & others:
             raise InputError(
-                f"--at-home: {run.folder} was {where}, and evaluated on {', '.join(run.datasets)} alone. "
-                "Leave it out, or leave --at-home out."
+                f"--at-home: {folder} and {other} were both trained on {', '.join(sorted(shared))}, but not on the "
+                "same corpora. Name runs that were, or leave --at-home out."
             )
-        of_corpora.setdefault(frozenset(run.trained_on), []).append(replace(run, datasets=home))
-    for corpora, others in combinations(of_corpora, 2):
-        if shared := corpora & others:
-            first, second = (of_corpora[one][0].folder for one in (corpora, others))
-            raise InputError(
-                f"--at-home: {first} and {second} were trained on {', '.join(sorted(shared))}, one of them on more. "
-                "Name runs that were trained on the same corpora, or leave --at-home out."
-            )
-    groups: dict[str, list[Run]] = {}
-    for members in of_corpora.values():
-        for arm, own in group_runs(members).items():
-            groups.setdefault(arm, []).extend(sorted(own, key=lambda run: run.seed))
-    differing = (_differing([_settings(run.config, run.follows) for run in members]) for members in groups.values())
-    return groups, sorted({key for keys in differing for key in keys if not key.startswith(_READ)})
+    settings = [_with_content(run) for run in runs]
+    own = _of_corpora(runs, settings)
+    of_arms = [
+        {key: value for key, value in found.items() if key not in own[run.name]}
+        for run, found in zip(runs, settings, strict=True)
+    ]
+    groups = {arm: sorted(members, key=lambda run: run.seed) for arm, members in _grouped(at_home, of_arms).items()}
+    differing = (_differing([_with_content(run) for run in members]) for members in groups.values())
+    return groups, sorted({key for keys in differing for key in keys if key not in _READ and ": " not in key})
 
 
-def _labels(runs: Sequence[Run]) -> list[str]:
+def _at_home(run: Run) -> Run:
+    home = {shown: own for shown, own in run.datasets.items() if run.is_home(shown)}
+    if not home:
+        trained_on = ", ".join(sorted(run.trained_on)) or "nothing"
+        raise InputError(
+            f"--at-home: {run.folder} was trained on {trained_on}, and evaluated on {', '.join(run.datasets)}: it "
+            "needs a data set of a corpus that it was trained on. Leave it out, or leave --at-home out."
+        )
+    return replace(run, datasets=home)
+
+
+def _of_corpora(runs: Sequence[Run], settings: Sequence[dict[str, Any]]) -> dict[str, set[str]]:
+    """Name → settings that may belong to the corpus, and of which each corpus has one value."""
+    values: dict[str, dict[tuple[str, frozenset[str]], set[str]]] = {run.name: {} for run in runs}
+    for run, found in zip(runs, settings, strict=True):
+        for key, value in found.items():
+            if key.startswith(_OF_CORPUS):
+                values[run.name].setdefault((key, frozenset(run.trained_on)), set()).add(str(value))
+    return {
+        name: {key for key, _ in of_keys} - {key for (key, _), of_one in of_keys.items() if len(of_one) > 1}
+        for name, of_keys in values.items()
+    }
+
+
+def _grouped(runs: Sequence[Run], settings: Sequence[dict[str, Any]]) -> dict[str, list[Run]]:
+    """Arm → its runs; a run of the same arm, seed and corpora is a twin."""
+    grouped: dict[str, list[Run]] = {}
+    for run, label in zip(runs, _labels(runs, settings), strict=True):
+        alike = (o for o in grouped.get(label, ()) if o.seed == run.seed and o.trained_on == run.trained_on)
+        twin = next(alike, None)
+        if twin is not None:
+            same = f"{run.folder} and {twin.folder} are both {label!r} with seed {run.seed}"
+            if any(run.results[key] != twin.results[key] for key in ("datasets", "steps")):
+                raise InputError(f"{same}, and have other figures. Name one of them.")
+            log.warning("%s, with the same figures: it counts once", same)
+            continue
+        grouped.setdefault(label, []).append(run)
+    return grouped
+
+
+def _with_content(run: Run) -> dict[str, Any]:
+    """A run's settings in effect, and what they name, by content."""
+    return _settings(with_effective_encoders(run.config), run.follows) | run.content
+
+
+def _labels(runs: Sequence[Run], settings: Sequence[dict[str, Any]]) -> list[str]:
     """Each run's name; where runs of one name differ in more than their seed, with the settings that differ."""
-    settings = [_settings(with_effective_encoders(run.config), run.follows) | run.content for run in runs]
     of_name: dict[str, list[int]] = {}
     for number, run in enumerate(runs):
         of_name.setdefault(run.name, []).append(number)

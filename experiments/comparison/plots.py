@@ -40,7 +40,9 @@ def draw(comparison: Comparison, on_dark: bool = False) -> dict[str, bytes]:
 def _panels(comparison: Comparison, fill: Callable[..., None], style: dict[str, dict], ink: str) -> Figure:
     """One panel a data set, with the arms' names beside it or in a legend below all."""
     longest = _WIDTH * max(len(_short(arm)) for arm in comparison.groups)
-    names = list(comparison.measured)
+    names: list[str | None] = list(comparison.measured)
+    if fill is _intervals and comparison.average is not None:
+        names.insert(0, None)
     columns = min(len(names), 3)
     rows = ceil(len(names) / columns)
     most = max(len(part.values) for part in comparison.measured.values())
@@ -49,7 +51,7 @@ def _panels(comparison: Comparison, fill: Callable[..., None], style: dict[str, 
     for number, name in enumerate(names):
         axes = figure.add_subplot(rows, columns, number + 1)
         fill(axes, comparison, name, style, ink)
-        axes.set_title(_short(name), fontsize=11)
+        axes.set_title("average" if name is None else _short(name), fontsize=11)
         axes.grid(alpha=0.25)
         axes.set_axisbelow(True)
     handles: dict[str, Any] = {}
@@ -66,8 +68,10 @@ def _panels(comparison: Comparison, fill: Callable[..., None], style: dict[str, 
     return figure
 
 
-def _intervals(axes: Axes, comparison: Comparison, dataset: str, style: dict, ink: str) -> None:
-    arms = [(arm.name, arm.difference) for arm in reversed(comparison[dataset]) if arm.difference is not None]
+def _intervals(axes: Axes, comparison: Comparison, dataset: str | None, style: dict, ink: str) -> None:
+    """Fill in the differences on a data set; None: those of the average."""
+    table = comparison.average if dataset is None else comparison.tables[dataset]
+    arms = [(arm.name, arm.difference) for arm in reversed(table.arms) if arm.difference is not None]
     for place, (name, d) in enumerate(arms):
         axes.plot([d.low, d.high], [place, place], color=style[name]["color"], linewidth=2.2)
         axes.plot(d.mean, place, marker="o", markersize=6, color=style[name]["color"])

@@ -166,7 +166,7 @@ def _caption(comparison: Comparison, table: Table) -> str:
     parts = [what, f"each model at {step}"] if trained else [what]
     if comparison.differing is not None:
         parts.append("each run on the corpus that it was trained on")
-    if comparison.differing and table is comparison.average:
+    if comparison.differing and table in (comparison.average, comparison.clean_average):
         parts.append(f"between corpora, runs of one arm differ in {', '.join(comparison.differing)}")
     if table.comparisons:
         most = max((len(arm.seeds) for arm in table.arms), default=0)

@@ -9,7 +9,8 @@ import numpy as np
 
 from callbacks.evaluation.metrics import headings
 from callbacks.reporting.statistics import PairedTest, holm
-from experiments.comparison.arms import are_of_several_corpora, group_runs, group_runs_at_home
+from datamodules.specs import corpus_name
+from experiments.comparison.arms import group_runs, group_runs_at_home
 from experiments.comparison.files import find_files, read_files
 from experiments.comparison.measured import BASE, Measured, read_measured, tested
 from experiments.comparison.runs import Run, find_runs, read_runs
@@ -109,7 +110,8 @@ class Comparison:
         tables: data set → its table; ``average`` is apart.
         clean: data set → the same on the queries that no run's training came close to, where runs wrote that down; a
             set of which none is left has a table without arms.
-        average: over the data sets that all runs have, those of dev lists left out; None for fewer than two.
+        average: over the data sets that all runs have, or over corpora, those of dev lists left out; None for fewer
+            than two.
         clean_average: the same without overlap.
         forgetting: per arm, where some arm has a data set of a corpus it was not trained on.
         unfinished: folders of runs without results.
@@ -154,7 +156,7 @@ def compare(
         which: the model of each run: ``best`` (by its dev criterion) or ``last``.
         base: the arm that differences are to: ``base``, each run's own model before training, or an arm's name.
         qrels: judgements that rankings of other tools are scored by.
-        at_home: look at each run on the corpus that it was trained on alone; an arm's runs may be of several corpora.
+        at_home: look at each run only on the corpus that it was trained on; an arm's runs may be of several corpora.
 
     Raises:
         InputError: the runs cannot be compared; the message says why.
@@ -170,8 +172,6 @@ def compare(
         own = [*others, *own] if find_files(paths[:1])[0] else [*own, *others]
     elif qrels is not None:
         raise InputError("--qrels: it is for files of other tools, and run folders alone are compared. Leave it out.")
-    if not at_home and are_of_several_corpora(own):
-        log.warning("These runs were trained on different corpora. --at-home compares each on its own, and averages.")
     groups, differing = group_runs_at_home(own) if at_home else (group_runs(own), None)
     choose("--base", base, [BASE, *groups])
     runs = [run for members in groups.values() for run in members]
@@ -179,12 +179,11 @@ def compare(
         base = next(iter(groups))  # models that were evaluated, not trained: the first one
     datasets = dict.fromkeys(name for run in runs for name in run.datasets)
     measured = {name: read_measured(groups, name, which, base) for name in datasets}
-    shared = [m for m in measured.values() if all(_has(m, arm, members, at_home) for arm, members in groups.items())]
-    general = [m for m in shared if not any(run.is_aside(m.dataset) for run in runs)]
+    general = _averaged(measured.values(), runs, at_home)
     average, clean_average = None, None
-    if len(general) > 1 and _of_the_same_seeds(general):
-        weights = _weights(general)
-        title = f"average of {', '.join(dict.fromkeys(map(_counted_as, general)))}"
+    if len(general) > 1:
+        weights = _weights(general, at_home)
+        title = f"average of {', '.join(dict.fromkeys(_counted_as(m) for m in general))}"
         average = _table(title, general, which, base, weights)
         if all(m.clean is not None and m.clean.any() for m in general):
             clean_average = _table(title, general, which, base, weights, clean=True)
@@ -203,22 +202,28 @@ def compare(
     )
 
 
-def _has(part: Measured, arm: str, runs: Sequence[Run], at_home: bool) -> bool:
-    """Whether all runs of an arm were evaluated on a data set; at home, those that were trained on its corpus."""
-    return arm in part.runs and (at_home or len(part.runs[arm]) == len(runs))
+def _averaged(measured: Iterable[Measured], runs: Sequence[Run], at_home: bool) -> list[Measured]:
+    """The data sets of an average: those that all runs have; at home all, if an arm has each, with the same seeds.
 
-
-def _of_the_same_seeds(parts: Sequence[Measured]) -> bool:
-    """Whether each arm has the same seeds on all data sets; an average is over these."""
-    for arm, seeds in parts[0].seeds.items():
-        for part in parts[1:]:
-            if part.seeds[arm] != seeds:
-                log.warning(
-                    "No average over corpora: %s has seeds %s on %s and %s on %s. Name runs of the same seeds.",
-                    *(arm, _listed(seeds), parts[0].dataset, _listed(part.seeds[arm]), part.dataset),
-                )
-                return False
-    return True
+    What stands for itself alone is left out; at home, not where there is nothing else.
+    """
+    found = [m for m in measured if at_home or all(m.dataset in run.datasets for run in runs)]
+    general = [m for m in found if not any(run.is_aside(m.dataset) for run in runs)]
+    if not at_home:
+        return general
+    general = general or found
+    for arm, seeds in general[0].seeds.items():
+        other = next((part for part in general[1:] if part.seeds.get(arm, seeds) != seeds), None)
+        if other is not None:
+            log.warning(
+                "No average over corpora: %s has seeds %s on %s and %s on %s. Name runs of the same seeds.",
+                *(arm, _listed(seeds), general[0].dataset, _listed(other.seeds[arm]), other.dataset),
+            )
+            return []
+    if not any(all(arm in part.runs for part in general) for arm in general[0].runs):
+        log.warning("No average over corpora: no arm has runs on %s", ", ".join(part.dataset for part in general))
+        return []
+    return general
 
 
 def _listed(seeds: Sequence[int]) -> str:
@@ -330,15 +335,26 @@ def _forgetting(groups: Mapping[str, Sequence[Run]], measured: dict[str, Measure
     return [replace(row, gain_p=next(corrected), loss_p=next(corrected)) for row in rows]
 
 
-def _weights(parts: Sequence[Measured]) -> list[float]:
-    """One for each data set: the parts of a set count as one together."""
-    counted_as = [_counted_as(part) for part in parts]
+def _weights(parts: Sequence[Measured], at_home: bool = False) -> list[float]:
+    """One for each data set: the parts of a set count as one together; at home, the sets of a corpus."""
+    counted_as = [_corpus(part) if at_home else _counted_as(part) for part in parts]
     return [1 / counted_as.count(name) for name in counted_as]
+
+
+def _described(part: Measured) -> Run | None:
+    """A run whose configuration says what the data set is; files of other tools have none."""
+    return next((run for runs in part.runs.values() for run in runs if part.dataset in run.specs), None)
 
 
 def _counted_as(part: Measured) -> str:
     """The set as whose part a data set counts."""
-    return next(iter(part.runs.values()))[0].part_of(part.dataset)
+    run = _described(part)
+    return part.dataset if run is None else run.part_of(part.dataset)
+
+
+def _corpus(part: Measured) -> str:
+    run = _described(part)
+    return part.dataset if run is None else corpus_name(run.specs[part.dataset].path)
 
 
 def _corrected(tests: Sequence[PairedTest | None]) -> list[float | None]:

@@ -26,6 +26,7 @@ def log_comparison(comparison: Comparison, files: Sequence[Path], folder: Path, 
         "config": {
             "runs": [str(run.folder) for runs in comparison.groups.values() for run in runs],
             "base": comparison.base,
+            "at_home": comparison.differing is not None,
         },
     }
     with start_run(folder, arguments) as run:

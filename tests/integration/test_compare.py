@@ -172,7 +172,7 @@ def write_run_at_home(folder, name, seed, corpora, of_run, base, **config):
     write_run(folder, name, seed, of_run, base={d: base[d] for d in of_run}, config=config)
 
 
-def test_at_home_runs_on_several_corpora_are_one_arm(tmp_path, capsys, caplog):
+def test_at_home_runs_on_several_corpora_are_one_arm(tmp_path, capsys):
     base = {"c": values(90, 15), "d": values(91)}
     of_arms = {}
     for number, (arm, corpus) in enumerate((arm, corpus) for arm in ("kl", "infonce") for corpus in base):
@@ -199,11 +199,11 @@ def test_at_home_runs_on_several_corpora_are_one_arm(tmp_path, capsys, caplog):
     contrast = compare([tmp_path], base="infonce", at_home=True).average.arms[-1].difference
     paired = [np.array(of_arms["kl"][c]) - np.array(of_arms["infonce"][c]) for c in ("c", "d")]
     assert contrast == paired_test([d[:, order[c]] for c, d in zip(("c", "d"), paired, strict=True)])
-    main([str(tmp_path), "--at-home"])
-    assert "average of c, d" in capsys.readouterr().out.replace("\n", " ")
-    assert "different corpora" not in caplog.text
+    for options, hint in ((["--at-home"], False), ([], True)):
+        main([str(tmp_path), *options])
+        said = " ".join(capsys.readouterr().out.split())
+        assert "average of c, d" in said and ("trained on different corpora. --at-home looks" in said) == hint
     assert compare([tmp_path]).average.arms[1].name.startswith("infonce (data.train="), "apart, they are four arms"
-    assert "These runs were trained on different corpora. --at-home compares each on its own" in caplog.text
 
 
 def test_at_home_there_is_no_average_over_other_seeds(tmp_path, caplog):
@@ -216,22 +216,71 @@ def test_at_home_there_is_no_average_over_other_seeds(tmp_path, caplog):
     assert compare([tmp_path / "c1", tmp_path / "d1"], at_home=True).average.queries == 55
 
 
+def test_at_home_encoder_and_objective_make_arms_and_what_belongs_to_the_corpus_does_not(tmp_path, caplog):
+    base = {"c": values(90, 15), "d": values(91)}
+
+    def run(number, corpus, seed=1, temperature=0.05, model="mini", steps=50, **beside):
+        of_run = {corpus: values(number, len(base[corpus]))}
+        more = {"module": {"temperature": temperature}, "encoder": {"model": model}, "trainer": {"max_steps": steps}}
+        write_run_at_home(tmp_path / str(number), "a", seed, [corpus], of_run, base, **(more | beside))
+
+    def averaged():
+        average = compare([tmp_path], at_home=True).average
+        return average and [arm.name for arm in average.arms]
+
+    run(1, "c"), run(2, "c", temperature=0.01), run(3, "d", steps=60)
+    assert averaged() == ["base", "a (module.temperature=0.05)"], "the other one has no run on d"
+    run(3, "d", model="large")
+    assert averaged() is None and "No average over corpora: no arm has runs on c, d" in caplog.text
+    shutil.rmtree(tmp_path / "2")
+    run(3, "d", steps=60)
+    run(4, "c", steps=70)
+    assert averaged() is None, "within a corpus it does make another arm"
+    shutil.rmtree(tmp_path / "4")
+    assert averaged() == ["base", "a"]
+
+
+def test_at_home_a_corpus_weighs_the_same_however_many_sets_it_has(tmp_path):
+    base = {"c": values(90, 15), "d": values(91), "d-more": values(92)}
+    means = {}
+    for number, (corpus, sets) in enumerate({"c": ["c"], "d": ["d", "d-more"]}.items()):
+        of_run = {name: values(number + k, len(base[name])) for k, name in enumerate(sets)}
+        write_run_at_home(tmp_path / corpus, "a", 1, [corpus], of_run, base)
+        config = OmegaConf.load(tmp_path / corpus / "config.yaml")
+        config.evaluation.datasets = [{"path": corpus, "name": name} for name in sets]
+        OmegaConf.save(config, tmp_path / corpus / "config.yaml")
+        means[corpus] = np.mean([(of_run[name] - base[name]).mean() for name in sets])
+    [_, arm] = compare([tmp_path], at_home=True).average.arms
+    assert arm.difference.mean == pytest.approx(np.mean([means["c"], means["d"]]))
+
+
+def test_at_home_lists_that_were_held_out_are_averaged_where_there_is_nothing_else(tmp_path):
+    base = {"c": values(90, 15), "d": values(91)}
+    for corpus, values_of in base.items():
+        write_run_at_home(tmp_path / corpus, "a", 1, [corpus], {corpus: values_of[::-1]}, base)
+        config = OmegaConf.load(tmp_path / corpus / "config.yaml")
+        config.evaluation.datasets[0].lists = "sentence.test.parquet"
+        config.evaluation.datasets[0].name = corpus
+        OmegaConf.save(config, tmp_path / corpus / "config.yaml")
+    assert compare([tmp_path], at_home=True).average.queries == 55 and compare([tmp_path]).average is None
+
+
 @pytest.mark.parametrize(
     ("corpora", "evaluated", "words"),
     [
-        ([], ["d"], "second was trained on nothing, and evaluated on d alone. Leave it out"),
-        (["d"], ["c"], "second was trained on d, and evaluated on c alone. Leave it out"),
-        (["c", "d"], ["c", "d"], "second were trained on c, one of them on more. Name runs that were trained on the"),
+        ([], ["d"], "second was trained on nothing, and evaluated on d: it needs a data set of a corpus that it was"),
+        (["d"], ["c"], "second was trained on d, and evaluated on c: it needs a data set of a corpus that it was"),
+        (["c", "d"], ["c", "d"], "second were both trained on c, but not on the same corpora. Name runs that were"),
     ],
 )
-def test_at_home_a_run_that_has_none_is_refused(tmp_path, corpora, evaluated, words, caplog):
+def test_at_home_a_run_that_has_none_is_refused(tmp_path, corpora, evaluated, words, capsys):
     base = {"c": values(90, 15), "d": values(91)}
     write_run_at_home(tmp_path / "first", "a", 1, ["c"], {"c": base["c"]}, base)
     write_run_at_home(tmp_path / "second", "a", 1, corpora, {name: base[name] for name in evaluated}, base)
     with pytest.raises(InputError, match=words):
         compare([tmp_path], at_home=True)
-    compare([tmp_path])
-    assert "--at-home" not in caplog.text, "it would not work"
+    main([str(tmp_path)])
+    assert "--at-home" not in capsys.readouterr().out, "it would not work"
 
 
 def test_files_have_no_home(tmp_path):
