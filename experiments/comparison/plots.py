@@ -71,7 +71,8 @@ def _panels(comparison: Comparison, fill: Callable[..., None], style: dict[str, 
 def _intervals(axes: Axes, comparison: Comparison, dataset: str | None, style: dict, ink: str) -> None:
     """Fill in the differences on a data set; None: those of the average."""
     table = comparison.average if dataset is None else comparison.tables[dataset]
-    arms = [(arm.name, arm.difference) for arm in reversed(table.arms) if arm.difference is not None]
+    rows = table.arms if table is not None else []
+    arms = [(arm.name, arm.difference) for arm in reversed(rows) if arm.difference is not None]
     for place, (name, d) in enumerate(arms):
         axes.plot([d.low, d.high], [place, place], color=style[name]["color"], linewidth=2.2)
         axes.plot(d.mean, place, marker="o", markersize=6, color=style[name]["color"])
