@@ -354,6 +354,12 @@ NOT_TYPED = {
         ),
         "test_two_encoders.py types it, with smaller models",
     ),
+    **dict.fromkeys(
+        ("arms.py: --at-home", "compare.py: --at-home", "tables.py: --at-home"),
+        "test_compare.py types it, and leaves it out",
+    ),
+    "alone.py: hydra.run.dir=…": "another folder than the one that was typed; test_alone.py types both",
+    "alone.py: hydra.sweep.dir=…": "another folder than the one that was typed; test_alone.py types both",
     "adapt.py: hydra.run.dir=…": "test_adapt.py begins folders with it",
     "parts.py: shard=…": "of prepare; test_prepare.py types it",
     "push.py: debug=…": "says what the run was made with",
