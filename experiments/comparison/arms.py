@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 from experiments.cli.sweep import FOLDERS, PLACES
@@ -36,9 +37,15 @@ def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 def are_of_several_corpora(runs: Sequence[Run]) -> bool:
     """Whether runs were trained on several corpora, of which none has to do with another, each evaluated on its own."""
-    corpora = {frozenset(run.trained_on) for run in runs}
-    apart = len(corpora) > 1 and len(frozenset().union(*corpora)) == sum(map(len, corpora))
-    return apart and all(any(map(run.is_home, run.datasets)) for run in runs)
+    several = len({frozenset(run.trained_on) for run in runs}) > 1 and _overlapping(runs) is None
+    return several and all(any(map(run.is_home, run.datasets)) for run in runs)
+
+
+def _overlapping(runs: Sequence[Run]) -> tuple[Path, Path, frozenset[str]] | None:
+    """Folders of two runs that were trained on other corpora, some of them the same; and these."""
+    folders = {frozenset(run.trained_on): run.folder for run in runs}
+    pairs = ((folders[one], folders[other], one & other) for one, other in combinations(folders, 2))
+    return next((pair for pair in pairs if pair[-1]), None)
 
 
 def group_runs_at_home(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], list[str]]:
@@ -55,13 +62,12 @@ def group_runs_at_home(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], list[
         InputError: a run was not evaluated at home, or on a corpus beside which others were trained on more.
     """
     at_home = [_at_home(run) for run in runs]
-    corpora = {frozenset(run.trained_on): run.folder for run in runs}
-    for (some, folder), (others, other) in combinations(corpora.items(), 2):
-        if shared := some & others:
-            raise InputError(
-                f"--at-home: {folder} and {other} were both trained on {', '.join(sorted(shared))}, but not on the "
-                "same corpora. Name runs that were, or leave --at-home out."
-            )
+    if overlapping := _overlapping(runs):
+        first, second, shared = overlapping
+        raise InputError(
+            f"--at-home: {first} and {second} were both trained on {', '.join(sorted(shared))}, but not on the same "
+            "corpora. Name runs that were, or leave --at-home out."
+        )
     settings = [_with_content(run) for run in runs]
     own = _of_corpora(runs, settings)
     of_arms = [
@@ -69,7 +75,8 @@ def group_runs_at_home(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], list[
         for run, found in zip(runs, settings, strict=True)
     ]
     groups = {arm: sorted(members, key=lambda run: run.seed) for arm, members in _grouped(at_home, of_arms).items()}
-    differing = (_differing([_with_content(run) for run in members]) for members in groups.values())
+    of_folders = {run.folder: found for run, found in zip(runs, settings, strict=True)}
+    differing = (_differing([of_folders[run.folder] for run in members]) for members in groups.values())
     return groups, sorted({key for keys in differing for key in keys if key not in _READ and ": " not in key})
 
 

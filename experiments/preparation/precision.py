@@ -64,7 +64,7 @@ class Precisions:
             return False
         with lock_beside(self.file):
             kept = self._kept()
-            write_json(self.file, kept | chosen | {key: kept[key] for key in kept.keys() & chosen.keys()})
+            write_json(self.file, chosen | kept)  # who was first counts
         others = {key: name for key, name in kept.items() if chosen.get(key, name) != name}
         self._chosen |= {key: self._as_kept(name) for key, name in others.items()}
         return bool(others)
